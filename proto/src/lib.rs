@@ -1,1 +1,8 @@
-//! The `proto` crate.
+//! The wire: messages and services generated from `common.proto`, `coordinator.proto` and `learner.proto`.
+
+#[expect(missing_docs, reason = "the .proto files hold the documentation")]
+mod generated {
+    tonic::include_proto!("tempflow.v1");
+}
+
+pub use generated::*;

@@ -1,0 +1,299 @@
+//! The run config as it stands in the TOML file, section by section.
+//!
+//! Every key has one meaning for all processes: the coordinator reads the file once and hands the resolved text to
+//! whoever joins. Ranges and contradictions are checked in `validate`, not by these types.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Everything a run needs to know; `runs/<name>/config.toml` holds it resolved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunConfig {
+    /// Name, seed and length of the run.
+    pub run: RunSection,
+    /// Which model is trained.
+    pub model: ModelSection,
+    /// The low-rank adapter that is trained.
+    pub adapter: AdapterSection,
+    /// Prompt files.
+    pub data: DataSection,
+    /// How trajectories are sampled.
+    pub sampling: SamplingSection,
+    /// How the policy is updated.
+    pub training: TrainingSection,
+    /// Moving average of the adapter, used for evaluation and export.
+    pub ema: EmaSection,
+    /// What images are scored by; the reward is the weighted sum of raw scores.
+    pub rewards: Vec<RewardSection>,
+    /// Held-out evaluation.
+    pub evaluation: EvaluationSection,
+    /// How often checkpoints are written and how many are kept.
+    pub checkpoints: CheckpointSection,
+    /// Devices, threads and worker count; `workers` is the only key that may change while a run lives.
+    pub resources: ResourceSection,
+}
+
+/// `[run]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunSection {
+    /// Directory of the run below `directory`.
+    pub name: String,
+    /// Where runs are kept.
+    pub directory: PathBuf,
+    /// Seed of every random number of the run.
+    pub seed: u64,
+    /// Number of iterations (rollout, then `training.updates_per_iteration` updates).
+    pub iterations: u32,
+    /// Tasks of iteration `i` are sampled with policy version `max(0, i − lag)`: 0 is strictly on-policy.
+    pub lag: u32,
+}
+
+/// `[model]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelSection {
+    /// Pipeline folder in the diffusers layout.
+    pub path: PathBuf,
+    /// Type of the frozen base weights.
+    pub dtype: Dtype,
+    /// Tokens of the T5 part of the prompt; without a T5 encoder, that many zero tokens.
+    pub max_sequence_length: usize,
+}
+
+/// Element type of the base weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32-bit floats.
+    Float32,
+    /// bfloat16.
+    Bfloat16,
+}
+
+/// `[adapter]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdapterSection {
+    /// Rank of the update.
+    pub rank: i64,
+    /// The update is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// Module names or dotted suffixes, as PEFT matches them.
+    pub targets: Vec<String>,
+}
+
+/// `[data]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataSection {
+    /// Training prompts, `.txt` (one per line) or `.jsonl` (`prompt` and metadata).
+    pub train: PathBuf,
+    /// Held-out prompts, likewise.
+    pub test: PathBuf,
+}
+
+/// `[sampling]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SamplingSection {
+    /// TempFlow-GRPO (branches) or Flow-GRPO (stochastic at every trained step).
+    pub algorithm: Algorithm,
+    /// Denoising steps T.
+    pub steps: usize,
+    /// Classifier-free guidance; 1 or less means none.
+    pub guidance_scale: f64,
+    /// Image height in pixels.
+    pub height: i64,
+    /// Image width in pixels.
+    pub width: i64,
+    /// Stochastic transition.
+    pub step_rule: StepRule,
+    /// Noise level `a` of the transition.
+    pub noise_level: f64,
+    /// Steps that branch (TempFlow-GRPO) or are stochastic (Flow-GRPO), and are trained.
+    pub branch_steps: BranchSteps,
+    /// Distinct prompts per iteration, M.
+    pub prompts_per_iteration: usize,
+    /// Initial noises per prompt, N.
+    pub seeds_per_prompt: usize,
+    /// Branches per seed and step, K; 1 for Flow-GRPO.
+    pub branches_per_seed: usize,
+    /// Seeds of one prompt that are sampled together as one task.
+    pub seeds_per_task: usize,
+    /// Most latents in one network call (before guidance doubles them).
+    pub max_rows: usize,
+}
+
+/// Which trajectories are sampled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Algorithm {
+    /// Deterministic trunk, branches at each trained step (arXiv 2508.04324).
+    TempflowGrpo,
+    /// Stochastic steps along one path, one reward per path (arXiv 2505.05470).
+    FlowGrpo,
+}
+
+/// Stochastic transition of one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepRule {
+    /// Flow-SDE of Flow-GRPO.
+    FlowSde,
+    /// Coefficients-preserving sampling (arXiv 2509.05952).
+    Cps,
+}
+
+/// Which steps are trained; never the last one. Written `all`, `0..4` (end excluded), `0,2,5`, `random:3`, or
+/// `window:2@0..5` (a window of two consecutive steps whose start is drawn per iteration).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum BranchSteps {
+    /// Steps 0 to T−2.
+    All,
+    /// Steps `from` to `to − 1`.
+    Range {
+        /// First step.
+        from: usize,
+        /// One past the last step.
+        to: usize,
+    },
+    /// Exactly these.
+    List(Vec<usize>),
+    /// That many distinct steps, drawn anew for every iteration.
+    Random {
+        /// How many.
+        count: usize,
+    },
+    /// Consecutive steps, the start drawn anew for every iteration.
+    Window {
+        /// How many.
+        size: usize,
+        /// Lowest start.
+        from: usize,
+        /// One past the highest step.
+        to: usize,
+    },
+}
+
+/// `[training]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainingSection {
+    /// AdamW's step size.
+    pub learning_rate: f64,
+    /// AdamW's first moment decay.
+    pub adam_beta1: f64,
+    /// AdamW's second moment decay.
+    pub adam_beta2: f64,
+    /// AdamW's epsilon.
+    pub adam_epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest global L2 norm of the gradient.
+    pub max_grad_norm: f64,
+    /// Optimizer updates per iteration; only the first is strictly on-policy.
+    pub updates_per_iteration: usize,
+    /// Which rewards an advantage is measured against.
+    pub advantage_group: AdvantageGroup,
+    /// Weight of each step in the policy loss.
+    pub step_weight: StepWeight,
+    /// Ratios are clipped to `1 ± clip_range`.
+    pub clip_range: f64,
+    /// Advantages are clipped to `± advantage_clip`.
+    pub advantage_clip: f64,
+    /// Weight of the KL divergence to the base model; 0 skips it.
+    pub kl_beta: f64,
+    /// What the squared mean difference is divided by.
+    pub kl_denominator: KlDenominator,
+    /// Most latents in one training forward (before guidance doubles them).
+    pub max_rows: usize,
+}
+
+/// Which rewards an advantage is measured against, always per step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdvantageGroup {
+    /// The K branches of one seed.
+    Seed,
+    /// All branches of all seeds of the prompt.
+    Prompt,
+    /// Mean of the prompt, deviation of the whole iteration.
+    Batch,
+    /// Mean and deviation of the whole iteration over all steps.
+    None,
+}
+
+/// Weight of a step in the policy loss. Written `noise`, `none`, or `constant:2.25`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum StepWeight {
+    /// `S_i` divided by its mean over the trained steps.
+    Noise,
+    /// 1.
+    None,
+    /// `C · S_i`.
+    Constant(f64),
+}
+
+/// What the squared difference of means in the KL term is divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KlDenominator {
+    /// `2·S²`, the exact divergence.
+    Std,
+    /// `2·η²`, as Flow-GRPO since July 2025.
+    Eta,
+}
+
+/// `[ema]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EmaSection {
+    /// Largest decay; 0 makes the average equal to the live adapter.
+    pub decay: f64,
+    /// Updates between two steps of the average.
+    pub interval: u64,
+}
+
+/// `[[rewards]]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RewardSection {
+    /// Scorer.
+    pub name: String,
+    /// Factor of its raw score in the sum.
+    pub weight: f64,
+}
+
+/// `[evaluation]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationSection {
+    /// Iterations between evaluations; the first comes before any update, the last after all.
+    pub every: u32,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Held-out prompts used, in file order; 0 means all.
+    pub prompts: usize,
+    /// Images per prompt, each from its own fixed noise.
+    pub images_per_prompt: usize,
+    /// Prompts of one evaluation task.
+    pub prompts_per_task: usize,
+    /// Images in the PNG grid.
+    pub grid: usize,
+}
+
+/// `[checkpoints]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointSection {
+    /// Iterations between checkpoints.
+    pub every: u32,
+    /// Newest checkpoints kept; the best one is kept besides.
+    pub keep_last: usize,
+}
+
+/// `[resources]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResourceSection {
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// Rollout workers started by `coordinator up`.
+    pub workers: usize,
+    /// CPU threads of one worker's tensor operations.
+    pub worker_threads: usize,
+    /// CPU threads of the learner's tensor operations.
+    pub learner_threads: usize,
+}
