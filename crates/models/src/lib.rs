@@ -1,1 +1,8 @@
-//! The `models` crate.
+//! Networks and their files: transformers, text encoders, autoencoders, tokenizers, LoRA, safetensors.
+
+pub mod error;
+pub mod layers;
+pub mod safetensors_file;
+pub mod weights;
+
+pub use error::ModelError;

@@ -1,0 +1,296 @@
+//! Safetensors files, read one tensor at a time and written atomically with the same bytes every time.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use tch::{Kind, Tensor};
+
+use crate::error::ModelError;
+
+/// Bytes of the header's length, which a file starts with.
+const LENGTH_BYTES: u64 = 8;
+
+/// An open safetensors file: its header in memory, its tensors on disk.
+pub struct SafetensorsFile {
+    path: PathBuf,
+    file: RefCell<File>,
+    header: Metadata,
+    data_start: u64,
+}
+
+impl SafetensorsFile {
+    /// Opens a file and reads its header.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is truncated, or has a malformed header.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let io = |e| ModelError::io(path, e);
+        let mut file = File::open(path).map_err(io)?;
+        let file_length = file.metadata().map_err(io)?.len();
+        let too_short =
+            || ModelError::damaged(path, format!("truncated at {file_length} bytes, inside its header"));
+        let mut length = [0; LENGTH_BYTES as usize];
+        file.read_exact(&mut length).map_err(|_| too_short())?;
+        let header_length = u64::from_le_bytes(length);
+        if header_length > file_length.saturating_sub(LENGTH_BYTES) {
+            return Err(too_short());
+        }
+        let mut header = vec![0; header_length as usize];
+        file.read_exact(&mut header).map_err(io)?;
+        let header: Metadata = serde_json::from_slice(&header)
+            .map_err(|e| ModelError::damaged(path, format!("malformed header: {e}")))?;
+        let data_start = LENGTH_BYTES + header_length;
+        let expected = data_start + header.data_len() as u64;
+        if expected != file_length {
+            let reason = format!("it has {file_length} bytes but its header describes {expected}");
+            return Err(ModelError::damaged(path, reason));
+        }
+        Ok(Self { path: path.to_owned(), file: RefCell::new(file), header, data_start })
+    }
+
+    /// Names of all tensors, in the order in which they are stored.
+    pub fn names(&self) -> Vec<String> {
+        self.header.offset_keys()
+    }
+
+    /// Shape of a tensor, or `None` if the file has no tensor of that name.
+    pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        self.header.info(name).map(|info| info.shape.iter().map(|&n| n as i64).collect())
+    }
+
+    /// The free-form string map of the header.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        self.header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()
+    }
+
+    /// Reads one tensor, in the element type in which it is stored, onto the CPU.
+    ///
+    /// # Errors
+    /// If there is no such tensor, its element type is unknown to libtorch, or reading fails.
+    pub fn read(&self, name: &str) -> Result<Tensor, ModelError> {
+        let info = self
+            .header
+            .info(name)
+            .ok_or_else(|| ModelError::damaged(&self.path, format!("no tensor {name}")))?;
+        let kind = kind_of(info.dtype).ok_or_else(|| {
+            ModelError::damaged(
+                &self.path,
+                format!("tensor {name} has element type {:?}, which is not supported", info.dtype),
+            )
+        })?;
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        let mut file = self.file.borrow_mut();
+        file.seek(SeekFrom::Start(self.data_start + start as u64))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(|e| ModelError::io(&self.path, e))?;
+        let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
+        Tensor::f_from_data_size(&bytes, &shape, kind)
+            .map_err(|e| ModelError::damaged(&self.path, format!("{name}: {e}")))
+    }
+}
+
+/// Tensors with their names, and the header's free-form string map.
+pub type NamedTensors = (Vec<(String, Tensor)>, BTreeMap<String, String>);
+
+/// Reads every tensor of a file in its stored element type, sorted by name, and the header's string map.
+///
+/// # Errors
+/// As [`SafetensorsFile::open`] and [`SafetensorsFile::read`].
+pub fn read_all(path: &Path) -> Result<NamedTensors, ModelError> {
+    let file = SafetensorsFile::open(path)?;
+    let mut names = file.names();
+    names.sort();
+    let tensors = names
+        .into_iter()
+        .map(|name| Ok((name.clone(), file.read(&name)?)))
+        .collect::<Result<_, ModelError>>()?;
+    Ok((tensors, file.metadata()))
+}
+
+/// Writes tensors to a file: under a temporary name first, synced, then renamed, so that no reader sees half a file.
+///
+/// Equal tensors and metadata give equal bytes, whatever the order in which they are handed over.
+///
+/// # Errors
+/// If the file system refuses, a tensor's element type has no name in the format, or two tensors share a name.
+pub fn write(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    metadata: &HashMap<String, String>,
+) -> Result<(), ModelError> {
+    let (header, order) = layout(path, tensors, metadata)?;
+    let temporary = temporary_name(path);
+    let written = write_bytes(&temporary, &header, order.iter().map(|&i| &tensors[i].1))
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .and_then(|()| sync_folder(path));
+    written.map_err(|e| {
+        // The error that matters is the first one; a left-over temporary file is overwritten next time.
+        let _ = std::fs::remove_file(&temporary);
+        ModelError::io(path, e)
+    })
+}
+
+fn layout(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    metadata: &HashMap<String, String>,
+) -> Result<(Vec<u8>, Vec<usize>), ModelError> {
+    let mut order = Vec::with_capacity(tensors.len());
+    for (i, (name, tensor)) in tensors.iter().enumerate() {
+        let dtype = dtype_of(tensor.kind()).ok_or_else(|| {
+            ModelError::Input(format!("cannot store {name}: element type {:?}", tensor.kind()))
+        })?;
+        order.push((std::cmp::Reverse(dtype), name.as_str(), i));
+    }
+    order.sort();
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        let sorted: BTreeMap<_, _> = metadata.iter().collect();
+        header.insert("__metadata__".into(), serde_json::json!(sorted));
+    }
+    let mut offset = 0;
+    for &(std::cmp::Reverse(dtype), name, i) in &order {
+        let shape: Vec<usize> = tensors[i].1.size().iter().map(|&n| n as usize).collect();
+        let end = offset + shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        let info = TensorInfo { dtype, shape, data_offsets: (offset, end) };
+        if header.insert(name.to_owned(), serde_json::json!(info)).is_some() {
+            return Err(ModelError::Input(format!(
+                "cannot write {}: two tensors are named {name}",
+                path.display()
+            )));
+        }
+        offset = end;
+    }
+    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(LENGTH_BYTES as usize), b' ');
+    Ok((header, order.into_iter().map(|(_, _, i)| i).collect()))
+}
+
+fn write_bytes<'a>(
+    path: &Path,
+    header: &[u8],
+    tensors: impl Iterator<Item = &'a Tensor>,
+) -> std::io::Result<()> {
+    let mut out = BufWriter::new(File::create(path)?);
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(header)?;
+    for tensor in tensors {
+        out.write_all(&bytes_of(tensor).map_err(std::io::Error::other)?)?;
+    }
+    out.into_inner().map_err(|e| e.into_error())?.sync_all()
+}
+
+/// The elements of a tensor as little-endian bytes in row-major order.
+fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>, tch::TchError> {
+    let tensor = tensor.detach().f_to_device(tch::Device::Cpu)?.f_contiguous()?;
+    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    Ok(bytes)
+}
+
+fn temporary_name(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    path.with_file_name(name)
+}
+
+fn sync_folder(path: &Path) -> std::io::Result<()> {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
+        _ => Ok(()),
+    }
+}
+
+fn kind_of(dtype: Dtype) -> Option<Kind> {
+    Some(match dtype {
+        Dtype::BOOL => Kind::Bool,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::I8 => Kind::Int8,
+        Dtype::I16 => Kind::Int16,
+        Dtype::I32 => Kind::Int,
+        Dtype::I64 => Kind::Int64,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::F32 => Kind::Float,
+        Dtype::F64 => Kind::Double,
+        _ => return None,
+    })
+}
+
+fn dtype_of(kind: Kind) -> Option<Dtype> {
+    [
+        Dtype::BOOL,
+        Dtype::U8,
+        Dtype::I8,
+        Dtype::I16,
+        Dtype::I32,
+        Dtype::I64,
+        Dtype::F16,
+        Dtype::BF16,
+        Dtype::F32,
+        Dtype::F64,
+    ]
+    .into_iter()
+    .find(|&dtype| kind_of(dtype) == Some(kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    fn example() -> Vec<(String, Tensor)> {
+        let a = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([2, 3]);
+        vec![
+            ("b".into(), a.transpose(0, 1)),
+            ("a".into(), a.to_kind(Kind::BFloat16)),
+            ("ids".into(), Tensor::from_slice(&[1_i64, 2])),
+        ]
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        write(&path, &example(), &metadata).unwrap();
+        let (tensors, read_metadata) = read_all(&path).unwrap();
+        assert_eq!(tensors.iter().map(|t| t.0.as_str()).collect::<Vec<_>>(), ["a", "b", "ids"]);
+        assert_eq!(tensors[0].1.kind(), Kind::BFloat16);
+        assert_eq!(tensors[1].1, example()[0].1.contiguous());
+        assert_eq!(read_metadata["format"], "pt");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn bytes_do_not_depend_on_the_order_of_tensors_or_metadata() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two) = (folder.path().join("1"), folder.path().join("2"));
+        let keys = ["format", "b", "c", "d", "e"].map(|k| (k.to_owned(), "v".to_owned()));
+        write(&one, &example(), &HashMap::from(keys.clone())).unwrap();
+        let mut reversed = example();
+        reversed.reverse();
+        write(&two, &reversed, &keys.into_iter().rev().collect()).unwrap();
+        assert_eq!(std::fs::read(one).unwrap(), std::fs::read(two).unwrap());
+    }
+
+    #[test]
+    fn a_truncated_file_is_called_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        write(&path, &example(), &HashMap::new()).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for length in [0, 5, 20, bytes.len() - 1] {
+            std::fs::write(&path, &bytes[..length]).unwrap();
+            assert!(
+                matches!(SafetensorsFile::open(&path), Err(ModelError::Damaged { .. })),
+                "{length} bytes"
+            );
+        }
+    }
+}
