@@ -6,3 +6,9 @@ pub mod safetensors_file;
 pub mod weights;
 
 pub use error::ModelError;
+
+pub mod autoencoder_kl;
+pub mod clip_text;
+pub mod json_file;
+pub mod t5;
+pub mod tokenizer;

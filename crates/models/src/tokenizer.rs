@@ -1,0 +1,79 @@
+//! Text to token ids, as `transformers` makes them from the files of a model folder.
+//!
+//! Two kinds of folder occur: CLIP's `vocab.json` + `merges.txt` (byte-pair encoding, [`ClipTokenizer`]) and a
+//! self-contained `tokenizer.json` (T5 and the fast tokenizers, [`JsonTokenizer`]).
+
+mod clip;
+mod json;
+mod settings;
+
+use std::path::Path;
+
+pub use clip::ClipTokenizer;
+pub use json::JsonTokenizer;
+
+use crate::ModelError;
+
+/// The token ids of one text, padded to the length asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenIds {
+    /// Exactly `max_length` ids, special tokens and padding included.
+    pub ids: Vec<i64>,
+    /// How many tokens of the text did not fit and were cut off its end.
+    pub truncated: usize,
+}
+
+/// A tokenizer opened from a model folder.
+#[derive(Debug)]
+pub enum Tokenizer {
+    /// `vocab.json` and `merges.txt`.
+    Clip(ClipTokenizer),
+    /// `tokenizer.json`; boxed because it is by far the larger.
+    Json(Box<JsonTokenizer>),
+}
+
+impl Tokenizer {
+    /// Opens the tokenizer in `dir`, where `class` is the name that `model_index.json` gives it.
+    ///
+    /// A class ending in `Fast` reads `tokenizer.json` where there is one; other classes prefer `vocab.json` and
+    /// `merges.txt`, since the two differ on accents and ideographs.
+    ///
+    /// # Errors
+    /// If neither set of files is in `dir`, or they cannot be read.
+    pub fn open(dir: &Path, class: &str) -> Result<Self, ModelError> {
+        let has_json = dir.join("tokenizer.json").is_file();
+        let has_vocabulary = dir.join("vocab.json").is_file();
+        if has_json && (class.ends_with("Fast") || !has_vocabulary) {
+            return Ok(Self::Json(Box::new(JsonTokenizer::open(dir)?)));
+        }
+        if has_vocabulary || class.starts_with("CLIP") {
+            return Ok(Self::Clip(ClipTokenizer::open(dir)?));
+        }
+        Err(crate::json_file::missing(&dir.join("tokenizer.json")))
+    }
+
+    /// Encodes `text` with the model's special tokens, cut and padded to `max_length`.
+    ///
+    /// # Errors
+    /// If `max_length` has no room for the special tokens, or the tokenizer refuses the text.
+    pub fn encode(&self, text: &str, max_length: usize) -> Result<TokenIds, ModelError> {
+        match self {
+            Self::Clip(tokenizer) => tokenizer.encode(text, max_length),
+            Self::Json(tokenizer) => tokenizer.encode(text, max_length),
+        }
+    }
+
+    /// The longest sequence the model takes, where the folder states one.
+    pub fn model_max_length(&self) -> Option<usize> {
+        match self {
+            Self::Clip(tokenizer) => tokenizer.model_max_length(),
+            Self::Json(tokenizer) => tokenizer.model_max_length(),
+        }
+    }
+}
+
+fn too_short(max_length: usize, n_special: usize) -> ModelError {
+    ModelError::Input(format!(
+        "a sequence of {max_length} tokens has no room for the {n_special} special ones; raise `max_sequence_length`"
+    ))
+}
