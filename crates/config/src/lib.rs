@@ -1,6 +1,18 @@
 //! What a run is told to do: the run config, its validation, the prompts, the tasks and their cost. Never links libtorch.
 
+mod cost;
 mod notation;
+mod parse;
+mod presets;
+mod prompts;
 mod run_config;
+mod tasks;
+mod validate;
 
+pub use cost::*;
+pub use parse::*;
+pub use presets::*;
+pub use prompts::*;
 pub use run_config::*;
+pub use tasks::*;
+pub use validate::validate;

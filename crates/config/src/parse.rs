@@ -1,0 +1,335 @@
+//! From text to a checked `RunConfig`: defaults below, then the file, then `--set section.key=value`.
+//!
+//! Every problem is collected before anything is reported, so that a user mends a config in one go. The trick that
+//! makes single keys accountable: each given value is tried alone in an otherwise valid section.
+
+use crate::{RewardSection, RunConfig, validate};
+use serde::de::DeserializeOwned;
+use std::fmt;
+use toml::{Table, Value};
+
+/// One thing wrong with a config.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigProblem {
+    /// Dotted key, `sampling.steps`; empty for the file as a whole.
+    pub key: String,
+    /// What is wrong and what to do about it.
+    pub message: String,
+}
+
+impl ConfigProblem {
+    /// A problem of one key.
+    pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { key: key.into(), message: message.into() }
+    }
+}
+
+/// Everything that is wrong with a config.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<ConfigProblem>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, problem) in self.0.iter().enumerate() {
+            let separator = if position == 0 { "" } else { "\n" };
+            match problem.key.as_str() {
+                "" => write!(f, "{separator}{}", problem.message)?,
+                key => write!(f, "{separator}`{key}`: {}", problem.message)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+impl RunConfig {
+    /// Reads a config and checks it.
+    ///
+    /// # Errors
+    /// All problems at once: syntax, unknown keys (with the nearest known one), types, ranges, contradictions.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigErrors> {
+        Self::from_toml_with(text, &[])
+    }
+
+    /// Reads a config, puts `section.key=value` settings on top, and checks the outcome.
+    ///
+    /// # Errors
+    /// As [`RunConfig::from_toml`].
+    pub fn from_toml_with(text: &str, settings: &[String]) -> Result<Self, ConfigErrors> {
+        let mut given = parse_table(text).map_err(|problem| ConfigErrors(vec![problem]))?;
+        let mut problems = Vec::new();
+        for setting in settings {
+            if let Err(problem) = apply_setting(&mut given, setting) {
+                problems.push(problem);
+            }
+        }
+        let rewards = take_rewards(&mut given, &mut problems);
+        let merged = merge_over_defaults(given, &mut problems);
+        let config = build(merged, rewards);
+        match config {
+            Ok(config) => {
+                problems.extend(validate(&config));
+                if problems.is_empty() { Ok(config) } else { Err(ConfigErrors(problems)) }
+            }
+            Err(problem) => {
+                if problems.is_empty() {
+                    problems.push(problem);
+                }
+                Err(ConfigErrors(problems))
+            }
+        }
+    }
+
+    /// The whole config as TOML, nothing left to defaults.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("every field has a TOML form; anything else is a bug")
+    }
+}
+
+/// The defaults as a table, section by section.
+fn defaults() -> Table {
+    parse_table(include_str!("defaults.toml"))
+        .expect("the built-in defaults are valid TOML; else this is a bug")
+}
+
+fn parse_table(text: &str) -> Result<Table, ConfigProblem> {
+    text.parse::<Table>().map_err(|error| ConfigProblem::new("", format!("not valid TOML: {error}")))
+}
+
+/// Puts `section.key=value` into the table; a value that is no TOML stands for itself as a string.
+fn apply_setting(given: &mut Table, setting: &str) -> Result<(), ConfigProblem> {
+    let malformed = || {
+        ConfigProblem::new(
+            "",
+            format!(
+                "malformed setting `{setting}`; write `--set section.key=value`, as in `--set run.seed=7`"
+            ),
+        )
+    };
+    let (path, text) = setting.split_once('=').ok_or_else(malformed)?;
+    let (section, key) = path.trim().split_once('.').ok_or_else(malformed)?;
+    let value = match format!("value = {text}").parse::<Table>() {
+        Ok(mut table) => table.remove("value").ok_or_else(malformed)?,
+        Err(_) => Value::String(text.to_owned()),
+    };
+    if section == "rewards" {
+        return Err(ConfigProblem::new(path, "rewards cannot be set one by one; write them into the file"));
+    }
+    let entry = given.entry(section).or_insert_with(|| Value::Table(Table::new()));
+    match entry {
+        Value::Table(table) => {
+            table.insert(key.to_owned(), value);
+            Ok(())
+        }
+        _ => Err(ConfigProblem::new(section, format!("is not a section; write `[{section}]`"))),
+    }
+}
+
+fn take_rewards(given: &mut Table, problems: &mut Vec<ConfigProblem>) -> Vec<RewardSection> {
+    let entries = match given.remove("rewards") {
+        Some(Value::Array(entries)) => entries,
+        Some(_) => {
+            problems
+                .push(ConfigProblem::new("rewards", "is not a list; write `[[rewards]]` before each reward"));
+            return Vec::new();
+        }
+        None => return Vec::new(),
+    };
+    let mut rewards = Vec::new();
+    for (position, entry) in entries.into_iter().enumerate() {
+        let place = format!("rewards[{position}]");
+        let Value::Table(mut table) = entry else {
+            problems
+                .push(ConfigProblem::new(place, "is not a table; write `[[rewards]]` before each reward"));
+            continue;
+        };
+        for key in table.keys().filter(|key| !["name", "weight"].contains(&key.as_str())) {
+            problems.push(unknown_key(&place, key, ["name", "weight"].into_iter()));
+        }
+        table.entry("weight").or_insert(Value::Float(1.0));
+        integer_to_float(&mut table, "weight");
+        match section::<RewardSection>(table) {
+            Ok(reward) => rewards.push(reward),
+            Err(message) => problems.push(ConfigProblem::new(place, message)),
+        }
+    }
+    rewards
+}
+
+/// Lays the given sections over the defaults; whatever does not fit is reported and left at its default.
+fn merge_over_defaults(given: Table, problems: &mut Vec<ConfigProblem>) -> Table {
+    let mut merged = defaults();
+    for (section_name, value) in given {
+        let Some(Value::Table(default_section)) = merged.get(&section_name).cloned() else {
+            let known = merged.keys().map(String::as_str).chain(["rewards"]);
+            problems.push(unknown_key("", &section_name, known));
+            continue;
+        };
+        let Value::Table(given_section) = value else {
+            problems.push(ConfigProblem::new(
+                &section_name,
+                format!("is not a section; write `[{section_name}]`"),
+            ));
+            continue;
+        };
+        let mut section_table = default_section.clone();
+        for (key, value) in given_section {
+            match merge_key(&section_name, &default_section, &key, value) {
+                Ok(value) => {
+                    section_table.insert(key, value);
+                }
+                Err(problem) => problems.push(problem),
+            }
+        }
+        merged.insert(section_name, Value::Table(section_table));
+    }
+    merged
+}
+
+/// Checks one value by trying it in the section with everything else at its default.
+fn merge_key(section_name: &str, defaults: &Table, key: &str, value: Value) -> Result<Value, ConfigProblem> {
+    if !defaults.contains_key(key) {
+        return Err(unknown_key(section_name, key, defaults.keys().map(String::as_str)));
+    }
+    let mut trial = defaults.clone();
+    let is_float = matches!(defaults[key], Value::Float(_));
+    trial.insert(key.to_owned(), value);
+    if is_float {
+        integer_to_float(&mut trial, key);
+    }
+    let outcome = try_section(section_name, trial.clone());
+    outcome.map_err(|message| ConfigProblem::new(format!("{section_name}.{key}"), message))?;
+    Ok(trial.remove(key).expect("inserted above"))
+}
+
+fn integer_to_float(table: &mut Table, key: &str) {
+    if let Some(Value::Integer(whole)) = table.get(key) {
+        let float = *whole as f64;
+        table.insert(key.to_owned(), Value::Float(float));
+    }
+}
+
+/// Whether a table is a valid section of that name.
+fn try_section(name: &str, table: Table) -> Result<(), String> {
+    match name {
+        "run" => section::<crate::RunSection>(table).map(drop),
+        "model" => section::<crate::ModelSection>(table).map(drop),
+        "adapter" => section::<crate::AdapterSection>(table).map(drop),
+        "data" => section::<crate::DataSection>(table).map(drop),
+        "sampling" => section::<crate::SamplingSection>(table).map(drop),
+        "training" => section::<crate::TrainingSection>(table).map(drop),
+        "ema" => section::<crate::EmaSection>(table).map(drop),
+        "evaluation" => section::<crate::EvaluationSection>(table).map(drop),
+        "checkpoints" => section::<crate::CheckpointSection>(table).map(drop),
+        "resources" => section::<crate::ResourceSection>(table).map(drop),
+        other => unreachable!("the defaults have no section `{other}`; this is a bug"),
+    }
+}
+
+fn section<T: DeserializeOwned>(table: Table) -> Result<T, String> {
+    table.try_into::<T>().map_err(|error: toml::de::Error| error.message().trim().to_owned())
+}
+
+fn build(mut merged: Table, rewards: Vec<RewardSection>) -> Result<RunConfig, ConfigProblem> {
+    merged.insert("rewards".to_owned(), Value::Array(Vec::new()));
+    let config: RunConfig = merged
+        .try_into()
+        .map_err(|error: toml::de::Error| ConfigProblem::new("", error.message().to_owned()))?;
+    Ok(RunConfig { rewards, ..config })
+}
+
+/// Names the known key that is spelt most like the given one.
+fn unknown_key<'a>(place: &str, key: &str, known: impl Iterator<Item = &'a str>) -> ConfigProblem {
+    let dotted = |name: &str| if place.is_empty() { name.to_owned() } else { format!("{place}.{name}") };
+    let mut known: Vec<&str> = known.collect();
+    known.sort_by(|a, b| strsim::jaro_winkler(b, key).total_cmp(&strsim::jaro_winkler(a, key)));
+    let message = match known.first() {
+        Some(nearest) if strsim::jaro_winkler(nearest, key) > 0.75 => {
+            format!("unknown key; did you mean `{}`?", dotted(nearest))
+        }
+        _ => {
+            known.sort_unstable();
+            format!("unknown key; known here: {}", known.join(", "))
+        }
+    };
+    ConfigProblem::new(dotted(key), message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preset;
+
+    fn problems(text: &str, settings: &[&str]) -> Vec<ConfigProblem> {
+        let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+        RunConfig::from_toml_with(text, &settings).expect_err("a faulty config").0
+    }
+
+    fn tiny() -> &'static str {
+        preset("tempflow-tiny-cpu").expect("a preset").text
+    }
+
+    #[test]
+    fn a_config_survives_writing_and_reading() {
+        let config = RunConfig::from_toml(tiny()).expect("valid");
+        assert_eq!(RunConfig::from_toml(&config.to_toml()).expect("valid"), config);
+    }
+
+    #[test]
+    fn settings_override_the_file() {
+        let settings =
+            ["run.seed=7".to_owned(), "run.name=other".to_owned(), "training.kl_beta=1".to_owned()];
+        let config = RunConfig::from_toml_with(tiny(), &settings).expect("valid");
+        assert_eq!((config.run.seed, config.run.name.as_str(), config.training.kl_beta), (7, "other", 1.0));
+    }
+
+    #[test]
+    fn all_problems_come_at_once_with_key_and_remedy() {
+        let found = problems(
+            tiny(),
+            &[
+                "sampling.stepz=4",
+                "sampling.guidence_scale=1.0",
+                "samplin.steps=4",
+                "training.learning_rate=fast",
+                "training.step_weight=heavy",
+                "sampling.branch_steps=0..",
+                "run.seed=-1",
+                "training.clip_range=-0.5",
+                "nonsense",
+            ],
+        );
+        let of = |key: &str| {
+            found.iter().find(|problem| problem.key == key).map(|problem| problem.message.as_str())
+        };
+        assert!(
+            of("sampling.stepz").is_some_and(|message| message.contains("`sampling.steps`")),
+            "{found:?}"
+        );
+        assert!(
+            of("sampling.guidence_scale")
+                .is_some_and(|message| message.contains("`sampling.guidance_scale`"))
+        );
+        assert!(of("samplin").is_some_and(|message| message.contains("`sampling`")));
+        assert!(of("training.step_weight").is_some_and(|message| message.contains("constant:2.25")));
+        for key in ["training.learning_rate", "sampling.branch_steps", "run.seed", "training.clip_range", ""]
+        {
+            assert!(of(key).is_some(), "{key} is not among {found:?}");
+        }
+        assert_eq!(found.len(), 9, "{found:?}");
+    }
+
+    #[test]
+    fn misspelt_rewards_are_named() {
+        let text = format!("{}\n[[rewards]]\nnmae = \"shapes\"\n", tiny());
+        let found = problems(&text, &[]);
+        assert!(found.iter().any(|problem| problem.key == "rewards[1].nmae"), "{found:?}");
+    }
+
+    #[test]
+    fn broken_syntax_names_the_line() {
+        let found = problems("[run]\nname = \n", &[]);
+        assert!(found[0].message.contains("line 2"), "{found:?}");
+    }
+}

@@ -1,0 +1,292 @@
+//! Ranges and contradictions of a run config.
+
+use crate::{Algorithm, BranchSteps, ConfigProblem, Dtype, RunConfig, StepRule, StepWeight};
+
+/// Collects problems, one check a line.
+struct Checks(Vec<ConfigProblem>);
+
+impl Checks {
+    fn require(&mut self, holds: bool, key: &str, message: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(ConfigProblem::new(key, message()));
+        }
+    }
+
+    fn at_least_one(&mut self, value: usize, key: &str) {
+        self.require(value >= 1, key, || "is 0; it must be at least 1".to_owned());
+    }
+
+    fn positive(&mut self, value: f64, key: &str) {
+        self.require(value.is_finite() && value > 0.0, key, || format!("is {value}; it must be above 0"));
+    }
+
+    fn not_negative(&mut self, value: f64, key: &str) {
+        self.require(value.is_finite() && value >= 0.0, key, || format!("is {value}; it must be 0 or more"));
+    }
+
+    fn below_one(&mut self, value: f64, key: &str) {
+        self.require((0.0..1.0).contains(&value), key, || format!("is {value}; it must be in [0, 1)"));
+    }
+}
+
+/// Finds everything about the config that cannot work; whether files exist is not looked at.
+pub fn validate(config: &RunConfig) -> Vec<ConfigProblem> {
+    let mut checks = Checks(Vec::new());
+    check_run(config, &mut checks);
+    check_model(config, &mut checks);
+    check_sampling(config, &mut checks);
+    check_branch_steps(config, &mut checks);
+    check_training(config, &mut checks);
+    check_rest(config, &mut checks);
+    checks.0
+}
+
+fn check_run(config: &RunConfig, checks: &mut Checks) {
+    let name = &config.run.name;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    checks.require(!name.is_empty(), "run.name", || "is missing; give the run a name".to_owned());
+    checks.require(name.chars().all(is_plain) && !name.starts_with('.'), "run.name", || {
+        format!("is `{name}`; use letters, digits, `-`, `_` and `.` (not first), since it names a directory")
+    });
+    checks.at_least_one(config.run.iterations as usize, "run.iterations");
+    checks.require(config.run.lag <= 1, "run.lag", || {
+        format!("is {}; 0 (on-policy) and 1 (rollouts overlap training) are supported", config.run.lag)
+    });
+    checks.require(config.run.seed <= i64::MAX as u64, "run.seed", || "is above 2^63 − 1".to_owned());
+}
+
+fn check_model(config: &RunConfig, checks: &mut Checks) {
+    checks.require(!config.model.path.as_os_str().is_empty(), "model.path", || {
+        "is missing; name a pipeline folder in the diffusers layout".to_owned()
+    });
+    checks.require(!config.data.train.as_os_str().is_empty(), "data.train", || {
+        "is missing; name a .txt or .jsonl prompt file".to_owned()
+    });
+    checks.require(!config.data.test.as_os_str().is_empty(), "data.test", || {
+        "is missing; name a .txt or .jsonl file of held-out prompts".to_owned()
+    });
+    checks.require(config.adapter.rank >= 1, "adapter.rank", || format!("is {}", config.adapter.rank));
+    checks.positive(config.adapter.alpha, "adapter.alpha");
+    checks.require(!config.adapter.targets.is_empty(), "adapter.targets", || {
+        "is empty; name the modules that get an adapter, such as `attn.to_q`".to_owned()
+    });
+}
+
+fn check_sampling(config: &RunConfig, checks: &mut Checks) {
+    let sampling = &config.sampling;
+    checks.require(sampling.steps >= 2, "sampling.steps", || {
+        format!("is {}; at least 2 are needed, since the last step is never trained", sampling.steps)
+    });
+    checks.not_negative(sampling.guidance_scale, "sampling.guidance_scale");
+    checks.require(sampling.height >= 1, "sampling.height", || format!("is {}", sampling.height));
+    checks.require(sampling.width >= 1, "sampling.width", || format!("is {}", sampling.width));
+    checks.positive(sampling.noise_level, "sampling.noise_level");
+    checks.require(
+        sampling.step_rule != StepRule::Cps || sampling.noise_level <= 1.0,
+        "sampling.noise_level",
+        || format!("is {}; with step_rule = \"cps\" it must be at most 1", sampling.noise_level),
+    );
+    for (value, key) in [
+        (sampling.prompts_per_iteration, "sampling.prompts_per_iteration"),
+        (sampling.seeds_per_prompt, "sampling.seeds_per_prompt"),
+        (sampling.branches_per_seed, "sampling.branches_per_seed"),
+        (sampling.seeds_per_task, "sampling.seeds_per_task"),
+        (sampling.max_rows, "sampling.max_rows"),
+    ] {
+        checks.at_least_one(value, key);
+    }
+    checks.require(sampling.seeds_per_task <= sampling.seeds_per_prompt, "sampling.seeds_per_task", || {
+        format!("is {}, more than seeds_per_prompt = {}", sampling.seeds_per_task, sampling.seeds_per_prompt)
+    });
+    checks.require(
+        sampling.algorithm != Algorithm::FlowGrpo || sampling.branches_per_seed == 1,
+        "sampling.branches_per_seed",
+        || format!("is {}; Flow-GRPO does not branch, set it to 1", sampling.branches_per_seed),
+    );
+}
+
+fn check_branch_steps(config: &RunConfig, checks: &mut Checks) {
+    let key = "sampling.branch_steps";
+    let n_trainable = config.sampling.steps.saturating_sub(1);
+    let bound = format!(
+        "with steps = {} only 0 to {} can be trained",
+        config.sampling.steps,
+        n_trainable.saturating_sub(1)
+    );
+    match &config.sampling.branch_steps {
+        BranchSteps::All => {}
+        BranchSteps::Range { from, to } => {
+            checks.require(from < to, key, || format!("is `{from}..{to}`, an empty range"));
+            checks.require(*to <= n_trainable, key, || {
+                format!("reaches step {}; {bound}", to.saturating_sub(1))
+            });
+        }
+        BranchSteps::List(steps) => {
+            checks.require(steps.windows(2).all(|pair| pair[0] < pair[1]), key, || {
+                "must be strictly increasing".to_owned()
+            });
+            checks.require(steps.iter().all(|&step| step < n_trainable), key, || bound.clone());
+        }
+        BranchSteps::Random { count } => {
+            checks
+                .require((1..=n_trainable).contains(count), key, || format!("draws {count} steps; {bound}"));
+        }
+        BranchSteps::Window { size, from, to } => {
+            checks.require(*size >= 1 && from + size <= *to, key, || {
+                format!("has a window of {size} that does not fit into {from}..{to}")
+            });
+            checks.require(*to <= n_trainable, key, || {
+                format!("reaches step {}; {bound}", to.saturating_sub(1))
+            });
+        }
+    }
+}
+
+fn check_training(config: &RunConfig, checks: &mut Checks) {
+    let training = &config.training;
+    checks.positive(training.learning_rate, "training.learning_rate");
+    checks.below_one(training.adam_beta1, "training.adam_beta1");
+    checks.below_one(training.adam_beta2, "training.adam_beta2");
+    checks.positive(training.adam_epsilon, "training.adam_epsilon");
+    checks.not_negative(training.weight_decay, "training.weight_decay");
+    checks.positive(training.max_grad_norm, "training.max_grad_norm");
+    checks.positive(training.clip_range, "training.clip_range");
+    checks.positive(training.advantage_clip, "training.advantage_clip");
+    checks.not_negative(training.kl_beta, "training.kl_beta");
+    checks.at_least_one(training.updates_per_iteration, "training.updates_per_iteration");
+    checks.at_least_one(training.max_rows, "training.max_rows");
+    if config.sampling.seeds_per_task >= 1 {
+        let n_tasks = config.n_train_tasks();
+        checks.require(
+            training.updates_per_iteration <= n_tasks.max(1),
+            "training.updates_per_iteration",
+            || {
+                format!(
+                    "is {}, but an iteration has only {n_tasks} tasks to split",
+                    training.updates_per_iteration
+                )
+            },
+        );
+    }
+    if let StepWeight::Constant(factor) = training.step_weight {
+        checks.positive(factor, "training.step_weight");
+    }
+    check_groups(config, checks);
+}
+
+/// A group of one reward has no deviation, so nothing would ever be learned.
+fn check_groups(config: &RunConfig, checks: &mut Checks) {
+    let sampling = &config.sampling;
+    let group = match config.training.advantage_group {
+        crate::AdvantageGroup::Seed => sampling.branches_per_seed,
+        crate::AdvantageGroup::Prompt => sampling.branches_per_seed * sampling.seeds_per_prompt,
+        crate::AdvantageGroup::Batch | crate::AdvantageGroup::None => {
+            sampling.branches_per_seed * sampling.seeds_per_prompt * sampling.prompts_per_iteration
+        }
+    };
+    checks.require(group != 1, "training.advantage_group", || {
+        "compares each reward with itself alone; raise sampling.branches_per_seed (seed groups) or \
+         sampling.seeds_per_prompt (prompt groups)"
+            .to_owned()
+    });
+}
+
+fn check_rest(config: &RunConfig, checks: &mut Checks) {
+    checks.below_one(config.ema.decay, "ema.decay");
+    checks.at_least_one(config.ema.interval as usize, "ema.interval");
+    checks.require(!config.rewards.is_empty(), "rewards", || {
+        "none is given; write `[[rewards]]` with a name, such as `name = \"shapes\"`".to_owned()
+    });
+    for (position, reward) in config.rewards.iter().enumerate() {
+        checks.require(
+            reward.weight.is_finite() && reward.weight != 0.0,
+            &format!("rewards[{position}].weight"),
+            || format!("is {}; it must be finite and not 0", reward.weight),
+        );
+        let is_repeated = config.rewards[..position].iter().any(|other| other.name == reward.name);
+        checks.require(!is_repeated, &format!("rewards[{position}].name"), || {
+            format!("`{}` is given twice; add the weights instead", reward.name)
+        });
+    }
+    checks.at_least_one(config.evaluation.every as usize, "evaluation.every");
+    checks.require(config.evaluation.steps >= 2, "evaluation.steps", || {
+        format!("is {}; at least 2 are needed", config.evaluation.steps)
+    });
+    checks.at_least_one(config.evaluation.images_per_prompt, "evaluation.images_per_prompt");
+    checks.at_least_one(config.evaluation.prompts_per_task, "evaluation.prompts_per_task");
+    checks.at_least_one(config.checkpoints.every as usize, "checkpoints.every");
+    checks.at_least_one(config.checkpoints.keep_last, "checkpoints.keep_last");
+    checks.require(["cpu", "cuda"].contains(&config.resources.device.as_str()), "resources.device", || {
+        format!("is `{}`; write `cpu` or `cuda`", config.resources.device)
+    });
+    checks.require(
+        config.resources.device != "cpu" || config.model.dtype == Dtype::Float32,
+        "model.dtype",
+        || "is bfloat16, which is only of use with resources.device = \"cuda\"; write `float32`".to_owned(),
+    );
+    checks.at_least_one(config.resources.worker_threads, "resources.worker_threads");
+    checks.at_least_one(config.resources.learner_threads, "resources.learner_threads");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preset;
+
+    fn keys_of(change: impl FnOnce(&mut RunConfig)) -> Vec<String> {
+        let mut config = preset("tempflow-tiny-cpu").expect("a preset").config;
+        change(&mut config);
+        validate(&config).into_iter().map(|problem| problem.key).collect()
+    }
+
+    #[test]
+    fn the_preset_is_valid() {
+        assert_eq!(keys_of(|_| {}), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_last_step_is_never_trained() {
+        let last = |config: &mut RunConfig| {
+            config.sampling.branch_steps = BranchSteps::List(vec![0, config.sampling.steps - 1]);
+        };
+        assert_eq!(keys_of(last), ["sampling.branch_steps"]);
+    }
+
+    #[test]
+    fn flow_grpo_with_seed_groups_is_a_contradiction() {
+        let contradiction = |config: &mut RunConfig| {
+            config.sampling.algorithm = Algorithm::FlowGrpo;
+            config.sampling.branches_per_seed = 1;
+        };
+        assert_eq!(keys_of(contradiction), ["training.advantage_group"]);
+    }
+
+    #[test]
+    fn a_run_name_that_is_no_directory_is_refused() {
+        for name in ["", "a/b", "..", "a b"] {
+            assert!(
+                keys_of(|config| config.run.name = name.to_owned()).contains(&"run.name".to_owned()),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn zeros_are_refused_one_by_one() {
+        let zeros = |config: &mut RunConfig| {
+            config.run.iterations = 0;
+            config.sampling.max_rows = 0;
+            config.training.learning_rate = 0.0;
+            config.checkpoints.keep_last = 0;
+        };
+        let expected =
+            ["run.iterations", "sampling.max_rows", "training.learning_rate", "checkpoints.keep_last"];
+        assert_eq!(keys_of(zeros), expected);
+    }
+
+    #[test]
+    fn nan_is_out_of_every_range() {
+        assert_eq!(keys_of(|config| config.training.clip_range = f64::NAN), ["training.clip_range"]);
+        assert_eq!(keys_of(|config| config.ema.decay = f64::NAN), ["ema.decay"]);
+    }
+}
