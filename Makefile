@@ -1,0 +1,34 @@
+# Everything a newcomer types. `make help` lists it.
+
+CARGO ?= cargo
+CONFIG ?= deploy/configs/tempflow-tiny-cpu.toml
+# Further flags of `coordinator up`, as in `make up ARGS="--workers 2 --set run.name=second"`.
+ARGS ?=
+
+.PHONY: help setup build up test check bench ablation
+
+help:
+	@echo 'make up        set up, build, and train the shipped task from start to end (CONFIG=..., ARGS=...)'
+	@echo 'make test      build and run all tests'
+	@echo 'make check     format, lints, docs, then all tests: what CI runs'
+	@echo 'make bench     measure sampling, training and transport beside PyTorch'
+	@echo 'make ablation  Flow-GRPO to TempFlow-GRPO step by step, three seeds each (hours)'
+	@echo 'make setup     fetch libtorch only'
+
+setup:
+	@./deploy/libtorch.sh
+
+build: setup
+	$(CARGO) build --release --workspace --bins
+
+up: build
+	$(CARGO) run --quiet --release -p coordinator -- up $(CONFIG) $(ARGS)
+
+test: build
+	$(CARGO) test --release --workspace
+
+check: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --workspace --no-deps --lib --quiet
+	$(MAKE) --no-print-directory test
