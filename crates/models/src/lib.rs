@@ -2,7 +2,10 @@
 
 pub mod error;
 pub mod layers;
+pub mod lora;
+pub mod projection;
 pub mod safetensors_file;
+pub mod sd3;
 pub mod weights;
 
 pub use error::ModelError;

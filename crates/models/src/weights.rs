@@ -137,8 +137,12 @@ impl Scope {
         Self { shared: self.shared.clone(), prefix: self.name_of(&name) }
     }
 
-    /// The full name of something in this scope.
-    pub fn name_of(&self, name: &dyn std::fmt::Display) -> String {
+    /// The prefix itself, without a dot at its end.
+    pub fn path(&self) -> &str {
+        &self.prefix
+    }
+
+    fn name_of(&self, name: &dyn std::fmt::Display) -> String {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }
 

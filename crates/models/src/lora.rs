@@ -1,0 +1,151 @@
+//! Low-rank adapters: which modules get one, how it starts, and how it joins the weight it adapts.
+//!
+//! Names, target rule and initial values are PEFT's, so that adapters go both ways.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::ModelError;
+
+/// What of a network is adapted, and how strongly.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// Inner width of the adapter.
+    pub rank: i64,
+    /// The adapter's product is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// A module is adapted if its path equals one of these or ends with a dot and one of these.
+    pub targets: Vec<String>,
+}
+
+impl LoraConfig {
+    /// The factor before `B·A`.
+    pub fn scale(&self) -> f64 {
+        self.alpha / self.rank as f64
+    }
+
+    /// PEFT's rule for whether the module at `path` is adapted.
+    pub fn targets_module(&self, path: &str) -> bool {
+        self.targets.iter().any(|target| path_matches(path, target))
+    }
+
+    /// Checks the numbers, and that every target names at least one of the network's `modules`.
+    ///
+    /// # Errors
+    /// If the rank is not positive, alpha is not a positive finite number, or a target matches nothing.
+    pub fn check<'a>(&self, modules: impl Iterator<Item = &'a str> + Clone) -> Result<(), ModelError> {
+        if self.rank < 1 || !(self.alpha.is_finite() && self.alpha > 0.0) {
+            let found = format!("rank {} and alpha {} must both be positive", self.rank, self.alpha);
+            return Err(ModelError::Adapter(found));
+        }
+        let idle: Vec<&str> = self
+            .targets
+            .iter()
+            .filter(|target| !modules.clone().any(|path| path_matches(path, target)))
+            .map(String::as_str)
+            .collect();
+        if self.targets.is_empty() || !idle.is_empty() {
+            let reason =
+                format!("no linear module of the transformer is named by target {:?}", idle.join(", "));
+            return Err(ModelError::Adapter(format!(
+                "{reason}; targets are ends of module paths, such as attn.to_q"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn path_matches(path: &str, target: &str) -> bool {
+    path.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// The two factors of one module's adapter; float32 whatever the network's element type.
+pub(crate) struct LoraFactors {
+    /// `[rank, inputs]`.
+    pub(crate) a: Tensor,
+    /// `[outputs, rank]`.
+    pub(crate) b: Tensor,
+    /// `alpha / rank`.
+    pub(crate) scale: f64,
+}
+
+/// Source of standard normal numbers: given a tensor's name and length, the same name always gives the same values.
+pub type NormalSource<'a> = dyn FnMut(&str, usize) -> Vec<f32> + 'a;
+
+impl LoraFactors {
+    /// PEFT's gaussian start: `A` normal with standard deviation `1 / rank`, `B` zero, so the adapter changes nothing.
+    pub(crate) fn new(path: &str, shape: [i64; 2], config: &LoraConfig, normal: &mut NormalSource) -> Self {
+        let [outputs, inputs] = shape;
+        let values = normal(&a_name(path), (config.rank * inputs) as usize);
+        let a = Tensor::from_slice(&values).view([config.rank, inputs]) / config.rank as f64;
+        let b = Tensor::zeros([outputs, config.rank], (Kind::Float, Device::Cpu));
+        Self { a, b, scale: config.scale() }
+    }
+
+    /// Moves both factors to a device and makes them leaves that collect gradients.
+    pub(crate) fn into_leaves(self, device: Device) -> Self {
+        let leaf = |t: &Tensor| t.to_device(device).detach().set_requires_grad(true);
+        Self { a: leaf(&self.a), b: leaf(&self.b), scale: self.scale }
+    }
+
+    /// `weight + scale·B·A`, differentiable in `A` and `B`.
+    pub(crate) fn merged_into(&self, weight: &Tensor) -> Tensor {
+        weight.addmm(&(&self.b * self.scale), &self.a)
+    }
+
+    /// `scale·(x·Aᵀ)·Bᵀ`, in the element type of `x`.
+    pub(crate) fn delta(&self, x: &Tensor) -> Tensor {
+        let (a, b) = (self.a.to_kind(x.kind()), (&self.b * self.scale).to_kind(x.kind()));
+        x.linear(&a, None::<&Tensor>).linear(&b, None::<&Tensor>)
+    }
+}
+
+/// Name of the first factor of the module at `path`.
+pub(crate) fn a_name(path: &str) -> String {
+    format!("{path}.lora_A.weight")
+}
+
+/// Name of the second factor of the module at `path`.
+pub(crate) fn b_name(path: &str) -> String {
+    format!("{path}.lora_B.weight")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(targets: &[&str]) -> LoraConfig {
+        LoraConfig { rank: 4, alpha: 8.0, targets: targets.iter().map(|t| (*t).to_owned()).collect() }
+    }
+
+    #[test]
+    fn targets_match_whole_path_components_from_the_end() {
+        let config = config(&["attn.to_q", "proj_out"]);
+        assert!(config.targets_module("transformer_blocks.0.attn.to_q"));
+        assert!(config.targets_module("proj_out"));
+        assert!(!config.targets_module("transformer_blocks.0.attn2.to_q"));
+        assert!(!config.targets_module("transformer_blocks.0.xattn.to_q"));
+        assert!(!config.targets_module("transformer_blocks.0.attn.to_q.extra"));
+    }
+
+    #[test]
+    fn a_target_that_names_nothing_is_told() {
+        let modules = ["a.to_q"];
+        let error = config(&["to_q", "to_qq"]).check(modules.into_iter()).unwrap_err().to_string();
+        assert!(error.contains("to_qq") && !error.contains("to_q,"), "{error}");
+        assert!(config(&[]).check(modules.into_iter()).is_err());
+        assert!(LoraConfig { rank: 0, ..config(&["to_q"]) }.check(modules.into_iter()).is_err());
+    }
+
+    #[test]
+    fn a_fresh_adapter_changes_nothing_and_its_first_factor_has_spread_one_over_rank() {
+        let mut names = Vec::new();
+        let factors = LoraFactors::new("m", [3, 5], &config(&["m"]), &mut |name, n| {
+            names.push(name.to_owned());
+            vec![2.0; n]
+        });
+        let weight = Tensor::ones([3, 5], (Kind::Float, Device::Cpu));
+        assert_eq!(factors.merged_into(&weight), weight);
+        assert_eq!(factors.a, Tensor::full([4, 5], 0.5, (Kind::Float, Device::Cpu)));
+        assert_eq!(names, ["m.lora_A.weight"]);
+    }
+}
