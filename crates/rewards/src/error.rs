@@ -1,0 +1,112 @@
+//! What can go wrong in a scorer.
+
+use scenes::ImageError;
+use thiserror::Error;
+
+/// A scorer that could not be built, or did not score.
+#[derive(Debug, Error)]
+pub enum RewardError {
+    /// No scorer has this name.
+    #[error("unknown reward `{name}`; did you mean `{nearest}`? (there are: {known})")]
+    UnknownName {
+        /// The name asked for.
+        name: String,
+        /// The known name nearest to it.
+        nearest: String,
+        /// Every known name.
+        known: String,
+    },
+    /// An option that the scorer does not have, or of the wrong kind.
+    #[error("option `{key}` of reward `{name}`: {source}")]
+    Options {
+        /// Name of the scorer.
+        name: String,
+        /// Path of the option.
+        key: String,
+        /// What serde says.
+        source: serde_json::Error,
+    },
+    /// An option out of its range.
+    #[error("option `{key}` of reward `{name}` is {value}; use {allowed}")]
+    OptionRange {
+        /// Name of the scorer.
+        name: String,
+        /// The option.
+        key: &'static str,
+        /// What was given.
+        value: f32,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+    /// Not one prompt for each image.
+    #[error("got {images} images and {prompts} prompts; give one prompt for each image")]
+    Lengths {
+        /// Number of images.
+        images: usize,
+        /// Number of prompts.
+        prompts: usize,
+    },
+    /// A broken image buffer.
+    #[error("image {index}: {source}")]
+    Image {
+        /// Position in the batch.
+        index: usize,
+        /// What is wrong with it.
+        source: ImageError,
+    },
+    /// An image of a size that the scorer does not take.
+    #[error("image {index} is {width} x {height}; reward `{name}` takes {allowed}")]
+    ImageSize {
+        /// Position in the batch.
+        index: usize,
+        /// Columns.
+        width: usize,
+        /// Rows.
+        height: usize,
+        /// Name of the scorer.
+        name: &'static str,
+        /// The sizes it takes.
+        allowed: &'static str,
+    },
+    /// Metadata that lacks a key, or holds a value of the wrong kind.
+    #[error("metadata of prompt `{prompt}`, key `{key}`: {source}")]
+    Metadata {
+        /// The prompt's words.
+        prompt: String,
+        /// Path of the key.
+        key: String,
+        /// What serde says.
+        source: serde_json::Error,
+    },
+    /// Metadata with a value that makes no sense.
+    #[error("metadata of prompt `{prompt}`, key `{key}`: {problem}")]
+    MetadataValue {
+        /// The prompt's words.
+        prompt: String,
+        /// Path of the key.
+        key: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// A score that is not a number.
+    #[error("reward `{name}` of image {index} is {value}; a score must be finite")]
+    NotFinite {
+        /// Name of the scorer.
+        name: String,
+        /// Position in the batch.
+        index: usize,
+        /// The score.
+        value: f32,
+    },
+    /// The JPEG encoder refused an image.
+    #[error("encoding image {index} as JPEG")]
+    Jpeg {
+        /// Position in the batch.
+        index: usize,
+        /// What the encoder says.
+        source: turbojpeg::Error,
+    },
+    /// A weighted sum without parts.
+    #[error("a weighted reward needs at least one part; name a reward")]
+    NoParts,
+}

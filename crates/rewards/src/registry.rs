@@ -1,0 +1,78 @@
+//! Scorers by name.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::error::RewardError;
+use crate::jpeg::JpegReward;
+use crate::reward::Reward;
+use crate::shapes::ShapesReward;
+
+/// The name of every scorer that [`build`] knows.
+pub const NAMES: [&str; 3] = ["shapes", "jpeg_compressibility", "jpeg_incompressibility"];
+
+/// Builds the scorer called `name`; `options` is an object of its options, or `null` for none.
+///
+/// # Errors
+/// If there is no such scorer (the nearest name is told), or an option is unknown, of the wrong kind, or out of range.
+pub fn build(name: &str, options: &Value) -> Result<Box<dyn Reward + Send>, RewardError> {
+    match name {
+        "shapes" => Ok(Box::new(ShapesReward::new(parse_options(name, options)?)?)),
+        "jpeg_compressibility" => Ok(Box::new(JpegReward::compressibility(parse_options(name, options)?)?)),
+        "jpeg_incompressibility" => {
+            Ok(Box::new(JpegReward::incompressibility(parse_options(name, options)?)?))
+        }
+        _ => Err(unknown_name(name)),
+    }
+}
+
+fn unknown_name(name: &str) -> RewardError {
+    let distance = |known: &&str| strsim::damerau_levenshtein(known, name);
+    let nearest = NAMES.into_iter().min_by_key(distance).unwrap_or_default();
+    RewardError::UnknownName { name: name.to_owned(), nearest: nearest.to_owned(), known: NAMES.join(", ") }
+}
+
+fn parse_options<T: DeserializeOwned>(name: &str, options: &Value) -> Result<T, RewardError> {
+    let options = if options.is_null() { json!({}) } else { options.clone() };
+    serde_path_to_error::deserialize(options).map_err(|error| RewardError::Options {
+        name: name.to_owned(),
+        key: error.path().to_string(),
+        source: error.into_inner(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(name: &str, options: &Value) -> String {
+        build(name, options).err().expect("must be refused").to_string()
+    }
+
+    #[test]
+    fn every_listed_name_builds_a_scorer_of_that_name() {
+        for name in NAMES {
+            assert_eq!(build(name, &Value::Null).expect("listed").name(), name);
+        }
+    }
+
+    #[test]
+    fn unknown_name_tells_the_nearest() {
+        assert!(message("shape", &Value::Null).starts_with("unknown reward `shape`; did you mean `shapes`?"));
+        assert!(
+            message("jpg_incompresibility", &Value::Null).contains("did you mean `jpeg_incompressibility`?")
+        );
+    }
+
+    #[test]
+    fn wrong_options_are_told_by_name() {
+        let unknown = message("shapes", &json!({"treshold": 0.5}));
+        assert!(unknown.contains("unknown field `treshold`") && unknown.contains("`threshold`"), "{unknown}");
+        let kind = message("jpeg_compressibility", &json!({"quality": "high"}));
+        assert!(kind.starts_with("option `quality` of reward `jpeg_compressibility`"), "{kind}");
+        let range = message("jpeg_compressibility", &json!({"quality": 101}));
+        assert!(range.contains("is 101; use 1 to 100"), "{range}");
+        let range = message("shapes", &json!({"counting_threshold": 1.5}));
+        assert!(range.contains("`counting_threshold` of reward `shapes` is 1.5"), "{range}");
+    }
+}

@@ -1,0 +1,101 @@
+//! From pixels to regions: nearest palette colour, smoothing, connected components.
+
+use scenes::{BACKGROUND, Color, RgbImage};
+
+/// Distance from a palette colour, in RGB with sides of 1, beyond which a pixel has no colour. Half-transparent paint
+/// is 0.42 off at least.
+const COLOR_TOLERANCE: f32 = 0.36;
+
+/// Neighbours of eight that must agree to outvote a pixel without a partner.
+const MAJORITY: usize = 6;
+
+/// What a pixel shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Label {
+    Ground,
+    Paint(Color),
+    Unclear,
+}
+
+/// Pixels of one colour that hang together, diagonals included.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Region {
+    /// Its colour.
+    pub color: Color,
+    /// Its pixels, `(x, y)`.
+    pub pixels: Vec<(usize, usize)>,
+    /// Mean distance of its pixels from the palette colour, in RGB with sides of 1.
+    pub color_error: f32,
+}
+
+/// Splits a picture into regions of one colour each; the ground is none.
+pub fn regions(image: &RgbImage) -> Vec<Region> {
+    let labels = smooth(&label_pixels(image), image.width, image.height);
+    let mut seen = vec![false; labels.len()];
+    let mut found = Vec::new();
+    for start in 0..labels.len() {
+        if let Label::Paint(color) = labels[start]
+            && !seen[start]
+        {
+            let pixels = flood(&labels, &mut seen, image.width, start);
+            let total: f32 = pixels.iter().map(|&(x, y)| distance(image.pixel(x, y), color.rgb())).sum();
+            let color_error = total / pixels.len() as f32;
+            found.push(Region { color, pixels, color_error });
+        }
+    }
+    found
+}
+
+fn distance(first: [u8; 3], second: [u8; 3]) -> f32 {
+    let squared: u32 = first.iter().zip(second).map(|(&a, b)| u32::from(a.abs_diff(b)).pow(2)).sum();
+    (squared as f32).sqrt() / 255.0
+}
+
+fn label_pixels(image: &RgbImage) -> Vec<Label> {
+    let (pixels, _) = image.pixels.as_chunks::<3>();
+    pixels.iter().map(|&pixel| label(pixel)).collect()
+}
+
+fn label(pixel: [u8; 3]) -> Label {
+    let paints = Color::ALL.map(|color| (Label::Paint(color), distance(pixel, color.rgb())));
+    let ground = (Label::Ground, distance(pixel, BACKGROUND));
+    let nearest = paints.into_iter().fold(ground, |best, next| if next.1 < best.1 { next } else { best });
+    match nearest {
+        (label, error) if error <= COLOR_TOLERANCE => label,
+        _ => Label::Unclear,
+    }
+}
+
+/// Gives a pixel that differs from its surroundings their label, so that single specks and holes do not matter.
+fn smooth(labels: &[Label], width: usize, height: usize) -> Vec<Label> {
+    let at = |index: usize| {
+        let around: Vec<Label> = neighbours(index, width, height).map(|other| labels[other]).collect();
+        let votes = |label: Label| around.iter().filter(|&&other| other == label).count();
+        around.iter().copied().find(|&label| votes(label) >= MAJORITY).unwrap_or(labels[index])
+    };
+    (0..labels.len()).map(at).collect()
+}
+
+fn neighbours(index: usize, width: usize, height: usize) -> impl Iterator<Item = usize> {
+    let (x, y) = (index % width, index / width);
+    let (columns, rows) = (x.saturating_sub(1)..(x + 2).min(width), y.saturating_sub(1)..(y + 2).min(height));
+    rows.flat_map(move |row| columns.clone().map(move |column| row * width + column))
+        .filter(move |&at| at != index)
+}
+
+fn flood(labels: &[Label], seen: &mut [bool], width: usize, start: usize) -> Vec<(usize, usize)> {
+    let height = labels.len() / width;
+    let mut pixels = Vec::new();
+    let mut open = vec![start];
+    seen[start] = true;
+    while let Some(index) = open.pop() {
+        pixels.push((index % width, index / width));
+        for next in neighbours(index, width, height) {
+            if !seen[next] && labels[next] == labels[start] {
+                seen[next] = true;
+                open.push(next);
+            }
+        }
+    }
+    pixels
+}
