@@ -1,3 +1,37 @@
-//! t
-#[test]
-fn t() { let a = tch::Tensor::ones([2,2],(tch::Kind::Float,tch::Device::Cpu)); assert_eq!(a.sum(tch::Kind::Float).double_value(&[]),4.0); println!("{}", tch::get_num_threads()); }
+//! The maths of online reinforcement learning for flow-matching models, and nothing else: no files, no sockets, no clock.
+//!
+//! Read in this order:
+//!
+//! 1. [`schedule`]: the noise levels a sampler walks through.
+//! 2. [`step`]: one move between two of them, deterministic or random, and how likely it was.
+//! 3. [`noise`]: random numbers that are a function of a key, so that any process can draw them again.
+//! 4. [`plan`]: where a trajectory branches, and what that costs.
+//! 5. [`advantage`], [`weight`], [`objective`]: from rewards to a loss.
+//! 6. [`adamw`], [`ema`]: from a loss to new parameters.
+//!
+//! Everything here is deterministic: equal inputs on the same kind of device give equal bits.
+
+pub mod adamw;
+pub mod advantage;
+pub mod ema;
+mod error;
+pub mod noise;
+pub mod objective;
+pub mod plan;
+pub mod schedule;
+pub mod step;
+pub mod weight;
+
+pub use adamw::{AdamW, AdamWSettings, clip_gradient_norm};
+pub use advantage::{AdvantageGroup, GroupStatistics, SeedRewards, advantages, group_statistics};
+pub use ema::{Ema, EmaSettings};
+pub use error::FlowError;
+pub use noise::{NoiseKey, Purpose, permutation, standard_normal, uniform};
+pub use objective::{ClippedObjective, KlDenominator, PolicyLoss, kl_divergence};
+pub use plan::{Algorithm, BranchSteps, RolloutPlan};
+pub use schedule::{Schedule, SchedulerConfig, TimeShift};
+pub use step::{
+    StepRule, TransitionCoefficients, TransitionRows, log_probability, log_ratio, next_latents,
+    next_latents_on_host, ode_step, repeat_for_branches, transition_mean,
+};
+pub use weight::StepWeight;

@@ -1,0 +1,229 @@
+//! From log-probability ratios and advantages to a loss.
+//!
+//! For each transition, with `ρ = exp(log ratio)`, its weight `w` and its advantage `A` clamped to ±`advantage_clip`:
+//!
+//! ```text
+//! policy term = max(−w·A·ρ, −w·A·clamp(ρ, 1 − clip_range, 1 + clip_range))
+//! ```
+//!
+//! The maximum is pessimistic: a transition that already moved beyond the clip range in the direction its advantage
+//! asks for has no gradient left; one that moved the other way keeps it. To this comes β times the divergence from the
+//! base model (the same network with its adapter off), unweighted:
+//!
+//! ```text
+//! KL = mean over elements of (mean_new − mean_reference)² / (2·S²)
+//! ```
+//!
+//! which is the exact Kullback–Leibler divergence of the two Gaussians, per element. It does not depend on the explored
+//! noise, so it is taken once per seed and step while policy terms are taken for each of its K branches:
+//!
+//! ```text
+//! loss of (seed, step) = mean of K policy terms + β·KL
+//! ```
+//!
+//! Source: PPO's clipped objective in Flow-GRPO (arXiv:2505.05470) with TempFlow-GRPO's weights (arXiv:2508.04324).
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::TransitionCoefficients;
+
+/// The two numbers that bound a policy update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ClippedObjective {
+    /// How far a ratio may be from 1 before clipping sets in; about 1e-4, since log-probabilities are means.
+    pub clip_range: f64,
+    /// Advantages are clamped to plus and minus this.
+    pub advantage_clip: f64,
+}
+
+/// The policy loss of a batch of transitions, and what to log about it.
+#[derive(Debug)]
+pub struct PolicyLoss {
+    /// Mean over rows of the policy terms; scalar, carries the gradient.
+    pub loss: Tensor,
+    /// Ratios `ρ`, `[rows]`, detached like everything below.
+    pub ratio: Tensor,
+    /// Half the mean square of the log ratio: an estimate of the divergence from the sampling policy.
+    pub approx_kl: Tensor,
+    /// Share of rows with `|ρ − 1| > clip_range`.
+    pub clip_fraction: Tensor,
+    /// Share of rows with `ρ − 1 > clip_range`.
+    pub clip_fraction_above: Tensor,
+    /// Share of rows with `1 − ρ > clip_range`.
+    pub clip_fraction_below: Tensor,
+    /// Largest `|ρ − 1|`; near 0 as long as the policy is the one that sampled.
+    pub max_ratio_deviation: Tensor,
+}
+
+impl ClippedObjective {
+    /// The policy loss of a batch of transitions.
+    ///
+    /// # Shapes
+    /// - `log_ratio`, `advantages`, `weights`: `[rows]`, float32; the gradient flows to `log_ratio`
+    ///
+    /// # Panics
+    /// If the shapes differ: broadcasting here would silently train on the wrong rows.
+    pub fn policy_loss(&self, log_ratio: &Tensor, advantages: &Tensor, weights: &Tensor) -> PolicyLoss {
+        assert_eq!(log_ratio.size(), advantages.size(), "one advantage per transition; this is a bug");
+        assert_eq!(log_ratio.size(), weights.size(), "one weight per transition; this is a bug");
+        let weighted = -(weights * advantages.clamp(-self.advantage_clip, self.advantage_clip));
+        let ratio = log_ratio.exp();
+        let unclipped = &weighted * &ratio;
+        let clipped = &weighted * ratio.clamp(1.0 - self.clip_range, 1.0 + self.clip_range);
+        let loss = unclipped.maximum(&clipped).mean(Kind::Float);
+
+        let (ratio, log_ratio) = (ratio.detach(), log_ratio.detach());
+        let deviation = &ratio - 1.0;
+        let share = |mask: Tensor| mask.mean(Kind::Float);
+        PolicyLoss {
+            loss,
+            approx_kl: log_ratio.square().mean(Kind::Float) * 0.5,
+            clip_fraction: share(deviation.abs().gt(self.clip_range)),
+            clip_fraction_above: share(deviation.gt(self.clip_range)),
+            clip_fraction_below: share(deviation.lt(-self.clip_range)),
+            max_ratio_deviation: deviation.abs().max(),
+            ratio,
+        }
+    }
+}
+
+/// What the squared difference of means is measured in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KlDenominator {
+    /// `2·S²`, the variance of the move: the exact divergence.
+    Std,
+    /// `2·η²`, the variance per unit of time: smaller by the step's length, so β is about ten times larger.
+    Eta,
+}
+
+impl KlDenominator {
+    fn of(self, coefficients: &TransitionCoefficients) -> f64 {
+        let deviation = match self {
+            Self::Std => coefficients.std,
+            Self::Eta => coefficients.eta,
+        };
+        2.0 * deviation * deviation
+    }
+}
+
+/// The divergence of each row's Gaussian from the reference's, per element.
+///
+/// # Shapes
+/// - `mean_new`, `mean_reference`: `[S, ...]`, float32; the gradient flows to `mean_new` alone
+/// - `coefficients`: one per row
+/// - returns: `[S]`
+///
+/// # Panics
+/// If the shapes differ.
+pub fn kl_divergence(
+    mean_new: &Tensor,
+    mean_reference: &Tensor,
+    coefficients: &[TransitionCoefficients],
+    denominator: KlDenominator,
+) -> Tensor {
+    let denominators: Vec<f32> = coefficients.iter().map(|row| denominator.of(row) as f32).collect();
+    let denominators = Tensor::from_slice(&denominators).to_device(mean_new.device());
+    let squares = (mean_new - mean_reference.detach()).square();
+    squares.flatten(1, -1).mean_dim(1, false, Kind::Float) / denominators
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Schedule, SchedulerConfig, StepRule};
+
+    const OBJECTIVE: ClippedObjective = ClippedObjective { clip_range: 1e-4, advantage_clip: 5.0 };
+
+    fn row(values: &[f32]) -> Tensor {
+        Tensor::from_slice(values).unsqueeze(0)
+    }
+
+    fn single(value: f32) -> Tensor {
+        Tensor::from_slice(&[value])
+    }
+
+    fn step_three() -> TransitionCoefficients {
+        let config = SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() };
+        let schedule = Schedule::new(&config, 10, 0).unwrap();
+        TransitionCoefficients::new(StepRule::FlowSde, &schedule, 3, 0.7).unwrap()
+    }
+
+    #[test]
+    fn loss_matches_the_worked_numbers_and_clips_the_gradient() {
+        // ln 0.9995284018 from the worked vector step, weight of step 3.
+        for (advantage, expected, has_gradient) in
+            [(1.5, -1.5056829656, true), (-1.5, 1.5062427385, false), (7.0, -5.0189432186, true)]
+        {
+            let log_ratio = single(-4.7170937505e-4).set_requires_grad(true);
+            let got = OBJECTIVE.policy_loss(&log_ratio, &single(advantage), &single(1.0042622519));
+            assert!((got.loss.double_value(&[]) - expected).abs() < 1e-6, "advantage {advantage}");
+            got.loss.backward();
+            let gradient = log_ratio.grad().double_value(&[0]);
+            let expected_gradient = if has_gradient { expected } else { 0.0 };
+            assert!((gradient - expected_gradient).abs() < 1e-6, "advantage {advantage}: {gradient}");
+        }
+    }
+
+    #[test]
+    fn gradient_inside_the_clip_range_is_that_of_the_plain_ratio() {
+        let log_ratio = Tensor::from_slice(&[0.0_f32, 5e-5]).set_requires_grad(true);
+        let advantages = Tensor::from_slice(&[2.0_f32, -1.0]);
+        let got = OBJECTIVE.policy_loss(&log_ratio, &advantages, &Tensor::from_slice(&[1.0_f32, 0.5]));
+        got.loss.backward();
+        let gradient = log_ratio.grad();
+        assert!((gradient.double_value(&[0]) + 1.0).abs() < 1e-6);
+        assert!((gradient.double_value(&[1]) - 0.25 * 5e-5_f64.exp()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn metrics_tell_both_sides_of_the_clip_range_apart() {
+        let log_ratio = Tensor::from_slice(&[0.0_f32, 3e-4, -2e-4, -5e-4]);
+        let ones = Tensor::from_slice(&[1.0_f32; 4]);
+        let got = OBJECTIVE.policy_loss(&log_ratio, &ones, &ones);
+        assert_eq!(got.clip_fraction.double_value(&[]), 0.75);
+        assert_eq!(got.clip_fraction_above.double_value(&[]), 0.25);
+        assert_eq!(got.clip_fraction_below.double_value(&[]), 0.5);
+        assert!((got.approx_kl.double_value(&[]) - 0.5 * 38e-8 / 4.0).abs() < 1e-12);
+        assert!((got.max_ratio_deviation.double_value(&[]) - 4.99875e-4).abs() < 1e-6);
+    }
+
+    #[test]
+    fn on_policy_ratio_is_exactly_one() {
+        let zeros = Tensor::zeros([6], (Kind::Float, tch::Device::Cpu));
+        let got = OBJECTIVE.policy_loss(&zeros, &zeros.ones_like(), &zeros.ones_like());
+        assert_eq!(got.max_ratio_deviation.double_value(&[]), 0.0);
+        assert_eq!(got.clip_fraction.double_value(&[]), 0.0);
+    }
+
+    #[test]
+    fn kl_matches_the_worked_numbers() {
+        let coefficients = step_three();
+        let x = row(&[0.5, -1.0, 0.25, 2.0]);
+        let v = row(&[-0.3, 0.4, 1.0, -0.7]);
+        // In float64: the numbers have eight digits, and float32 means differing by 8e-4 would keep four.
+        let (x, v) = (x.to_kind(Kind::Double), v.to_kind(Kind::Double));
+        let mean = |v: &Tensor| &x * coefficients.mean_latent + v * coefficients.mean_velocity;
+        let (mean_new, mean_reference) = (mean(&(&v + 0.01)), mean(&v));
+        let divergence = |denominator| {
+            let squares = (&mean_new - &mean_reference).to_kind(Kind::Float);
+            let zero = squares.zeros_like();
+            kl_divergence(&squares, &zero, &[coefficients], denominator).double_value(&[0])
+        };
+        let (by_std, by_eta) = (divergence(KlDenominator::Std), divergence(KlDenominator::Eta));
+        assert!((by_std / 1.7667684e-6 - 1.0).abs() < 1e-5, "{by_std}");
+        assert!((by_eta / 1.1894598e-7 - 1.0).abs() < 1e-5, "{by_eta}");
+        assert!((by_std / by_eta - 14.8535362).abs() < 1e-4);
+    }
+
+    #[test]
+    fn kl_of_equal_means_is_zero_and_the_reference_gets_no_gradient() {
+        let mean = row(&[0.5, -1.0]).set_requires_grad(true);
+        let reference = row(&[0.5, 1.0]).set_requires_grad(true);
+        let same = kl_divergence(&mean, &mean.detach(), &[step_three()], KlDenominator::Std);
+        assert_eq!(same.double_value(&[0]), 0.0);
+        kl_divergence(&mean, &reference, &[step_three()], KlDenominator::Std).sum(Kind::Float).backward();
+        assert!(mean.grad().defined() && !reference.grad().defined());
+    }
+}

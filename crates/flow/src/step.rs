@@ -1,0 +1,555 @@
+//! One move of the sampler, from latents at noise level `σ` to latents at the next one, and how likely it was.
+//!
+//! The network predicts a velocity `v = dx/dσ`. Writing `Δ = σ_next − σ` (negative, since noise falls), there are two
+//! ways to move:
+//!
+//! ```text
+//! deterministic    x' = x + Δ·v                                  `ode_step`: the trunk, completions, evaluation
+//! random           x' = mean + S·ε,   ε ~ N(0, 1)                `transition_mean`, then `next_latents`
+//! ```
+//!
+//! The random move is what makes reinforcement learning possible: it is an *action* drawn from a Gaussian policy whose
+//! mean depends on the network, so it has a probability, and the probability has a gradient. It is built to leave the
+//! distribution of latents at `σ_next` where the deterministic move would have put it, so images stay images. Under
+//! either [`StepRule`] the mean is a sum of two products,
+//!
+//! ```text
+//! mean = mean_latent·x + mean_velocity·v
+//! ```
+//!
+//! whose factors, like the standard deviation `S`, depend on the schedule alone. [`TransitionCoefficients`] works them
+//! out on the host in float64; [`TransitionRows`] lines them up on a device, one row of a batch each, so that rows at
+//! different steps can share a batch. All tensor arithmetic is float32, whatever the network computed in.
+//!
+//! Three properties that the rest of the system leans on:
+//!
+//! 1. **The log-probability is written once**, in [`log_probability`] and its difference [`log_ratio`]; rollout
+//!    and training both call them.
+//! 2. **The next latents can be rebuilt without a device.** [`next_latents`] multiplies, rounds, adds and rounds;
+//!    [`next_latents_on_host`] does the same to slices and gives the same bits. A trajectory therefore travels as
+//!    mean and key of the noise (see [`crate::noise`]).
+//! 3. **Explorations of a branch point share its mean.** Row `seed·K + branch` of [`repeat_for_branches`] is a view on
+//!    the seed's one mean, and gradients of the K rows add up in it: one network call trains K transitions.
+//!
+//! Source: Flow-GRPO (arXiv:2505.05470) for the SDE, coefficients-preserving sampling (arXiv:2509.05952) for CPS.
+
+use std::f64::consts::{FRAC_PI_2, TAU};
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::{FlowError, Schedule};
+
+/// How a random move spreads its noise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepRule {
+    /// The reverse-time SDE of Flow-GRPO, one Euler–Maruyama step; its noise level is any positive number.
+    FlowSde,
+    /// Coefficients-preserving sampling: part of the predicted noise is replaced by fresh noise; its noise level
+    /// is in (0, 1].
+    Cps,
+}
+
+/// Everything about the random move at one step that does not depend on the latents.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TransitionCoefficients {
+    /// The rule they belong to.
+    pub rule: StepRule,
+    /// Noise level the move starts from.
+    pub sigma: f64,
+    /// Noise level it arrives at.
+    pub sigma_next: f64,
+    /// Factor of the latents in the mean.
+    pub mean_latent: f64,
+    /// Factor of the velocity in the mean.
+    pub mean_velocity: f64,
+    /// Standard deviation `S` of the move.
+    pub std: f64,
+    /// Diffusion coefficient `η = S / √(σ − σ_next)`: the noise per root of "time".
+    pub eta: f64,
+}
+
+impl TransitionCoefficients {
+    /// The coefficients of step `step` of a schedule.
+    ///
+    /// # Errors
+    /// If the schedule has no such step, or if the noise level is out of the rule's range. A noise level of 0 is
+    /// refused because a move without noise has no probability.
+    pub fn new(
+        rule: StepRule,
+        schedule: &Schedule,
+        step: usize,
+        noise_level: f64,
+    ) -> Result<Self, FlowError> {
+        if step >= schedule.steps() {
+            return Err(FlowError::NoSuchStep { step, steps: schedule.steps() });
+        }
+        rule.check_noise_level(noise_level)?;
+        let sigma = f64::from(schedule.sigmas[step]);
+        let sigma_next = f64::from(schedule.sigmas[step + 1]);
+        Ok(match rule {
+            StepRule::FlowSde => {
+                // η divides by 1 − σ, which is 0 at the first step: there, and only there, the next σ stands in.
+                let sigma_in_eta = if step == 0 { sigma_next } else { sigma };
+                let eta = noise_level * (sigma / (1.0 - sigma_in_eta)).sqrt();
+                Self::flow_sde(sigma, sigma_next, eta)
+            }
+            StepRule::Cps => Self::cps(sigma, sigma_next, noise_level),
+        })
+    }
+
+    fn flow_sde(sigma: f64, sigma_next: f64, eta: f64) -> Self {
+        let delta = sigma_next - sigma;
+        let drift = eta * eta / (2.0 * sigma);
+        Self {
+            rule: StepRule::FlowSde,
+            sigma,
+            sigma_next,
+            mean_latent: 1.0 + drift * delta,
+            mean_velocity: (1.0 + drift * (1.0 - sigma)) * delta,
+            std: eta * (-delta).sqrt(),
+            eta,
+        }
+    }
+
+    /// Predicted data `x − σ·v` and predicted noise `x + (1 − σ)·v` are mixed anew at `σ_next`, and of the noise's share
+    /// `σ_next` a part of size `S` is drawn afresh.
+    fn cps(sigma: f64, sigma_next: f64, noise_level: f64) -> Self {
+        let std = sigma_next * (noise_level * FRAC_PI_2).sin();
+        let data_share = 1.0 - sigma_next;
+        let noise_share = (sigma_next * sigma_next - std * std).max(0.0).sqrt();
+        Self {
+            rule: StepRule::Cps,
+            sigma,
+            sigma_next,
+            mean_latent: data_share + noise_share,
+            mean_velocity: (1.0 - sigma) * noise_share - sigma * data_share,
+            std,
+            eta: std / (sigma - sigma_next).sqrt(),
+        }
+    }
+
+    /// What the squared distance from the mean is divided by in the log-probability.
+    ///
+    /// The true density has `2S²`. CPS drops it, and with it the normaliser, as its authors do; its gradient then
+    /// shrinks with the noise all by itself.
+    fn distance_scale(&self) -> f64 {
+        match self.rule {
+            StepRule::FlowSde => 2.0 * self.std * self.std,
+            StepRule::Cps => 1.0,
+        }
+    }
+
+    /// What is subtracted from the scaled distance: the logarithm of the density's normaliser.
+    fn log_normalizer(&self) -> f64 {
+        match self.rule {
+            StepRule::FlowSde => self.std.ln() + 0.5 * TAU.ln(),
+            StepRule::Cps => 0.0,
+        }
+    }
+}
+
+impl StepRule {
+    fn check_noise_level(self, noise_level: f64) -> Result<(), FlowError> {
+        let (rule, in_range, range) = match self {
+            Self::FlowSde => ("flow-sde", noise_level.is_finite() && noise_level > 0.0, "above 0"),
+            Self::Cps => ("cps", noise_level > 0.0 && noise_level <= 1.0, "above 0 and at most 1"),
+        };
+        match in_range {
+            true => Ok(()),
+            false => Err(FlowError::NoiseLevel { rule, noise_level, range }),
+        }
+    }
+}
+
+/// Coefficients on a device, one per row of a batch; each tensor is `[B]`, float32.
+#[derive(Debug)]
+pub struct TransitionRows {
+    /// Factors of the latents in the mean.
+    pub mean_latent: Tensor,
+    /// Factors of the velocity in the mean.
+    pub mean_velocity: Tensor,
+    /// Standard deviations.
+    pub std: Tensor,
+    distance_scale: Tensor,
+    log_normalizer: Tensor,
+}
+
+impl TransitionRows {
+    /// One row per entry of `coefficients`, which may belong to different steps.
+    pub fn new(coefficients: &[TransitionCoefficients], device: Device) -> Self {
+        let column = |value: fn(&TransitionCoefficients) -> f64| {
+            let values: Vec<f32> = coefficients.iter().map(|row| value(row) as f32).collect();
+            Tensor::from_slice(&values).to_device(device)
+        };
+        Self {
+            mean_latent: column(|row| row.mean_latent),
+            mean_velocity: column(|row| row.mean_velocity),
+            std: column(|row| row.std),
+            distance_scale: column(TransitionCoefficients::distance_scale),
+            log_normalizer: column(TransitionCoefficients::log_normalizer),
+        }
+    }
+
+    /// Every row `n_branches` times in a row, matching [`repeat_for_branches`].
+    pub fn repeat_for_branches(&self, n_branches: usize) -> Self {
+        let repeat = |column: &Tensor| repeat_for_branches(column, n_branches);
+        Self {
+            mean_latent: repeat(&self.mean_latent),
+            mean_velocity: repeat(&self.mean_velocity),
+            std: repeat(&self.std),
+            distance_scale: repeat(&self.distance_scale),
+            log_normalizer: repeat(&self.log_normalizer),
+        }
+    }
+}
+
+/// Takes the deterministic step `x + Δ·v`.
+///
+/// # Shapes
+/// - `latents`, `velocity`: `[B, ...]`, any float type; computed and returned in float32
+/// - `delta_sigma`: `[B]`, [`Schedule::delta_sigma`] of each row's step
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn ode_step(latents: &Tensor, velocity: &Tensor, delta_sigma: &Tensor) -> Tensor {
+    let velocity = velocity.to_kind(Kind::Float);
+    latents.to_kind(Kind::Float) + per_row(delta_sigma, &velocity) * velocity
+}
+
+/// The mean of the random move; gradients flow to both inputs.
+///
+/// # Shapes
+/// - `latents`, `velocity`: `[B, ...]`, any float type; computed and returned in float32
+/// - `rows`: B rows
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn transition_mean(latents: &Tensor, velocity: &Tensor, rows: &TransitionRows) -> Tensor {
+    let (latents, velocity) = (latents.to_kind(Kind::Float), velocity.to_kind(Kind::Float));
+    per_row(&rows.mean_latent, &latents) * &latents + per_row(&rows.mean_velocity, &velocity) * &velocity
+}
+
+/// Carries out the random move: `mean + std·noise`, rounded after the product and after the sum.
+///
+/// # Shapes
+/// - `mean`, `noise`: `[B, ...]`, float32
+/// - `std`: `[B]`, float32
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn next_latents(mean: &Tensor, std: &Tensor, noise: &Tensor) -> Tensor {
+    // Two kernels, so that no device can fuse them into one rounding.
+    let scaled_noise = per_row(std, noise) * noise;
+    mean + scaled_noise
+}
+
+/// [`next_latents`] for one row, without a device and with the same bits.
+///
+/// # Panics
+/// If `mean` and `noise` differ in length.
+pub fn next_latents_on_host(mean: &[f32], std: f32, noise: &[f32]) -> Vec<f32> {
+    assert_eq!(mean.len(), noise.len(), "a row of latents needs as much noise as it has elements");
+    mean.iter().zip(noise).map(|(mean, noise)| mean + std * noise).collect()
+}
+
+/// The log-probability of having moved to `next`, in nats per element.
+///
+/// It is the *mean* over the elements, not the sum: ratios of sums over 10⁵ elements would leave any clip range at
+/// once. The clip ranges in use (about 10⁻⁴) rest on this. No gradient flows to `next`: it is the action taken.
+///
+/// # Shapes
+/// - `next`, `mean`: `[B, ...]`, float32
+/// - `rows`: B rows
+/// - returns: `[B]`, float32
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn log_probability(next: &Tensor, mean: &Tensor, rows: &TransitionRows) -> Tensor {
+    let distance = mean_over_elements(&(next.detach() - mean).square());
+    -(distance / &rows.distance_scale) - &rows.log_normalizer
+}
+
+/// The log-probability of the same move under a new mean, minus that under the old one.
+///
+/// Equal to the difference of two [`log_probability`] but for rounding: `a² − b²` is taken as `(a − b)(a + b)`, which is
+/// exactly 0 where the means agree and keeps its digits where they nearly do.
+///
+/// # Shapes
+/// - `next`, `mean_new`, `mean_old`: `[B, ...]`, float32; the gradient flows to `mean_new` alone
+/// - `rows`: B rows
+/// - returns: `[B]`, float32
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn log_ratio(next: &Tensor, mean_new: &Tensor, mean_old: &Tensor, rows: &TransitionRows) -> Tensor {
+    let (next, mean_old) = (next.detach(), mean_old.detach());
+    let products = (mean_new - &mean_old) * (next * 2.0 - mean_new - &mean_old);
+    mean_over_elements(&products) / &rows.distance_scale
+}
+
+/// Gives every seed's row to each of its explorations: row `seed·n_branches + branch` of the result is row `seed`.
+///
+/// # Shapes
+/// - `rows`: `[S, ...]`
+/// - returns: `[S·n_branches, ...]`; in the backward pass the branches' gradients are summed
+pub fn repeat_for_branches(rows: &Tensor, n_branches: usize) -> Tensor {
+    let mut shape = rows.size();
+    let mut expanded = shape.clone();
+    expanded.insert(1, n_branches as i64);
+    shape[0] *= n_branches as i64;
+    rows.unsqueeze(1).expand(expanded, false).reshape(shape) // [S, ...] → [S, K, ...] → [S·K, ...]
+}
+
+/// `[B]` → `[B, 1, ..., 1]`, with as many axes as `like`.
+fn per_row(column: &Tensor, like: &Tensor) -> Tensor {
+    let mut shape = vec![1; like.dim()];
+    shape[0] = column.size()[0];
+    column.view(shape.as_slice())
+}
+
+/// `[B, ...]` → `[B]`.
+fn mean_over_elements(values: &Tensor) -> Tensor {
+    values.flatten(1, -1).mean_dim(1, false, None::<Kind>)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{NoiseKey, Purpose, SchedulerConfig, standard_normal};
+
+    fn sd3() -> Schedule {
+        Schedule::new(&SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() }, 10, 0).unwrap()
+    }
+
+    fn flow_sde(step: usize) -> TransitionCoefficients {
+        TransitionCoefficients::new(StepRule::FlowSde, &sd3(), step, 0.7).unwrap()
+    }
+
+    fn cps(step: usize, noise_level: f64) -> TransitionCoefficients {
+        TransitionCoefficients::new(StepRule::Cps, &sd3(), step, noise_level).unwrap()
+    }
+
+    fn row(values: &[f32]) -> Tensor {
+        Tensor::from_slice(values).unsqueeze(0)
+    }
+
+    fn floats(tensor: &Tensor) -> Vec<f32> {
+        Vec::try_from(tensor.flatten(0, -1)).unwrap()
+    }
+
+    fn assert_close(got: &Tensor, expected: &[f64], tolerance: f64) {
+        let got = floats(got);
+        assert_eq!(got.len(), expected.len());
+        for (got, expected) in got.iter().zip(expected) {
+            assert!((f64::from(*got) - expected).abs() < tolerance, "{got} is not {expected}");
+        }
+    }
+
+    fn on_cpu(coefficients: TransitionCoefficients) -> TransitionRows {
+        TransitionRows::new(&[coefficients], Device::Cpu)
+    }
+
+    #[test]
+    fn eta_and_std_follow_the_tables() {
+        let sd3_table = [
+            (3.50567108, 0.70000000),
+            (3.43507347, 0.74296410),
+            (2.27263390, 0.53615205),
+            (1.71850029, 0.44589713),
+            (1.35920287, 0.39179430),
+            (1.08809280, 0.35279711),
+            (0.86117456, 0.31907012),
+            (0.65243825, 0.28200677),
+            (0.43441480, 0.22536048),
+            (0.06644106, 0.00627809),
+        ];
+        for (step, (eta, std)) in sd3_table.into_iter().enumerate() {
+            let got = flow_sde(step);
+            assert!((got.eta - eta).abs() < 1e-5 && (got.std - std).abs() < 2e-6, "step {step}: {got:?}");
+        }
+    }
+
+    #[test]
+    fn first_step_has_the_noise_level_as_its_deviation() {
+        for noise_level in [0.3, 0.7, 1.2] {
+            let first = TransitionCoefficients::new(StepRule::FlowSde, &sd3(), 0, noise_level).unwrap();
+            assert!((first.std - noise_level).abs() < 1e-12);
+            assert!((first.mean_latent - (1.0 - noise_level * noise_level / 2.0)).abs() < 1e-12);
+            assert!((first.mean_velocity - (first.sigma_next - first.sigma)).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn later_steps_have_the_closed_form() {
+        for step in 1..10 {
+            let got = flow_sde(step);
+            let length = got.sigma - got.sigma_next;
+            let mean_latent = 1.0 - 0.49 * length / (2.0 * (1.0 - got.sigma));
+            assert!((got.mean_latent - mean_latent).abs() < 1e-12, "step {step}");
+            assert!((got.mean_velocity + length * (1.0 + 0.49 / 2.0)).abs() < 1e-12, "step {step}");
+        }
+    }
+
+    #[test]
+    fn deviation_rises_once_and_then_falls() {
+        let stds: Vec<f64> = (0..9).map(|step| flow_sde(step).std).collect();
+        assert!(stds[1] > stds[0]);
+        assert!(stds[1..].windows(2).all(|pair| pair[1] < pair[0]));
+    }
+
+    #[test]
+    fn one_flow_sde_step_matches_the_worked_numbers() {
+        let cases = [
+            (0, 0.5, -0.3, 1.2, [0.5119612069, 0.3894612069, 0.7, 1.2294612069, -1.2822635893]),
+            (3, 0.5, -0.3, 1.2, [0.5201972107, 0.4671922696, 0.4458971335, 1.0022688297, -0.8312715372]),
+            (8, -0.25, 0.8, -0.6, [-0.4652961671, -0.4952116968, 0.2253604836, -0.6304279870, 0.3911154761]),
+        ];
+        for (step, x, v, epsilon, [ode, mean, std, next, log_prob]) in cases {
+            let (x, v, epsilon) = (row(&[x]), row(&[v]), row(&[epsilon]));
+            let delta = Tensor::from_slice(&[sd3().delta_sigma(step)]);
+            let rows = on_cpu(flow_sde(step));
+            assert_close(&ode_step(&x, &v, &delta), &[ode], 1e-6);
+            let got_mean = transition_mean(&x, &v, &rows);
+            assert_close(&got_mean, &[mean], 1e-6);
+            assert_close(&rows.std, &[std], 1e-6);
+            let got_next = next_latents(&got_mean, &rows.std, &epsilon);
+            assert_close(&got_next, &[next], 1e-6);
+            assert_close(&log_probability(&got_next, &got_mean, &rows), &[log_prob], 1e-6);
+        }
+    }
+
+    #[test]
+    fn vector_step_and_new_policy_match_the_worked_numbers() {
+        let x = row(&[0.5, -1.0, 0.25, 2.0]);
+        let v = row(&[-0.3, 0.4, 1.0, -0.7]);
+        let rows = on_cpu(flow_sde(3));
+        let mean = transition_mean(&x, &v, &rows);
+        assert_close(&mean, &[0.46719227, -0.91762085, 0.13720495, 1.82685987], 1e-6);
+        let next = next_latents(&mean, &rows.std, &row(&[1.2, -0.5, 0.0, 0.3]));
+        assert_close(&next, &[1.00226883, -1.14056942, 0.13720495, 1.96062901], 1e-6);
+        assert_close(&log_probability(&next, &mean, &rows), &[-0.3337715372], 1e-6);
+
+        let mean_new = transition_mean(&x, &(v + 0.01), &rows);
+        assert_close(&log_probability(&next, &mean_new, &rows), &[-0.3342432466], 1e-6);
+        // Means of size 1 in float32 leave a difference of size 2.4e-3 about five digits.
+        assert_close(&log_ratio(&next, &mean_new, &mean, &rows), &[-4.7170937505e-4], 1e-8);
+        assert_close(&log_ratio(&next, &mean_new, &mean, &rows).exp(), &[0.9995284018], 1e-6);
+    }
+
+    #[test]
+    fn cps_step_matches_the_worked_numbers() {
+        let (x, v) = (row(&[0.5]), row(&[-0.3]));
+        let rows = on_cpu(cps(3, 0.8));
+        let mean = transition_mean(&x, &v, &rows);
+        assert_close(&mean, &[0.2704472832], 1e-6);
+        assert_close(&rows.std, &[0.7516848953], 1e-6);
+        let next = next_latents(&mean, &rows.std, &row(&[1.2]));
+        assert_close(&next, &[1.1724691576], 1e-6);
+        assert_close(&log_probability(&next, &mean, &rows), &[-0.8136434619], 1e-6);
+    }
+
+    #[test]
+    fn cps_without_noise_is_the_ode_step() {
+        for step in 0..10 {
+            let (sigma, sigma_next) = (f64::from(sd3().sigmas[step]), f64::from(sd3().sigmas[step + 1]));
+            let quiet = TransitionCoefficients::cps(sigma, sigma_next, 0.0);
+            assert!((quiet.mean_latent - 1.0).abs() < 1e-12, "step {step}");
+            assert!((quiet.mean_velocity - (sigma_next - sigma)).abs() < 1e-12, "step {step}");
+        }
+    }
+
+    #[test]
+    fn cps_keeps_the_noise_level_it_promises() {
+        for step in 0..9 {
+            let coefficients = cps(step, 0.8);
+            // Latents made of noise alone, x = σ·e and v = e: what is left of e and what is fresh make up σ_next.
+            let kept = coefficients.mean_latent * coefficients.sigma + coefficients.mean_velocity;
+            let total = (kept * kept + coefficients.std * coefficients.std).sqrt();
+            assert!((total - coefficients.sigma_next).abs() < 1e-12, "step {step}");
+        }
+    }
+
+    #[test]
+    fn log_ratio_is_the_difference_of_log_probabilities() {
+        let tensor = |step| {
+            let values =
+                standard_normal(&NoiseKey::initial(1, Purpose::Rollout, 0, 0, 0).transition(step, 0), 96);
+            Tensor::from_slice(&values).view([2, 3, 4, 4])
+        };
+        let (next, mean_old) = (tensor(0), tensor(1));
+        let mean_new = &mean_old + tensor(2) * 1e-2;
+        for coefficients in [[flow_sde(0), flow_sde(8)], [cps(0, 0.8), cps(8, 0.8)]] {
+            let rows = TransitionRows::new(&coefficients, Device::Cpu);
+            let direct = log_probability(&next, &mean_new, &rows) - log_probability(&next, &mean_old, &rows);
+            let difference = log_ratio(&next, &mean_new, &mean_old, &rows);
+            assert!(direct.allclose(&difference, 1e-4, 1e-5, false), "{direct} {difference}");
+            assert_eq!(floats(&log_ratio(&next, &mean_old, &mean_old, &rows)), [0.0, 0.0]);
+        }
+    }
+
+    #[test]
+    fn rows_of_different_steps_share_a_batch() {
+        let x = row(&[0.5, 0.5, -0.25]).transpose(0, 1);
+        let v = row(&[-0.3, -0.3, 0.8]).transpose(0, 1);
+        let rows = TransitionRows::new(&[flow_sde(0), flow_sde(3), flow_sde(8)], Device::Cpu);
+        assert_close(&transition_mean(&x, &v, &rows), &[0.3894612069, 0.4671922696, -0.4952116968], 1e-6);
+        let schedule = sd3();
+        let delta = Tensor::from_slice(&[0, 3, 8].map(|step| schedule.delta_sigma(step)));
+        assert_close(&ode_step(&x, &v, &delta), &[0.5119612069, 0.5201972107, -0.4652961671], 1e-6);
+    }
+
+    #[test]
+    fn host_rebuilds_next_latents_bit_for_bit() {
+        let key = NoiseKey::initial(7, Purpose::Rollout, 0, 0, 0);
+        let (n_rows, len) = (9, 1031);
+        let coefficients: Vec<_> = (0..n_rows).map(flow_sde).collect();
+        let rows = TransitionRows::new(&coefficients, Device::Cpu);
+        let means = standard_normal(&key, n_rows * len);
+        let noises = standard_normal(&key.transition(0, 0), n_rows * len);
+        let shape = [n_rows as i64, len as i64];
+        let tensor = |values: &[f32]| Tensor::from_slice(values).view(shape);
+        let on_device = floats(&next_latents(&tensor(&means), &rows.std, &tensor(&noises)));
+        for (index, coefficients) in coefficients.iter().enumerate() {
+            let here = index * len..(index + 1) * len;
+            let on_host =
+                next_latents_on_host(&means[here.clone()], coefficients.std as f32, &noises[here.clone()]);
+            assert!(
+                on_host.iter().zip(&on_device[here]).all(|(host, device)| host.to_bits() == device.to_bits())
+            );
+        }
+    }
+
+    #[test]
+    fn branches_of_a_seed_are_neighbours() {
+        let repeated = repeat_for_branches(&Tensor::from_slice(&[1.0_f32, 2.0]).view([2, 1]), 3);
+        assert_eq!(repeated.size(), [6, 1]);
+        assert_eq!(floats(&repeated), [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]);
+    }
+
+    #[test]
+    fn half_precision_inputs_are_widened_first() {
+        let (x, v) = (row(&[0.5]).to_kind(Kind::BFloat16), row(&[-0.3]).to_kind(Kind::BFloat16));
+        let rows = on_cpu(flow_sde(3));
+        let mean = transition_mean(&x, &v, &rows);
+        assert_eq!(mean.kind(), Kind::Float);
+        let widened = transition_mean(&x.to_kind(Kind::Float), &v.to_kind(Kind::Float), &rows);
+        assert_eq!(floats(&mean), floats(&widened));
+    }
+
+    #[test]
+    fn noise_levels_and_steps_out_of_range_are_refused() {
+        for (rule, noise_level) in [
+            (StepRule::FlowSde, 0.0),
+            (StepRule::FlowSde, f64::NAN),
+            (StepRule::Cps, 0.0),
+            (StepRule::Cps, 1.5),
+        ] {
+            let refused = TransitionCoefficients::new(rule, &sd3(), 0, noise_level);
+            assert!(matches!(refused, Err(FlowError::NoiseLevel { .. })), "{rule:?} {noise_level}");
+        }
+        let beyond = TransitionCoefficients::new(StepRule::FlowSde, &sd3(), 10, 0.7);
+        assert_eq!(beyond, Err(FlowError::NoSuchStep { step: 10, steps: 10 }));
+    }
+}

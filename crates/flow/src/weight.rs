@@ -1,0 +1,138 @@
+//! How much each trained step counts in the policy loss.
+//!
+//! The gradient of a step's log-probability grows with `1/S`, so the quiet late steps would drown the early ones, where
+//! an image is decided. TempFlow-GRPO multiplies each step's term by its standard deviation `S`, scaled so that the mean
+//! weight over the trained steps is 1 and the learning rate keeps its meaning. The KL term is not weighted.
+
+use serde::{Deserialize, Serialize};
+
+/// The rule for a step's weight.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepWeight {
+    /// `S / mean(S)` over the trained steps: TempFlow-GRPO.
+    Noise,
+    /// 1: Flow-GRPO.
+    None,
+    /// `C·S` with a constant chosen by hand, as the reference code does it (2.25 for SD3.5-M, 1.73 for FLUX.1-dev,
+    /// 1.53 for Qwen-Image).
+    Constant(f64),
+}
+
+impl StepWeight {
+    /// One weight per trained step, given the standard deviations of their moves.
+    pub fn weights(&self, stds: &[f64]) -> Vec<f64> {
+        let factor = match self {
+            Self::Noise => stds.len() as f64 / stds.iter().sum::<f64>(),
+            Self::None => return vec![1.0; stds.len()],
+            Self::Constant(constant) => *constant,
+        };
+        stds.iter().map(|std| factor * std).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Schedule, SchedulerConfig, StepRule, TransitionCoefficients};
+
+    fn sd3(steps: usize) -> Schedule {
+        Schedule::new(&SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() }, steps, 0).unwrap()
+    }
+
+    fn flux(steps: usize, length: usize) -> Schedule {
+        let config = SchedulerConfig { use_dynamic_shifting: true, ..SchedulerConfig::default() };
+        Schedule::new(&config, steps, length).unwrap()
+    }
+
+    fn qwen(steps: usize, length: usize) -> Schedule {
+        let config = SchedulerConfig {
+            use_dynamic_shifting: true,
+            max_shift: Some(0.9),
+            max_image_seq_len: 8192,
+            shift_terminal: Some(0.02),
+            ..SchedulerConfig::default()
+        };
+        Schedule::new(&config, steps, length).unwrap()
+    }
+
+    fn trained_stds(schedule: &Schedule, noise_level: f64) -> Vec<f64> {
+        let coefficients =
+            |step| TransitionCoefficients::new(StepRule::FlowSde, schedule, step, noise_level).unwrap();
+        (0..schedule.steps() - 1).map(|step| coefficients(step).std).collect()
+    }
+
+    #[test]
+    fn noise_weights_match_the_tables_and_average_to_one() {
+        let sd3_weights = [
+            1.57655998, 1.67332495, 1.20753694, 1.00426225, 0.88241031, 0.79457973, 0.71861883, 0.63514369,
+            0.50756331,
+        ];
+        let flux_weights = [
+            1.55339081, 1.64317816, 1.18588305, 0.98724278, 0.86984991, 0.78821253, 0.72298264, 0.66131312,
+            0.58794700,
+        ];
+        let qwen_weights = [
+            1.83953837, 1.85180803, 1.28311570, 1.01862086, 0.84816991, 0.71720987, 0.60217312, 0.48719329,
+            0.35217085,
+        ];
+        let cases = [
+            (sd3(10), 0.7, sd3_weights),
+            (flux(10, 4096), 0.9, flux_weights),
+            (qwen(10, 1024), 1.2, qwen_weights),
+        ];
+        for (schedule, noise_level, expected) in cases {
+            let weights = StepWeight::Noise.weights(&trained_stds(&schedule, noise_level));
+            for (got, expected) in weights.iter().zip(expected) {
+                assert!((got - expected).abs() < 1e-5, "{got} is not {expected}");
+            }
+            assert!((weights.iter().sum::<f64>() / 9.0 - 1.0).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn reciprocal_mean_deviation_matches_the_table_for_other_lengths_and_sizes() {
+        let steps = [6, 8, 10, 16, 20];
+        let flux_1024 = |steps| flux(steps, 4096);
+        let flux_512 = |steps| flux(steps, 1024);
+        let qwen_512 = |steps| qwen(steps, 1024);
+        let qwen_1024 = |steps| qwen(steps, 4096);
+        let table: [(&dyn Fn(usize) -> Schedule, [f64; 5]); 5] = [
+            (&sd3, [1.189296, 1.396527, 1.576560, 2.020348, 2.266948]),
+            (&flux_1024, [1.192888, 1.383048, 1.553391, 1.983506, 2.225761]),
+            (&flux_512, [1.329830, 1.544943, 1.736176, 2.215960, 2.485124]),
+            (&qwen_512, [1.433276, 1.648906, 1.839538, 2.316950, 2.585020]),
+            (&qwen_1024, [1.385653, 1.593359, 1.777384, 2.238935, 2.498300]),
+        ];
+        for (schedule, expected) in table {
+            for (steps, expected) in steps.into_iter().zip(expected) {
+                let first = StepWeight::Noise.weights(&trained_stds(&schedule(steps), 1.0))[0];
+                assert!((first - expected).abs() < 2e-5, "{steps} steps: {first} is not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn noise_weights_do_not_depend_on_the_noise_level() {
+        let quiet = StepWeight::Noise.weights(&trained_stds(&sd3(10), 0.1));
+        let loud = StepWeight::Noise.weights(&trained_stds(&sd3(10), 1.5));
+        assert!(quiet.iter().zip(&loud).all(|(a, b)| (a - b).abs() < 1e-12));
+    }
+
+    #[test]
+    fn constants_of_the_reference_code_are_rounded_means() {
+        for (schedule, noise_level, constant) in
+            [(sd3(10), 0.7, 2.25), (flux(10, 4096), 0.9, 1.73), (qwen(10, 1024), 1.2, 1.53)]
+        {
+            let stds = trained_stds(&schedule, noise_level);
+            let by_hand = StepWeight::Constant(constant).weights(&stds);
+            let by_rule = StepWeight::Noise.weights(&stds);
+            assert!(by_hand.iter().zip(&by_rule).all(|(a, b)| (a / b - 1.0).abs() < 3e-3));
+        }
+    }
+
+    #[test]
+    fn flow_grpo_weighs_all_steps_alike() {
+        assert_eq!(StepWeight::None.weights(&[0.7, 0.2]), [1.0, 1.0]);
+    }
+}
