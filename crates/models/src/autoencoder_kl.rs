@@ -74,7 +74,8 @@ impl AutoencoderKlConfig {
     fn check(&self, path: &Path) -> Result<(), ModelError> {
         let n_blocks = self.block_out_channels.len();
         if n_blocks == 0 || self.up_block_types.len() != n_blocks {
-            let reason = format!("has {} entries; `block_out_channels` has {n_blocks}", self.up_block_types.len());
+            let reason =
+                format!("has {} entries; `block_out_channels` has {n_blocks}", self.up_block_types.len());
             return Err(ModelError::config(path, "up_block_types", reason));
         }
         if let Some(found) = self.up_block_types.iter().find(|kind| *kind != UP_BLOCK) {
@@ -91,8 +92,9 @@ impl AutoencoderKlConfig {
 
     fn activation(&self, path: &Path) -> Result<Activation, ModelError> {
         let name = &self.act_fn;
-        Activation::from_name(name)
-            .ok_or_else(|| ModelError::config(path, "act_fn", format!("\"{name}\" is not supported; use silu")))
+        Activation::from_name(name).ok_or_else(|| {
+            ModelError::config(path, "act_fn", format!("\"{name}\" is not supported; use silu"))
+        })
     }
 }
 
@@ -121,7 +123,8 @@ impl ResnetBlock {
             conv1: Conv2d::new(&scope.child("conv1"), channels, 3, 1, 1),
             norm2: norm("norm2", outputs),
             conv2: Conv2d::new(&scope.child("conv2"), (outputs, outputs), 3, 1, 1),
-            conv_shortcut: (inputs != outputs).then(|| Conv2d::new(&scope.child("conv_shortcut"), channels, 1, 1, 0)),
+            conv_shortcut: (inputs != outputs)
+                .then(|| Conv2d::new(&scope.child("conv_shortcut"), channels, 1, 1, 0)),
             activation: style.activation,
         }
     }
@@ -174,17 +177,20 @@ struct MidBlock {
 
 impl MidBlock {
     fn new(scope: &Scope, channels: i64, style: BlockStyle, add_attention: bool) -> Self {
-        let resnet = |idx: i64| ResnetBlock::new(&scope.child("resnets").child(idx), (channels, channels), style);
+        let resnet =
+            |idx: i64| ResnetBlock::new(&scope.child("resnets").child(idx), (channels, channels), style);
         Self {
             before: resnet(0),
-            attention: add_attention.then(|| PixelAttention::new(&scope.child("attentions.0"), channels, style)),
+            attention: add_attention
+                .then(|| PixelAttention::new(&scope.child("attentions.0"), channels, style)),
             after: resnet(1),
         }
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
         let hidden = self.before.forward(x);
-        let hidden = self.attention.as_ref().map_or_else(|| hidden.shallow_clone(), |mix| mix.forward(&hidden));
+        let hidden =
+            self.attention.as_ref().map_or_else(|| hidden.shallow_clone(), |mix| mix.forward(&hidden));
         self.after.forward(&hidden)
     }
 }
@@ -244,7 +250,12 @@ impl AutoencoderKlDecoder {
         Self {
             post_quant_conv: config.use_post_quant_conv.then(post_quant_conv),
             conv_in: Conv2d::new(&decoder.child("conv_in"), (latents, coarsest), 3, 1, 1),
-            mid_block: MidBlock::new(&decoder.child("mid_block"), coarsest, style, config.mid_block_add_attention),
+            mid_block: MidBlock::new(
+                &decoder.child("mid_block"),
+                coarsest,
+                style,
+                config.mid_block_add_attention,
+            ),
             up_blocks: up_blocks(&decoder.child("up_blocks"), &config, style),
             conv_norm_out: GroupNorm::new(&decoder.child("conv_norm_out"), style.groups, finest, EPSILON),
             conv_out: Conv2d::new(&decoder.child("conv_out"), (finest, config.out_channels), 3, 1, 1),

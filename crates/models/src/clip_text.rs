@@ -81,9 +81,21 @@ impl Attention {
     fn forward(&self, hidden: &Tensor) -> Tensor {
         // [B, L, D] → [B, heads, L, D / heads]
         let split = |x: Tensor| x.unflatten(-1, [self.n_heads, -1]).transpose(1, 2);
-        let (query, key, value) =
-            (split(self.q_proj.forward(hidden)), split(self.k_proj.forward(hidden)), split(self.v_proj.forward(hidden)));
-        let mixed = Tensor::scaled_dot_product_attention(&query, &key, &value, None::<&Tensor>, 0.0, true, None, false);
+        let (query, key, value) = (
+            split(self.q_proj.forward(hidden)),
+            split(self.k_proj.forward(hidden)),
+            split(self.v_proj.forward(hidden)),
+        );
+        let mixed = Tensor::scaled_dot_product_attention(
+            &query,
+            &key,
+            &value,
+            None::<&Tensor>,
+            0.0,
+            true,
+            None,
+            false,
+        );
         self.out_proj.forward(&mixed.transpose(1, 2).flatten(2, 3))
     }
 }
@@ -157,14 +169,24 @@ impl ClipTextModel {
         let text_model = scope.child("text_model");
         let embeddings = text_model.child("embeddings");
         let width = config.hidden_size;
-        let embedding = |name, rows| embeddings.child(name).tensor("weight", &[rows, width], Init::Normal(0.02));
+        let embedding =
+            |name, rows| embeddings.child(name).tensor("weight", &[rows, width], Init::Normal(0.02));
         let layer = |idx| Layer::new(&text_model.child("encoder.layers").child(idx), &config, activation);
         Self {
             token_embedding: embedding("token_embedding", config.vocab_size),
             position_embedding: embedding("position_embedding", config.max_position_embeddings),
             layers: (0..config.num_hidden_layers).map(layer).collect(),
-            final_layer_norm: LayerNorm::new(&text_model.child("final_layer_norm"), width, config.layer_norm_eps),
-            text_projection: Linear::new(&scope.child("text_projection"), width, config.projection_dim, false),
+            final_layer_norm: LayerNorm::new(
+                &text_model.child("final_layer_norm"),
+                width,
+                config.layer_norm_eps,
+            ),
+            text_projection: Linear::new(
+                &scope.child("text_projection"),
+                width,
+                config.projection_dim,
+                false,
+            ),
             config,
         }
     }
@@ -191,7 +213,8 @@ impl ClipTextModel {
             hidden = layer.forward(&penultimate);
         }
         let hidden = self.final_layer_norm.forward(&hidden);
-        let index = self.pooled_position(input_ids).view([-1, 1, 1]).expand([-1, 1, self.config.hidden_size], false);
+        let index =
+            self.pooled_position(input_ids).view([-1, 1, 1]).expand([-1, 1, self.config.hidden_size], false);
         let pooled = hidden.gather(1, &index, false).squeeze_dim(1); // [B, L, D] → [B, D]
         ClipTextOutput { penultimate, text_embeds: self.text_projection.forward(&pooled) }
     }

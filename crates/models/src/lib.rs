@@ -1,5 +1,6 @@
 //! Networks and their files: transformers, text encoders, autoencoders, tokenizers, LoRA, safetensors.
 
+pub mod adapter_file;
 pub mod error;
 pub mod layers;
 pub mod lora;
@@ -13,5 +14,8 @@ pub use error::ModelError;
 pub mod autoencoder_kl;
 pub mod clip_text;
 pub mod json_file;
+pub mod pipeline;
 pub mod t5;
 pub mod tokenizer;
+
+pub use pipeline::{Conditioning, LoadOptions, PromptTokens, RgbImage, TextToImageModel, to_rgb8};

@@ -83,7 +83,10 @@ struct Norm {
 
 impl Norm {
     fn new(scope: &Scope, config: &T5Config) -> Self {
-        Self { weight: scope.tensor("weight", &[config.d_model], Init::Ones), epsilon: config.layer_norm_epsilon }
+        Self {
+            weight: scope.tensor("weight", &[config.d_model], Init::Ones),
+            epsilon: config.layer_norm_epsilon,
+        }
     }
 
     fn forward(&self, hidden: &Tensor) -> Tensor {
@@ -120,8 +123,16 @@ impl Attention {
         let split = |x: Tensor| x.unflatten(-1, [self.n_heads, -1]).transpose(1, 2);
         let (query, key, value) =
             (split(self.q.forward(hidden)), split(self.k.forward(hidden)), split(self.v.forward(hidden)));
-        let mixed =
-            Tensor::scaled_dot_product_attention(&query, &key, &value, Some(position_bias), 0.0, false, 1.0, false);
+        let mixed = Tensor::scaled_dot_product_attention(
+            &query,
+            &key,
+            &value,
+            Some(position_bias),
+            0.0,
+            false,
+            1.0,
+            false,
+        );
         self.o.forward(&mixed.transpose(1, 2).flatten(2, 3))
     }
 }
@@ -254,7 +265,8 @@ impl T5Encoder {
     fn position_bias(&self, length: i64) -> Tensor {
         let positions = Tensor::arange(length, (Kind::Int64, Device::Cpu));
         let offsets = positions.unsqueeze(0) - positions.unsqueeze(1);
-        let buckets = buckets(&offsets, &self.config).flatten(0, 1).to_device(self.relative_attention_bias.device());
+        let buckets =
+            buckets(&offsets, &self.config).flatten(0, 1).to_device(self.relative_attention_bias.device());
         let bias = self.relative_attention_bias.index_select(0, &buckets);
         bias.view([length, length, -1]).permute([2, 0, 1]).unsqueeze(0).contiguous() // [L², N] → [1, N, L, L]
     }

@@ -53,8 +53,12 @@ impl ClipTokenizer {
         let special = |token: Option<AddedToken>, default: &str| {
             token.unwrap_or_else(|| AddedToken { content: default.to_owned(), ..AddedToken::default() })
         };
-        let roles =
-            [special(settings.bos, START), special(settings.eos, END), special(settings.pad, END), special(settings.unk, END)];
+        let roles = [
+            special(settings.bos, START),
+            special(settings.eos, END),
+            special(settings.pad, END),
+            special(settings.unk, END),
+        ];
         let mut added = settings.added;
         for token in &roles {
             if added.iter().any(|(known, _)| known.content == token.content) {
@@ -136,14 +140,16 @@ impl ClipTokenizer {
     }
 
     fn first_added<'a>(&'a self, text: &str) -> Option<(usize, &'a AddedToken, i64)> {
-        let starts = self.added.iter().filter_map(|(token, id)| Some((text.find(&token.content)?, token, *id)));
+        let starts =
+            self.added.iter().filter_map(|(token, id)| Some((text.find(&token.content)?, token, *id)));
         starts.min_by_key(|(start, _, _)| *start)
     }
 
     fn encode_piece(&self, piece: &str, ids: &mut Vec<i64>) {
         let text = self.normalize(piece);
         for word in self.words.find_iter(&text) {
-            let symbols: String = word.as_str().bytes().map(|byte| self.byte_symbols[usize::from(byte)]).collect();
+            let symbols: String =
+                word.as_str().bytes().map(|byte| self.byte_symbols[usize::from(byte)]).collect();
             ids.extend(self.merge(&symbols).iter().map(|token| self.id(token)));
         }
     }

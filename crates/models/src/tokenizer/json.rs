@@ -27,15 +27,16 @@ impl JsonTokenizer {
         if !path.is_file() {
             return Err(crate::json_file::missing(&path));
         }
-        let mut inner = tokenizers::Tokenizer::from_file(&path)
-            .map_err(|error| ModelError::damaged(&path, error))?;
+        let mut inner =
+            tokenizers::Tokenizer::from_file(&path).map_err(|error| ModelError::damaged(&path, error))?;
         // Length is the caller's; what the file was saved with must not apply as well.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| ModelError::damaged(&path, error))?;
         let settings = Settings::open(dir)?;
         let pad = settings.pad.map_or_else(|| "<pad>".to_owned(), |token| token.content);
         let pad_id = inner.token_to_id(&pad).ok_or_else(|| {
-            let reason = format!("\"{pad}\" is not in the vocabulary of tokenizer.json; name a token that is");
+            let reason =
+                format!("\"{pad}\" is not in the vocabulary of tokenizer.json; name a token that is");
             ModelError::config(&dir.join("tokenizer_config.json"), "pad_token", reason)
         })?;
         Ok(Self { path, inner, pad_id: i64::from(pad_id), model_max_length: settings.model_max_length })
@@ -46,7 +47,9 @@ impl JsonTokenizer {
     /// # Errors
     /// If `max_length` has no room for the special tokens, or the tokenizer refuses the text.
     pub fn encode(&self, text: &str, max_length: usize) -> Result<TokenIds, ModelError> {
-        let refused = |error: tokenizers::Error| ModelError::Input(format!("{} cannot encode the text: {error}", self.path.display()));
+        let refused = |error: tokenizers::Error| {
+            ModelError::Input(format!("{} cannot encode the text: {error}", self.path.display()))
+        };
         let n_special = self.inner.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
         let Some(room) = max_length.checked_sub(n_special) else {
             return Err(super::too_short(max_length, n_special));

@@ -76,7 +76,13 @@ impl Settings {
             None => read_optional(&dir.join("special_tokens_map.json"))?,
         };
         let added = config.added_tokens_decoder.unwrap_or_default().into_iter().map(|(id, token)| {
-            let id = id.parse().map_err(|_| ModelError::config(&config_path, "added_tokens_decoder", format!("\"{id}\" is not a token id")))?;
+            let id = id.parse().map_err(|_| {
+                ModelError::config(
+                    &config_path,
+                    "added_tokens_decoder",
+                    format!("\"{id}\" is not a token id"),
+                )
+            })?;
             Ok((token, id))
         });
         let added = added.collect::<Result<_, ModelError>>()?;

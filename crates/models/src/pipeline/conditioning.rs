@@ -1,0 +1,113 @@
+//! What a text encoder hands to a velocity network.
+//!
+//! Letters: B rows, L text tokens, C features of a token, P features of the pooled text.
+
+use tch::Tensor;
+
+use crate::ModelError;
+
+const TEXT: &str = "text";
+const POOLED: &str = "pooled";
+const TEXT_MASK: &str = "text_mask";
+
+/// The text of B images as tensors, batch first.
+#[derive(Debug)]
+pub struct Conditioning {
+    /// Features of each token: `[B, L, C]`.
+    pub text: Tensor,
+    /// Features of the whole text, where the family has them: `[B, P]`.
+    pub pooled: Option<Tensor>,
+    /// Which tokens count, where the family masks padding: `[B, L]`.
+    pub text_mask: Option<Tensor>,
+}
+
+impl Conditioning {
+    /// How many rows there are.
+    pub fn rows(&self) -> i64 {
+        self.text.size()[0]
+    }
+
+    /// Repeats each row `repeats` times, the copies of one row standing together.
+    pub fn repeat_interleave(&self, repeats: i64) -> Self {
+        self.map(|tensor| tensor.repeat_interleave_self_int(repeats, Some(0), None))
+    }
+
+    /// Takes the rows named by `indices`, in that order; a row may be taken more than once.
+    ///
+    /// # Panics
+    /// If an index is not below [`Self::rows`].
+    pub fn select(&self, indices: &[i64]) -> Self {
+        self.map(|tensor| tensor.index_select(0, &Tensor::from_slice(indices).to_device(tensor.device())))
+    }
+
+    /// Stretches a single row over `rows` rows without copying; as many rows as asked for stay as they are.
+    ///
+    /// # Panics
+    /// If there are neither `rows` rows nor one.
+    pub fn expand(&self, rows: i64) -> Self {
+        self.map(|tensor| {
+            let mut size = tensor.size();
+            size[0] = rows;
+            tensor.expand(size, false)
+        })
+    }
+
+    /// Stacks the rows of all `parts`, which must agree on which tensors they have.
+    ///
+    /// # Panics
+    /// If `parts` is empty or the parts differ in their tensors' presence or shapes.
+    pub fn cat(parts: &[&Self]) -> Self {
+        let text = Tensor::cat(&parts.iter().map(|part| &part.text).collect::<Vec<_>>(), 0);
+        Self {
+            text,
+            pooled: cat_optional(parts, |part| &part.pooled),
+            text_mask: cat_optional(parts, |part| &part.text_mask),
+        }
+    }
+
+    /// The tensors under the names they have on the wire.
+    pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
+        let optional = [(POOLED, &self.pooled), (TEXT_MASK, &self.text_mask)];
+        let present = optional.into_iter().filter_map(|(name, tensor)| Some((name, tensor.as_ref()?)));
+        std::iter::once((TEXT, &self.text)).chain(present).collect()
+    }
+
+    /// Rebuilds a conditioning from what [`Self::tensors`] named.
+    ///
+    /// # Errors
+    /// If `text` is missing, a name is unknown or given twice.
+    pub fn from_tensors(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Result<Self, ModelError> {
+        let (mut text, mut pooled, mut text_mask) = (None, None, None);
+        for (name, tensor) in tensors {
+            let slot = match name.as_str() {
+                TEXT => &mut text,
+                POOLED => &mut pooled,
+                TEXT_MASK => &mut text_mask,
+                _ => return Err(ModelError::Input(format!("a conditioning has no tensor named `{name}`"))),
+            };
+            if slot.replace(tensor).is_some() {
+                return Err(ModelError::Input(format!("the conditioning has the tensor `{name}` twice")));
+            }
+        }
+        let text =
+            text.ok_or_else(|| ModelError::Input("the conditioning lacks the tensor `text`".to_owned()))?;
+        Ok(Self { text, pooled, text_mask })
+    }
+
+    fn map(&self, change: impl Fn(&Tensor) -> Tensor) -> Self {
+        Self {
+            text: change(&self.text),
+            pooled: self.pooled.as_ref().map(&change),
+            text_mask: self.text_mask.as_ref().map(&change),
+        }
+    }
+}
+
+fn cat_optional(parts: &[&Conditioning], part: impl Fn(&Conditioning) -> &Option<Tensor>) -> Option<Tensor> {
+    let tensors: Vec<&Tensor> = parts.iter().filter_map(|conditioning| part(conditioning).as_ref()).collect();
+    assert!(
+        tensors.is_empty() || tensors.len() == parts.len(),
+        "conditionings of one family have the same tensors"
+    );
+    (!tensors.is_empty()).then(|| Tensor::cat(&tensors, 0))
+}

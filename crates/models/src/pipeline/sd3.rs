@@ -1,0 +1,286 @@
+//! Stable Diffusion 3 and 3.5.
+
+mod text;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tch::{Kind, Tensor};
+
+use self::text::TextEncoders;
+use super::{Conditioning, LoadOptions, PromptTokens, TextToImageModel};
+use crate::autoencoder_kl::{AutoencoderKlConfig, AutoencoderKlDecoder};
+use crate::lora::{LoraConfig, NormalSource};
+use crate::projection::AdapterMode;
+use crate::sd3::Sd3Transformer;
+use crate::{ModelError, json_file};
+
+/// `model_index.json`: library and class of each component, both null where it is absent.
+struct ModelIndex {
+    path: PathBuf,
+    classes: BTreeMap<String, String>,
+}
+
+impl ModelIndex {
+    fn open(dir: &Path) -> Result<Self, ModelError> {
+        let path = dir.join("model_index.json");
+        let entries: BTreeMap<String, serde_json::Value> = json_file::read(&path)?;
+        let class =
+            |(name, entry): (String, serde_json::Value)| Some((name, entry.get(1)?.as_str()?.to_owned()));
+        let classes = entries.into_iter().filter_map(class).collect();
+        Ok(Self { path, classes })
+    }
+
+    fn has(&self, component: &str) -> bool {
+        self.classes.contains_key(component)
+    }
+
+    fn class(&self, component: &str) -> Option<&str> {
+        self.classes.get(component).map(String::as_str)
+    }
+
+    fn require(&self, component: &str, class: &str) -> Result<(), ModelError> {
+        match self.class(component) {
+            Some(found) if found == class => Ok(()),
+            found => Err(ModelError::UnsupportedClass {
+                path: self.path.clone(),
+                found: format!("{} of `{component}`", found.unwrap_or("null")),
+                supported: class.to_owned(),
+            }),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct TrainTimesteps {
+    num_train_timesteps: f64,
+}
+
+/// Towards what the velocity is steered, away from what, and how hard.
+struct Guidance<'a> {
+    positive: &'a Conditioning,
+    negative: Option<&'a Conditioning>,
+    scale: f64,
+}
+
+/// One opened folder.
+struct Sd3 {
+    scheduler_config: serde_json::Value,
+    /// The network counts time in these.
+    num_train_timesteps: f64,
+    transformer: Sd3Transformer,
+    text_encoders: Option<TextEncoders>,
+    decoder: Option<AutoencoderKlDecoder>,
+    /// Pixels along the side of one latent.
+    scale: i64,
+    options: LoadOptions,
+    dir: PathBuf,
+}
+
+/// Opens a folder whose class is `StableDiffusion3Pipeline`.
+pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToImageModel>, ModelError> {
+    let index = ModelIndex::open(dir)?;
+    index.require("transformer", "SD3Transformer2DModel")?;
+    index.require("vae", "AutoencoderKL")?;
+    let scheduler_path = dir.join("scheduler/scheduler_config.json");
+    let timesteps: TrainTimesteps = json_file::read(&scheduler_path)?;
+    let (vae_dir, vae) = (dir.join("vae"), AutoencoderKlConfig::open(&dir.join("vae"))?);
+    let transformer = Sd3Transformer::open(&dir.join("transformer"), options.kind, options.device)?;
+    let config = transformer.config();
+    if vae.latent_channels != config.in_channels {
+        let reason = format!(
+            "{} differs from the transformer's `in_channels` {}",
+            vae.latent_channels, config.in_channels
+        );
+        return Err(ModelError::config(&vae_dir.join("config.json"), "latent_channels", reason));
+    }
+    let text_encoders = match options.text_encoders {
+        true => Some(TextEncoders::open(dir, &index, config.joint_attention_dim, options)?),
+        false => None,
+    };
+    let pooled = text_encoders.as_ref().map_or(config.pooled_projection_dim, TextEncoders::pooled_width);
+    if pooled != config.pooled_projection_dim {
+        let reason = format!(
+            "{} differs from the {pooled} pooled features of both CLIP encoders",
+            config.pooled_projection_dim
+        );
+        return Err(ModelError::config(
+            &dir.join("transformer/config.json"),
+            "pooled_projection_dim",
+            reason,
+        ));
+    }
+    let decoder = options
+        .decoder
+        .then(|| AutoencoderKlDecoder::open(&vae_dir, options.kind, options.device))
+        .transpose()?;
+    Ok(Box::new(Sd3 {
+        scheduler_config: json_file::read(&scheduler_path)?,
+        num_train_timesteps: timesteps.num_train_timesteps,
+        scale: vae.scale(),
+        transformer,
+        text_encoders,
+        decoder,
+        options,
+        dir: dir.to_owned(),
+    }))
+}
+
+impl Sd3 {
+    /// Pixels along the side of one patch, and the longest side.
+    fn patch_pixels(&self) -> (i64, i64) {
+        let config = self.transformer.config();
+        let patch = self.scale * config.patch_size;
+        (patch, patch * config.pos_embed_max_size)
+    }
+
+    fn text_encoders(&self) -> Result<&TextEncoders, ModelError> {
+        self.text_encoders.as_ref().ok_or_else(|| {
+            ModelError::Input(format!("{} was opened without its text encoders", self.dir.display()))
+        })
+    }
+
+    fn guided(&self, latents: &Tensor, sigmas: &Tensor, guidance: &Guidance, mode: AdapterMode) -> Tensor {
+        let rows = latents.size()[0];
+        let positive = guidance.positive.expand(rows);
+        // In float32, as the scheduler lays out its time steps.
+        let timesteps = sigmas.to_kind(Kind::Float) * self.num_train_timesteps;
+        let Some(negative) = guidance.negative.filter(|_| guidance.scale > 1.0) else {
+            return self.predict(latents, &timesteps, &positive, mode);
+        };
+        let both = Conditioning::cat(&[&negative.expand(rows), &positive]);
+        let doubled = |x: &Tensor| Tensor::cat(&[x, x], 0);
+        let velocity = self.predict(&doubled(latents), &doubled(&timesteps), &both, mode);
+        let (unconditional, conditional) = (velocity.narrow(0, 0, rows), velocity.narrow(0, rows, rows));
+        &unconditional + (conditional - &unconditional) * guidance.scale
+    }
+
+    fn predict(
+        &self,
+        latents: &Tensor,
+        timesteps: &Tensor,
+        text: &Conditioning,
+        mode: AdapterMode,
+    ) -> Tensor {
+        let kind = self.options.kind;
+        let pooled = text.pooled.as_ref().expect("SD3 conditioning has pooled features; else this is a bug");
+        let (latents, text, pooled) = (latents.to_kind(kind), text.text.to_kind(kind), pooled.to_kind(kind));
+        let forward = match mode {
+            AdapterMode::Off => Sd3Transformer::forward_reference,
+            AdapterMode::Frozen => Sd3Transformer::forward,
+            AdapterMode::Trainable => Sd3Transformer::forward_training,
+        };
+        forward(&self.transformer, &latents, timesteps, &text, &pooled).to_kind(Kind::Float)
+    }
+}
+
+impl TextToImageModel for Sd3 {
+    fn scheduler_config(&self) -> &serde_json::Value {
+        &self.scheduler_config
+    }
+
+    fn latent_shape(&self, height: i64, width: i64) -> Result<Vec<i64>, ModelError> {
+        let (patch, longest) = self.patch_pixels();
+        let fits = |side: i64| side >= patch && side <= longest && side % patch == 0;
+        if !fits(height) || !fits(width) {
+            let nearest = |side: i64| ((side + patch / 2) / patch * patch).clamp(patch, longest);
+            return Err(ModelError::Input(format!(
+                "{} cannot draw {height}×{width} pixels (height × width); its sides are multiples of {patch} from {patch} to \
+                 {longest}, the nearest being {}×{}",
+                self.dir.display(),
+                nearest(height),
+                nearest(width),
+            )));
+        }
+        Ok(vec![self.transformer.config().in_channels, height / self.scale, width / self.scale])
+    }
+
+    fn image_sequence_length(&self, height: i64, width: i64) -> usize {
+        let (patch, _) = self.patch_pixels();
+        ((height / patch) * (width / patch)) as usize
+    }
+
+    fn encode_prompts(
+        &self,
+        prompts: &[String],
+        max_sequence_length: usize,
+    ) -> Result<Conditioning, ModelError> {
+        tch::no_grad(|| self.text_encoders()?.encode(prompts, max_sequence_length))
+    }
+
+    fn token_ids(&self, prompt: &str, max_sequence_length: usize) -> Result<Vec<PromptTokens>, ModelError> {
+        self.text_encoders()?.token_ids(prompt, max_sequence_length)
+    }
+
+    fn velocity(
+        &self,
+        latents: &Tensor,
+        sigmas: &Tensor,
+        positive: &Conditioning,
+        negative: Option<&Conditioning>,
+        guidance_scale: f64,
+    ) -> Tensor {
+        self.guided(
+            latents,
+            sigmas,
+            &Guidance { positive, negative, scale: guidance_scale },
+            AdapterMode::Frozen,
+        )
+    }
+
+    fn velocity_for_training(
+        &self,
+        latents: &Tensor,
+        sigmas: &Tensor,
+        positive: &Conditioning,
+        negative: Option<&Conditioning>,
+        guidance_scale: f64,
+    ) -> Tensor {
+        self.guided(
+            latents,
+            sigmas,
+            &Guidance { positive, negative, scale: guidance_scale },
+            AdapterMode::Trainable,
+        )
+    }
+
+    fn reference_velocity(
+        &self,
+        latents: &Tensor,
+        sigmas: &Tensor,
+        positive: &Conditioning,
+        negative: Option<&Conditioning>,
+        guidance_scale: f64,
+    ) -> Tensor {
+        self.guided(
+            latents,
+            sigmas,
+            &Guidance { positive, negative, scale: guidance_scale },
+            AdapterMode::Off,
+        )
+    }
+
+    fn decode(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
+        let decoder = self.decoder.as_ref().ok_or_else(|| {
+            ModelError::Input(format!("{} was opened without its decoder", self.dir.display()))
+        })?;
+        Ok(tch::no_grad(|| (decoder.decode(latents) / 2.0 + 0.5).clamp(0.0, 1.0)))
+    }
+
+    fn attach_adapter(&mut self, config: &LoraConfig, normal: &mut NormalSource) -> Result<(), ModelError> {
+        self.transformer.attach_adapter(config, normal)
+    }
+
+    fn adapter_parameters(&self) -> Vec<(String, Tensor)> {
+        self.transformer.adapter_parameters()
+    }
+
+    fn load_adapter(&mut self, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
+        self.transformer.load_adapter(tensors)
+    }
+
+    fn refresh_adapter(&mut self) {
+        self.transformer.refresh_adapter();
+    }
+}
