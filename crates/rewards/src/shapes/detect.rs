@@ -30,18 +30,30 @@ pub struct Detection {
     pub extent: (f32, f32),
 }
 
-/// Finds the objects of a square picture, the surest first. Specks are left out; all else that has a colour is listed,
-/// with confidence 0 where it fits no shape.
+/// Finds the objects of a square picture, the surest first.
+///
+/// Everything that has a colour is listed, with confidence 0 where it fits no shape; specks are left out one by one, but
+/// together they are listed once if they have as many pixels as a quarter of an object's box.
 pub fn detect(image: &RgbImage) -> Vec<Detection> {
     let side = object_side(image.width.min(image.height));
     let least = side * side / 4;
-    let mut found: Vec<Detection> = regions(image)
-        .iter()
-        .filter(|region| region.pixels.len() >= least)
-        .map(|region| describe(region, side))
-        .collect();
+    let (large, specks): (Vec<Region>, Vec<Region>) =
+        regions(image).into_iter().partition(|region| region.pixels.len() >= least);
+    let mut found: Vec<Detection> = large.iter().map(|region| describe(region, side)).collect();
     found.sort_by(|a, b| b.confidence.total_cmp(&a.confidence));
+    if let Some(clutter) = pool(specks)
+        && clutter.pixels.len() >= least
+    {
+        found.push(Detection { confidence: 0.0, ..describe(&clutter, side) });
+    }
     found
+}
+
+fn pool(specks: Vec<Region>) -> Option<Region> {
+    specks.into_iter().reduce(|mut all, speck| {
+        all.pixels.extend(speck.pixels);
+        all
+    })
 }
 
 fn describe(region: &Region, side: usize) -> Detection {
@@ -73,7 +85,7 @@ fn bounds(values: impl Iterator<Item = usize> + Clone) -> Range<usize> {
 }
 
 /// The best intersection over union with the shape's template, over sides within a sixth of the nominal one and all
-/// places that meet the region's box closely.
+/// places that meet the region's box closely; 0 for a region so large that no template can overlap enough.
 fn best_overlap(
     region: &Region,
     shape: Shape,
@@ -82,6 +94,9 @@ fn best_overlap(
 ) -> f32 {
     let slack = nominal / 6;
     let mut best = 0.0_f32;
+    if region.pixels.len() as f32 * OVERLAP.start > (nominal + slack).pow(2) as f32 {
+        return best;
+    }
     for side in nominal - slack..=nominal + slack {
         let area = (0..side * side).filter(|&cell| shape.covers(cell % side, cell / side, side)).count();
         for top in places(rows, side) {

@@ -6,8 +6,8 @@ use scenes::{BACKGROUND, Color, RgbImage};
 /// is 0.42 off at least.
 const COLOR_TOLERANCE: f32 = 0.36;
 
-/// Neighbours of eight that must agree to outvote a pixel without a partner.
-const MAJORITY: usize = 6;
+/// Neighbours of eight that must agree to outvote a pixel. Six would close the gap between two objects.
+const MAJORITY: usize = 7;
 
 /// What a pixel shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,12 +68,12 @@ fn label(pixel: [u8; 3]) -> Label {
 
 /// Gives a pixel that differs from its surroundings their label, so that single specks and holes do not matter.
 fn smooth(labels: &[Label], width: usize, height: usize) -> Vec<Label> {
-    let at = |index: usize| {
-        let around: Vec<Label> = neighbours(index, width, height).map(|other| labels[other]).collect();
-        let votes = |label: Label| around.iter().filter(|&&other| other == label).count();
-        around.iter().copied().find(|&label| votes(label) >= MAJORITY).unwrap_or(labels[index])
+    let outvoted = |index: usize| {
+        let around = || neighbours(index, width, height).map(|other| labels[other]);
+        // One vote may be lost, so a label with a majority is the first neighbour's or the second's.
+        around().take(2).find(|&label| around().filter(|&other| other == label).count() >= MAJORITY)
     };
-    (0..labels.len()).map(at).collect()
+    (0..labels.len()).map(|index| outvoted(index).unwrap_or(labels[index])).collect()
 }
 
 fn neighbours(index: usize, width: usize, height: usize) -> impl Iterator<Item = usize> {
