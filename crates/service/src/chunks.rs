@@ -1,0 +1,148 @@
+//! Bytes of any length as the chunks of a stream, and back: nothing lost, swapped, cut or flipped goes unnoticed.
+
+use bytes::Bytes;
+use proto::Chunk;
+
+use crate::CHUNK_BYTES;
+
+/// The most that is set aside for bytes that are only announced yet.
+const TRUSTED_LENGTH: usize = 64 * 1024 * 1024;
+
+/// Cuts bytes into chunks, in order; the chunks share the memory of `bytes`.
+pub fn chunks(bytes: Bytes) -> impl Iterator<Item = Chunk> + Send + 'static {
+    (0..bytes.len()).step_by(CHUNK_BYTES).map(move |start| {
+        let data = bytes.slice(start..bytes.len().min(start + CHUNK_BYTES));
+        Chunk { offset: start as u64, crc32: crc32fast::hash(&data), data }
+    })
+}
+
+/// Puts the chunks of a stream together again.
+#[derive(Debug)]
+pub struct Assembly {
+    expected: usize,
+    bytes: Vec<u8>,
+    hasher: blake3::Hasher,
+}
+
+impl Assembly {
+    /// An assembly of as many bytes as were announced.
+    pub fn new(expected: usize) -> Self {
+        let bytes = Vec::with_capacity(expected.min(TRUSTED_LENGTH));
+        Self { expected, bytes, hasher: blake3::Hasher::new() }
+    }
+
+    /// Takes the next chunk.
+    ///
+    /// # Errors
+    /// If the chunk is damaged, is not the next one, or holds more than was announced.
+    pub fn accept(&mut self, chunk: &Chunk) -> Result<(), ChunkError> {
+        let (offset, expected) = (chunk.offset, self.bytes.len() as u64);
+        if offset != expected {
+            return Err(ChunkError::OutOfOrder { offset, expected });
+        }
+        if crc32fast::hash(&chunk.data) != chunk.crc32 {
+            return Err(ChunkError::Corrupt { offset });
+        }
+        if chunk.data.len() > self.expected - self.bytes.len() {
+            return Err(ChunkError::TooLong { expected: self.expected });
+        }
+        self.hasher.update(&chunk.data);
+        self.bytes.extend_from_slice(&chunk.data);
+        Ok(())
+    }
+
+    /// All bytes, if their BLAKE3 digest is `digest`.
+    ///
+    /// # Errors
+    /// If bytes are missing or the digest differs.
+    pub fn finish(self, digest: &[u8]) -> Result<Vec<u8>, ChunkError> {
+        if self.bytes.len() != self.expected {
+            return Err(ChunkError::TooShort { got: self.bytes.len(), expected: self.expected });
+        }
+        if self.hasher.finalize().as_bytes() != digest {
+            return Err(ChunkError::Digest);
+        }
+        Ok(self.bytes)
+    }
+}
+
+/// What is wrong with a stream of chunks; sending it again is the remedy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChunkError {
+    /// A chunk is missing, repeated or early.
+    #[error("a chunk begins at byte {offset}, but byte {expected} is next")]
+    OutOfOrder {
+        /// Where it begins.
+        offset: u64,
+        /// Where it should.
+        expected: u64,
+    },
+    /// A chunk's checksum does not hold.
+    #[error("the chunk at byte {offset} is damaged")]
+    Corrupt {
+        /// Where it begins.
+        offset: u64,
+    },
+    /// More came than was announced.
+    #[error("the stream goes on after the {expected} bytes that were announced")]
+    TooLong {
+        /// Bytes announced.
+        expected: usize,
+    },
+    /// Less came than was announced.
+    #[error("the stream ends after {got} of {expected} bytes")]
+    TooShort {
+        /// Bytes received.
+        got: usize,
+        /// Bytes announced.
+        expected: usize,
+    },
+    /// The digest of everything does not hold.
+    #[error("the bytes of the stream have another digest than announced")]
+    Digest,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message() -> Bytes {
+        (0..CHUNK_BYTES * 2 + 5).map(|position| (position % 251) as u8).collect()
+    }
+
+    fn assemble(expected: usize, chunks: &[Chunk]) -> Result<Vec<u8>, ChunkError> {
+        let mut assembly = Assembly::new(expected);
+        chunks.iter().try_for_each(|chunk| assembly.accept(chunk))?;
+        assembly.finish(blake3::hash(&message()).as_bytes())
+    }
+
+    #[test]
+    fn chunks_make_up_the_bytes_they_were_cut_from() {
+        let chunks: Vec<_> = chunks(message()).collect();
+        assert_eq!(
+            chunks.iter().map(|chunk| chunk.data.len()).collect::<Vec<_>>(),
+            [CHUNK_BYTES, CHUNK_BYTES, 5]
+        );
+        assert_eq!(assemble(message().len(), &chunks), Ok(message().to_vec()));
+        assert_eq!(super::chunks(Bytes::new()).count(), 0);
+    }
+
+    #[test]
+    fn every_damage_is_noticed() {
+        let length = message().len();
+        let good: Vec<_> = chunks(message()).collect();
+        let second = CHUNK_BYTES as u64;
+        let swapped = [good[1].clone()];
+        assert_eq!(assemble(length, &swapped), Err(ChunkError::OutOfOrder { offset: second, expected: 0 }));
+        let repeated = [good[0].clone(), good[0].clone()];
+        assert_eq!(assemble(length, &repeated), Err(ChunkError::OutOfOrder { offset: 0, expected: second }));
+        let mut flipped = good.clone();
+        flipped[1].crc32 ^= 1;
+        assert_eq!(assemble(length, &flipped), Err(ChunkError::Corrupt { offset: second }));
+        let too_short = ChunkError::TooShort { got: length - 5, expected: length };
+        assert_eq!(assemble(length, &good[..2]), Err(too_short));
+        assert_eq!(assemble(length - 1, &good), Err(ChunkError::TooLong { expected: length - 1 }));
+        let other: Vec<_> = chunks(vec![0; length].into()).collect();
+        assert_eq!(assemble(length, &other), Err(ChunkError::Digest));
+    }
+}

@@ -1,0 +1,201 @@
+//! A member against a coordinator that goes away, forgets, refuses and orders.
+
+use proto::coordinator_server::{Coordinator, CoordinatorServer};
+use proto::heartbeat_reply::Order;
+use proto::*;
+use service::{JoinDetails, Membership, ServiceError};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status};
+
+/// Answers as told; counts joins and remembers the last one.
+#[derive(Clone, Default)]
+struct Stub {
+    state: Arc<Mutex<StubState>>,
+}
+
+#[derive(Default)]
+struct StubState {
+    incarnation: u64,
+    last_join: Option<JoinRequest>,
+    refuse: bool,
+    order: i32,
+    finished: Vec<TaskId>,
+}
+
+const TASK: TaskId = TaskId { kind: TaskKind::Train as i32, iteration: 3, index: 5 };
+
+impl Stub {
+    fn fence(&self, caller: Option<Caller>) -> Result<(), Status> {
+        let incarnation = caller.map(|caller| caller.incarnation);
+        match incarnation == Some(self.state.lock().unwrap().incarnation) {
+            true => Ok(()),
+            false => Err(Status::failed_precondition("fenced")),
+        }
+    }
+
+    async fn serve(&self) -> (SocketAddr, Serving) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        (listener.local_addr().expect("bound"), self.serve_on(listener))
+    }
+
+    fn serve_on(&self, listener: TcpListener) -> Serving {
+        let service = CoordinatorServer::new(self.clone());
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.spawn(async move {
+            // A listener belongs to the runtime it is registered with.
+            let listener =
+                TcpListener::from_std(listener.into_std().expect("a listener")).expect("registered");
+            service::server().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await
+        });
+        Serving { runtime: Some(runtime) }
+    }
+}
+
+/// A server that dies with all its connections, as a killed process does, when dropped.
+struct Serving {
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Coordinator for Stub {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
+        let request = request.into_inner();
+        let mut state = self.state.lock().unwrap();
+        if state.refuse {
+            return Err(Status::failed_precondition("this is run B"));
+        }
+        state.incarnation += 1;
+        let identity = Caller {
+            run_id: "run-a".to_owned(),
+            member_id: request.member_id.clone(),
+            incarnation: state.incarnation,
+        };
+        state.last_join = Some(request);
+        Ok(Response::new(JoinReply { identity: Some(identity), lease_seconds: 0.1, ..JoinReply::default() }))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<HeartbeatRequest>,
+    ) -> Result<Response<HeartbeatReply>, Status> {
+        self.fence(request.into_inner().caller)?;
+        let order = self.state.lock().unwrap().order;
+        Ok(Response::new(HeartbeatReply { order, learner_address: "127.0.0.1:7".to_owned() }))
+    }
+
+    async fn next_task(&self, request: Request<NextTaskRequest>) -> Result<Response<NextTaskReply>, Status> {
+        self.fence(request.into_inner().caller)?;
+        Ok(Response::new(NextTaskReply { task: Some(Task { id: Some(TASK), ..Task::default() }) }))
+    }
+
+    async fn finish_task(
+        &self,
+        request: Request<FinishTaskRequest>,
+    ) -> Result<Response<FinishTaskReply>, Status> {
+        let request = request.into_inner();
+        self.fence(request.caller)?;
+        self.state.lock().unwrap().finished.extend(request.task);
+        Ok(Response::new(FinishTaskReply {}))
+    }
+
+    async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportReply>, Status> {
+        self.fence(request.into_inner().caller)?;
+        Ok(Response::new(ReportReply { drain: false }))
+    }
+
+    async fn leave(&self, _: Request<LeaveRequest>) -> Result<Response<LeaveReply>, Status> {
+        Ok(Response::new(LeaveReply {}))
+    }
+}
+
+fn worker(grace: Duration) -> JoinDetails {
+    JoinDetails {
+        role: Role::RolloutWorker,
+        member_id: "worker-0".to_owned(),
+        address: String::new(),
+        running: None,
+        grace,
+    }
+}
+
+async fn join(address: SocketAddr, grace: Duration) -> Membership {
+    Membership::join(&format!("http://{address}"), worker(grace)).await.expect("joined").0
+}
+
+#[tokio::test]
+async fn heartbeats_bring_orders_and_the_learner_address() {
+    let stub = Stub::default();
+    let (address, _stop) = stub.serve().await;
+    let membership = join(address, Duration::from_secs(9)).await;
+    let mut standing = membership.standing();
+    standing.wait_for(|standing| standing.learner_address == "127.0.0.1:7").await.expect("heartbeat");
+    assert_eq!(standing.borrow().order, Order::Continue);
+    stub.state.lock().unwrap().order = Order::Drain.into();
+    standing.wait_for(|standing| standing.order == Order::Drain).await.expect("heartbeat");
+}
+
+#[tokio::test]
+async fn a_fenced_member_joins_again_with_its_running_task_and_finishes_it() {
+    let stub = Stub::default();
+    let (address, _stop) = stub.serve().await;
+    let membership = join(address, Duration::from_secs(9)).await;
+    let task = membership.next_task(Duration::ZERO).await.expect("asked").expect("a task");
+    stub.state.lock().unwrap().incarnation = 10;
+    membership.task_held(task.id.expect("an id")).await.expect("finished");
+    let state = stub.state.lock().unwrap();
+    assert_eq!(membership.caller().incarnation, 11);
+    assert_eq!(state.finished, [TASK]);
+    let join = state.last_join.as_ref().expect("joined");
+    assert_eq!(join.running, Some(TASK));
+    assert_eq!(join.run_id, "run-a");
+}
+
+#[tokio::test]
+async fn a_coordinator_that_comes_back_on_its_port_finds_the_member_again() {
+    let (address, stop) = Stub::default().serve().await;
+    let membership = join(address, Duration::from_secs(9)).await;
+    drop(stop);
+    let reborn = Stub::default();
+    reborn.state.lock().unwrap().incarnation = 100;
+    let _stop = loop {
+        // The old server is gone once its listener and its connections are closed.
+        match TcpListener::bind(address).await {
+            Ok(listener) => break reborn.serve_on(listener),
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    membership.task_held(TASK).await.expect("finished after the outage");
+    assert_eq!(membership.caller().incarnation, 101);
+}
+
+#[tokio::test]
+async fn a_coordinator_away_for_longer_than_the_grace_ends_the_membership() {
+    let (address, stop) = Stub::default().serve().await;
+    let membership = join(address, Duration::from_millis(200)).await;
+    drop(stop);
+    let error = membership.lost().await;
+    assert!(matches!(error, ServiceError::CoordinatorGone { .. }), "{error}");
+    assert!(membership.next_task(Duration::ZERO).await.is_err());
+}
+
+#[tokio::test]
+async fn a_refused_member_gives_up_at_once_and_says_why() {
+    let stub = Stub::default();
+    stub.state.lock().unwrap().refuse = true;
+    let (address, _stop) = stub.serve().await;
+    let outcome = Membership::join(&format!("http://{address}"), worker(Duration::from_secs(60))).await;
+    let error = outcome.err().expect("refused").to_string();
+    assert!(error.contains("this is run B") && error.contains("worker-0"), "{error}");
+}
