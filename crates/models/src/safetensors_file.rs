@@ -124,11 +124,32 @@ pub fn write(
     metadata: &HashMap<String, String>,
 ) -> Result<(), ModelError> {
     let (header, order) = layout(path, tensors, metadata)?;
+    write_atomically(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        order
+            .iter()
+            .try_for_each(|&i| out.write_all(&bytes_of(&tensors[i].1).map_err(std::io::Error::other)?))
+    })
+}
+
+/// Writes a file under a temporary name, syncs it, and renames it into place.
+///
+/// # Errors
+/// If the file system refuses; a file that was there before is then unchanged.
+pub fn write_atomically(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+) -> Result<(), ModelError> {
     let temporary = temporary_name(path);
-    let written = write_bytes(&temporary, &header, order.iter().map(|&i| &tensors[i].1))
-        .and_then(|()| std::fs::rename(&temporary, path))
-        .and_then(|()| sync_folder(path));
-    written.map_err(|e| {
+    let write = || {
+        let mut out = BufWriter::new(File::create(&temporary)?);
+        fill(&mut out)?;
+        out.into_inner().map_err(|e| e.into_error())?.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        sync_folder(path)
+    };
+    write().map_err(|e| {
         // The error that matters is the first one; a left-over temporary file is overwritten next time.
         let _ = std::fs::remove_file(&temporary);
         ModelError::io(path, e)
@@ -169,20 +190,6 @@ fn layout(
     let mut header = serde_json::Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(LENGTH_BYTES as usize), b' ');
     Ok((header, order.into_iter().map(|(_, _, i)| i).collect()))
-}
-
-fn write_bytes<'a>(
-    path: &Path,
-    header: &[u8],
-    tensors: impl Iterator<Item = &'a Tensor>,
-) -> std::io::Result<()> {
-    let mut out = BufWriter::new(File::create(path)?);
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(header)?;
-    for tensor in tensors {
-        out.write_all(&bytes_of(tensor).map_err(std::io::Error::other)?)?;
-    }
-    out.into_inner().map_err(|e| e.into_error())?.sync_all()
 }
 
 /// The elements of a tensor as little-endian bytes in row-major order.

@@ -105,10 +105,12 @@ impl JointAttention {
             }
             _ => None,
         };
-        let mixed = attend(&qkv, norm.as_ref());
+        let Some(text_out) = &self.text_out else {
+            return (self.image_out.forward(&attend(&qkv, norm.as_ref(), patches), mode), None);
+        };
+        let mixed = attend(&qkv, norm.as_ref(), patches + words);
         let image = self.image_out.forward(&mixed.narrow(1, 0, patches), mode);
-        let text = self.text_out.as_ref().map(|out| out.forward(&mixed.narrow(1, patches, words), mode));
-        (image, text)
+        (image, Some(text_out.forward(&mixed.narrow(1, patches, words), mode)))
     }
 
     pub(super) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
@@ -142,7 +144,8 @@ impl ImageAttention {
     /// `[batch, patches, width]` → the same.
     pub(super) fn forward(&self, image: &Tensor, config: &Sd3Config, mode: AdapterMode) -> Tensor {
         let qkv = self.image.project(image, config, mode);
-        self.out.forward(&attend(&qkv, self.image.norm.as_ref().map(|norm| &norm.weight)), mode)
+        let (_, patches, _) = dimensions(image);
+        self.out.forward(&attend(&qkv, self.image.norm.as_ref().map(|norm| &norm.weight), patches), mode)
     }
 
     pub(super) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
@@ -183,14 +186,17 @@ fn weight_per_token(runs: &[(&Tensor, i64)]) -> Tensor {
     Tensor::cat(&expanded.collect::<Vec<_>>(), 0)
 }
 
+/// Attention of the first `queries` tokens over all.
+///
 /// # Shapes
-/// `[batch, tokens, 3, heads, head width]` → `[batch, tokens, width]`; `norm` broadcasts to the queries and keys.
-fn attend(qkv: &Tensor, norm: Option<&Tensor>) -> Tensor {
+/// `[batch, tokens, 3, heads, head width]` → `[batch, queries, width]`; `norm` broadcasts to the queries and keys.
+fn attend(qkv: &Tensor, norm: Option<&Tensor>, queries: i64) -> Tensor {
     let query_key = qkv.narrow(2, 0, 2);
     let query_key =
         norm.map_or_else(|| query_key.shallow_clone(), |weight| rms_norm(&query_key, weight, EPSILON));
     let heads_first = |t: Tensor| t.transpose(1, 2);
-    let (query, key) = (heads_first(query_key.select(2, 0)), heads_first(query_key.select(2, 1)));
+    let query = heads_first(query_key.select(2, 0).narrow(1, 0, queries));
+    let key = heads_first(query_key.select(2, 1));
     let value = heads_first(qkv.select(2, 2));
     attention(&query, &key, &value, None).transpose(1, 2).flatten(2, 3)
 }
