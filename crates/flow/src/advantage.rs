@@ -19,13 +19,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use serde::{Deserialize, Serialize};
-
 use crate::FlowError;
 
 /// What an exploration is compared with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AdvantageGroup {
     /// The explorations of the same seed at the same step; TempFlow-GRPO's choice. Needs two branches or more.
     Seed,

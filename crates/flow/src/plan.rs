@@ -12,13 +12,10 @@
 //!
 //! The last step is never trained: its noise is so small that its Gaussian is a needle.
 
-use serde::{Deserialize, Serialize};
-
 use crate::{FlowError, NoiseKey, Purpose, permutation};
 
 /// Which of the steps `0..=T−2` are trained.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BranchSteps {
     /// All of them.
     All,
@@ -98,8 +95,7 @@ impl BranchSteps {
 }
 
 /// How a seed is explored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
     /// A deterministic trunk with K explorations per trained step.
     TempflowGrpo,

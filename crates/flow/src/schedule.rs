@@ -282,12 +282,12 @@ mod tests {
         }
     }
 
-    fn assert_sigmas(config: &SchedulerConfig, steps: usize, length: usize, expected: &[(usize, f32)]) {
+    fn assert_sigmas(config: &SchedulerConfig, steps: usize, length: usize, expected: &[(usize, f64)]) {
         let schedule = Schedule::new(config, steps, length).unwrap();
         assert_eq!(schedule.sigmas.len(), steps + 1);
         assert_eq!((schedule.sigmas[0], schedule.sigmas[steps]), (1.0, 0.0));
         for &(index, sigma) in expected {
-            let got = schedule.sigmas[index];
+            let got = f64::from(schedule.sigmas[index]);
             assert!((got - sigma).abs() < 1e-6, "sigma {index} of {steps} steps is {got}, not {sigma}");
         }
     }

@@ -28,8 +28,8 @@
 //! 2. **The next latents can be rebuilt without a device.** [`next_latents`] multiplies, rounds, adds and rounds;
 //!    [`next_latents_on_host`] does the same to slices and gives the same bits. A trajectory therefore travels as
 //!    mean and key of the noise (see [`crate::noise`]).
-//! 3. **Explorations of a branch point share its mean.** Row `seed·K + branch` of [`repeat_for_branches`] is a view on
-//!    the seed's one mean, and gradients of the K rows add up in it: one network call trains K transitions.
+//! 3. **Explorations of a branch point share its mean.** [`repeat_for_branches`] hands a seed's one mean to rows
+//!    `seed·K + branch`, and their gradients add up in it: one network call trains K transitions.
 //!
 //! Source: Flow-GRPO (arXiv:2505.05470) for the SDE, coefficients-preserving sampling (arXiv:2509.05952) for CPS.
 

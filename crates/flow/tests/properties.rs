@@ -27,7 +27,7 @@ struct Sampled {
     latents: Tensor,
     next: Tensor,
     mean_old: Tensor,
-    coefficients: Vec<TransitionCoefficients>,
+    coefficients: [TransitionCoefficients; N_SEEDS],
     advantages: Tensor,
     weights: Tensor,
 }
@@ -35,7 +35,7 @@ struct Sampled {
 fn sample(policy: &Tensor, rule: StepRule, step: usize) -> Sampled {
     let schedule = schedule();
     let coefficient = |step| TransitionCoefficients::new(rule, &schedule, step, 0.7).unwrap();
-    let coefficients = vec![coefficient(step); N_SEEDS];
+    let coefficients = [coefficient(step); N_SEEDS];
     let rows = TransitionRows::new(&coefficients, Device::Cpu);
     let latents = normals(1, &[N_SEEDS as i64, LEN]);
     let mean_old = transition_mean(&latents, &latents.matmul(policy), &rows);
@@ -59,7 +59,7 @@ fn sample(policy: &Tensor, rule: StepRule, step: usize) -> Sampled {
         mean_old,
         coefficients,
         advantages: Tensor::from_slice(&advantages),
-        weights: Tensor::from_slice(&vec![weight; N_SEEDS * N_BRANCHES]),
+        weights: Tensor::from_slice(&[weight; N_SEEDS * N_BRANCHES]),
     }
 }
 
