@@ -16,6 +16,7 @@ pub mod clip_text;
 pub mod json_file;
 pub mod pipeline;
 pub mod t5;
+pub mod tensor_bytes;
 pub mod tokenizer;
 
 pub use pipeline::{Conditioning, LoadOptions, PromptTokens, RgbImage, TextToImageModel, to_rgb8};
