@@ -87,6 +87,12 @@ pub trait TextToImageModel {
         guidance_scale: f64,
     ) -> Tensor;
 
+    /// Checks that [`Self::velocity`] can be asked about these: tensors that came from a file or another process.
+    ///
+    /// # Errors
+    /// If a shape does not fit the model or the shapes do not fit each other.
+    fn check_inputs(&self, latents: &Tensor, conditioning: &Conditioning) -> Result<(), ModelError>;
+
     /// Draws the images of finished latents.
     ///
     /// # Shapes
@@ -94,8 +100,16 @@ pub trait TextToImageModel {
     /// - returns: `[B, 3, H, W]`, f32, in `[0, 1]`
     ///
     /// # Errors
-    /// If the folder was opened without its decoder.
-    fn decode(&self, latents: &Tensor) -> Result<Tensor, ModelError>;
+    /// If the folder was opened without its decoder, or `latents` does not fit it.
+    fn decode(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
+        Ok((self.decode_signed(latents)? / 2.0 + 0.5).clamp(0.0, 1.0))
+    }
+
+    /// As [`Self::decode`], but as the decoder draws: black is -1, white is 1, and nothing is clamped.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    fn decode_signed(&self, latents: &Tensor) -> Result<Tensor, ModelError>;
 
     /// Attaches a fresh adapter in place of any other; until trained or loaded it changes nothing.
     ///

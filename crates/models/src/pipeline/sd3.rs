@@ -261,11 +261,38 @@ impl TextToImageModel for Sd3 {
         )
     }
 
-    fn decode(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
+    fn check_inputs(&self, latents: &Tensor, conditioning: &Conditioning) -> Result<(), ModelError> {
+        let config = self.transformer.config();
+        let (size, rows) = (latents.size(), conditioning.rows());
+        let &[n_latents, channels, height, width] = size.as_slice() else {
+            return Err(misshaped("latents", &size, "[rows, channels, height, width]"));
+        };
+        if channels != config.in_channels {
+            return Err(misshaped("latents", &size, &format!("{} channels", config.in_channels)));
+        }
+        self.transformer.check_size(height, width)?;
+        let text = conditioning.text.size();
+        if text.len() != 3 || text[2] != config.joint_attention_dim || (rows != n_latents && rows != 1) {
+            let expected = format!("[{n_latents}, tokens, {}]", config.joint_attention_dim);
+            return Err(misshaped("text embeddings", &text, &expected));
+        }
+        let pooled = conditioning.pooled.as_ref().map(Tensor::size).unwrap_or_default();
+        if pooled != [rows, config.pooled_projection_dim] {
+            let expected = format!("[{rows}, {}]", config.pooled_projection_dim);
+            return Err(misshaped("pooled embeddings", &pooled, &expected));
+        }
+        Ok(())
+    }
+
+    fn decode_signed(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
         let decoder = self.decoder.as_ref().ok_or_else(|| {
             ModelError::Input(format!("{} was opened without its decoder", self.dir.display()))
         })?;
-        Ok(tch::no_grad(|| (decoder.decode(latents) / 2.0 + 0.5).clamp(0.0, 1.0)))
+        let (size, channels) = (latents.size(), decoder.config().latent_channels);
+        if size.len() != 4 || size[1] != channels {
+            return Err(misshaped("latents", &size, &format!("[rows, {channels}, height, width]")));
+        }
+        Ok(tch::no_grad(|| decoder.decode(latents)))
     }
 
     fn attach_adapter(&mut self, config: &LoraConfig, normal: &mut NormalSource) -> Result<(), ModelError> {
@@ -283,4 +310,10 @@ impl TextToImageModel for Sd3 {
     fn refresh_adapter(&mut self) {
         self.transformer.refresh_adapter();
     }
+}
+
+fn misshaped(what: &str, found: &[i64], expected: &str) -> ModelError {
+    ModelError::Input(format!(
+        "the {what} have shape {found:?}, which does not fit the model; expected {expected}"
+    ))
 }

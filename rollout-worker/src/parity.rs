@@ -1,0 +1,124 @@
+//! Our numbers against recorded reference cases, for the user's own checkpoint as for the repository's.
+//!
+//! What a case is called decides how it is computed; see [`KINDS`]. A folder of cases need not belong to a model:
+//! schedules and steps (`sigmas*`, `flow_sde*`) and tokenizers (`cases.json` beside a vocabulary) work by themselves.
+
+mod flow_cases;
+mod model_cases;
+mod token_cases;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use models::pipeline::{self, LoadOptions};
+use models::reference_case::{ParityReport, ReferenceCase};
+use models::{ModelError, TextToImageModel};
+use tch::{Device, Kind, Tensor};
+
+pub use models::reference_case::ParityOutcome;
+
+/// A case's outputs as we compute them, by the names under which the case records them.
+type Computed = anyhow::Result<Vec<(String, Tensor)>>;
+type Compute = fn(&ReferenceCase, &mut LazyModel) -> Computed;
+
+/// How a case's name begins, and what computes it.
+const KINDS: &[(&str, Compute)] = &[
+    ("prompt_embeds", model_cases::prompt_embeds),
+    ("transformer", model_cases::transformer),
+    ("vae_decode", model_cases::vae_decode),
+    ("pipeline", model_cases::pipeline),
+    ("lora", model_cases::lora),
+    ("flow_sde", flow_cases::flow_sde),
+    ("sigmas", flow_cases::sigmas),
+];
+
+/// The model of the cases, opened when the first of them needs it.
+struct LazyModel {
+    dir: PathBuf,
+    model: Option<Box<dyn TextToImageModel>>,
+}
+
+impl LazyModel {
+    fn get(&mut self) -> Result<&dyn TextToImageModel, ModelError> {
+        if self.model.is_none() {
+            self.model = Some(open(&self.dir, true)?);
+        }
+        Ok(self.model.as_deref().expect("the model was just opened; else this is a bug"))
+    }
+}
+
+/// Opens the model in the precision in which the references are recorded.
+fn open(dir: &Path, whole: bool) -> Result<Box<dyn TextToImageModel>, ModelError> {
+    let (kind, device) = (Kind::Float, Device::Cpu);
+    pipeline::open(dir, LoadOptions { kind, device, text_encoders: whole, decoder: whole })
+}
+
+/// Runs every case in `cases`, by default `MODEL_DIR/cases` or, where there is none, `MODEL_DIR` itself, and writes a line
+/// per output and the count to `out`.
+///
+/// # Errors
+/// If a folder is missing or holds no case, a case is malformed, the model cannot be opened, or `out` cannot be written to.
+pub fn run(
+    model_dir: &Path,
+    cases: Option<&Path>,
+    rtol: f64,
+    out: &mut dyn Write,
+) -> anyhow::Result<ParityOutcome> {
+    let case_dir = case_dir(model_dir, cases)?;
+    let found = find(&case_dir)?;
+    let token_cases = Some(case_dir.join(token_cases::FILE)).filter(|path| path.is_file());
+    if found.is_empty() && token_cases.is_none() {
+        let kinds: Vec<String> = KINDS.iter().map(|(prefix, _)| format!("{prefix}*.safetensors")).collect();
+        bail!("0 cases in {}: looked for {} and {}", case_dir.display(), kinds.join(", "), token_cases::FILE);
+    }
+    let mut report = ParityReport::new(out, rtol)?;
+    let mut model = LazyModel { dir: model_dir.to_owned(), model: None };
+    for (path, compute) in found {
+        let run = || -> anyhow::Result<()> {
+            let case = ReferenceCase::open(&path)?;
+            let computed = compute(&case, &mut model)?;
+            Ok(report.compare_case(&case, &computed)?)
+        };
+        run_named(&path, run)?;
+    }
+    if let Some(path) = token_cases {
+        run_named(&path, || token_cases::compare(&path, model_dir, &mut report))?;
+    }
+    Ok(report.finish()?)
+}
+
+fn run_named(path: &Path, run: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    run().with_context(|| format!("running case {}", path.display()))
+}
+
+fn case_dir(model_dir: &Path, cases: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if !model_dir.is_dir() {
+        bail!("model directory {} does not exist", model_dir.display());
+    }
+    match cases {
+        Some(dir) if dir.is_dir() => Ok(dir.to_owned()),
+        Some(dir) => bail!("case directory {} does not exist; check `--cases`", dir.display()),
+        None => {
+            let inside = model_dir.join("cases");
+            Ok(if inside.is_dir() { inside } else { model_dir.to_owned() })
+        }
+    }
+}
+
+/// The case files in a folder by name, each with what computes it.
+fn find(dir: &Path) -> anyhow::Result<Vec<(PathBuf, Compute)>> {
+    let mut found = Vec::new();
+    let entries = std::fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
+    for entry in entries {
+        let path = entry.with_context(|| format!("reading {}", dir.display()))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let kind =
+            KINDS.iter().find(|(prefix, _)| name.starts_with(prefix) && name.ends_with(".safetensors"));
+        if let Some((_, compute)) = kind {
+            found.push((path, *compute));
+        }
+    }
+    found.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(found)
+}

@@ -1,0 +1,55 @@
+//! Cases that need no model: noise levels, and random steps with their probabilities.
+
+use anyhow::{Context, ensure};
+use flow::{
+    Schedule, SchedulerConfig, StepRule, StepWeight, TransitionCoefficients, TransitionRows, log_probability,
+    next_latents, transition_mean,
+};
+use models::reference_case::ReferenceCase;
+use tch::{Device, Tensor};
+
+use super::{Computed, LazyModel};
+
+/// The scheduler's settings stand among the arguments of the call, those left out at diffusers' defaults.
+fn schedule(case: &ReferenceCase) -> anyhow::Result<Schedule> {
+    let config: SchedulerConfig =
+        serde_json::from_value(case.call().clone().into()).context("reading the call's scheduler")?;
+    let sequence_length = case.optional_argument("image_seq_len")?.unwrap_or_default();
+    Ok(Schedule::new(&config, case.argument("steps")?, sequence_length)?)
+}
+
+/// Noise levels and time steps.
+pub(super) fn sigmas(case: &ReferenceCase, _: &mut LazyModel) -> Computed {
+    let schedule = schedule(case)?;
+    let named = [("sigmas", &schedule.sigmas), ("timesteps", &schedule.timesteps)];
+    Ok(named.map(|(name, values)| (name.to_owned(), Tensor::from_slice(values))).into())
+}
+
+/// Row `i` takes step `i`: where it goes, how likely that was, and how much the step counts.
+pub(super) fn flow_sde(case: &ReferenceCase, _: &mut LazyModel) -> Computed {
+    let schedule = schedule(case)?;
+    let noise_level = case.argument("noise_level")?;
+    let (latents, velocity, noise) = (case.input("latents")?, case.input("velocity")?, case.input("noise")?);
+    for (name, tensor) in [("velocity", &velocity), ("noise", &noise)] {
+        let (found, expected) = (tensor.size(), latents.size());
+        ensure!(found == expected, "in.{name} has shape {found:?}, but in.latents has {expected:?}");
+    }
+    let n_rows = latents.size().first().copied().unwrap_or_default();
+    let coefficients = (0..n_rows as usize)
+        .map(|step| TransitionCoefficients::new(StepRule::FlowSde, &schedule, step, noise_level))
+        .collect::<Result<Vec<_>, _>>()?;
+    let rows = TransitionRows::new(&coefficients, Device::Cpu);
+    let mean = transition_mean(&latents, &velocity, &rows);
+    let next = next_latents(&mean, &rows.std, &noise);
+    let stds: Vec<f64> = coefficients.iter().map(|row| row.std).collect();
+    let weights: Vec<f32> =
+        StepWeight::Noise.weights(&stds).into_iter().map(|weight| weight as f32).collect();
+    let computed = [
+        ("log_prob", log_probability(&next, &mean, &rows)),
+        ("mean", mean),
+        ("next_latents", next),
+        ("std", rows.std),
+        ("weights_mean_one", Tensor::from_slice(&weights)),
+    ];
+    Ok(computed.map(|(name, tensor)| (name.to_owned(), tensor)).into())
+}

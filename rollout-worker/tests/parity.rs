@@ -1,0 +1,125 @@
+//! The parity command on the repository's own cases, and on folders and files that are not what they should be.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use models::safetensors_file::{read_all, write};
+use rollout_worker::parity::{self, ParityOutcome};
+use tch::Tensor;
+
+const RTOL: f64 = 1e-4;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
+}
+
+fn run(model: &Path, cases: Option<&Path>, rtol: f64) -> (anyhow::Result<ParityOutcome>, String) {
+    let mut text = Vec::new();
+    let outcome = parity::run(model, cases, rtol, &mut text);
+    (outcome, String::from_utf8(text).unwrap())
+}
+
+#[track_caller]
+fn refusal(model: &Path, cases: Option<&Path>) -> String {
+    format!("{:#}", run(model, cases, RTOL).0.expect_err("this must be refused"))
+}
+
+/// A folder with one golden SD3 case, its tensors and its call changed.
+fn changed_case(
+    name: &str,
+    change: impl FnOnce(&mut Vec<(String, Tensor)>, &mut serde_json::Value),
+) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut tensors, metadata) = read_all(&golden("sd3/cases").join(name)).unwrap();
+    let mut call = serde_json::from_str(&metadata["call"]).unwrap();
+    change(&mut tensors, &mut call);
+    let metadata = HashMap::from([("call".to_owned(), call.to_string())]);
+    write(&dir.path().join(name), &tensors, &metadata).unwrap();
+    dir
+}
+
+#[test]
+fn every_recorded_sd3_case_holds() {
+    let (outcome, text) = run(&golden("sd3"), None, RTOL);
+    let outcome = outcome.unwrap();
+    assert_eq!(outcome.failed, 0, "{text}");
+    for case in ["prompt_embeds", "transformer", "vae_decode", "pipeline_4_1.0", "pipeline_10_4.5", "lora"] {
+        assert!(
+            text.lines().any(|line| line.starts_with(case) && line.ends_with(" ok")),
+            "{case} is missing:\n{text}"
+        );
+    }
+    assert!(text.contains("grad.") && text.contains("t5_ids") && text.contains("negative_pooled"), "{text}");
+    assert!(text.ends_with(&format!("{} passed, 0 failed\n", outcome.passed)), "{text}");
+}
+
+#[test]
+fn every_recorded_schedule_and_step_holds_without_a_model() {
+    let (outcome, text) = run(&golden("sde"), None, RTOL);
+    assert_eq!(outcome.unwrap(), ParityOutcome { passed: 2 * 5 + 10 * 2, failed: 0 }, "{text}");
+}
+
+#[test]
+fn every_recorded_text_has_its_token_ids() {
+    let (outcome, text) = run(&golden("tokenizers/clip"), None, RTOL);
+    assert_eq!(outcome.unwrap(), ParityOutcome { passed: 36, failed: 0 }, "{text}");
+}
+
+#[test]
+fn an_output_that_differs_fails_alone_and_in_one_line() {
+    let cases = changed_case("vae_decode.safetensors", |tensors, _| {
+        let image = tensors.iter_mut().find(|(name, _)| name == "out.image").unwrap();
+        image.1 = &image.1 * 1.01;
+    });
+    let (outcome, text) = run(&golden("sd3"), Some(cases.path()), RTOL);
+    assert_eq!(outcome.unwrap(), ParityOutcome { passed: 0, failed: 1 });
+    let line = text.lines().find(|line| line.starts_with("vae_decode")).unwrap();
+    assert!(line.contains("image") && line.ends_with("FAIL"), "{line}");
+    assert_eq!(
+        run(&golden("sd3"), Some(cases.path()), 0.1).0.unwrap(),
+        ParityOutcome { passed: 1, failed: 0 }
+    );
+}
+
+#[test]
+fn a_folder_that_is_missing_or_has_no_case_is_named() {
+    let empty = tempfile::tempdir().unwrap();
+    let missing = empty.path().join("nowhere");
+    assert!(refusal(&missing, None).contains("nowhere does not exist"));
+    assert!(refusal(empty.path(), Some(&missing)).contains("nowhere does not exist"));
+    assert!(refusal(empty.path(), None).contains("0 cases in"));
+}
+
+#[test]
+fn a_malformed_case_is_named_with_what_is_wrong_in_it() {
+    let sd3 = golden("sd3");
+    let no_steps = changed_case("pipeline_4_1.0.safetensors", |_, call| {
+        call.as_object_mut().unwrap().remove("steps");
+    });
+    let message = refusal(&sd3, Some(no_steps.path()));
+    assert!(message.contains("pipeline_4_1.0.safetensors") && message.contains("call.steps"), "{message}");
+
+    let short_text = changed_case("transformer.safetensors", |tensors, _| {
+        let text = tensors.iter_mut().find(|(name, _)| name == "in.encoder_hidden_states").unwrap();
+        text.1 = text.1.narrow(2, 0, 3).contiguous();
+    });
+    let message = refusal(&sd3, Some(short_text.path()));
+    assert!(message.contains("transformer.safetensors") && message.contains("text embeddings"), "{message}");
+
+    let no_input =
+        changed_case("vae_decode.safetensors", |tensors, _| tensors.retain(|(name, _)| name != "in.latents"));
+    assert!(refusal(&sd3, Some(no_input.path())).contains("in.latents"));
+
+    let unknown = changed_case("transformer.safetensors", |tensors, _| {
+        tensors.push(("out.mystery".to_owned(), Tensor::from_slice(&[1.0_f32])));
+    });
+    assert!(refusal(&sd3, Some(unknown.path())).contains("out.mystery"));
+
+    let truncated = tempfile::tempdir().unwrap();
+    let bytes = std::fs::read(sd3.join("cases/transformer.safetensors")).unwrap();
+    std::fs::write(truncated.path().join("transformer.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    assert!(refusal(&sd3, Some(truncated.path())).contains("transformer.safetensors is damaged"));
+
+    let no_adapter = changed_case("lora.safetensors", |_, _| ());
+    assert!(refusal(&sd3, Some(no_adapter.path())).contains("transformer_lora"));
+}
