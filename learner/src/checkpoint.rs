@@ -1,0 +1,335 @@
+//! Checkpoint directories: the run's one durable truth.
+//!
+//! 1. A directory `iteration-000123` is complete or absent: it is filled under a temporary name, the manifest last,
+//!    every file synced, then renamed, then its parent synced.
+//! 2. What the manifest does not confirm, by size and BLAKE3, is not loaded.
+//! 3. A failed write leaves all earlier checkpoints as they were.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use service::{ServiceError, durable};
+
+const PREFIX: &str = "iteration-";
+const PARTIAL_SUFFIX: &str = ".partial";
+const MANIFEST: &str = "manifest.json";
+const BEST: &str = "best";
+
+/// Why a checkpoint could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file system refused.
+    #[error(transparent)]
+    File(#[from] ServiceError),
+    /// Tensors could not be written or read.
+    #[error(transparent)]
+    Tensors(#[from] models::ModelError),
+    /// There are checkpoints, but none can be trusted.
+    #[error(
+        "no checkpoint in {} is intact ({}); restore one from a backup, or start a new run under another name",
+        directory.display(),
+        rejected.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    )]
+    NoneIntact {
+        /// Where checkpoints are kept.
+        directory: PathBuf,
+        /// Each with what is wrong with it.
+        rejected: Vec<Rejected>,
+    },
+}
+
+/// The checkpoints of one run.
+pub struct Checkpoints {
+    directory: PathBuf,
+    keep_last: usize,
+}
+
+/// A checkpoint that is not what its manifest says.
+#[derive(Debug)]
+pub struct Rejected {
+    /// Its directory.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Rejected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.reason)
+    }
+}
+
+/// The newest checkpoint that can be trusted, and the newer ones that cannot.
+#[derive(Debug)]
+pub struct Newest {
+    /// Version and directory; absent where there is no checkpoint at all.
+    pub checkpoint: Option<(u32, PathBuf)>,
+    /// Newer ones that were passed over.
+    pub rejected: Vec<Rejected>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    files: BTreeMap<String, FileRecord>,
+}
+
+#[derive(PartialEq, Serialize, Deserialize)]
+struct FileRecord {
+    bytes: u64,
+    blake3: String,
+}
+
+impl Checkpoints {
+    /// The checkpoints in `directory`, which is created if absent; what an interrupted write left there is removed.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn open(directory: &Path, keep_last: usize) -> Result<Self, CheckpointError> {
+        durable::create_directory(directory)?;
+        for path in entries(directory)? {
+            if path.is_dir() && path.to_string_lossy().ends_with(PARTIAL_SUFFIX) {
+                durable::remove_directory(&path)?;
+            }
+        }
+        Ok(Self { directory: directory.to_owned(), keep_last: keep_last.max(1) })
+    }
+
+    /// Where the checkpoint of a version is or would be.
+    pub fn path(&self, version: u32) -> PathBuf {
+        self.directory.join(format!("{PREFIX}{version:06}"))
+    }
+
+    /// Writes the checkpoint of `version`: `write_files` fills a temporary directory, the rest is done here.
+    ///
+    /// # Errors
+    /// If `write_files` fails or the file system refuses; no checkpoint is touched then.
+    pub fn write(
+        &self,
+        version: u32,
+        write_files: impl FnOnce(&Path) -> Result<(), CheckpointError>,
+    ) -> Result<PathBuf, CheckpointError> {
+        let target = self.path(version);
+        let written = durable::write_directory(&target, |directory| {
+            write_files(directory)?;
+            write_manifest(directory)
+        });
+        if written.is_err() {
+            // The disk may be full; the first error is the one to tell.
+            let partial = self.directory.join(format!(".{PREFIX}{version:06}{PARTIAL_SUFFIX}"));
+            let _ = durable::remove_directory(&partial);
+        }
+        written.map(|()| target)
+    }
+
+    /// The newest checkpoint whose files are what its manifest says.
+    ///
+    /// # Errors
+    /// If the directory cannot be read, or it holds checkpoints but none is intact.
+    pub fn newest_intact(&self) -> Result<Newest, CheckpointError> {
+        let mut rejected = Vec::new();
+        for version in self.versions()?.into_iter().rev() {
+            let path = self.path(version);
+            match check(&path) {
+                Ok(()) => return Ok(Newest { checkpoint: Some((version, path)), rejected }),
+                Err(reason) => rejected.push(Rejected { path, reason }),
+            }
+        }
+        match rejected.is_empty() {
+            true => Ok(Newest { checkpoint: None, rejected }),
+            false => Err(CheckpointError::NoneIntact { directory: self.directory.clone(), rejected }),
+        }
+    }
+
+    /// Names the checkpoint of `version` the best one, in the file `best`.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn mark_best(&self, version: u32) -> Result<(), CheckpointError> {
+        Ok(durable::write_file(&self.directory.join(BEST), format!("{PREFIX}{version:06}\n").as_bytes())?)
+    }
+
+    /// Version of the checkpoint marked as the best one.
+    pub fn best(&self) -> Option<u32> {
+        version_of(fs::read_to_string(self.directory.join(BEST)).ok()?.trim())
+    }
+
+    /// Removes all checkpoints but the newest few and the best.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn prune(&self) -> Result<(), CheckpointError> {
+        let (versions, best) = (self.versions()?, self.best());
+        let n_old = versions.len().saturating_sub(self.keep_last);
+        for version in versions.into_iter().take(n_old).filter(|version| Some(*version) != best) {
+            durable::remove_directory(&self.path(version))?;
+        }
+        Ok(())
+    }
+
+    /// Versions that have a checkpoint, in order.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn versions(&self) -> Result<Vec<u32>, CheckpointError> {
+        let names = entries(&self.directory)?;
+        let mut versions: Vec<u32> =
+            names.iter().filter_map(|path| version_of(&path.file_name()?.to_string_lossy())).collect();
+        versions.sort_unstable();
+        Ok(versions)
+    }
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, ServiceError> {
+    let paths = fs::read_dir(directory).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    paths.map_err(|source| ServiceError::File { action: "list", path: directory.to_owned(), source })
+}
+
+fn version_of(name: &str) -> Option<u32> {
+    name.strip_prefix(PREFIX)?.parse().ok()
+}
+
+fn write_manifest(directory: &Path) -> Result<(), CheckpointError> {
+    let unreadable = |source| ServiceError::File { action: "read back", path: directory.to_owned(), source };
+    let manifest = Manifest { files: records(directory).map_err(unreadable)? };
+    let text = serde_json::to_string_pretty(&manifest).expect("a manifest is plain data; else this is a bug");
+    Ok(durable::write_file(&directory.join(MANIFEST), text.as_bytes())?)
+}
+
+/// Size and digest of every file but the manifest.
+fn records(directory: &Path) -> std::io::Result<BTreeMap<String, FileRecord>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name == MANIFEST {
+            continue;
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(File::open(entry.path())?)?;
+        let record =
+            FileRecord { bytes: entry.metadata()?.len(), blake3: hasher.finalize().to_hex().to_string() };
+        files.insert(name, record);
+    }
+    Ok(files)
+}
+
+fn check(directory: &Path) -> Result<(), String> {
+    let text = fs::read(directory.join(MANIFEST)).map_err(|e| format!("its {MANIFEST} cannot be read: {e}"))?;
+    let manifest: Manifest =
+        serde_json::from_slice(&text).map_err(|e| format!("its {MANIFEST} is damaged: {e}"))?;
+    let found = records(directory).map_err(|e| format!("its files cannot be read: {e}"))?;
+    for (name, expected) in &manifest.files {
+        match found.get(name) {
+            None => return Err(format!("{name} is missing")),
+            Some(record) if record.bytes != expected.bytes => {
+                return Err(format!("{name} has {} bytes instead of {}", record.bytes, expected.bytes));
+            }
+            Some(record) if record != expected => return Err(format!("{name} has another digest")),
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checkpoints(keep_last: usize) -> (tempfile::TempDir, Checkpoints) {
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(&directory.path().join("checkpoints"), keep_last).unwrap();
+        (directory, checkpoints)
+    }
+
+    fn write(checkpoints: &Checkpoints, version: u32) {
+        let content = vec![version as u8; 1000];
+        checkpoints
+            .write(version, |path| Ok(durable::write_file(&path.join("a.bin"), &content)?))
+            .unwrap();
+    }
+
+    #[test]
+    fn the_newest_checkpoint_is_found() {
+        let (_directory, checkpoints) = checkpoints(9);
+        assert!(checkpoints.newest_intact().unwrap().checkpoint.is_none());
+        write(&checkpoints, 0);
+        write(&checkpoints, 10);
+        write(&checkpoints, 9);
+        let newest = checkpoints.newest_intact().unwrap();
+        assert_eq!(newest.checkpoint, Some((10, checkpoints.path(10))));
+        assert!(newest.rejected.is_empty());
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_passed_over_and_named() {
+        let (_directory, checkpoints) = checkpoints(9);
+        write(&checkpoints, 1);
+        write(&checkpoints, 2);
+        let file = checkpoints.path(2).join("a.bin");
+        for (damage, reason) in [
+            (vec![2_u8; 999], "999 bytes instead of 1000"),
+            (vec![3_u8; 1000], "a.bin has another digest"),
+        ] {
+            fs::write(&file, damage).unwrap();
+            let newest = checkpoints.newest_intact().unwrap();
+            assert_eq!(newest.checkpoint.unwrap().0, 1);
+            assert!(newest.rejected[0].to_string().contains(reason), "{}", newest.rejected[0]);
+        }
+        fs::remove_file(&file).unwrap();
+        assert!(checkpoints.newest_intact().unwrap().rejected[0].reason.contains("a.bin is missing"));
+        fs::write(checkpoints.path(2).join(MANIFEST), "{").unwrap();
+        assert_eq!(checkpoints.newest_intact().unwrap().checkpoint.unwrap().0, 1);
+        write(&checkpoints, 2);
+        assert_eq!(checkpoints.newest_intact().unwrap().checkpoint.unwrap().0, 2);
+    }
+
+    #[test]
+    fn without_an_intact_checkpoint_nothing_is_started_anew() {
+        let (_directory, checkpoints) = checkpoints(9);
+        write(&checkpoints, 1);
+        fs::remove_file(checkpoints.path(1).join(MANIFEST)).unwrap();
+        assert!(matches!(checkpoints.newest_intact(), Err(CheckpointError::NoneIntact { .. })));
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_checkpoint_before() {
+        let (_directory, checkpoints) = checkpoints(9);
+        write(&checkpoints, 1);
+        let failed = checkpoints.write(2, |path| {
+            durable::write_file(&path.join("a.bin"), b"a")?;
+            // The kernel answers every write to this device with "no space left".
+            Ok(durable::append_line(Path::new("/dev/full"), "b")?)
+        });
+        let Err(CheckpointError::File(error)) = failed else { panic!("the disk was full") };
+        assert!(error.is_disk_full());
+        assert_eq!(checkpoints.versions().unwrap(), [1]);
+        assert_eq!(fs::read_dir(&checkpoints.directory).unwrap().count(), 1, "nothing is left behind");
+        write(&checkpoints, 2);
+        assert_eq!(checkpoints.newest_intact().unwrap().checkpoint.unwrap().0, 2);
+    }
+
+    #[test]
+    fn an_interrupted_write_is_removed_at_the_next_start() {
+        let (directory, checkpoints) = checkpoints(9);
+        write(&checkpoints, 1);
+        fs::create_dir(checkpoints.directory.join(".iteration-000002.partial")).unwrap();
+        let reopened = Checkpoints::open(&directory.path().join("checkpoints"), 9).unwrap();
+        assert_eq!(fs::read_dir(&reopened.directory).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_newest_few_and_the_best_are_kept() {
+        let (_directory, checkpoints) = checkpoints(2);
+        for version in 0..6 {
+            write(&checkpoints, version);
+            if version == 1 {
+                checkpoints.mark_best(1).unwrap();
+            }
+            checkpoints.prune().unwrap();
+        }
+        assert_eq!(checkpoints.versions().unwrap(), [1, 4, 5]);
+        assert_eq!(checkpoints.best(), Some(1));
+    }
+}

@@ -1,0 +1,100 @@
+//! Command line of the learner.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use learner::parity;
+use learner::serve::{Exit, ServeOptions, serve};
+use service::exit_code;
+use service::logging::{self, LogFormat};
+use service::shutdown;
+
+/// Trains the policy of a run.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Takes part in a run as its learner; started by `coordinator up`.
+    Serve(ServeArgs),
+    /// Compares gradients and updates with recorded ones, `lora*` and `rl_step*`, of a model.
+    Parity(ParityArgs),
+}
+
+#[derive(clap::Args)]
+struct ParityArgs {
+    /// Pipeline folder in the diffusers layout.
+    model_dir: PathBuf,
+    /// Folder of the case files; `MODEL_DIR/cases` if not given.
+    #[arg(long)]
+    cases: Option<PathBuf>,
+    /// Largest relative error that passes.
+    #[arg(long, default_value_t = 1e-4)]
+    rtol: f64,
+}
+
+#[derive(clap::Args)]
+struct ServeArgs {
+    /// Address of the coordinator, `http://host:port`.
+    #[arg(long, env)]
+    coordinator: String,
+    /// Name among the members of the run, kept over restarts.
+    #[arg(long, env, default_value = "learner")]
+    member_id: String,
+    /// Where workers reach this process; port 0 takes a free one.
+    #[arg(long, env, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Seconds that an absent coordinator is waited for.
+    #[arg(long, env, default_value_t = 60.0)]
+    coordinator_grace: f64,
+    /// `text` or `json`.
+    #[arg(long, env, default_value_t)]
+    log_format: LogFormat,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(code) => code.into(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            exit_code::FAILED.into()
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<u8> {
+    match args.command {
+        Command::Serve(args) => run_serve(args),
+        Command::Parity(args) => run_parity(&args),
+    }
+}
+
+fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
+    let outcome = parity::run(&args.model_dir, args.cases.as_deref(), args.rtol, &mut std::io::stdout())?;
+    Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
+}
+
+fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
+    logging::init(args.log_format, "info")?;
+    let grace = Duration::try_from_secs_f64(args.coordinator_grace).context("`--coordinator-grace`")?;
+    let options =
+        ServeOptions { coordinator: args.coordinator, member_id: args.member_id, listen: args.listen, grace };
+    // Sockets need little; the training thread has the cores.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let exit = runtime.block_on(async {
+        let shutdown = shutdown::on_signals()?;
+        Ok::<_, anyhow::Error>(serve(options, shutdown).await?)
+    })?;
+    Ok(match exit {
+        Exit::Done => exit_code::DONE,
+        Exit::Retry => exit_code::RETRY,
+    })
+}

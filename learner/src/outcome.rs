@@ -1,0 +1,296 @@
+//! What a worker's push holds, checked against what the config implies, before and after its bytes are here.
+
+use config::{RunConfig, TaskKind, TaskSpec};
+use proto::{ElementType, PushHeader, TaskCost, TensorInfo};
+
+/// Name of a prompt's embedding: the BLAKE3 digest of its tensors.
+pub type Digest = [u8; 32];
+
+/// Bytes of a next latent's hash on the wire.
+pub const HASH_BYTES: usize = 8;
+/// The most that one prompt's embedding may take, in bytes.
+const EMBEDDING_LIMIT: i64 = 256 * 1024 * 1024;
+const CONDITIONING_PREFIX: &str = "conditioning.";
+const SCORE_PREFIX: &str = "reward.";
+
+/// The trajectories of one training task. Rows are seed-major: (seed, step) for states, (seed, step, branch) for the rest.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Trajectories {
+    /// Trunk states at the trained steps: `[seeds, steps, latent]`.
+    pub states: Vec<f32>,
+    /// Means of the moves as the sampler had them: `[seeds, steps, latent]`.
+    pub means: Vec<f32>,
+    /// Where the moves went: `[seeds, steps, branches, latent]`.
+    pub next_latents: Vec<f32>,
+    /// Log-probabilities of the moves as the sampler had them: `[seeds, steps, branches]`.
+    pub log_probs: Vec<f32>,
+    /// Weighted sums of the scores: `[seeds, steps, branches]`.
+    pub rewards: Vec<f32>,
+    /// Raw scores of each scorer, in the config's order: `[seeds, steps, branches]`.
+    pub scores: Vec<(String, Vec<f32>)>,
+    /// The prompt's embedding.
+    pub conditioning: Digest,
+    /// The negative prompt's, with guidance.
+    pub negative_conditioning: Option<Digest>,
+    /// What the sampling cost.
+    pub cost: TaskCost,
+}
+
+/// The images of one evaluation task.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EvaluatedImages {
+    /// Red, green, blue of every pixel: `[images, height, width, 3]`, the images of one prompt together.
+    pub pixels: Vec<u8>,
+    /// Weighted sums of the scores: `[images]`.
+    pub rewards: Vec<f32>,
+    /// Raw scores of each scorer, in the config's order: `[images]`.
+    pub scores: Vec<(String, Vec<f32>)>,
+    /// What the sampling cost.
+    pub cost: TaskCost,
+}
+
+/// The sizes that the config and the model imply for every push.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layout {
+    /// Shape of one image's latents.
+    pub latent_shape: Vec<i64>,
+    /// Pixels: height and width.
+    pub image_size: (i64, i64),
+    /// Branches per seed and step.
+    pub n_branches: usize,
+    /// Names of the scorers.
+    pub scorers: Vec<String>,
+    /// Whether there is guidance, hence a negative prompt.
+    pub is_guided: bool,
+}
+
+impl Layout {
+    /// The sizes of a run whose model has latents of `latent_shape`.
+    pub fn new(config: &RunConfig, latent_shape: Vec<i64>) -> Self {
+        Self {
+            latent_shape,
+            image_size: (config.sampling.height, config.sampling.width),
+            n_branches: config.sampling.branches_per_seed,
+            scorers: config.rewards.iter().map(|reward| reward.name.clone()).collect(),
+            is_guided: config.sampling.guidance_scale > 1.0,
+        }
+    }
+
+    /// Elements of one image's latents.
+    pub fn latent_len(&self) -> usize {
+        self.latent_shape.iter().product::<i64>() as usize
+    }
+
+    /// The tensors that a push of `task` must announce, embeddings and `next_latents` aside.
+    fn expected(&self, task: &TaskSpec, n_steps: usize) -> Vec<TensorInfo> {
+        let info = |name: &str, shape: &[i64], element_type: ElementType| TensorInfo {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            element_type: element_type.into(),
+        };
+        let (height, width) = self.image_size;
+        let (scored, mut tensors) = match task.kind {
+            TaskKind::Train => {
+                let cells = [i64::from(task.n_seeds), n_steps as i64];
+                let moves = [cells[0], cells[1], self.n_branches as i64];
+                let latents = [&cells[..], &self.latent_shape].concat();
+                let hashes = [&moves[..], &[HASH_BYTES as i64]].concat();
+                let tensors = vec![
+                    info("states", &latents, ElementType::F32),
+                    info("means", &latents, ElementType::F32),
+                    info("log_probs", &moves, ElementType::F32),
+                    info("next_hashes", &hashes, ElementType::U8),
+                ];
+                (moves.to_vec(), tensors)
+            }
+            TaskKind::Evaluate => {
+                let n_images = task.prompts.len() as i64 * i64::from(task.n_seeds);
+                (vec![n_images], vec![info("images", &[n_images, height, width, 3], ElementType::U8)])
+            }
+        };
+        tensors.push(info("rewards", &scored, ElementType::F32));
+        let scores = self.scorers.iter().map(|name| format!("{SCORE_PREFIX}{name}"));
+        tensors.extend(scores.map(|name| info(&name, &scored, ElementType::F32)));
+        tensors
+    }
+
+    /// Checks everything that a header claims, so that only wanted bytes are received.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn check(&self, header: &PushHeader, task: &TaskSpec, steps: &[u32]) -> Result<(), String> {
+        if header.version != task.version {
+            return Err(format!("sampled with version {}, but version {} is wanted", header.version, task.version));
+        }
+        if task.kind == TaskKind::Train {
+            self.check_training(header, steps)?;
+        }
+        let expected = self.expected(task, steps.len());
+        for wanted in &expected {
+            match header.tensors.iter().find(|info| info.name == wanted.name) {
+                Some(info) if info == wanted => {}
+                Some(info) => {
+                    let (got, due) = (describe(info), describe(wanted));
+                    return Err(format!("tensor `{}` is announced as {got}, but {due} is expected", wanted.name));
+                }
+                None => return Err(format!("tensor `{}` is missing", wanted.name)),
+            }
+        }
+        for (position, info) in header.tensors.iter().enumerate() {
+            if header.tensors[..position].iter().any(|earlier| earlier.name == info.name) {
+                return Err(format!("tensor `{}` is announced twice", info.name));
+            }
+            if !expected.contains(info) {
+                self.check_optional(info, header, task, steps.len())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_training(&self, header: &PushHeader, steps: &[u32]) -> Result<(), String> {
+        if header.steps != steps {
+            return Err(format!("the steps are {:?}, but {steps:?} are trained", header.steps));
+        }
+        let negative_length = if self.is_guided { size_of::<Digest>() } else { 0 };
+        if header.conditioning.len() != size_of::<Digest>() || header.negative_conditioning.len() != negative_length {
+            return Err("`conditioning` or `negative_conditioning` is not the digest of an embedding".to_owned());
+        }
+        Ok(())
+    }
+
+    fn check_optional(
+        &self,
+        info: &TensorInfo,
+        header: &PushHeader,
+        task: &TaskSpec,
+        n_steps: usize,
+    ) -> Result<(), String> {
+        let is_training = task.kind == TaskKind::Train;
+        if is_training && info.name == "next_latents" {
+            let moves = [i64::from(task.n_seeds), n_steps as i64, self.n_branches as i64];
+            let shape = [&moves[..], &self.latent_shape].concat();
+            return match info.shape == shape && info.element_type() == ElementType::F32 {
+                true => Ok(()),
+                false => Err(format!("tensor `next_latents` is announced as {}", describe(info))),
+            };
+        }
+        let owners = [&header.conditioning, &header.negative_conditioning];
+        let is_owned = |digest: &Digest| owners.iter().any(|owner| ***owner == *digest);
+        match embedding_tensor(&info.name).filter(|(digest, _)| is_training && is_owned(digest)) {
+            None => Err(format!("tensor `{}` is of no use here", info.name)),
+            Some(_) => check_embedding_size(info),
+        }
+    }
+}
+
+/// Splits `conditioning.HEX.NAME`.
+pub fn embedding_tensor(name: &str) -> Option<(Digest, &str)> {
+    let (hex, name) = name.strip_prefix(CONDITIONING_PREFIX)?.split_once('.')?;
+    Some((blake3::Hash::from_hex(hex).ok()?.into(), name))
+}
+
+/// The scorer that a tensor holds the scores of.
+pub fn scorer_name(tensor: &str) -> Option<&str> {
+    tensor.strip_prefix(SCORE_PREFIX)
+}
+
+fn check_embedding_size(info: &TensorInfo) -> Result<(), String> {
+    const LARGEST_ELEMENT: i64 = 8;
+    let bytes = info.shape.iter().try_fold(LARGEST_ELEMENT, |bytes, size| {
+        bytes.checked_mul(*size).filter(|bytes| (1..=EMBEDDING_LIMIT).contains(bytes))
+    });
+    match (bytes, info.element_type(), info.shape.len()) {
+        (Some(_), ElementType::F32 | ElementType::Bf16 | ElementType::I64, 1..=4) => Ok(()),
+        _ => Err(format!("tensor `{}` is announced as {}, which no embedding is", info.name, describe(info))),
+    }
+}
+
+fn describe(info: &TensorInfo) -> String {
+    format!("{} {:?}", info.element_type().as_str_name(), info.shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> Layout {
+        Layout {
+            latent_shape: vec![4, 2, 2],
+            image_size: (16, 16),
+            n_branches: 3,
+            scorers: vec!["shapes".to_owned()],
+            is_guided: true,
+        }
+    }
+
+    fn train_task() -> TaskSpec {
+        TaskSpec {
+            kind: TaskKind::Train,
+            iteration: 2,
+            index: 0,
+            version: 2,
+            prompts: vec![7],
+            prompt_slot: 0,
+            first_seed: 0,
+            n_seeds: 2,
+        }
+    }
+
+    fn header(task: &TaskSpec) -> PushHeader {
+        PushHeader {
+            version: 2,
+            tensors: layout().expected(task, 5),
+            steps: vec![0, 1, 2, 3, 4],
+            conditioning: vec![1; 32].into(),
+            negative_conditioning: vec![2; 32].into(),
+            ..PushHeader::default()
+        }
+    }
+
+    fn refusal(change: impl FnOnce(&mut PushHeader)) -> String {
+        let mut header = header(&train_task());
+        change(&mut header);
+        layout().check(&header, &train_task(), &[0, 1, 2, 3, 4]).unwrap_err()
+    }
+
+    fn embedding(digest: u8, shape: &[i64]) -> TensorInfo {
+        let name = format!("conditioning.{}.text", blake3::Hash::from([digest; 32]).to_hex());
+        TensorInfo { name, shape: shape.to_vec(), element_type: ElementType::F32.into() }
+    }
+
+    #[test]
+    fn what_the_config_implies_is_accepted() {
+        let mut full = header(&train_task());
+        full.tensors.push(embedding(1, &[1, 10, 128]));
+        full.tensors.push(embedding(2, &[1, 10, 128]));
+        let shape = vec![2, 5, 3, 4, 2, 2];
+        full.tensors.push(TensorInfo {
+            name: "next_latents".to_owned(),
+            shape,
+            element_type: ElementType::F32.into(),
+        });
+        assert_eq!(layout().check(&full, &train_task(), &[0, 1, 2, 3, 4]), Ok(()));
+        let evaluation = TaskSpec { kind: TaskKind::Evaluate, prompts: vec![0, 1, 2], ..train_task() };
+        let header = PushHeader { steps: vec![], ..header(&evaluation) };
+        assert_eq!(header.tensors[0].shape, [6, 16, 16, 3]);
+        assert_eq!(layout().check(&header, &evaluation, &[]), Ok(()));
+    }
+
+    #[test]
+    fn every_claim_that_does_not_fit_is_named() {
+        assert!(refusal(|header| header.version = 1).contains("version 1"));
+        assert!(refusal(|header| header.steps = vec![0]).contains("steps are [0]"));
+        assert!(refusal(|header| header.conditioning = vec![1; 31].into()).contains("`conditioning`"));
+        assert!(refusal(|header| header.tensors[0].shape[0] = 1 << 40).contains("tensor `states`"));
+        assert!(refusal(|header| header.tensors[2].element_type = 2).contains("ELEMENT_TYPE_BF16"));
+        let missing = refusal(|header| {
+            header.tensors.remove(1);
+        });
+        assert!(missing.contains("`means` is missing"));
+        assert!(refusal(|header| header.tensors.push(header.tensors[0].clone())).contains("twice"));
+        let absurd = refusal(|header| header.tensors.push(embedding(1, &[1, 1 << 30, 1 << 30])));
+        assert!(absurd.contains("which no embedding is"), "{absurd}");
+        assert!(refusal(|header| header.tensors.push(embedding(1, &[1, -1]))).contains("no embedding"));
+        assert!(refusal(|header| header.tensors.push(embedding(9, &[1, 1]))).contains("of no use"));
+    }
+}

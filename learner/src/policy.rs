@@ -1,0 +1,215 @@
+//! The policy that is trained: a frozen network, its adapter, the adapter's optimizer and moving average.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use config::{Dtype, RunConfig};
+use flow::{AdamW, Ema, FlowError, NoiseKey, Purpose, clip_gradient_norm, standard_normal};
+use models::lora::LoraConfig;
+use models::{Conditioning, LoadOptions, ModelError, TextToImageModel, pipeline, weights};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::LearnerError;
+use crate::rules;
+
+const ADAPTER_FILE: &str = "adapter.safetensors";
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+const AVERAGE_FILE: &str = "ema.safetensors";
+
+/// Tensors by name.
+pub type NamedTensors = Vec<(String, Tensor)>;
+
+/// The negative prompt's embedding, and how far predictions are pushed away from it.
+pub type Guidance<'a> = (Option<&'a Conditioning>, f64);
+
+/// The network with everything that training changes.
+pub struct Policy {
+    model: Box<dyn TextToImageModel>,
+    parameters: NamedTensors,
+    optimizer: AdamW,
+    average: Ema,
+    max_grad_norm: f64,
+    device: Device,
+}
+
+/// A gradient or a weight that is no number.
+#[derive(Debug)]
+pub struct NonFiniteParameter {
+    /// Gradient or weight.
+    pub quantity: &'static str,
+    /// The first such parameter.
+    pub parameter: String,
+}
+
+impl Policy {
+    /// Opens the model of a run and attaches a fresh adapter, which changes nothing yet.
+    ///
+    /// # Errors
+    /// If the model cannot be opened, the adapter does not suit it, or the device is not there.
+    pub fn open(config: &RunConfig) -> Result<Self, LearnerError> {
+        let kind = match config.model.dtype {
+            Dtype::Float32 => Kind::Float,
+            Dtype::Bfloat16 => Kind::BFloat16,
+        };
+        let device = device(&config.resources.device)?;
+        let options = LoadOptions { kind, device, text_encoders: false, decoder: false };
+        Ok(Self::new(pipeline::open(&config.model.path, options)?, config, device)?)
+    }
+
+    fn new(mut model: Box<dyn TextToImageModel>, config: &RunConfig, device: Device) -> Result<Self, ModelError> {
+        let adapter = &config.adapter;
+        let lora = LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: adapter.targets.clone() };
+        let mut ordinal = 0;
+        model.attach_adapter(&lora, &mut |_, len| {
+            let key = NoiseKey::initial(config.run.seed, Purpose::AdapterInit, 0, ordinal, 0);
+            ordinal += 1;
+            standard_normal(&key, len)
+        })?;
+        let parameters = model.adapter_parameters();
+        let policy = Self {
+            optimizer: AdamW::new(&parameters, rules::optimizer(config)),
+            average: Ema::new(&parameters, rules::average(config)),
+            max_grad_norm: config.training.max_grad_norm,
+            model,
+            parameters,
+            device,
+        };
+        policy.define_gradients();
+        Ok(policy)
+    }
+
+    /// Zero is a gradient too: an update in which nothing was learned decays moments and weights like any other, also
+    /// right after a resume.
+    fn define_gradients(&self) {
+        let zeros: Vec<Tensor> = self.parameters.iter().map(|(_, p)| (p * 0.0).sum(Kind::Float)).collect();
+        Tensor::stack(&zeros, 0).sum(Kind::Float).backward();
+    }
+
+    /// The network's file folder, its sizes and its schedule.
+    pub fn model(&self) -> &dyn TextToImageModel {
+        self.model.as_ref()
+    }
+
+    /// Where the tensors live.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// An embedding where the network can use it.
+    pub fn on_device(&self, embedding: &Conditioning) -> Conditioning {
+        let moved = |tensor: &Tensor| tensor.to_device(self.device);
+        Conditioning {
+            text: moved(&embedding.text),
+            pooled: embedding.pooled.as_ref().map(moved),
+            text_mask: embedding.text_mask.as_ref().map(moved),
+        }
+    }
+
+    /// Velocities with gradients to the adapter.
+    ///
+    /// # Shapes
+    /// `states` `[B, latent…]`, `sigmas` `[B]` → `[B, latent…]`, float32.
+    pub fn velocity_for_training(
+        &self,
+        states: &Tensor,
+        sigmas: &Tensor,
+        positive: &Conditioning,
+        guidance: Guidance,
+    ) -> Tensor {
+        let (negative, scale) = guidance;
+        self.model.velocity_for_training(states, sigmas, positive, negative, scale)
+    }
+
+    /// Velocities of the base model, without gradients.
+    ///
+    /// # Shapes
+    /// As [`Self::velocity_for_training`].
+    pub fn reference_velocity(
+        &self,
+        states: &Tensor,
+        sigmas: &Tensor,
+        positive: &Conditioning,
+        guidance: Guidance,
+    ) -> Tensor {
+        let (negative, scale) = guidance;
+        tch::no_grad(|| self.model.reference_velocity(states, sigmas, positive, negative, scale))
+    }
+
+    /// Moves the adapter along the gradient gathered so far, and the average after it; returns the gradient's norm.
+    ///
+    /// `updates` counts this update, from 1 over the whole run.
+    ///
+    /// # Errors
+    /// If a gradient or, afterwards, a weight is not finite.
+    pub fn update(&mut self, updates: u64) -> Result<f64, NonFiniteParameter> {
+        let norm = clip_gradient_norm(&self.parameters, self.max_grad_norm).map_err(|error| {
+            let FlowError::NonFiniteGradient { parameter } = error else {
+                unreachable!("clipping only fails on gradients; else this is a bug")
+            };
+            NonFiniteParameter { quantity: "gradient", parameter }
+        })?;
+        self.optimizer.step();
+        self.optimizer.zero_gradients();
+        let is_finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
+        if let Some((name, _)) = self.parameters.iter().find(|(_, parameter)| !is_finite(parameter)) {
+            return Err(NonFiniteParameter { quantity: "weight", parameter: name.clone() });
+        }
+        self.average.update(&self.parameters, updates);
+        self.model.refresh_adapter();
+        Ok(norm)
+    }
+
+    /// The adapter as it is trained.
+    pub fn adapter(&self) -> &[(String, Tensor)] {
+        &self.parameters
+    }
+
+    /// Its moving average.
+    pub fn average(&self) -> &[(String, Tensor)] {
+        self.average.averages()
+    }
+
+    /// Writes all that training changes into a directory.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn save(&self, directory: &Path) -> Result<(), ModelError> {
+        let save = |name: &str, tensors: &[(String, Tensor)]| {
+            weights::write(&directory.join(name), tensors, &HashMap::new())
+        };
+        save(ADAPTER_FILE, &self.parameters)?;
+        save(OPTIMIZER_FILE, &self.optimizer.state())?;
+        save(AVERAGE_FILE, self.average.averages())
+    }
+
+    /// Continues from what [`Self::save`] wrote.
+    ///
+    /// # Errors
+    /// If a file is missing or does not fit.
+    pub fn load(&mut self, directory: &Path) -> Result<(), LearnerError> {
+        let load = |name: &str| weights::read_all(&directory.join(name)).map(|(tensors, _)| tensors);
+        self.model.load_adapter(&load(ADAPTER_FILE)?)?;
+        self.optimizer.load_state(&load(OPTIMIZER_FILE)?)?;
+        self.average.load_state(&load(AVERAGE_FILE)?)?;
+        Ok(())
+    }
+}
+
+/// The moving average in a directory that [`Policy::save`] wrote.
+///
+/// # Errors
+/// If the file is missing or damaged.
+pub fn read_average(directory: &Path) -> Result<NamedTensors, ModelError> {
+    Ok(weights::read_all(&directory.join(AVERAGE_FILE))?.0)
+}
+
+fn device(name: &str) -> Result<Device, LearnerError> {
+    match name {
+        "cpu" => Ok(Device::Cpu),
+        "cuda" if tch::Cuda::is_available() => Ok(Device::Cuda(0)),
+        "cuda" => Err(LearnerError::Setting(
+            "`resources.device` is `cuda`, but no CUDA device can be used; set it to `cpu`".to_owned(),
+        )),
+        other => Err(LearnerError::Setting(format!("`resources.device` is `{other}`; use `cpu` or `cuda`"))),
+    }
+}

@@ -1,0 +1,212 @@
+//! From the bytes of a push to what training takes: tensors split, embeddings kept, next latents rebuilt and checked.
+
+use flow::{NoiseKey, Purpose, next_latents_on_host, standard_normal};
+use proto::{PushHeader, TensorInfo};
+
+use config::{TaskKind, TaskSpec};
+
+use crate::embeddings::Embeddings;
+use crate::inbox::Outcome;
+use crate::outcome::{Digest, EvaluatedImages, HASH_BYTES, Layout, Trajectories, embedding_tensor, scorer_name};
+
+/// What the numbers of a push are checked and completed with.
+#[derive(Debug)]
+pub struct Receiver {
+    /// Sizes of everything.
+    pub layout: Layout,
+    /// Seed of the run, which keys the noise.
+    pub run_seed: u64,
+    /// Standard deviation of the move at every step of the schedule.
+    pub stds: Vec<f32>,
+}
+
+/// Why a push whose bytes are intact cannot be held.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The noise drawn here does not lead where the sampler went; the sampler must send where that was.
+    #[error("next latents rebuilt from their noise have other hashes")]
+    NextLatentsNeeded,
+    /// A damaged embedding, or one that was expected to be here and is not: sending it is the remedy.
+    #[error("{0}")]
+    Incomplete(String),
+    /// The push contradicts itself.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// The announced tensors and their bytes.
+struct Parts<'a> {
+    parts: Vec<(&'a TensorInfo, &'a [u8])>,
+}
+
+impl Receiver {
+    /// Turns the bytes that `header` announced, which has been checked, into an outcome.
+    ///
+    /// # Errors
+    /// If the push must be refused.
+    pub fn outcome(
+        &self,
+        header: &PushHeader,
+        bytes: &[u8],
+        task: &TaskSpec,
+        embeddings: &Embeddings,
+    ) -> Result<Outcome, Refusal> {
+        let parts = Parts::split(&header.tensors, bytes)?;
+        match task.kind {
+            TaskKind::Train => {
+                self.keep_embeddings(header, &parts, embeddings)?;
+                self.trajectories(header, &parts, task).map(|outcome| Outcome::Train(Box::new(outcome)))
+            }
+            TaskKind::Evaluate => Ok(Outcome::Evaluate(Box::new(EvaluatedImages {
+                pixels: parts.bytes("images")?.to_vec(),
+                rewards: parts.floats("rewards")?,
+                scores: self.scores(&parts)?,
+                cost: header.cost.unwrap_or_default(),
+            }))),
+        }
+    }
+
+    fn keep_embeddings(&self, header: &PushHeader, parts: &Parts, embeddings: &Embeddings) -> Result<(), Refusal> {
+        let negative = self.layout.is_guided.then_some(&header.negative_conditioning);
+        for digest in std::iter::once(&header.conditioning).chain(negative) {
+            let digest = digest_of(digest)?;
+            let (infos, bytes) = parts.embedding(&digest);
+            if !infos.is_empty() {
+                embeddings.insert(digest, &infos, &bytes).map_err(Refusal::Incomplete)?;
+            } else if !embeddings.missing(&[digest]).is_empty() {
+                let hex = blake3::Hash::from(digest).to_hex();
+                return Err(Refusal::Incomplete(format!("embedding {hex} is not here; ask again what is missing")));
+            }
+        }
+        Ok(())
+    }
+
+    fn trajectories(&self, header: &PushHeader, parts: &Parts, task: &TaskSpec) -> Result<Trajectories, Refusal> {
+        let means = parts.floats("means")?;
+        let hashes = parts.bytes("next_hashes")?;
+        let next_latents = match parts.floats("next_latents") {
+            Ok(sent) => sent,
+            Err(_) => self.rebuild(task, &header.steps, &means),
+        };
+        let all_match = next_latents
+            .chunks_exact(self.layout.latent_len())
+            .zip(hashes.chunks_exact(HASH_BYTES))
+            .all(|(latents, hash)| latent_hash(latents) == hash);
+        match (all_match, parts.has("next_latents")) {
+            (false, false) => return Err(Refusal::NextLatentsNeeded),
+            (false, true) => return Err(Refusal::Invalid("`next_latents` have other hashes than `next_hashes`".to_owned())),
+            (true, _) => {}
+        }
+        Ok(Trajectories {
+            states: parts.floats("states")?,
+            means,
+            next_latents,
+            log_probs: parts.floats("log_probs")?,
+            rewards: parts.floats("rewards")?,
+            scores: self.scores(parts)?,
+            conditioning: digest_of(&header.conditioning)?,
+            negative_conditioning: self.layout.is_guided.then(|| digest_of(&header.negative_conditioning)).transpose()?,
+            cost: header.cost.unwrap_or_default(),
+        })
+    }
+
+    /// The scores in the config's order, whatever order they came in.
+    fn scores(&self, parts: &Parts) -> Result<Vec<(String, Vec<f32>)>, Refusal> {
+        let of_scorer = |name: &String| Ok((name.clone(), parts.floats_of(|tensor| scorer_name(tensor) == Some(name))?));
+        self.layout.scorers.iter().map(of_scorer).collect()
+    }
+
+    /// Next latents of every (seed, step, branch) from the means and the noise of their keys.
+    fn rebuild(&self, task: &TaskSpec, steps: &[u32], means: &[f32]) -> Vec<f32> {
+        let latent_len = self.layout.latent_len();
+        let mut cells = means.chunks_exact(latent_len);
+        let mut rebuilt = Vec::with_capacity(means.len() * self.layout.n_branches);
+        for seed_index in task.first_seed..task.first_seed + task.n_seeds {
+            let key = NoiseKey::initial(
+                self.run_seed,
+                Purpose::Rollout,
+                task.iteration,
+                task.prompt_slot,
+                seed_index,
+            );
+            for step in steps {
+                let mean = cells.next().expect("the header's shapes were checked; else this is a bug");
+                for branch in 0..self.layout.n_branches as u32 {
+                    let noise = standard_normal(&key.transition(*step, branch), latent_len);
+                    rebuilt.extend(next_latents_on_host(mean, self.stds[*step as usize], &noise));
+                }
+            }
+        }
+        rebuilt
+    }
+}
+
+/// How many bytes a header announces.
+///
+/// # Errors
+/// If a tensor's shape or element type is impossible.
+pub fn announced_bytes(tensors: &[TensorInfo]) -> Result<usize, String> {
+    let length = |info| models::tensor_bytes::byte_length(info).map_err(|e| e.to_string());
+    tensors.iter().try_fold(0_usize, |total, info| {
+        total.checked_add(length(info)?).ok_or_else(|| "the tensors are too large together".to_owned())
+    })
+}
+
+/// The hash by which rebuilt latents are compared: the first bytes of the BLAKE3 of their little-endian bytes.
+pub fn latent_hash(latents: &[f32]) -> [u8; HASH_BYTES] {
+    let bytes: Vec<u8> = latents.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let mut hash = [0; HASH_BYTES];
+    hash.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..HASH_BYTES]);
+    hash
+}
+
+fn digest_of(bytes: &[u8]) -> Result<Digest, Refusal> {
+    bytes.try_into().map_err(|_| Refusal::Invalid(format!("a digest has 32 bytes, not {}", bytes.len())))
+}
+
+impl<'a> Parts<'a> {
+    fn split(infos: &'a [TensorInfo], mut bytes: &'a [u8]) -> Result<Self, Refusal> {
+        let mut parts = Vec::with_capacity(infos.len());
+        for info in infos {
+            let length = announced_bytes(std::slice::from_ref(info)).map_err(Refusal::Invalid)?;
+            let (own, rest) = bytes
+                .split_at_checked(length)
+                .ok_or_else(|| Refusal::Invalid(format!("the bytes end inside tensor `{}`", info.name)))?;
+            parts.push((info, own));
+            bytes = rest;
+        }
+        Ok(Self { parts })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.parts.iter().any(|(info, _)| info.name == name)
+    }
+
+    fn find(&self, is_wanted: impl Fn(&str) -> bool) -> Result<&'a [u8], Refusal> {
+        let found = self.parts.iter().find(|(info, _)| is_wanted(&info.name));
+        found.map(|(_, bytes)| *bytes).ok_or_else(|| Refusal::Invalid("a tensor is missing".to_owned()))
+    }
+
+    fn bytes(&self, name: &str) -> Result<&'a [u8], Refusal> {
+        self.find(|tensor| tensor == name)
+    }
+
+    fn floats(&self, name: &str) -> Result<Vec<f32>, Refusal> {
+        self.floats_of(|tensor| tensor == name)
+    }
+
+    fn floats_of(&self, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<f32>, Refusal> {
+        let (floats, _) = self.find(is_wanted)?.as_chunks();
+        Ok(floats.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    }
+
+    /// The tensors of one embedding, if they came along.
+    fn embedding(&self, digest: &Digest) -> (Vec<TensorInfo>, Vec<u8>) {
+        let own = self.parts.iter().filter(|(info, _)| {
+            embedding_tensor(&info.name).is_some_and(|(owner, _)| owner == *digest)
+        });
+        let (infos, bytes): (Vec<TensorInfo>, Vec<&[u8]>) =
+            own.map(|(info, bytes)| ((*info).clone(), *bytes)).unzip();
+        (infos, bytes.concat())
+    }
+}

@@ -1,0 +1,131 @@
+//! What the config says, in the terms of the maths.
+
+use config::RunConfig;
+use flow::{
+    AdamWSettings, ClippedObjective, EmaSettings, FlowError, Schedule, SchedulerConfig, TransitionCoefficients,
+};
+use models::TextToImageModel;
+
+use crate::error::LearnerError;
+
+/// The trained steps of an iteration, and what of them does not depend on any trajectory.
+#[derive(Clone, Debug)]
+pub struct TrainedSteps {
+    /// Positions in the schedule, rising.
+    pub steps: Vec<usize>,
+    /// Of each, its random move.
+    pub coefficients: Vec<TransitionCoefficients>,
+    /// Of each, its weight in the policy loss.
+    pub weights: Vec<f32>,
+}
+
+impl TrainedSteps {
+    /// The trained steps of `iteration`.
+    ///
+    /// # Errors
+    /// If the config's branch steps or noise level do not suit the schedule.
+    pub fn new(config: &RunConfig, schedule: &Schedule, iteration: u32) -> Result<Self, FlowError> {
+        let sampling = &config.sampling;
+        let steps = branch_steps(&sampling.branch_steps).trained_steps(sampling.steps, config.run.seed, iteration)?;
+        let coefficients: Vec<TransitionCoefficients> =
+            steps.iter().map(|step| transition(config, schedule, *step)).collect::<Result<_, _>>()?;
+        let stds: Vec<f64> = coefficients.iter().map(|move_| move_.std).collect();
+        let weights = step_weight(config.training.step_weight).weights(&stds);
+        Ok(Self { steps, coefficients, weights: weights.into_iter().map(|weight| weight as f32).collect() })
+    }
+
+    /// The steps as the wire counts them.
+    pub fn on_the_wire(&self) -> Vec<u32> {
+        self.steps.iter().map(|step| *step as u32).collect()
+    }
+}
+
+/// The noise levels of the run's trajectories.
+///
+/// # Errors
+/// If the model's scheduler settings are not supported.
+pub fn schedule(config: &RunConfig, model: &dyn TextToImageModel) -> Result<Schedule, LearnerError> {
+    let scheduler: SchedulerConfig = serde_json::from_value(model.scheduler_config().clone())
+        .map_err(|error| LearnerError::Setting(format!("scheduler_config.json of the model: {error}")))?;
+    let sampling = &config.sampling;
+    let sequence_length = model.image_sequence_length(sampling.height, sampling.width);
+    Ok(Schedule::new(&scheduler, sampling.steps, sequence_length)?)
+}
+
+/// Standard deviation of the random move at every step but the last, which is never random.
+///
+/// # Errors
+/// If the noise level does not suit the step rule.
+pub fn move_stds(config: &RunConfig, schedule: &Schedule) -> Result<Vec<f32>, FlowError> {
+    let std = |step| Ok(transition(config, schedule, step)?.std as f32);
+    (0..schedule.steps().saturating_sub(1)).map(std).collect()
+}
+
+/// The clipped objective.
+pub fn objective(config: &RunConfig) -> ClippedObjective {
+    let training = &config.training;
+    ClippedObjective { clip_range: training.clip_range, advantage_clip: training.advantage_clip }
+}
+
+/// The optimizer's settings.
+pub fn optimizer(config: &RunConfig) -> AdamWSettings {
+    let training = &config.training;
+    AdamWSettings {
+        lr: training.learning_rate,
+        beta1: training.adam_beta1,
+        beta2: training.adam_beta2,
+        epsilon: training.adam_epsilon,
+        weight_decay: training.weight_decay,
+    }
+}
+
+/// The moving average's settings.
+pub fn average(config: &RunConfig) -> EmaSettings {
+    EmaSettings { decay: config.ema.decay, interval: config.ema.interval }
+}
+
+/// What an advantage is measured against.
+pub fn advantage_group(config: &RunConfig) -> flow::AdvantageGroup {
+    match config.training.advantage_group {
+        config::AdvantageGroup::Seed => flow::AdvantageGroup::Seed,
+        config::AdvantageGroup::Prompt => flow::AdvantageGroup::Prompt,
+        config::AdvantageGroup::Batch => flow::AdvantageGroup::Batch,
+        config::AdvantageGroup::None => flow::AdvantageGroup::None,
+    }
+}
+
+/// What the KL term is measured in.
+pub fn kl_denominator(config: &RunConfig) -> flow::KlDenominator {
+    match config.training.kl_denominator {
+        config::KlDenominator::Std => flow::KlDenominator::Std,
+        config::KlDenominator::Eta => flow::KlDenominator::Eta,
+    }
+}
+
+fn transition(config: &RunConfig, schedule: &Schedule, step: usize) -> Result<TransitionCoefficients, FlowError> {
+    let rule = match config.sampling.step_rule {
+        config::StepRule::FlowSde => flow::StepRule::FlowSde,
+        config::StepRule::Cps => flow::StepRule::Cps,
+    };
+    TransitionCoefficients::new(rule, schedule, step, config.sampling.noise_level)
+}
+
+fn branch_steps(steps: &config::BranchSteps) -> flow::BranchSteps {
+    match steps {
+        config::BranchSteps::All => flow::BranchSteps::All,
+        config::BranchSteps::Range { from, to } => flow::BranchSteps::Range { from: *from, to: *to },
+        config::BranchSteps::List(steps) => flow::BranchSteps::List(steps.clone()),
+        config::BranchSteps::Random { count } => flow::BranchSteps::Random { count: *count },
+        config::BranchSteps::Window { size, from, to } => {
+            flow::BranchSteps::Window { size: *size, from: *from, to: *to }
+        }
+    }
+}
+
+fn step_weight(weight: config::StepWeight) -> flow::StepWeight {
+    match weight {
+        config::StepWeight::Noise => flow::StepWeight::Noise,
+        config::StepWeight::None => flow::StepWeight::None,
+        config::StepWeight::Constant(factor) => flow::StepWeight::Constant(factor),
+    }
+}

@@ -1,0 +1,182 @@
+//! The durable side of a run: what a checkpoint holds, when one cannot be written, what is exported and told.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use config::RunConfig;
+use models::weights;
+use proto::Summary;
+use serde::{Deserialize, Serialize};
+use service::{RunDirectory, ServiceError, durable};
+
+use crate::checkpoint::CheckpointError;
+use crate::error::LearnerError;
+use crate::export;
+use crate::policy::{self, NamedTensors};
+use crate::run::Run;
+use crate::serve::chain;
+
+const STATE_FILE: &str = "state.json";
+/// Checkpoints in a row that may fail before the run gives up.
+const FAILED_SAVES_LIMIT: u32 = 3;
+
+/// What a checkpoint holds besides tensors.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SavedState {
+    /// Of the run config, but for the number of workers, which may change while a run lives.
+    pub(crate) config_digest: String,
+    /// Iterations trained.
+    pub(crate) version: u32,
+    /// Optimizer updates.
+    pub(crate) updates: u64,
+    /// Images scored.
+    pub(crate) images: u64,
+    /// Guided network evaluations.
+    pub(crate) network_evaluations: u64,
+    /// Of the learner's process, over all its lives.
+    pub(crate) seconds: f64,
+    /// Of these, not waiting for workers.
+    pub(crate) computing_seconds: f64,
+    /// Of all workers, sampling and scoring.
+    pub(crate) worker_seconds: f64,
+    /// Earlier versions of the policy, each with a file of its own.
+    pub(crate) earlier_versions: Vec<u32>,
+}
+
+impl SavedState {
+    /// The start of a run.
+    pub(crate) fn new(config: &RunConfig) -> Self {
+        let mut identity = config.clone();
+        identity.resources.workers = 0;
+        let config_digest = blake3::hash(identity.to_toml().as_bytes()).to_hex().to_string();
+        Self { config_digest, ..Self::default() }
+    }
+
+    /// The state of a checkpoint of the run that would start with `expected`.
+    pub(crate) fn read(checkpoint: &Path, expected: &Self, run: &RunDirectory) -> Result<Self, LearnerError> {
+        let path = checkpoint.join(STATE_FILE);
+        let unreadable = |source| ServiceError::File { action: "read", path: path.clone(), source };
+        let bytes = std::fs::read(&path).map_err(unreadable)?;
+        let state: Self = serde_json::from_slice(&bytes).map_err(|error| unreadable(error.into()))?;
+        match state.config_digest == expected.config_digest {
+            true => Ok(state),
+            false => Err(LearnerError::OtherConfig {
+                path: checkpoint.display().to_string(),
+                saved: run.config().display().to_string(),
+            }),
+        }
+    }
+
+    /// The earlier versions of the policy that a checkpoint holds.
+    pub(crate) fn read_earlier(&self, checkpoint: &Path) -> Result<BTreeMap<u32, NamedTensors>, LearnerError> {
+        let read = |version: &u32| Ok((*version, weights::read_all(&checkpoint.join(policy_file(*version)))?.0));
+        self.earlier_versions.iter().map(read).collect()
+    }
+}
+
+impl Run {
+    /// Writes a checkpoint and exports the averaged adapter; a failure is told, and final only if it repeats.
+    pub(crate) fn save(&mut self) -> Result<(), LearnerError> {
+        self.trainer.progress.phase("checkpointing");
+        let version = self.state.version;
+        let state = SavedState {
+            seconds: self.seconds(),
+            earlier_versions: self.earlier.keys().copied().filter(|earlier| *earlier < version).collect(),
+            ..self.state.clone()
+        };
+        match self.checkpoints.write(version, |directory| self.write_files(directory, &state)) {
+            Ok(path) => {
+                tracing::info!(version, "checkpoint {}", path.display());
+                (self.saved, self.failed_saves) = (Some(version), 0);
+                if let Err(error) = self.checkpoints.prune() {
+                    tracing::warn!("old checkpoints stay: {error}");
+                }
+                let (config, average) = (self.config(), self.trainer.policy.average());
+                if let Err(error) = export::write(config, average, &self.directory.adapter()) {
+                    tracing::error!("the adapter is exported with the next checkpoint: {error}");
+                }
+                Ok(())
+            }
+            Err(source) => {
+                self.failed_saves += 1;
+                let attempts = self.failed_saves;
+                let reason = chain(&source);
+                tracing::error!(version, attempts, "checkpoint not written, earlier ones are kept: {reason}");
+                match attempts < FAILED_SAVES_LIMIT {
+                    true => Ok(()),
+                    false => Err(LearnerError::CheckpointsFail { attempts, source }),
+                }
+            }
+        }
+    }
+
+    /// Told to leave: saves the version reached, unless an unfinished iteration has moved the policy already.
+    pub(crate) fn save_before_leaving(&mut self) -> Result<(), LearnerError> {
+        let is_at_boundary = self.trainer.updates == self.state.updates;
+        if is_at_boundary && self.saved != Some(self.state.version) { self.save() } else { Ok(()) }
+    }
+
+    /// Exports the average of the checkpoint of `version`, beside the newest adapter.
+    pub(crate) fn export_best(&self, version: u32) -> Result<(), LearnerError> {
+        let average = policy::read_average(&self.checkpoints.path(version))?;
+        export::write(self.config(), &average, &self.directory.adapter().join("best"))
+    }
+
+    /// Seconds since the start of the run, its earlier lives included.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.state.seconds + self.opened.elapsed().as_secs_f64()
+    }
+
+    /// Tells the coordinator how far the run is.
+    pub(crate) fn tell_progress(&self) {
+        let (state, seconds) = (&self.state, self.seconds());
+        let reward = self.records.metrics().last().map_or(0.0, |row| row.reward.mean);
+        let held_out = self.records.evaluations().last();
+        self.trainer.progress.update(|progress| {
+            progress.iteration = state.version;
+            progress.iterations = self.config().run.iterations;
+            progress.reward = reward;
+            progress.held_out_reward = held_out.map_or(0.0, |row| row.reward);
+            progress.held_out_standard_error = held_out.map_or(0.0, |row| row.standard_error);
+            progress.images = state.images;
+            progress.network_evaluations = state.network_evaluations;
+            progress.seconds = seconds;
+            progress.learner_busy = state.computing_seconds / seconds.max(f64::MIN_POSITIVE);
+        });
+    }
+
+    /// What the run achieved and cost.
+    pub(crate) fn summary(&self) -> Summary {
+        let (seconds, evaluations) = (self.seconds(), self.records.evaluations());
+        let (before, after) = (evaluations.first(), evaluations.last());
+        let worker_time = seconds * self.config().resources.workers.max(1) as f64;
+        Summary {
+            held_out_before: before.map_or(0.0, |row| row.reward),
+            held_out_before_standard_error: before.map_or(0.0, |row| row.standard_error),
+            held_out_after: after.map_or(0.0, |row| row.reward),
+            held_out_after_standard_error: after.map_or(0.0, |row| row.standard_error),
+            gain: after.map_or(0.0, |row| row.gain),
+            gain_standard_error: after.map_or(0.0, |row| row.gain_standard_error),
+            prompts: after.map_or(0, |row| row.prompts),
+            seconds,
+            images: self.state.images,
+            network_evaluations: self.state.network_evaluations,
+            learner_busy: self.state.computing_seconds / seconds,
+            worker_busy: (self.state.worker_seconds / worker_time).min(1.0),
+            adapter: self.directory.adapter().display().to_string(),
+        }
+    }
+
+    fn write_files(&self, directory: &Path, state: &SavedState) -> Result<(), CheckpointError> {
+        self.trainer.policy.save(directory)?;
+        for version in &state.earlier_versions {
+            weights::write(&directory.join(policy_file(*version)), &self.earlier[version], &Default::default())?;
+        }
+        let text = serde_json::to_string_pretty(state).expect("the state is plain data; else this is a bug");
+        Ok(durable::write_file(&directory.join(STATE_FILE), text.as_bytes())?)
+    }
+}
+
+fn policy_file(version: u32) -> String {
+    format!("policy-{version:06}.safetensors")
+}

@@ -1,0 +1,269 @@
+//! The process around the training thread: joins the run, serves workers, reports, and ends for one of four reasons.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::RunConfig;
+use proto::Role;
+use proto::heartbeat_reply::Order;
+use proto::learner_server::LearnerServer;
+use service::{JoinDetails, MESSAGE_LIMIT, Membership, RunDirectory, ServiceError};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::embeddings::Embeddings;
+use crate::error::LearnerError;
+use crate::gradient::Objective;
+use crate::inbox::Inbox;
+use crate::outcome::Layout;
+use crate::policy::Policy;
+use crate::progress::ProgressBoard;
+use crate::publications::Publications;
+use crate::receive::Receiver;
+use crate::rules;
+use crate::run::{Ended, Run};
+use crate::server::LearnerService;
+use crate::trainer::Trainer;
+
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Changes closer together than this share a report.
+const REPORT_PAUSE: Duration = Duration::from_millis(20);
+
+/// Where a learner joins and listens.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// Address of the coordinator, `http://host:port`.
+    pub coordinator: String,
+    /// Name among the members, kept over restarts.
+    pub member_id: String,
+    /// Where workers reach this process; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// How long an absent coordinator is waited for.
+    pub grace: Duration,
+}
+
+/// Why the process ends, when nothing is wrong with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The run is done.
+    Done,
+    /// The run is not done, and a learner started again will continue it.
+    Retry,
+}
+
+/// Why the process ends in failure.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The port is taken, or the address is not this machine's.
+    #[error("cannot listen on {address}; choose another with `--listen`")]
+    Listen {
+        /// As asked for.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The coordinator cannot be reached or does not want this learner.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    /// The config that the coordinator handed out does not parse.
+    #[error("the run config of the coordinator: {0}")]
+    Config(config::ConfigErrors),
+    /// Training cannot go on.
+    #[error(transparent)]
+    Training(#[from] LearnerError),
+    /// The training thread is gone.
+    #[error("the training thread panicked; its message is above")]
+    Panicked,
+}
+
+/// What the training thread shares with the rest of the process.
+#[derive(Clone, Default)]
+struct Shared {
+    inbox: Arc<Inbox>,
+    embeddings: Arc<Embeddings>,
+    publications: Arc<Publications>,
+    progress: Arc<ProgressBoard>,
+}
+
+/// Joins a run and trains it until it is done, `shutdown` is cancelled, or something is wrong.
+///
+/// # Errors
+/// If the process cannot take part in the run, or training cannot go on.
+pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result<Exit, ServeError> {
+    let address = options.listen;
+    let unusable = |source| ServeError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(unusable)?;
+    let details = JoinDetails {
+        role: Role::Learner,
+        member_id: options.member_id,
+        address: listener.local_addr().map_err(unusable)?.to_string(),
+        running: None,
+        grace: options.grace,
+    };
+    let (membership, reply) = Membership::join(&options.coordinator, details).await?;
+    let config = RunConfig::from_toml(&reply.config).map_err(ServeError::Config)?;
+    let shared = Shared::default();
+    let (receiver_ready, receiver) = oneshot::channel();
+    let ended = spawn_training(config, RunDirectory::new(&reply.run_directory), shared.clone(), receiver_ready);
+
+    let stop_network = CancellationToken::new();
+    let _stop_network = stop_network.clone().drop_guard();
+    let run_id = membership.caller().run_id;
+    tokio::spawn(stop_network.clone().run_until_cancelled_owned(accept(listener, run_id, shared.clone(), receiver)));
+    let reports = tokio::spawn(stop_network.run_until_cancelled_owned(report(membership.clone(), shared.clone())));
+
+    let ended = wait_for_end(ended, &membership, &shared.inbox, shutdown).await;
+    reports.abort();
+    say_goodbye(ended, membership, &shared.progress).await
+}
+
+/// Waits for the training thread, and tells it to leave when the process has to.
+async fn wait_for_end(
+    ended: oneshot::Receiver<Result<Ended, LearnerError>>,
+    membership: &Membership,
+    inbox: &Inbox,
+    shutdown: CancellationToken,
+) -> Result<Ended, ServeError> {
+    let mut standing = membership.standing();
+    let told_to_leave = async {
+        tokio::select! {
+            () = shutdown.cancelled() => None,
+            _ = standing.wait_for(|standing| standing.order == Order::Drain) => None,
+            loss = membership.lost() => Some(loss),
+        }
+    };
+    tokio::pin!(ended);
+    let loss = tokio::select! {
+        result = &mut ended => return Ok(result.map_err(|_| ServeError::Panicked)??),
+        loss = told_to_leave => loss,
+    };
+    inbox.stop();
+    let result = ended.await.map_err(|_| ServeError::Panicked)??;
+    match loss {
+        Some(loss) => Err(loss.into()),
+        None => Ok(result),
+    }
+}
+
+async fn say_goodbye(
+    ended: Result<Ended, ServeError>,
+    membership: Membership,
+    progress: &ProgressBoard,
+) -> Result<Exit, ServeError> {
+    match ended {
+        Ok(Ended::Done(summary)) => {
+            progress.phase("done");
+            membership.report_done(progress.get(), *summary).await?;
+            membership.leave().await;
+            Ok(Exit::Done)
+        }
+        Ok(Ended::Left) => {
+            membership.leave().await;
+            Ok(Exit::Retry)
+        }
+        Err(ServeError::Service(ServiceError::CoordinatorGone { address, grace })) => {
+            tracing::error!("the coordinator at {address} has been away for {} s, leaving", grace.as_secs_f64());
+            Ok(Exit::Retry)
+        }
+        Err(error) => {
+            if let ServeError::Training(problem) = &error {
+                membership.report_fatal(&chain(problem)).await?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The thread owns the network: tensors of it are neither sent nor shared.
+fn spawn_training(
+    config: RunConfig,
+    directory: RunDirectory,
+    shared: Shared,
+    receiver_ready: oneshot::Sender<Receiver>,
+) -> oneshot::Receiver<Result<Ended, LearnerError>> {
+    let (ended_sender, ended) = oneshot::channel();
+    std::thread::spawn(move || {
+        let result = train(config, directory, shared, receiver_ready);
+        // Nobody listens once the process is being torn down.
+        let _ = ended_sender.send(result);
+    });
+    ended
+}
+
+fn train(
+    config: RunConfig,
+    directory: RunDirectory,
+    shared: Shared,
+    receiver_ready: oneshot::Sender<Receiver>,
+) -> Result<Ended, LearnerError> {
+    tch::set_num_threads(config.resources.learner_threads as i32);
+    tch::set_num_interop_threads(1);
+    let policy = Policy::open(&config)?;
+    let latent_shape = policy.model().latent_shape(config.sampling.height, config.sampling.width)?;
+    let schedule = rules::schedule(&config, policy.model())?;
+    let receiver = Receiver {
+        layout: Layout::new(&config, latent_shape.clone()),
+        run_seed: config.run.seed,
+        stds: rules::move_stds(&config, &schedule)?,
+    };
+    let trainer = Trainer {
+        objective: Objective::new(&config, &latent_shape),
+        prompts: config::read_prompts(&config.data.train)?,
+        inbox: shared.inbox,
+        embeddings: shared.embeddings,
+        progress: shared.progress,
+        updates: 0,
+        policy,
+        schedule,
+        config,
+    };
+    let mut run = Run::open(trainer, shared.publications, directory)?;
+    // If the process is being torn down, the run stops at its first wait.
+    let _ = receiver_ready.send(receiver);
+    run.run()
+}
+
+/// Serves workers as soon as the training thread knows what to expect of them.
+async fn accept(listener: TcpListener, run_id: String, shared: Shared, receiver: oneshot::Receiver<Receiver>) {
+    let Ok(receiver) = receiver.await else { return };
+    let service = LearnerService {
+        run_id,
+        inbox: shared.inbox,
+        embeddings: shared.embeddings,
+        publications: shared.publications,
+        receiver: Arc::new(receiver),
+    };
+    let service = LearnerServer::new(service).max_decoding_message_size(MESSAGE_LIMIT);
+    let served = service::server().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await;
+    if let Err(error) = served {
+        tracing::error!("workers can no longer be served: {}", chain(&error));
+    }
+}
+
+/// Tells the coordinator what is wanted and how far the run is: at every change, and every second.
+async fn report(membership: Membership, shared: Shared) {
+    let (mut wanted, mut progress) = (shared.inbox.changes(), shared.progress.changes());
+    loop {
+        match membership.report(&shared.inbox.wanted(), shared.progress.get()).await {
+            Ok(reply) if reply.drain => shared.inbox.stop(),
+            Ok(_) => {}
+            // The loss of the membership is noticed elsewhere.
+            Err(error) => tracing::warn!("report not taken: {error}"),
+        }
+        tokio::time::sleep(REPORT_PAUSE).await;
+        tokio::select! {
+            _ = wanted.changed() => {}
+            _ = progress.changed() => {}
+            () = tokio::time::sleep(REPORT_INTERVAL) => {}
+        }
+    }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -1,0 +1,292 @@
+//! Training as a stream: each task is turned into a gradient as soon as its advantages are known.
+//!
+//! An iteration is a list of tasks, sampled by workers with one version of the policy. What an update of the policy
+//! needs is a sum over them:
+//!
+//! ```text
+//! gradient = Σ over tasks  Σ over cells (seed, step)   ∇[ mean of K policy terms + β·KL ] / number of cells
+//! ```
+//!
+//! The learner need not see the whole list to begin. Once the rewards that a task is compared with are here (its own for
+//! seed groups, its prompt's for prompt groups, all of them for batch groups), its part of the sum can be computed while
+//! other tasks are still being sampled:
+//!
+//! ```text
+//! workers    task 0 ──┐ task 2 ──┐ task 1 ──┐  task 3 ──┐          in any order
+//! inbox               0          2 waits    1           3
+//! trainer            [gradient 0]          [gradient 1][gradient 2][gradient 3] update     always in this order
+//! ```
+//!
+//! 1. **Terms are added in task order**, whatever the order of arrival. Floating-point sums depend on their order; the
+//!    trained adapter must not depend on who was fast.
+//! 2. **Only the first update of an iteration is on-policy.** With more than one, the tasks are cut into contiguous parts
+//!    and each part makes an update; the ratios of later parts take account of the updates before them.
+//! 3. **A number that is not finite ends the run** before it can reach a checkpoint.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use config::{AdvantageGroup, PromptRecord, RunConfig, TaskKind, TaskSpec};
+use flow::{FlowError, Schedule, SeedRewards, advantages};
+
+use crate::embeddings::Embeddings;
+use crate::error::LearnerError;
+use crate::gradient::{LossSums, NonFiniteCell, Objective, TrainingTask};
+use crate::inbox::{Inbox, Outcome};
+use crate::metrics::{IterationMetrics, OptimizerMetrics, PolicyMetrics, Tally, TimeMetrics};
+use crate::outcome::{Digest, Trajectories};
+use crate::policy::Policy;
+use crate::progress::ProgressBoard;
+use crate::rules::{self, TrainedSteps};
+
+/// `|ratio − 1|` of an on-policy update above which something is wrong with the sampler's numbers or ours.
+const RATIO_TOLERANCE: f64 = 1e-5;
+
+/// Everything that turns trajectories into updates.
+pub struct Trainer {
+    /// The run.
+    pub config: RunConfig,
+    /// What is trained.
+    pub policy: Policy,
+    /// Noise levels of the trajectories.
+    pub schedule: Schedule,
+    /// Loss of a task.
+    pub objective: Objective,
+    /// Training prompts.
+    pub prompts: Vec<PromptRecord>,
+    /// Where outcomes arrive.
+    pub inbox: Arc<Inbox>,
+    /// Where their embeddings are.
+    pub embeddings: Arc<Embeddings>,
+    /// Where progress is told.
+    pub progress: Arc<ProgressBoard>,
+    /// Optimizer updates since the start of the run.
+    pub updates: u64,
+}
+
+/// What an iteration adds up.
+#[derive(Default)]
+struct Sums {
+    tally: Tally,
+    all: LossSums,
+    first_update: LossSums,
+    gradient_norms: Vec<f64>,
+    waited: f64,
+}
+
+impl Trainer {
+    /// Trains one iteration, whose tasks are wanted already: waits for them, and updates the policy.
+    ///
+    /// # Errors
+    /// If the learner is told to leave, or a number is not finite.
+    pub fn train(&mut self, iteration: u32) -> Result<IterationMetrics, LearnerError> {
+        let start = Instant::now();
+        let tasks = self.config.train_tasks(self.prompts.len(), iteration);
+        let steps = TrainedSteps::new(&self.config, &self.schedule, iteration)?;
+        let part_ends = part_ends(tasks.len(), self.config.training.updates_per_iteration);
+        let mut sums = Sums::default();
+        let mut part_start = 0;
+        for group in tasks.chunks(self.tasks_compared(tasks.len())) {
+            let trajectories = self.take(group, &mut sums)?;
+            let advantages = self.advantages(group, &trajectories, &steps, &mut sums)?;
+            let mut advantages = advantages.as_slice();
+            for (task, trajectories) in group.iter().zip(&trajectories) {
+                let of_task = advantages.split_off(..task.n_seeds as usize).unwrap_or_default();
+                let index = task.index as usize;
+                let part_end = *part_ends.range(index + 1..).next().unwrap_or(&tasks.len());
+                let part = &tasks[part_start..part_end];
+                self.accumulate(task, trajectories, of_task, (&steps, part), &mut sums)?;
+                if index + 1 == part_end {
+                    self.update(part, &mut sums)?;
+                    part_start = part_end;
+                }
+            }
+        }
+        self.warn_if_off_policy(iteration, &sums.first_update);
+        self.metrics(iteration, &steps, &sums, start)
+    }
+
+    /// How many consecutive tasks have their rewards compared with each other.
+    fn tasks_compared(&self, n_tasks: usize) -> usize {
+        match self.config.training.advantage_group {
+            AdvantageGroup::Seed => 1,
+            AdvantageGroup::Prompt => self.config.tasks_per_prompt(),
+            AdvantageGroup::Batch | AdvantageGroup::None => n_tasks,
+        }
+    }
+
+    /// Waits for the outcomes of a group, in task order.
+    fn take(&self, group: &[TaskSpec], sums: &mut Sums) -> Result<Vec<Trajectories>, LearnerError> {
+        let start = Instant::now();
+        self.progress.phase("sampling");
+        let mut trajectories = Vec::with_capacity(group.len());
+        for task in group {
+            let Outcome::Train(outcome) = self.inbox.take(TaskKind::Train, task.iteration, task.index as usize)?
+            else {
+                unreachable!("the inbox keeps training outcomes under training tasks; else this is a bug")
+            };
+            sums.tally.count(&outcome);
+            trajectories.push(*outcome);
+        }
+        self.progress.phase("training");
+        sums.waited += start.elapsed().as_secs_f64();
+        Ok(trajectories)
+    }
+
+    /// The advantages of every seed of a group, seeds in task order.
+    fn advantages(
+        &self,
+        group: &[TaskSpec],
+        trajectories: &[Trajectories],
+        steps: &TrainedSteps,
+        sums: &mut Sums,
+    ) -> Result<Vec<Vec<f32>>, LearnerError> {
+        let per_seed = steps.steps.len() * self.config.sampling.branches_per_seed;
+        let mut rewards = Vec::new();
+        for (task, outcome) in group.iter().zip(trajectories) {
+            for (seed_index, of_seed) in (task.first_seed..).zip(outcome.rewards.chunks(per_seed)) {
+                let rewards_of_seed = of_seed.to_vec();
+                rewards.push(SeedRewards { prompt_slot: task.prompt_slot, seed_index, rewards: rewards_of_seed });
+            }
+        }
+        let comparison = rules::advantage_group(&self.config);
+        let advantages =
+            advantages(comparison, &rewards, steps.steps.len(), self.config.sampling.branches_per_seed)
+                .map_err(|error| self.name_reward(group, steps, error))?;
+        sums.tally.count_advantages(rewards, &advantages);
+        Ok(advantages)
+    }
+
+    /// Adds a task's gradient to that of its part.
+    fn accumulate(
+        &self,
+        task: &TaskSpec,
+        trajectories: &Trajectories,
+        advantages: &[Vec<f32>],
+        (steps, part): (&TrainedSteps, &[TaskSpec]),
+        sums: &mut Sums,
+    ) -> Result<(), LearnerError> {
+        let embedding = |digest: &Digest| match self.embeddings.get(digest) {
+            Some(embedding) => Ok(self.policy.on_device(&embedding)),
+            None => {
+                let digest = blake3::Hash::from(*digest).to_hex().to_string();
+                Err(LearnerError::EmbeddingGone { digest, task: task.index })
+            }
+        };
+        let training_task = TrainingTask {
+            task,
+            trajectories,
+            advantages,
+            positive: embedding(&trajectories.conditioning)?,
+            negative: trajectories.negative_conditioning.as_ref().map(embedding).transpose()?,
+        };
+        let n_seeds: u32 = part.iter().map(|task| task.n_seeds).sum();
+        let scale = 1.0 / (f64::from(n_seeds) * steps.steps.len() as f64);
+        let of_task = self
+            .objective
+            .accumulate(&self.policy, &training_task, steps, scale)
+            .map_err(|NonFiniteCell { seed, step }| self.non_finite("loss", task, seed, step.to_string()))?;
+        sums.all.add(&of_task);
+        if sums.gradient_norms.is_empty() {
+            sums.first_update.add(&of_task);
+        }
+        Ok(())
+    }
+
+    /// Ends a part: one update of the policy.
+    fn update(&mut self, part: &[TaskSpec], sums: &mut Sums) -> Result<(), LearnerError> {
+        self.updates += 1;
+        let norm = self.policy.update(self.updates).map_err(|problem| LearnerError::NonFiniteParameter {
+            quantity: problem.quantity,
+            parameter: problem.parameter,
+            iteration: part[0].iteration,
+            tasks: self.names(part),
+        })?;
+        sums.gradient_norms.push(norm);
+        Ok(())
+    }
+
+    fn warn_if_off_policy(&self, iteration: u32, first_update: &LossSums) {
+        let deviation = first_update.ratio_deviation;
+        if self.config.policy_version(iteration) == iteration && deviation > RATIO_TOLERANCE {
+            tracing::warn!(
+                iteration,
+                deviation,
+                "probability ratios of an on-policy update differ from 1: workers and learner compute differently"
+            );
+        }
+    }
+
+    fn metrics(
+        &self,
+        iteration: u32,
+        steps: &TrainedSteps,
+        sums: &Sums,
+        start: Instant,
+    ) -> Result<IterationMetrics, LearnerError> {
+        let group = rules::advantage_group(&self.config);
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(IterationMetrics {
+            iteration,
+            sampled_with: self.config.policy_version(iteration),
+            reward: sums.tally.reward(group, &steps.steps)?,
+            advantage: sums.tally.advantage(group, steps.steps.len())?,
+            policy: PolicyMetrics::new(&sums.all, &sums.first_update),
+            optimizer: OptimizerMetrics {
+                gradient_norm: crate::evaluation::mean(sums.gradient_norms.iter().copied()),
+                learning_rate: self.config.training.learning_rate,
+                updates: self.updates,
+            },
+            cost: sums.tally.cost.clone(),
+            time: TimeMetrics {
+                iteration: seconds,
+                computing: seconds - sums.waited,
+                waiting: sums.waited,
+                busy: 1.0 - sums.waited / seconds.max(f64::MIN_POSITIVE),
+            },
+        })
+    }
+
+    fn name_reward(&self, group: &[TaskSpec], steps: &TrainedSteps, error: FlowError) -> LearnerError {
+        let FlowError::NonFiniteReward { prompt_slot, seed_index, trained_step, .. } = error else {
+            return error.into();
+        };
+        match group.iter().find(|task| task.prompt_slot == prompt_slot) {
+            Some(task) => self.non_finite("reward", task, seed_index, steps.steps[trained_step].to_string()),
+            None => error.into(),
+        }
+    }
+
+    fn non_finite(&self, quantity: &'static str, task: &TaskSpec, seed: u32, step: String) -> LearnerError {
+        let line = task.prompts.first().copied().unwrap_or_default();
+        let prompt = self.prompts.get(line as usize).map(|record| record.text.clone()).unwrap_or_default();
+        LearnerError::NonFinite { quantity, iteration: task.iteration, prompt, line, seed, step }
+    }
+
+    fn names(&self, part: &[TaskSpec]) -> String {
+        let lines: BTreeSet<u32> = part.iter().flat_map(|task| &task.prompts).copied().collect();
+        let last_seed = part.iter().map(|task| task.first_seed + task.n_seeds).max().unwrap_or(0).saturating_sub(1);
+        let lines: Vec<String> = lines.iter().map(u32::to_string).collect();
+        format!("prompts in lines {} (from 0), seeds 0 to {last_seed}, all trained steps", lines.join(", "))
+    }
+}
+
+/// One past the last task of each of `n_parts` contiguous, nearly equal, non-empty parts.
+fn part_ends(n_tasks: usize, n_parts: usize) -> BTreeSet<usize> {
+    let n_parts = n_parts.clamp(1, n_tasks.max(1));
+    (1..=n_parts).map(|part| part * n_tasks / n_parts).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_contiguous_and_nearly_equal() {
+        assert_eq!(part_ends(8, 2), BTreeSet::from([4, 8]));
+        assert_eq!(part_ends(7, 3), BTreeSet::from([2, 4, 7]));
+        assert_eq!(part_ends(2, 5), BTreeSet::from([1, 2]));
+        assert_eq!(part_ends(5, 1), BTreeSet::from([5]));
+    }
+}
