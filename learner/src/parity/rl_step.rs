@@ -1,0 +1,135 @@
+//! Cases `rl_step*`: the loss of some transitions at one step, its gradients, and the adapter after the update.
+
+use std::path::Path;
+
+use anyhow::ensure;
+use flow::{
+    AdamW, AdamWSettings, ClippedObjective, KlDenominator, Schedule, StepRule, StepWeight,
+    TransitionCoefficients, TransitionRows, clip_gradient_norm, kl_divergence, log_probability,
+    transition_mean,
+};
+use models::reference_case::{ParityReport, ReferenceCase};
+use models::{Conditioning, TextToImageModel};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::{Outputs, adapter, conditioning, named_gradients, open_with_adapter};
+
+pub(super) fn check(model_dir: &Path, case: &ReferenceCase, report: &mut ParityReport) -> anyhow::Result<()> {
+    let model = open_with_adapter(model_dir, &adapter(case, "adapter_before")?)?;
+    let mut outputs = backward(model.as_ref(), case)?;
+    let parameters = model.adapter_parameters();
+    outputs.extend(named_gradients(&parameters));
+    let norm = clip_gradient_norm(&parameters, case.argument("max_grad_norm")?)?;
+    outputs.push(("grad_norm".to_owned(), Tensor::from_slice(&[norm])));
+    report.compare_case(case, &outputs)?;
+
+    AdamW::new(&parameters, optimizer(case)?).step();
+    for (name, reference) in adapter(case, "adapter_after")?.tensors {
+        let parameter = parameters.iter().find(|(known, _)| *known == name);
+        let (_, parameter) =
+            parameter.ok_or_else(|| anyhow::anyhow!("adapter_after has {name}, adapter_before not"))?;
+        report.compare(&case.name(), &format!("adapter_after.{name}"), &parameter.detach(), &reference)?;
+    }
+    Ok(())
+}
+
+fn optimizer(case: &ReferenceCase) -> anyhow::Result<AdamWSettings> {
+    Ok(AdamWSettings {
+        lr: case.argument("lr")?,
+        beta1: case.optional_argument("adam_beta1")?.unwrap_or(0.9),
+        beta2: case.optional_argument("adam_beta2")?.unwrap_or(0.999),
+        epsilon: case.argument("adam_eps")?,
+        weight_decay: case.argument("weight_decay")?,
+    })
+}
+
+/// Computes the loss and its gradients.
+fn backward(model: &dyn TextToImageModel, case: &ReferenceCase) -> anyhow::Result<Outputs> {
+    let question = Question::new(case)?;
+    let rows = question.latents.size()[0];
+    let (coefficients, weight) = transition(case)?;
+    let coefficients = vec![coefficients; rows as usize];
+    let transition_rows = TransitionRows::new(&coefficients, Device::Cpu);
+    let mean = transition_mean(&question.latents, &question.velocity(model), &transition_rows);
+    let reference =
+        no_grad(|| transition_mean(&question.latents, &question.reference_velocity(model), &transition_rows));
+
+    let log_prob = log_probability(&case.input("next_latents")?, &mean, &transition_rows);
+    let objective = ClippedObjective {
+        clip_range: case.argument("clip_range")?,
+        advantage_clip: case.argument("adv_clip_max")?,
+    };
+    let weights = Tensor::full([rows], weight, (Kind::Float, Device::Cpu));
+    let log_ratio = &log_prob - case.input("log_prob_old")?;
+    let policy = objective.policy_loss(&log_ratio, &case.input("advantages")?, &weights);
+    let kl = kl_divergence(&mean, &reference, &coefficients, KlDenominator::Std).mean(Kind::Float);
+    let loss = &policy.loss + &kl * case.argument::<f64>("beta")?;
+    loss.backward();
+    let one = |scalar: &Tensor| scalar.detach().view([1]);
+    let outputs = [
+        ("log_prob", log_prob.detach()),
+        ("ratio", policy.ratio),
+        ("policy_loss", one(&policy.loss)),
+        ("kl_loss", one(&kl)),
+        ("loss", one(&loss)),
+        ("weight", weights.narrow(0, 0, 1)),
+    ];
+    Ok(outputs.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect())
+}
+
+/// The random move at the case's step, and the step's weight among all steps but the last.
+fn transition(case: &ReferenceCase) -> anyhow::Result<(TransitionCoefficients, f64)> {
+    let (step, noise_level): (usize, f64) = (case.argument("step")?, case.argument("noise_level")?);
+    let schedule =
+        Schedule { sigmas: values(&case.input("sigmas")?)?, timesteps: values(&case.input("timesteps")?)? };
+    let steps = schedule.timesteps.len();
+    ensure!(schedule.sigmas.len() == steps + 1, "in.sigmas must have one entry more than in.timesteps");
+    ensure!(step + 1 < steps, "step {step} must be below {}, the last of {steps}", steps.saturating_sub(1));
+    let all: Vec<TransitionCoefficients> = (0..steps - 1)
+        .map(|step| TransitionCoefficients::new(StepRule::FlowSde, &schedule, step, noise_level))
+        .collect::<Result<_, _>>()?;
+    let stds: Vec<f64> = all.iter().map(|coefficients| coefficients.std).collect();
+    Ok((all[step], StepWeight::Noise.weights(&stds)[step]))
+}
+
+fn values(tensor: &Tensor) -> anyhow::Result<Vec<f32>> {
+    Ok(Vec::try_from(&tensor.to_kind(Kind::Float))?)
+}
+
+/// What the guided velocity is asked about.
+struct Question {
+    latents: Tensor,
+    sigmas: Tensor,
+    positive: Conditioning,
+    negative: Conditioning,
+    guidance_scale: f64,
+}
+
+impl Question {
+    fn new(case: &ReferenceCase) -> anyhow::Result<Self> {
+        let (latents, step) = (case.input("latents")?, case.argument("step")?);
+        Ok(Self {
+            sigmas: case.input("sigmas")?.f_narrow(0, step, 1)?.repeat([latents.size()[0]]),
+            positive: conditioning(case, "prompt_embeds", "pooled")?,
+            negative: conditioning(case, "negative_prompt_embeds", "negative_pooled")?,
+            guidance_scale: case.argument("guidance_scale")?,
+            latents,
+        })
+    }
+
+    fn velocity(&self, model: &dyn TextToImageModel) -> Tensor {
+        let negative = Some(&self.negative);
+        model.velocity_for_training(
+            &self.latents,
+            &self.sigmas,
+            &self.positive,
+            negative,
+            self.guidance_scale,
+        )
+    }
+
+    fn reference_velocity(&self, model: &dyn TextToImageModel) -> Tensor {
+        let negative = Some(&self.negative);
+        model.reference_velocity(&self.latents, &self.sigmas, &self.positive, negative, self.guidance_scale)
+    }
+}

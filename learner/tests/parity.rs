@@ -1,0 +1,95 @@
+//! `learner parity` on the recorded cases, and on cases that are wrong.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use learner::parity::{ParityOutcome, run};
+use models::safetensors_file::{read_all, write};
+
+fn sd3() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/sd3")
+}
+
+fn check(cases: Option<&Path>, rtol: f64) -> (anyhow::Result<ParityOutcome>, String) {
+    let mut out = Vec::new();
+    let outcome = run(&sd3(), cases, rtol, &mut out);
+    (outcome, String::from_utf8(out).unwrap())
+}
+
+/// A folder with copies of everything that the recorded update consists of.
+fn copied_cases() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in ["rl_step.safetensors", "rl_lora_before", "rl_lora_after"] {
+        let from = sd3().join("cases").join(entry);
+        let to = folder.path().join(entry);
+        if from.is_file() {
+            std::fs::copy(from, to).unwrap();
+            continue;
+        }
+        std::fs::create_dir(&to).unwrap();
+        for file in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+            std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    }
+    folder
+}
+
+#[test]
+fn recorded_gradients_and_updates_are_reproduced() {
+    let (outcome, text) = check(None, 1e-4);
+    let ParityOutcome { passed, failed } = outcome.unwrap();
+    // 62 adapter tensors: gradients and sample of one case; gradients, six terms, the norm and the update of the other.
+    assert_eq!((passed, failed), (63 + 62 + 7 + 62, 0), "{text}");
+    assert!(text.ends_with("194 passed, 0 failed\n"), "{text}");
+}
+
+#[test]
+fn a_tolerance_that_floats_cannot_meet_fails_and_says_where() {
+    let (outcome, text) = check(None, 1e-12);
+    assert!(outcome.unwrap().failed > 0);
+    assert!(
+        text.lines()
+            .any(|line| line.starts_with("lora ") && line.contains(" sample ") && line.ends_with(" FAIL")),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_wrong_update_is_found() {
+    let folder = copied_cases();
+    let after = folder.path().join("rl_lora_after/adapter_model.safetensors");
+    std::fs::copy(folder.path().join("rl_lora_before/adapter_model.safetensors"), after).unwrap();
+    let (outcome, text) = check(Some(folder.path()), 1e-4);
+    assert!(outcome.unwrap().failed > 0);
+    assert!(
+        text.lines().filter(|line| line.ends_with("FAIL")).all(|line| line.contains(" adapter_after.")),
+        "{text}"
+    );
+}
+
+#[test]
+fn cases_that_cannot_be_run_are_told_by_name() {
+    let folder = copied_cases();
+    let path = folder.path().join("rl_step.safetensors");
+    let message = || format!("{:#}", check(Some(folder.path()), 1e-4).0.unwrap_err());
+
+    let (mut tensors, metadata) = read_all(&path).unwrap();
+    let metadata: HashMap<String, String> = metadata.into_iter().collect();
+    write(&path, &tensors, &HashMap::new()).unwrap();
+    assert!(message().contains("rl_step.safetensors is damaged: its header has no `call`"), "{}", message());
+
+    tensors.retain(|(name, _)| name != "in.latents");
+    write(&path, &tensors, &metadata).unwrap();
+    assert!(message().contains("in.latents"), "{}", message());
+
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(message().contains("rl_step.safetensors is damaged"), "{}", message());
+
+    std::fs::remove_file(&path).unwrap();
+    assert!(message().contains("no case file"), "{}", message());
+
+    let nowhere = folder.path().join("nowhere");
+    let error = format!("{:#}", check(Some(&nowhere), 1e-4).0.unwrap_err());
+    assert!(error.contains("nowhere"), "{error}");
+}
