@@ -6,7 +6,8 @@
 //! 2. [`run`]: iterations, evaluations and checkpoints from the start of a run to its end.
 //! 3. [`server`], [`receive`], [`inbox`]: how outcomes get from workers to the trainer; [`publications`]: how weights
 //!    get to workers.
-//! 4. [`serve`]: the process around it. [`parity`]: its numbers against recorded ones.
+//! 4. [`serve`]: the process around it. [`parity`]: its numbers against recorded ones. [`pretrain`]: how the shipped model
+//!    came to be.
 //!
 //! One thread owns the network and all that is computed with it. Everything else moves bytes and names.
 
@@ -24,6 +25,7 @@ pub mod metrics;
 pub mod outcome;
 pub mod parity;
 pub mod policy;
+pub mod pretrain;
 pub mod progress;
 pub mod publications;
 pub mod receive;

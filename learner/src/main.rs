@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use learner::parity;
+use learner::{parity, pretrain};
 use learner::serve::{Exit, ServeOptions, serve};
 use service::exit_code;
 use service::logging::{self, LogFormat};
@@ -27,6 +27,17 @@ enum Command {
     Serve(ServeArgs),
     /// Compares gradients and updates with recorded ones, `lora*` and `rl_step*`, of a model.
     Parity(ParityArgs),
+    /// Makes a small SD3 pipeline from nothing: flow-matching training on drawn scenes.
+    Pretrain(PretrainArgs),
+}
+
+#[derive(clap::Args)]
+struct PretrainArgs {
+    /// Sizes and training settings, such as deploy/configs/pretrain-tiny.toml.
+    settings: PathBuf,
+    /// Folder to write, in the diffusers layout; it must not exist.
+    #[arg(long)]
+    out: PathBuf,
 }
 
 #[derive(clap::Args)]
@@ -74,12 +85,19 @@ fn run(args: Args) -> anyhow::Result<u8> {
     match args.command {
         Command::Serve(args) => run_serve(args),
         Command::Parity(args) => run_parity(&args),
+        Command::Pretrain(args) => run_pretrain(&args),
     }
 }
 
 fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
     let outcome = parity::run(&args.model_dir, args.cases.as_deref(), args.rtol, &mut std::io::stdout())?;
     Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
+}
+
+fn run_pretrain(args: &PretrainArgs) -> anyhow::Result<u8> {
+    logging::init(LogFormat::default(), "info")?;
+    pretrain::run(&args.settings, &args.out)?;
+    Ok(exit_code::DONE)
 }
 
 fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
