@@ -1,1 +1,23 @@
-//! The `rollout-worker` crate.
+//! Samples trajectories and images for a run: takes tasks, rolls them out, scores the images, pushes the outcome.
+//!
+//! Read [`wavefront`] first, the rollout as a pure function; then [`task`], which makes one of a task's name; then
+//! [`serve`], the life around it.
+
+pub mod bad_input;
+pub mod delivery;
+pub mod device;
+pub mod finisher;
+pub mod guided_model;
+pub mod image_file;
+pub mod learner_link;
+pub mod parity;
+pub mod push;
+pub mod sample;
+pub mod score;
+pub mod scoring;
+pub mod serve;
+pub mod settings;
+pub mod task;
+pub mod task_noise;
+pub mod wavefront;
+pub mod weights;

@@ -1,0 +1,149 @@
+//! The second half of every task: score, push, tell the coordinator. Runs beside the sampling of the next task.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use proto::TaskId;
+use service::{Membership, ServiceError};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tracing::{Instrument, Span};
+
+use crate::delivery::Delivery;
+use crate::learner_link::LearnerLink;
+use crate::push::{Delivered, PushError, push};
+use crate::scoring::Scorer;
+use crate::task::{Sampled, TaskError};
+
+/// Takes sampled tasks and finishes them one after another.
+pub struct Finisher {
+    tasks: mpsc::Sender<Accepted>,
+    unfinished: watch::Sender<Vec<TaskId>>,
+    work: JoinHandle<anyhow::Result<()>>,
+}
+
+/// Room for one more task.
+pub struct Place<'a> {
+    permit: mpsc::Permit<'a, Accepted>,
+    unfinished: &'a watch::Sender<Vec<TaskId>>,
+}
+
+struct Accepted {
+    id: TaskId,
+    sampled: Sampled,
+    span: Span,
+}
+
+/// What finishing needs.
+struct Work {
+    scorer: Arc<Mutex<Scorer>>,
+    link: LearnerLink,
+    membership: Membership,
+}
+
+impl Finisher {
+    /// Starts with nothing to do.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(scorer: Scorer, membership: Membership) -> Self {
+        // One task waits while another is being finished: sampling is at most that far ahead.
+        let (tasks, mut accepted) = mpsc::channel::<Accepted>(1);
+        let unfinished = watch::Sender::new(Vec::new());
+        let finished = unfinished.clone();
+        let link = LearnerLink::new(membership.clone());
+        let mut work = Work { scorer: Arc::new(Mutex::new(scorer)), link, membership };
+        let work = tokio::spawn(async move {
+            while let Some(Accepted { id, sampled, span }) = accepted.recv().await {
+                let outcome = work.finish(id, sampled).instrument(span).await;
+                finished.send_modify(|unfinished: &mut Vec<TaskId>| unfinished.retain(|other| *other != id));
+                outcome?;
+            }
+            Ok(())
+        });
+        Self { tasks, unfinished, work }
+    }
+
+    /// Waits for room; `None` if finishing has failed, which [`Self::close`] explains.
+    pub async fn place(&self) -> Option<Place<'_>> {
+        let permit = self.tasks.reserve().await.ok()?;
+        Some(Place { permit, unfinished: &self.unfinished })
+    }
+
+    /// Whether a task has been accepted and not been finished yet; if so, waits until some task has been.
+    pub async fn is_finishing(&self, id: &TaskId) -> bool {
+        let mut unfinished = self.unfinished.subscribe();
+        if !unfinished.borrow_and_update().contains(id) {
+            return false;
+        }
+        // The sender lives in `self`.
+        let _ = unfinished.changed().await;
+        true
+    }
+
+    /// Finishes everything that was accepted.
+    ///
+    /// # Errors
+    /// If the coordinator is lost or scoring panics.
+    pub async fn close(self) -> anyhow::Result<()> {
+        drop(self.tasks);
+        self.work.await?
+    }
+}
+
+impl Place<'_> {
+    /// Hands over a sampled task.
+    pub fn accept(self, id: TaskId, sampled: Sampled) {
+        self.unfinished.send_modify(|unfinished| unfinished.push(id));
+        self.permit.send(Accepted { id, sampled, span: Span::current() });
+    }
+}
+
+impl Work {
+    async fn finish(&mut self, id: TaskId, sampled: Sampled) -> anyhow::Result<()> {
+        let delivery = match self.score(sampled).await? {
+            Ok(delivery) => delivery,
+            Err(error) => {
+                tracing::error!("cannot score: {error}");
+                return Ok(self.membership.task_failed(id, &error.to_string(), true).await?);
+            }
+        };
+        let delivered = push(&mut self.link, &delivery).await;
+        Ok(self.tell(id, delivered, &delivery).await?)
+    }
+
+    /// Scoring takes long, so it runs beside the sockets.
+    async fn score(&self, sampled: Sampled) -> anyhow::Result<Result<Delivery, TaskError>> {
+        let scorer = self.scorer.clone();
+        let score = move || scorer.lock().unwrap_or_else(PoisonError::into_inner).complete(sampled);
+        Ok(tokio::task::spawn_blocking(score).await?)
+    }
+
+    async fn tell(
+        &self,
+        id: TaskId,
+        delivered: Result<Delivered, PushError>,
+        delivery: &Delivery,
+    ) -> Result<(), ServiceError> {
+        match delivered {
+            Ok(Delivered::Held) => {
+                let cost = delivery.header.cost.unwrap_or_default();
+                tracing::info!(
+                    images = cost.images,
+                    sampling_seconds = cost.sampling_seconds,
+                    reward_seconds = cost.reward_seconds,
+                    "task done"
+                );
+                self.membership.task_held(id).await
+            }
+            Ok(Delivered::NotWanted) => {
+                tracing::info!("the learner does not want the task any more");
+                self.membership.task_failed(id, "the learner does not want it", false).await
+            }
+            Err(error) => {
+                tracing::error!("{error}");
+                let poisonous = matches!(error, PushError::Refused(_));
+                self.membership.task_failed(id, &error.to_string(), poisonous).await
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Images as PNG files whose names say which prompt they belong to: `00012-3.png` is image 3 of prompt 12.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rewards::RgbImage;
+
+/// The name of an image of a prompt.
+pub fn name(prompt: u32, image: u32) -> String {
+    format!("{prompt:05}-{image}.png")
+}
+
+/// Which prompt an image file belongs to, by its name.
+fn prompt_of(path: &Path) -> Option<u32> {
+    let stem = path.file_stem()?.to_str()?;
+    stem.split_once('-').map_or(stem, |(prompt, _)| prompt).parse().ok()
+}
+
+/// All PNG files of a folder with the prompts they belong to, sorted by name.
+///
+/// # Errors
+/// If the folder cannot be read, holds no PNG file, or one whose name does not begin with a number.
+pub fn list(folder: &Path) -> anyhow::Result<Vec<(PathBuf, u32)>> {
+    let entries = std::fs::read_dir(folder).with_context(|| format!("reading the folder {}", folder.display()))?;
+    let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
+    let mut paths: Vec<PathBuf> = paths.into_iter().filter(|path| path.extension().is_some_and(|e| e == "png")).collect();
+    paths.sort();
+    anyhow::ensure!(!paths.is_empty(), "{} holds no PNG file", folder.display());
+    let with_prompt = |path: PathBuf| {
+        let prompt = prompt_of(&path).with_context(|| {
+            format!("{}: the name does not begin with the number of a prompt, as in 00012-3.png", path.display())
+        })?;
+        Ok((path, prompt))
+    };
+    paths.into_iter().map(with_prompt).collect()
+}
+
+/// Reads an image file.
+///
+/// # Errors
+/// If it cannot be read or decoded.
+pub fn read(path: &Path) -> anyhow::Result<RgbImage> {
+    let image = image::open(path).with_context(|| format!("reading {}", path.display()))?.into_rgb8();
+    let (width, height) = image.dimensions();
+    Ok(RgbImage::new(width as usize, height as usize, image.into_raw())?)
+}
+
+/// Writes an image file.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write(path: &Path, image: &RgbImage) -> anyhow::Result<()> {
+    let (width, height) = (image.width as u32, image.height as u32);
+    image::save_buffer(path, &image.pixels, width, height, image::ExtendedColorType::Rgb8)
+        .with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_come_back_with_their_prompts() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = RgbImage::new(2, 1, vec![1, 2, 3, 4, 5, 6]).unwrap();
+        for (prompt, number) in [(10, 1), (2, 0)] {
+            write(&folder.path().join(name(prompt, number)), &image).unwrap();
+        }
+        let listed = list(folder.path()).unwrap();
+        assert_eq!(listed.iter().map(|(_, prompt)| *prompt).collect::<Vec<_>>(), [2, 10]);
+        assert_eq!(read(&listed[0].0).unwrap(), image);
+    }
+
+    #[test]
+    fn nameless_images_and_empty_folders_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(list(folder.path()).unwrap_err().to_string().contains("holds no PNG"));
+        std::fs::write(folder.path().join("cat.png"), b"").unwrap();
+        assert!(list(folder.path()).unwrap_err().to_string().contains("cat.png"));
+    }
+}

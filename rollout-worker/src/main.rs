@@ -1,0 +1,212 @@
+//! Command line of the rollout worker.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use rollout_worker::bad_input::BadInput;
+use rollout_worker::guided_model::GuidanceSettings;
+use rollout_worker::sample::{self, SampleOptions};
+use rollout_worker::score::{self, ScoreOptions};
+use rollout_worker::serve::{self, ServeOptions};
+use rollout_worker::{parity, settings};
+use service::logging::{self, LogFormat};
+use service::{ServiceError, exit_code, shutdown};
+
+/// Samples images: for a training run, or by itself.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Takes part in a run as one of its workers; started by `coordinator up`.
+    Serve(ServeArgs),
+    /// Compares a model's numbers with recorded ones.
+    Parity(ParityArgs),
+    /// Draws an image of every prompt of a file.
+    Sample(SampleArgs),
+    /// Scores image files.
+    Score(ScoreArgs),
+}
+
+#[derive(clap::Args)]
+struct ServeArgs {
+    /// Address of the coordinator, `http://host:port`.
+    #[arg(long, env)]
+    coordinator: String,
+    /// Name among the members of the run, kept over restarts.
+    #[arg(long, env)]
+    member_id: String,
+    /// `cpu` or `cuda`; the run config's device if not given.
+    #[arg(long, env)]
+    device: Option<String>,
+    /// Seconds that an absent coordinator is waited for.
+    #[arg(long, env, default_value_t = 60.0)]
+    coordinator_grace: f64,
+    /// `text` or `json`.
+    #[arg(long, env, default_value_t)]
+    log_format: LogFormat,
+}
+
+#[derive(clap::Args)]
+struct ParityArgs {
+    /// Pipeline folder in the diffusers layout.
+    model_dir: PathBuf,
+    /// Folder of the case files; `MODEL_DIR/cases` if not given.
+    #[arg(long)]
+    cases: Option<PathBuf>,
+    /// Largest relative error that passes.
+    #[arg(long, default_value_t = 1e-4)]
+    rtol: f64,
+}
+
+#[derive(clap::Args)]
+struct SampleArgs {
+    /// Pipeline folder in the diffusers layout.
+    #[arg(long)]
+    model: PathBuf,
+    /// Adapter: a PEFT folder, or a LoRA file as diffusers writes it.
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Prompts, `.txt` (one per line) or `.jsonl` (one object per line).
+    #[arg(long)]
+    prompts: PathBuf,
+    /// Folder of the images, `PROMPT-IMAGE.png`.
+    #[arg(long)]
+    out: PathBuf,
+    /// Denoising steps.
+    #[arg(long, default_value_t = 28)]
+    steps: usize,
+    /// Strength of classifier-free guidance; none at 1 or less.
+    #[arg(long, default_value_t = 4.5)]
+    guidance: f64,
+    /// Tokens of the T5 part of a prompt.
+    #[arg(long, default_value_t = 128)]
+    max_sequence_length: usize,
+    /// Seed of all noises; with a run's seed, the noises of its evaluation.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Height in pixels; the model's own if not given.
+    #[arg(long)]
+    height: Option<i64>,
+    /// Width in pixels; the model's own if not given.
+    #[arg(long)]
+    width: Option<i64>,
+    /// Images of each prompt.
+    #[arg(long, default_value_t = 1)]
+    images_per_prompt: u32,
+    /// `cpu` or `cuda`.
+    #[arg(long, env, default_value = "cpu")]
+    device: String,
+    /// CPU threads of tensor operations.
+    #[arg(long, env, default_value_t = 1)]
+    threads: u16,
+}
+
+#[derive(clap::Args)]
+struct ScoreArgs {
+    /// Scorer, such as `shapes` or `jpeg_compressibility`.
+    #[arg(long)]
+    reward: String,
+    /// Folder of PNG files; a name begins with the number of its prompt, as in 00012-3.png.
+    #[arg(long)]
+    images: PathBuf,
+    /// Prompts, `.txt` (one per line) or `.jsonl` (one object per line).
+    #[arg(long)]
+    prompts: PathBuf,
+    /// One JSON object per line.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(code) => code.into(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            exit_code_of(&error).into()
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<u8> {
+    // Once per process, before the first tensor.
+    tch::set_num_interop_threads(1);
+    match args.command {
+        Command::Serve(args) => run_serve(args),
+        Command::Parity(args) => run_parity(&args),
+        Command::Sample(args) => run_sample(args),
+        Command::Score(args) => run_score(args),
+    }
+}
+
+fn exit_code_of(error: &anyhow::Error) -> u8 {
+    if error.is::<BadInput>() {
+        return exit_code::BAD_USAGE;
+    }
+    match error.downcast_ref::<ServiceError>() {
+        Some(ServiceError::Unreachable { .. } | ServiceError::CoordinatorGone { .. }) => exit_code::RETRY,
+        Some(ServiceError::Address { .. }) => exit_code::BAD_USAGE,
+        _ => exit_code::FAILED,
+    }
+}
+
+fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
+    logging::init(args.log_format, "info")?;
+    let grace = Duration::try_from_secs_f64(args.coordinator_grace)
+        .map_err(|error| BadInput(anyhow::anyhow!("`--coordinator-grace {}`: {error}", args.coordinator_grace)))?;
+    if let Some(device) = &args.device {
+        settings::device(device).map_err(BadInput::from_error)?;
+    }
+    let (coordinator, member_id, device) = (args.coordinator, args.member_id, args.device);
+    let options = ServeOptions { coordinator, member_id, device, grace };
+    // Sockets and scores need little; the device thread has the cores.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async { serve::run(options, shutdown::on_signals()?).await })?;
+    Ok(exit_code::DONE)
+}
+
+fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
+    let outcome = parity::run(&args.model_dir, args.cases.as_deref(), args.rtol, &mut std::io::stdout())
+        .map_err(BadInput::from_error)?;
+    Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
+}
+
+fn run_sample(args: SampleArgs) -> anyhow::Result<u8> {
+    tch::set_num_threads(i32::from(args.threads.max(1)));
+    let device = settings::device(&args.device).map_err(BadInput::from_error)?;
+    let report = sample::run(&SampleOptions {
+        model: args.model,
+        adapter: args.adapter,
+        prompts: args.prompts,
+        out: args.out.clone(),
+        steps: args.steps,
+        guidance: GuidanceSettings { scale: args.guidance, max_sequence_length: args.max_sequence_length },
+        seed: args.seed,
+        height: args.height,
+        width: args.width,
+        images_per_prompt: args.images_per_prompt,
+        device,
+    })?;
+    let seconds = report.duration.as_secs_f64();
+    println!(
+        "{} images in {} ({:.2} images/s, {:.1} network evaluations/s)",
+        report.images,
+        args.out.display(),
+        report.images as f64 / seconds,
+        report.network_evaluations as f64 / seconds
+    );
+    Ok(exit_code::DONE)
+}
+
+fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {
+    let options =
+        ScoreOptions { reward: args.reward, images: args.images, prompts: args.prompts, json: args.json };
+    score::run(&options, &mut std::io::stdout().lock())?;
+    Ok(exit_code::DONE)
+}

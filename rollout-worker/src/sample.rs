@@ -1,0 +1,140 @@
+//! `rollout-worker sample`: images of a file of prompts, as PNG files.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use config::PromptRecord;
+use flow::Schedule;
+use models::Conditioning;
+use models::adapter_file::SavedAdapter;
+use models::autoencoder_kl::AutoencoderKlConfig;
+use rewards::RgbImage;
+use tch::{Device, Kind};
+
+use crate::bad_input::BadInput;
+use crate::guided_model::{GuidanceSettings, GuidedModel};
+use crate::image_file;
+use crate::task_noise::TaskNoise;
+use crate::wavefront::{Noise, sample_deterministically};
+
+/// Rows of one network call.
+const ROWS_AT_ONCE: usize = 16;
+/// SD3's size where the transformer's settings name none.
+const USUAL_SAMPLE_SIZE: i64 = 128;
+
+/// What is to be drawn, and how.
+#[derive(Clone, Debug)]
+pub struct SampleOptions {
+    /// Pipeline folder in the diffusers layout.
+    pub model: PathBuf,
+    /// Adapter as PEFT folder or diffusers file.
+    pub adapter: Option<PathBuf>,
+    /// `.txt` or `.jsonl`.
+    pub prompts: PathBuf,
+    /// Folder of the images; made if it is not there.
+    pub out: PathBuf,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Guidance and text length.
+    pub guidance: GuidanceSettings,
+    /// Seed of all noises.
+    pub seed: u64,
+    /// Height in pixels; the model's own if absent.
+    pub height: Option<i64>,
+    /// Width in pixels; the model's own if absent.
+    pub width: Option<i64>,
+    /// Images of each prompt.
+    pub images_per_prompt: u32,
+    /// Where to draw.
+    pub device: Device,
+}
+
+/// What was drawn.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleReport {
+    /// Number of images.
+    pub images: usize,
+    /// Guided network evaluations, rows counted one by one.
+    pub network_evaluations: usize,
+    /// Time from noise to pixels, without opening the model or embedding the prompts.
+    pub duration: Duration,
+}
+
+/// One image to be drawn.
+struct Row<'a> {
+    prompt: &'a PromptRecord,
+    image: u32,
+}
+
+/// Draws and writes all images. The noise of an image is that of a run's evaluation with the same seed.
+///
+/// # Errors
+/// [`BadInput`] if model, adapter, prompts or size cannot be used; else if drawing or writing fails.
+pub fn run(options: &SampleOptions) -> anyhow::Result<SampleReport> {
+    let prompts = config::read_prompts(&options.prompts).map_err(BadInput::from_error)?;
+    let mut model = open(options).map_err(BadInput::from_error)?;
+    let (height, width) = size(options).map_err(BadInput::from_error)?;
+    let latent_shape = model.latent_shape(height, width).map_err(BadInput::from_error)?;
+    let schedule = model.schedule(options.steps, height, width).map_err(BadInput::from_error)?;
+    std::fs::create_dir_all(&options.out).with_context(|| format!("creating {}", options.out.display()))?;
+    let images = prompts.iter().flat_map(|prompt| (0..options.images_per_prompt).map(move |image| Row { prompt, image }));
+    let rows: Vec<Row> = images.collect();
+    let mut duration = Duration::ZERO;
+    for rows in rows.chunks(ROWS_AT_ONCE) {
+        for row in rows {
+            model.embed(&row.prompt.text).map_err(BadInput::from_error)?;
+        }
+        let start = Instant::now();
+        let key = |row: &Row| TaskNoise::evaluation_key(options.seed, row.prompt.index, row.image);
+        let keys = rows.iter().map(key).collect();
+        let noise = TaskNoise { keys, latent_shape: latent_shape.clone(), device: options.device };
+        let images = draw(&mut model, rows, &noise, &schedule)?;
+        duration += start.elapsed();
+        for (row, image) in rows.iter().zip(&images) {
+            let name = image_file::name(row.prompt.index, row.image);
+            image_file::write(&options.out.join(name), image)?;
+        }
+    }
+    Ok(SampleReport { images: rows.len(), network_evaluations: rows.len() * options.steps, duration })
+}
+
+fn open(options: &SampleOptions) -> anyhow::Result<GuidedModel> {
+    let mut model = GuidedModel::open(&options.model, Kind::Float, options.device, options.guidance.clone())?;
+    if let Some(path) = &options.adapter {
+        let adapter = SavedAdapter::read(path)?;
+        model.attach_adapter(&adapter.config)?;
+        model.load_adapter(&adapter.tensors)?;
+    }
+    Ok(model)
+}
+
+/// The size asked for, or the one the model was made for.
+fn size(options: &SampleOptions) -> anyhow::Result<(i64, i64)> {
+    let own_size = || -> anyhow::Result<i64> {
+        let transformer: serde_json::Value =
+            models::json_file::read(&options.model.join("transformer/config.json"))?;
+        let latents = transformer["sample_size"].as_i64().unwrap_or(USUAL_SAMPLE_SIZE);
+        Ok(latents * AutoencoderKlConfig::open(&options.model.join("vae"))?.scale())
+    };
+    let side = |asked: Option<i64>| asked.map_or_else(own_size, Ok);
+    Ok((side(options.height)?, side(options.width)?))
+}
+
+fn draw(
+    model: &mut GuidedModel,
+    rows: &[Row],
+    noise: &TaskNoise,
+    schedule: &Schedule,
+) -> anyhow::Result<Vec<RgbImage>> {
+    let negative = model.embed_negative()?;
+    let embeddings = rows.iter().map(|row| model.embed(&row.prompt.text)).collect::<Result<Vec<_>, _>>()?;
+    let conditionings: Vec<&Conditioning> = embeddings.iter().map(|embedding| &embedding.conditioning).collect();
+    let positive = Conditioning::cat(&conditionings);
+    let mut velocity = |latents: &_, step: usize| {
+        model.velocity(latents, schedule.sigmas[step], &positive, negative.as_deref())
+    };
+    let finished = sample_deterministically(noise.initial(), schedule, &mut velocity)
+        .map_err(|error| anyhow::anyhow!("prompt `{}`: {error}", rows[error.seed].prompt.text))?;
+    Ok(model.images(&finished)?)
+}

@@ -1,0 +1,197 @@
+//! A worker's life: join the run, then task after task until the run ends or somebody says stop.
+//!
+//! ```text
+//! coordinator ── task ──▶ weights ──▶ device thread ──▶ finisher: score, push ──▶ learner
+//!      ▲                                                    │
+//!      └───────────────────────── held ─────────────────────┘
+//! ```
+//!
+//! 1. The device samples one task while the finisher scores and pushes the one before.
+//! 2. A task is asked for only when there is room for its outcome, so nothing piles up here.
+//! 3. However a task ends, the coordinator hears of it, or of this worker's end.
+
+use std::future::Future;
+use std::time::Duration;
+
+use config::RunConfig;
+use proto::heartbeat_reply::Order;
+use proto::{Role, Task, TaskId, TaskKind, WeightsRole};
+use service::{JoinDetails, Membership};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::bad_input::BadInput;
+use crate::device::DeviceThread;
+use crate::finisher::Finisher;
+use crate::guided_model::{GuidanceSettings, GuidedModel};
+use crate::learner_link::LearnerLink;
+use crate::scoring::Scorer;
+use crate::settings;
+use crate::task::Sampler;
+use crate::weights::WeightsCache;
+
+/// How long one request for a task waits for one.
+const TASK_WAIT: Duration = Duration::from_secs(10);
+/// How long a worker that was told to leave goes on trying to deliver.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a worker is told when it is started.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// `http://host:port` of the coordinator.
+    pub coordinator: String,
+    /// Name kept over restarts.
+    pub member_id: String,
+    /// `cpu` or `cuda`, in place of the run config's device.
+    pub device: Option<String>,
+    /// How long an absent coordinator is waited for.
+    pub grace: Duration,
+}
+
+/// Works for the run until `shutdown`, the coordinator's order to drain, or its loss.
+///
+/// # Errors
+/// [`BadInput`] if model or rewards cannot be used, [`service::ServiceError`] if the coordinator refuses the worker or
+/// is lost, anything else if this process is broken.
+pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let details = JoinDetails {
+        role: Role::RolloutWorker,
+        member_id: options.member_id,
+        address: String::new(),
+        running: None,
+        grace: options.grace,
+    };
+    let joined = until(&shutdown, Membership::join(&options.coordinator, details)).await;
+    let Some((membership, reply)) = joined.transpose()? else { return Ok(()) };
+    let mut config = RunConfig::from_toml(&reply.config).map_err(BadInput::from_error)?;
+    if let Some(device) = options.device {
+        config.resources.device = device;
+    }
+    let worker = Worker::start(config, membership.clone()).await;
+    let outcome = match worker {
+        Ok(worker) => tokio::select! {
+            outcome = worker.work(shutdown) => outcome,
+            error = membership.lost() => Err(error.into()),
+        },
+        Err(error) => Err(error),
+    };
+    membership.leave().await;
+    outcome
+}
+
+/// Everything that lasts from task to task.
+struct Worker {
+    membership: Membership,
+    weights: WeightsCache,
+    device: DeviceThread,
+    finisher: Finisher,
+}
+
+impl Worker {
+    async fn start(config: RunConfig, membership: Membership) -> anyhow::Result<Self> {
+        let scorer = Scorer::new(&config.rewards).map_err(BadInput::from_error)?;
+        let (n_threads, progress) = (config.resources.worker_threads, membership.clone());
+        let open = move || open_sampler(config).map_err(BadInput::from_error);
+        let device = DeviceThread::start(n_threads, open, move || progress.progressed()).await?;
+        tracing::info!("ready");
+        Ok(Self {
+            weights: WeightsCache::new(LearnerLink::new(membership.clone())),
+            finisher: Finisher::start(scorer, membership.clone()),
+            device,
+            membership,
+        })
+    }
+
+    /// Task after task, then what is still to be finished.
+    async fn work(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let stop = shutdown.child_token();
+        tokio::spawn(stop_when_ordered(self.membership.clone(), stop.clone()));
+        let outcome = self.take_tasks(&stop).await;
+        stop.cancel();
+        self.device.stop().await;
+        let finished = tokio::time::timeout(DRAIN_DEADLINE, self.finisher.close()).await;
+        let finished = finished.unwrap_or_else(|_| {
+            tracing::warn!("the learner was away too long; what was not delivered will be sampled again");
+            Ok(())
+        });
+        outcome.and(finished)
+    }
+
+    async fn take_tasks(&mut self, stop: &CancellationToken) -> anyhow::Result<()> {
+        loop {
+            // Without a place, finishing has failed, and says so when it is closed.
+            let Some(Some(place)) = until(stop, self.finisher.place()).await else { return Ok(()) };
+            let task = until(stop, self.membership.next_task(TASK_WAIT)).await.transpose()?;
+            let Some(task) = task else { return Ok(()) };
+            let Some((task, id)) = task.and_then(|task| task.id.map(|id| (task, id))) else { continue };
+            if self.finisher.is_finishing(&id).await {
+                continue;
+            }
+            let span = tracing::info_span!("task", kind = id.kind().as_str_name(), id.iteration, id.index);
+            let (weights, device, membership) = (&mut self.weights, &self.device, &self.membership);
+            let sample = sample(weights, device, task, id, stop).instrument(span.clone());
+            match sample.await? {
+                Some(Ok(sampled)) => span.in_scope(|| place.accept(id, sampled)),
+                Some(Err(failure)) => membership.task_failed(id, &failure.reason, failure.poisonous).await?,
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+/// A task that ends without an outcome.
+struct Failure {
+    reason: String,
+    poisonous: bool,
+}
+
+/// Gets the weights and samples; `None` if told to stop before sampling began.
+async fn sample(
+    weights: &mut WeightsCache,
+    device: &DeviceThread,
+    task: Task,
+    id: TaskId,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Result<crate::task::Sampled, Failure>>> {
+    let role = match id.kind() {
+        TaskKind::Evaluate => WeightsRole::Average,
+        TaskKind::Train | TaskKind::Unspecified => WeightsRole::Policy,
+    };
+    let weights = match until(stop, weights.get(task.version, role)).await {
+        Some(Ok(weights)) => weights,
+        Some(Err(error)) => {
+            tracing::error!("{error}");
+            return Ok(Some(Err(Failure { reason: error.to_string(), poisonous: false })));
+        }
+        None => return Ok(None),
+    };
+    let outcome = device.sample(task, weights).await?;
+    Ok(Some(outcome.map_err(|error| {
+        tracing::error!("cannot sample: {error}");
+        Failure { reason: error.to_string(), poisonous: true }
+    })))
+}
+
+fn open_sampler(config: RunConfig) -> anyhow::Result<Sampler> {
+    let device = settings::device(&config.resources.device)?;
+    let guidance = GuidanceSettings {
+        scale: config.sampling.guidance_scale,
+        max_sequence_length: config.model.max_sequence_length,
+    };
+    let model = GuidedModel::open(&config.model.path, settings::kind(config.model.dtype), device, guidance)?;
+    Ok(Sampler::new(config, model)?)
+}
+
+async fn stop_when_ordered(membership: Membership, stop: CancellationToken) {
+    let mut standing = membership.standing();
+    let ordered = standing.wait_for(|standing| standing.order == Order::Drain);
+    if until(&stop, ordered).await.is_some_and(|ordered| ordered.is_ok()) {
+        tracing::info!("told to leave, finishing what is in flight");
+        stop.cancel();
+    }
+}
+
+/// What `work` comes to, or `None` if told to stop before.
+async fn until<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+    stop.run_until_cancelled(work).await
+}

@@ -1,0 +1,74 @@
+//! What the run config says, in the terms of the maths.
+
+use config::SamplingSection;
+use flow::{FlowError, RolloutPlan, Schedule};
+use tch::{Device, Kind};
+
+use crate::wavefront::Rollout;
+
+/// The rollout of an iteration's tasks along `schedule`.
+///
+/// # Errors
+/// If the config's steps, branches or noise level contradict each other.
+pub fn rollout(
+    sampling: &SamplingSection,
+    run_seed: u64,
+    iteration: u32,
+    schedule: Schedule,
+) -> Result<Rollout, FlowError> {
+    let trained = branch_steps(&sampling.branch_steps).trained_steps(sampling.steps, run_seed, iteration)?;
+    let algorithm = match sampling.algorithm {
+        config::Algorithm::TempflowGrpo => flow::Algorithm::TempflowGrpo,
+        config::Algorithm::FlowGrpo => flow::Algorithm::FlowGrpo,
+    };
+    let plan = RolloutPlan::new(algorithm, sampling.steps, trained, sampling.branches_per_seed)?;
+    let rule = match sampling.step_rule {
+        config::StepRule::FlowSde => flow::StepRule::FlowSde,
+        config::StepRule::Cps => flow::StepRule::Cps,
+    };
+    Rollout::new(schedule, plan, rule, sampling.noise_level, sampling.max_rows)
+}
+
+/// The element type of the frozen weights.
+pub fn kind(dtype: config::Dtype) -> Kind {
+    match dtype {
+        config::Dtype::Float32 => Kind::Float,
+        config::Dtype::Bfloat16 => Kind::BFloat16,
+    }
+}
+
+/// A device that is not here, or that nobody knows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// The name is unknown.
+    #[error("unknown device `{0}`; use `cpu` or `cuda`")]
+    Unknown(String),
+    /// There is no CUDA device, or libtorch was built without CUDA.
+    #[error("device `{0}` is not available: this libtorch sees no CUDA device; use `cpu`")]
+    NoCuda(String),
+}
+
+/// The device called `name`.
+///
+/// # Errors
+/// If the name is unknown or there is no such device.
+pub fn device(name: &str) -> Result<Device, DeviceError> {
+    match name {
+        "cpu" => Ok(Device::Cpu),
+        "cuda" if tch::Cuda::is_available() => Ok(Device::Cuda(0)),
+        "cuda" => Err(DeviceError::NoCuda(name.to_owned())),
+        _ => Err(DeviceError::Unknown(name.to_owned())),
+    }
+}
+
+fn branch_steps(steps: &config::BranchSteps) -> flow::BranchSteps {
+    match steps {
+        config::BranchSteps::All => flow::BranchSteps::All,
+        config::BranchSteps::Range { from, to } => flow::BranchSteps::Range { from: *from, to: *to },
+        config::BranchSteps::List(steps) => flow::BranchSteps::List(steps.clone()),
+        config::BranchSteps::Random { count } => flow::BranchSteps::Random { count: *count },
+        config::BranchSteps::Window { size, from, to } => {
+            flow::BranchSteps::Window { size: *size, from: *from, to: *to }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Evaluation tasks: images of held-out prompts from fixed noises, without randomness on the way.
+
+use std::rc::Rc;
+
+use flow::{NoiseKey, Schedule};
+use models::Conditioning;
+use proto::Task;
+use rewards::RgbImage;
+
+use super::{Origin, Sampled, Sampler, TaskError};
+use crate::delivery::WireTensor;
+use crate::guided_model::Embedding;
+use crate::task_noise::TaskNoise;
+use crate::wavefront::{Noise, sample_deterministically};
+
+/// One image to be drawn.
+struct Row {
+    origin: Origin,
+    embedding: Rc<Embedding>,
+    key: NoiseKey,
+}
+
+impl Sampler {
+    pub(super) fn evaluate(&mut self, task: &Task, progressed: &dyn Fn()) -> Result<Sampled, TaskError> {
+        let schedule = self.schedule(self.config.evaluation.steps)?;
+        let rows = self.rows(task)?;
+        let negative = self.model.embed_negative()?;
+        let mut images: Vec<RgbImage> = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(self.config.sampling.max_rows) {
+            images.extend(self.draw(task, rows, (&schedule, negative.as_deref()), progressed)?);
+        }
+        let n_images = images.len() as i64;
+        let shape = [n_images, self.config.sampling.height, self.config.sampling.width, 3];
+        let pixels = images.iter().flat_map(|image| image.pixels.iter().copied()).collect();
+        Ok(Sampled {
+            task: task.clone(),
+            images,
+            origins: rows.into_iter().map(|row| row.origin).collect(),
+            score_shape: vec![n_images],
+            steps: Vec::new(),
+            tensors: vec![WireTensor::from_bytes("images", &shape, pixels)],
+            embeddings: Vec::new(),
+            next_latents: None,
+            network_evaluations: n_images as u64 * schedule.steps() as u64,
+            seconds: 0.0,
+        })
+    }
+
+    /// Prompt by prompt, the images of one prompt together.
+    fn rows(&mut self, task: &Task) -> Result<Vec<Row>, TaskError> {
+        let mut rows = Vec::with_capacity(task.prompts.len() * task.n_seeds as usize);
+        for (position, prompt) in task.prompts.iter().enumerate() {
+            let embedding = self.model.embed(&prompt.text)?;
+            for image in 0..task.n_seeds {
+                let origin = Origin { prompt: position, seed: image, exploration: None };
+                let key = TaskNoise::evaluation_key(self.config.run.seed, prompt.index, image);
+                rows.push(Row { origin, embedding: embedding.clone(), key });
+            }
+        }
+        Ok(rows)
+    }
+
+    fn draw(
+        &self,
+        task: &Task,
+        rows: &[Row],
+        (schedule, negative): (&Schedule, Option<&Embedding>),
+        progressed: &dyn Fn(),
+    ) -> Result<Vec<RgbImage>, TaskError> {
+        let embeddings: Vec<&Conditioning> = rows.iter().map(|row| &row.embedding.conditioning).collect();
+        let positive = Conditioning::cat(&embeddings);
+        let initial = self.noise(rows.iter().map(|row| row.key).collect()).initial();
+        let mut velocity = |latents: &_, step: usize| {
+            progressed();
+            self.model.velocity(latents, schedule.sigmas[step], &positive, negative)
+        };
+        let finished = sample_deterministically(initial, schedule, &mut velocity).map_err(|source| {
+            let origin = &rows[source.seed].origin;
+            let prompt = task.prompts[origin.prompt].text.clone();
+            TaskError::NonFinite { prompt, seed: origin.seed, source }
+        })?;
+        let origins: Vec<Origin> = rows.iter().map(|row| row.origin.clone()).collect();
+        self.images(&finished, task, &origins)
+    }
+}

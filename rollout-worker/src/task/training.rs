@@ -1,0 +1,94 @@
+//! Training tasks: some seeds of one prompt, sampled by the wavefront.
+
+use config::Algorithm;
+use models::ModelError;
+use proto::Task;
+
+use super::{Origin, Sampled, Sampler, TaskError};
+use crate::delivery::{WireEmbedding, WireTensor};
+use crate::settings;
+use crate::task_noise::TaskNoise;
+use crate::wavefront::Trajectories;
+
+/// Bytes of the BLAKE3 digest that stand for a next latent.
+const HASH_BYTES: usize = 8;
+
+impl Sampler {
+    pub(super) fn train(
+        &mut self,
+        task: &Task,
+        iteration: u32,
+        progressed: &dyn Fn(),
+    ) -> Result<Sampled, TaskError> {
+        let [prompt] = task.prompts.as_slice() else {
+            return Err(TaskError::Malformed(format!("it has {} prompts, but training takes one", task.prompts.len())));
+        };
+        let (sampling, run_seed) = (&self.config.sampling, self.config.run.seed);
+        let rollout = settings::rollout(sampling, run_seed, iteration, self.schedule(sampling.steps)?)?;
+        let positive = self.model.embed(&prompt.text)?;
+        let negative = self.model.embed_negative()?;
+        let seeds = task.first_seed..task.first_seed + task.n_seeds;
+        let noise = self.noise(TaskNoise::training_keys(run_seed, iteration, task.prompt_slot, seeds));
+        let sigmas = &rollout.schedule().sigmas;
+        let mut velocity = |latents: &_, step: usize| {
+            progressed();
+            self.model.velocity(latents, sigmas[step], &positive.conditioning, negative.as_deref())
+        };
+        let trajectories = rollout.sample(&noise, &mut velocity).map_err(|source| {
+            let seed = task.first_seed + source.seed as u32;
+            TaskError::NonFinite { prompt: prompt.text.clone(), seed, source }
+        })?;
+        let steps: Vec<u32> = rollout.trained_steps().iter().map(|step| *step as u32).collect();
+        let origins = origins(task, self.config.sampling.algorithm, &steps, sampling.branches_per_seed as u32);
+        let finished = trajectories.finished.flatten(0, 1); // [S, images, …] → [S·images, …]
+        let embeddings = [Some(positive), negative].into_iter().flatten();
+        Ok(Sampled {
+            task: task.clone(),
+            images: self.images(&finished, task, &origins)?,
+            origins,
+            score_shape: trajectories.log_probabilities.size(),
+            steps,
+            tensors: wire_tensors(&trajectories)?,
+            embeddings: embeddings.map(|e| WireEmbedding::new(&e)).collect::<Result<_, _>>()?,
+            next_latents: Some(WireTensor::new("next_latents", &trajectories.next_latents)?),
+            network_evaluations: trajectories.network_evaluations,
+            seconds: 0.0,
+        })
+    }
+}
+
+/// In the order of the finished latents: seed by seed, then step by step, then branch by branch.
+fn origins(task: &Task, algorithm: Algorithm, steps: &[u32], n_branches: u32) -> Vec<Origin> {
+    let seeds = task.first_seed..task.first_seed + task.n_seeds;
+    let explorations: Vec<Option<(u32, u32)>> = match algorithm {
+        Algorithm::FlowGrpo => vec![None],
+        Algorithm::TempflowGrpo => {
+            steps.iter().flat_map(|step| (0..n_branches).map(|branch| Some((*step, branch)))).collect()
+        }
+    };
+    seeds
+        .flat_map(|seed| explorations.iter().map(move |exploration| Origin { prompt: 0, seed, exploration: *exploration }))
+        .collect()
+}
+
+fn wire_tensors(trajectories: &Trajectories) -> Result<Vec<WireTensor>, ModelError> {
+    Ok(vec![
+        WireTensor::new("states", &trajectories.states)?,
+        WireTensor::new("means", &trajectories.means)?,
+        WireTensor::new("log_probs", &trajectories.log_probabilities)?,
+        next_hashes(trajectories),
+    ])
+}
+
+/// `[S, B, K, 8]`: by these the learner sees whether it rebuilt the next latents to the bit.
+fn next_hashes(trajectories: &Trajectories) -> WireTensor {
+    let bytes = models::tensor_bytes::to_bytes(&trajectories.next_latents);
+    let mut shape = trajectories.log_probabilities.size();
+    let n_moves = shape.iter().product::<i64>() as usize;
+    let hashes = bytes.chunks_exact(bytes.len() / n_moves).flat_map(|latent| {
+        let hash = blake3::hash(latent);
+        hash.as_bytes()[..HASH_BYTES].to_vec()
+    });
+    shape.push(HASH_BYTES as i64);
+    WireTensor::from_bytes("next_hashes", &shape, hashes.collect())
+}

@@ -1,0 +1,177 @@
+//! Versions of the adapter: fetched from the learner, checked to the last bit, the newest few kept.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use models::{ModelError, tensor_bytes};
+use proto::{TensorInfo, WeightsManifest, WeightsRequest, WeightsRole, weights_reply};
+use service::{Assembly, ChunkError};
+use tch::Tensor;
+use tonic::{Code, Status};
+
+use crate::learner_link::{Failure, LearnerLink};
+
+/// With lag 1, two policies take turns with one average.
+const KEPT_VERSIONS: usize = 3;
+/// No adapter is larger than this, in bytes.
+const SIZE_LIMIT: usize = 16 << 30;
+const DEADLINE: Duration = Duration::from_secs(300);
+/// How often a version may be unavailable before the task is given back.
+const ATTEMPTS_WHILE_UNAVAILABLE: u32 = 20;
+
+/// One version of the adapter in one role.
+#[derive(Debug)]
+pub struct AdapterWeights {
+    /// Version and role.
+    pub name: (u32, WeightsRole),
+    tensors: Vec<TensorInfo>,
+    bytes: Vec<u8>,
+}
+
+impl AdapterWeights {
+    /// The tensors by name, on the CPU.
+    ///
+    /// # Errors
+    /// If the manifest does not describe the bytes.
+    pub fn tensors(&self) -> Result<Vec<(String, Tensor)>, ModelError> {
+        tensor_bytes::split(&self.tensors, &self.bytes)
+    }
+}
+
+/// Fetches weights and keeps the last few versions.
+pub struct WeightsCache {
+    link: LearnerLink,
+    /// Least recently used first.
+    kept: VecDeque<Arc<AdapterWeights>>,
+    n_damaged: u64,
+}
+
+/// Why a version cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The learner does not offer it, and has not for a while.
+    #[error("the learner does not offer version {version} of the weights: {}", source.message())]
+    Unavailable {
+        /// The version asked for.
+        version: u32,
+        /// The learner's answer.
+        source: Box<Status>,
+    },
+    /// The learner is of another run, or refuses for good.
+    #[error("the learner refuses to send version {version} of the weights: {}", source.message())]
+    Refused {
+        /// The version asked for.
+        version: u32,
+        /// The learner's answer.
+        source: Box<Status>,
+    },
+}
+
+/// Why one attempt failed.
+enum AttemptError {
+    Status(Status),
+    Damaged(String),
+}
+
+impl WeightsCache {
+    /// An empty cache.
+    pub fn new(link: LearnerLink) -> Self {
+        Self { link, kept: VecDeque::new(), n_damaged: 0 }
+    }
+
+    /// How many streams arrived damaged and were asked for again.
+    pub fn n_damaged(&self) -> u64 {
+        self.n_damaged
+    }
+
+    /// A version in a role, fetched unless it is here; waits while the learner is away.
+    ///
+    /// # Errors
+    /// If the learner refuses, or has not offered the version for a while.
+    pub async fn get(&mut self, version: u32, role: WeightsRole) -> Result<Arc<AdapterWeights>, WeightsError> {
+        let position = self.kept.iter().position(|weights| weights.name == (version, role));
+        let weights = match position.and_then(|position| self.kept.remove(position)) {
+            Some(kept) => kept,
+            None => Arc::new(self.fetch(version, role).await?),
+        };
+        self.kept.push_back(weights.clone());
+        if self.kept.len() > KEPT_VERSIONS {
+            self.kept.pop_front();
+        }
+        Ok(weights)
+    }
+
+    async fn fetch(&mut self, version: u32, role: WeightsRole) -> Result<AdapterWeights, WeightsError> {
+        let mut n_unavailable = 0;
+        loop {
+            match self.attempt(version, role).await {
+                Ok(weights) => {
+                    self.link.answered();
+                    tracing::info!(version, role = role.as_str_name(), bytes = weights.bytes.len(), "fetched weights");
+                    return Ok(weights);
+                }
+                Err(AttemptError::Damaged(problem)) => {
+                    self.n_damaged += 1;
+                    tracing::warn!(version, damaged = self.n_damaged, "weights arrived damaged, asking again: {problem}");
+                }
+                Err(AttemptError::Status(status)) if status.code() == Code::NotFound => {
+                    n_unavailable += 1;
+                    if n_unavailable == ATTEMPTS_WHILE_UNAVAILABLE {
+                        return Err(WeightsError::Unavailable { version, source: Box::new(status) });
+                    }
+                }
+                Err(AttemptError::Status(status)) => match Failure::from(status) {
+                    Failure::Passing(status) => tracing::debug!(version, "no weights yet: {}", status.message()),
+                    Failure::Fenced(status) | Failure::Final(status) => {
+                        return Err(WeightsError::Refused { version, source: Box::new(status) });
+                    }
+                },
+            }
+            self.link.pause().await;
+        }
+    }
+
+    async fn attempt(&mut self, version: u32, role: WeightsRole) -> Result<AdapterWeights, AttemptError> {
+        let mut client = self.link.client().await;
+        let caller = Some(self.link.membership().caller());
+        let message = WeightsRequest { caller, version, role: role.into() };
+        let mut stream = client.weights(service::request(message, DEADLINE)).await?.into_inner();
+        let Some(weights_reply::Part::Manifest(manifest)) = stream.message().await?.and_then(|reply| reply.part) else {
+            return Err(AttemptError::Damaged("the stream does not begin with a manifest".to_owned()));
+        };
+        let mut assembly = Assembly::new(announced_bytes(&manifest)?);
+        while let Some(reply) = stream.message().await? {
+            let Some(weights_reply::Part::Chunk(chunk)) = reply.part else {
+                return Err(AttemptError::Damaged("the stream holds something else than chunks".to_owned()));
+            };
+            assembly.accept(&chunk)?;
+            self.link.membership().progressed();
+        }
+        let bytes = assembly.finish(&manifest.digest)?;
+        if (manifest.version, manifest.role()) != (version, role) {
+            return Err(AttemptError::Damaged(format!("version {} came instead", manifest.version)));
+        }
+        Ok(AdapterWeights { name: (version, role), tensors: manifest.tensors, bytes })
+    }
+}
+
+fn announced_bytes(manifest: &WeightsManifest) -> Result<usize, AttemptError> {
+    let too_large = || AttemptError::Damaged(format!("the manifest announces more than {SIZE_LIMIT} bytes"));
+    manifest.tensors.iter().try_fold(0_usize, |total, info| {
+        let length = tensor_bytes::byte_length(info).map_err(|e| AttemptError::Damaged(e.to_string()))?;
+        total.checked_add(length).filter(|total| *total <= SIZE_LIMIT).ok_or_else(too_large)
+    })
+}
+
+impl From<Status> for AttemptError {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
+
+impl From<ChunkError> for AttemptError {
+    fn from(error: ChunkError) -> Self {
+        Self::Damaged(error.to_string())
+    }
+}
