@@ -216,7 +216,8 @@ fn records(directory: &Path) -> std::io::Result<BTreeMap<String, FileRecord>> {
 }
 
 fn check(directory: &Path) -> Result<(), String> {
-    let text = fs::read(directory.join(MANIFEST)).map_err(|e| format!("its {MANIFEST} cannot be read: {e}"))?;
+    let text =
+        fs::read(directory.join(MANIFEST)).map_err(|e| format!("its {MANIFEST} cannot be read: {e}"))?;
     let manifest: Manifest =
         serde_json::from_slice(&text).map_err(|e| format!("its {MANIFEST} is damaged: {e}"))?;
     let found = records(directory).map_err(|e| format!("its files cannot be read: {e}"))?;
@@ -245,9 +246,7 @@ mod tests {
 
     fn write(checkpoints: &Checkpoints, version: u32) {
         let content = vec![version as u8; 1000];
-        checkpoints
-            .write(version, |path| Ok(durable::write_file(&path.join("a.bin"), &content)?))
-            .unwrap();
+        checkpoints.write(version, |path| Ok(durable::write_file(&path.join("a.bin"), &content)?)).unwrap();
     }
 
     #[test]
@@ -268,10 +267,9 @@ mod tests {
         write(&checkpoints, 1);
         write(&checkpoints, 2);
         let file = checkpoints.path(2).join("a.bin");
-        for (damage, reason) in [
-            (vec![2_u8; 999], "999 bytes instead of 1000"),
-            (vec![3_u8; 1000], "a.bin has another digest"),
-        ] {
+        for (damage, reason) in
+            [(vec![2_u8; 999], "999 bytes instead of 1000"), (vec![3_u8; 1000], "a.bin has another digest")]
+        {
             fs::write(&file, damage).unwrap();
             let newest = checkpoints.newest_intact().unwrap();
             assert_eq!(newest.checkpoint.unwrap().0, 1);

@@ -63,7 +63,10 @@ impl Embeddings {
             return Err(format!("an embedding has one row, not {}", conditioning.rows()));
         }
         if conditioning.digest() != digest {
-            return Err(format!("embedding {} arrived with another digest", blake3::Hash::from(digest).to_hex()));
+            return Err(format!(
+                "embedding {} arrived with another digest",
+                blake3::Hash::from(digest).to_hex()
+            ));
         }
         let mut state = self.state();
         let used = state.iteration;

@@ -57,7 +57,9 @@ pub enum LearnerError {
         task: u32,
     },
     /// The disk stayed full, or worse.
-    #[error("{attempts} checkpoints in a row could not be written; make room in the run directory, then resume")]
+    #[error(
+        "{attempts} checkpoints in a row could not be written; make room in the run directory, then resume"
+    )]
     CheckpointsFail {
         /// How many.
         attempts: u32,
@@ -66,7 +68,9 @@ pub enum LearnerError {
         source: CheckpointError,
     },
     /// There is a checkpoint, but of another run config.
-    #[error("the checkpoint {path} belongs to another run config; resume with {saved}, or start a new run under another name")]
+    #[error(
+        "the checkpoint {path} belongs to another run config; resume with {saved}, or start a new run under another name"
+    )]
     OtherConfig {
         /// Its directory.
         path: String,

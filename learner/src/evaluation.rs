@@ -40,8 +40,10 @@ impl Evaluation {
         base: Option<&[f64]>,
     ) -> Self {
         let rewards: Vec<f32> = outcomes.iter().flat_map(|outcome| &outcome.rewards).copied().collect();
-        let prompt_rewards: Vec<f64> =
-            rewards.chunks(images_per_prompt.max(1)).map(|images| mean(images.iter().map(|r| f64::from(*r)))).collect();
+        let prompt_rewards: Vec<f64> = rewards
+            .chunks(images_per_prompt.max(1))
+            .map(|images| mean(images.iter().map(|r| f64::from(*r))))
+            .collect();
         let gains: Vec<f64> = match base {
             Some(base) => prompt_rewards.iter().zip(base).map(|(now, before)| now - before).collect(),
             None => vec![0.0; prompt_rewards.len()],

@@ -6,8 +6,8 @@
 
 use config::{RunConfig, TaskSpec};
 use flow::{
-    ClippedObjective, KlDenominator, PolicyLoss, TransitionCoefficients, TransitionRows, kl_divergence, log_probability,
-    log_ratio, repeat_for_branches, transition_mean,
+    ClippedObjective, KlDenominator, PolicyLoss, TransitionCoefficients, TransitionRows, kl_divergence,
+    log_probability, log_ratio, repeat_for_branches, transition_mean,
 };
 use models::Conditioning;
 use tch::{Kind, Tensor};
@@ -135,7 +135,13 @@ impl Objective {
     }
 
     /// On failure, the row of the batch whose loss is not finite.
-    fn backward(&self, policy: &Policy, task: &TrainingTask, batch: &Batch, scale: f64) -> Result<LossSums, usize> {
+    fn backward(
+        &self,
+        policy: &Policy,
+        task: &TrainingTask,
+        batch: &Batch,
+        scale: f64,
+    ) -> Result<LossSums, usize> {
         let n_cells = batch.coefficients.len() as f64;
         let rows = TransitionRows::new(&batch.coefficients, batch.states.device());
         let guidance = (task.negative.as_ref(), self.guidance_scale);
@@ -179,7 +185,8 @@ impl Objective {
             column(values).view([&[rows as i64][..], &self.latent_shape].concat().as_slice())
         };
         let trajectories = task.trajectories;
-        let advantages: Vec<f32> = cells.iter().flat_map(|cell| self.advantages(task, *cell)).copied().collect();
+        let advantages: Vec<f32> =
+            cells.iter().flat_map(|cell| self.advantages(task, *cell)).copied().collect();
         let per_branch = |value: f32| std::iter::repeat_n(value, n_branches);
         let weights: Vec<f32> = cells.iter().flat_map(|cell| per_branch(steps.weights[cell.step])).collect();
         let coefficients: Vec<_> = cells.iter().map(|cell| steps.coefficients[cell.step]).collect();
@@ -187,7 +194,10 @@ impl Objective {
         Batch {
             states: latents(&gather(&trajectories.states, latent_len), cells.len()),
             old_means: latents(&gather(&trajectories.means, latent_len), cells.len()),
-            next: latents(&gather(&trajectories.next_latents, latent_len * n_branches), cells.len() * n_branches),
+            next: latents(
+                &gather(&trajectories.next_latents, latent_len * n_branches),
+                cells.len() * n_branches,
+            ),
             old_log_probs: column(&gather(&trajectories.log_probs, n_branches)),
             advantages: column(&advantages),
             weights: column(&weights),

@@ -131,7 +131,8 @@ mod tests {
         assert_eq!(canvas.get_pixel(MARGIN, MARGIN), &Rgb([255, 0, 0]));
         assert_eq!(canvas.get_pixel(MARGIN + 159, MARGIN + 159), &Rgb([255, 0, 0]));
         assert_eq!(canvas.get_pixel(MARGIN + 160 + MARGIN, MARGIN), &Rgb([0, 255, 0]));
-        let below = (MARGIN + 160..MARGIN + 160 + 4 * LINE_HEIGHT).flat_map(|y| (MARGIN..160).map(move |x| (x, y)));
+        let below =
+            (MARGIN + 160..MARGIN + 160 + 4 * LINE_HEIGHT).flat_map(|y| (MARGIN..160).map(move |x| (x, y)));
         assert!(below.filter(|(x, y)| canvas.get_pixel(*x, *y) == &INK).count() > 200);
     }
 

@@ -157,7 +157,11 @@ impl Inbox {
             kind: wire_kind(*kind).into(),
             iteration: *iteration,
             version: shelf.order.tasks.first().map_or(0, |task| task.version),
-            held: (0..).zip(&shelf.slots).filter(|(_, slot)| !matches!(slot, Slot::Empty)).map(|(i, _)| i).collect(),
+            held: (0..)
+                .zip(&shelf.slots)
+                .filter(|(_, slot)| !matches!(slot, Slot::Empty))
+                .map(|(i, _)| i)
+                .collect(),
         };
         state.orders.iter().map(wanted).collect()
     }

@@ -26,7 +26,8 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
             true => std::fs::read(path),
             false => Ok(Vec::new()),
         };
-        let bytes = bytes.map_err(|source| ServiceError::File { action: "read", path: path.to_owned(), source })?;
+        let bytes =
+            bytes.map_err(|source| ServiceError::File { action: "read", path: path.to_owned(), source })?;
         let (mut rows, mut kept) = (Vec::new(), Vec::new());
         for line in bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
             if let Some(row) = serde_json::from_slice(line).ok().filter(&is_kept) {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use learner::{parity, pretrain};
 use learner::serve::{Exit, ServeOptions, serve};
+use learner::{parity, pretrain};
 use service::exit_code;
 use service::logging::{self, LogFormat};
 use service::shutdown;

@@ -197,7 +197,8 @@ impl PolicyMetrics {
     /// Means of the sums of all updates; `first` are those of the first.
     pub fn new(all: &LossSums, first: &LossSums) -> Self {
         let (cells, trained) = (all.cells.max(1) as f64, all.trained_cells.max(1) as f64);
-        let [clip_fraction, clip_fraction_above, clip_fraction_below] = all.clip_fractions.map(|sum| sum / trained);
+        let [clip_fraction, clip_fraction_above, clip_fraction_below] =
+            all.clip_fractions.map(|sum| sum / trained);
         Self {
             loss: all.policy_loss / cells,
             kl: all.kl / cells,
@@ -248,7 +249,11 @@ mod tests {
     use super::*;
 
     fn tally() -> Tally {
-        let seed = |seed_index, rewards: &[f32]| SeedRewards { prompt_slot: 0, seed_index, rewards: rewards.to_vec() };
+        let seed = |seed_index, rewards: &[f32]| SeedRewards {
+            prompt_slot: 0,
+            seed_index,
+            rewards: rewards.to_vec(),
+        };
         let mut tally = Tally::default();
         let rewards = vec![seed(0, &[0.0, 1.0, 0.5, 0.5]), seed(1, &[0.0, 0.0, 1.0, 0.0])];
         tally.count_advantages(rewards, &[vec![-1.0, 1.0, 0.0, 0.0], vec![0.0, 0.0, 2.0, -2.0]]);

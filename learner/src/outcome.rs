@@ -120,7 +120,10 @@ impl Layout {
     /// What is wrong, in words.
     pub fn check(&self, header: &PushHeader, task: &TaskSpec, steps: &[u32]) -> Result<(), String> {
         if header.version != task.version {
-            return Err(format!("sampled with version {}, but version {} is wanted", header.version, task.version));
+            return Err(format!(
+                "sampled with version {}, but version {} is wanted",
+                header.version, task.version
+            ));
         }
         if task.kind == TaskKind::Train {
             self.check_training(header, steps)?;
@@ -131,7 +134,10 @@ impl Layout {
                 Some(info) if info == wanted => {}
                 Some(info) => {
                     let (got, due) = (describe(info), describe(wanted));
-                    return Err(format!("tensor `{}` is announced as {got}, but {due} is expected", wanted.name));
+                    return Err(format!(
+                        "tensor `{}` is announced as {got}, but {due} is expected",
+                        wanted.name
+                    ));
                 }
                 None => return Err(format!("tensor `{}` is missing", wanted.name)),
             }
@@ -152,8 +158,12 @@ impl Layout {
             return Err(format!("the steps are {:?}, but {steps:?} are trained", header.steps));
         }
         let negative_length = if self.is_guided { size_of::<Digest>() } else { 0 };
-        if header.conditioning.len() != size_of::<Digest>() || header.negative_conditioning.len() != negative_length {
-            return Err("`conditioning` or `negative_conditioning` is not the digest of an embedding".to_owned());
+        if header.conditioning.len() != size_of::<Digest>()
+            || header.negative_conditioning.len() != negative_length
+        {
+            return Err(
+                "`conditioning` or `negative_conditioning` is not the digest of an embedding".to_owned()
+            );
         }
         Ok(())
     }

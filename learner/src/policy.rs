@@ -56,7 +56,11 @@ impl Policy {
         Ok(Self::new(pipeline::open(&config.model.path, options)?, config, device)?)
     }
 
-    fn new(mut model: Box<dyn TextToImageModel>, config: &RunConfig, device: Device) -> Result<Self, ModelError> {
+    fn new(
+        mut model: Box<dyn TextToImageModel>,
+        config: &RunConfig,
+        device: Device,
+    ) -> Result<Self, ModelError> {
         let adapter = &config.adapter;
         let lora = LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: adapter.targets.clone() };
         let mut ordinal = 0;

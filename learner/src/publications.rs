@@ -28,7 +28,12 @@ impl Publications {
     ///
     /// # Errors
     /// If a tensor's element type has no name on the wire.
-    pub fn publish(&self, version: u32, role: WeightsRole, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
+    pub fn publish(
+        &self,
+        version: u32,
+        role: WeightsRole,
+        tensors: &[(String, Tensor)],
+    ) -> Result<(), ModelError> {
         let mut bytes = Vec::new();
         let mut infos = Vec::with_capacity(tensors.len());
         for (name, tensor) in tensors {

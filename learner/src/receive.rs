@@ -7,7 +7,9 @@ use config::{TaskKind, TaskSpec};
 
 use crate::embeddings::Embeddings;
 use crate::inbox::Outcome;
-use crate::outcome::{Digest, EvaluatedImages, HASH_BYTES, Layout, Trajectories, embedding_tensor, scorer_name};
+use crate::outcome::{
+    Digest, EvaluatedImages, HASH_BYTES, Layout, Trajectories, embedding_tensor, scorer_name,
+};
 
 /// What the numbers of a push are checked and completed with.
 #[derive(Debug)]
@@ -66,7 +68,12 @@ impl Receiver {
         }
     }
 
-    fn keep_embeddings(&self, header: &PushHeader, parts: &Parts, embeddings: &Embeddings) -> Result<(), Refusal> {
+    fn keep_embeddings(
+        &self,
+        header: &PushHeader,
+        parts: &Parts,
+        embeddings: &Embeddings,
+    ) -> Result<(), Refusal> {
         let negative = self.layout.is_guided.then_some(&header.negative_conditioning);
         for digest in std::iter::once(&header.conditioning).chain(negative) {
             let digest = digest_of(digest)?;
@@ -75,13 +82,20 @@ impl Receiver {
                 embeddings.insert(digest, &infos, &bytes).map_err(Refusal::Incomplete)?;
             } else if !embeddings.missing(&[digest]).is_empty() {
                 let hex = blake3::Hash::from(digest).to_hex();
-                return Err(Refusal::Incomplete(format!("embedding {hex} is not here; ask again what is missing")));
+                return Err(Refusal::Incomplete(format!(
+                    "embedding {hex} is not here; ask again what is missing"
+                )));
             }
         }
         Ok(())
     }
 
-    fn trajectories(&self, header: &PushHeader, parts: &Parts, task: &TaskSpec) -> Result<Trajectories, Refusal> {
+    fn trajectories(
+        &self,
+        header: &PushHeader,
+        parts: &Parts,
+        task: &TaskSpec,
+    ) -> Result<Trajectories, Refusal> {
         let means = parts.floats("means")?;
         let hashes = parts.bytes("next_hashes")?;
         let next_latents = match parts.floats("next_latents") {
@@ -94,7 +108,11 @@ impl Receiver {
             .all(|(latents, hash)| latent_hash(latents) == hash);
         match (all_match, parts.has("next_latents")) {
             (false, false) => return Err(Refusal::NextLatentsNeeded),
-            (false, true) => return Err(Refusal::Invalid("`next_latents` have other hashes than `next_hashes`".to_owned())),
+            (false, true) => {
+                return Err(Refusal::Invalid(
+                    "`next_latents` have other hashes than `next_hashes`".to_owned(),
+                ));
+            }
             (true, _) => {}
         }
         Ok(Trajectories {
@@ -105,14 +123,19 @@ impl Receiver {
             rewards: parts.floats("rewards")?,
             scores: self.scores(parts)?,
             conditioning: digest_of(&header.conditioning)?,
-            negative_conditioning: self.layout.is_guided.then(|| digest_of(&header.negative_conditioning)).transpose()?,
+            negative_conditioning: self
+                .layout
+                .is_guided
+                .then(|| digest_of(&header.negative_conditioning))
+                .transpose()?,
             cost: header.cost.unwrap_or_default(),
         })
     }
 
     /// The scores in the config's order, whatever order they came in.
     fn scores(&self, parts: &Parts) -> Result<Vec<(String, Vec<f32>)>, Refusal> {
-        let of_scorer = |name: &String| Ok((name.clone(), parts.floats_of(|tensor| scorer_name(tensor) == Some(name))?));
+        let of_scorer =
+            |name: &String| Ok((name.clone(), parts.floats_of(|tensor| scorer_name(tensor) == Some(name))?));
         self.layout.scorers.iter().map(of_scorer).collect()
     }
 
@@ -202,9 +225,10 @@ impl<'a> Parts<'a> {
 
     /// The tensors of one embedding, if they came along.
     fn embedding(&self, digest: &Digest) -> (Vec<TensorInfo>, Vec<u8>) {
-        let own = self.parts.iter().filter(|(info, _)| {
-            embedding_tensor(&info.name).is_some_and(|(owner, _)| owner == *digest)
-        });
+        let own = self
+            .parts
+            .iter()
+            .filter(|(info, _)| embedding_tensor(&info.name).is_some_and(|(owner, _)| owner == *digest));
         let (infos, bytes): (Vec<TensorInfo>, Vec<&[u8]>) =
             own.map(|(info, bytes)| ((*info).clone(), *bytes)).unzip();
         (infos, bytes.concat())

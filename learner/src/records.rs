@@ -66,7 +66,8 @@ impl Records {
             scalar("gain", evaluation.gain),
             scalar("gain_standard_error", evaluation.gain_standard_error),
         ];
-        values.extend(evaluation.scores.iter().map(|(name, value)| scalar(&format!("scores/{name}"), *value)));
+        values
+            .extend(evaluation.scores.iter().map(|(name, value)| scalar(&format!("scores/{name}"), *value)));
         let canvas = grid::draw(tiles);
         let png = grid::to_png(&canvas).inspect_err(|error| tracing::error!("no samples: {error}"));
         if let Ok(bytes) = &png {

@@ -2,7 +2,8 @@
 
 use config::RunConfig;
 use flow::{
-    AdamWSettings, ClippedObjective, EmaSettings, FlowError, Schedule, SchedulerConfig, TransitionCoefficients,
+    AdamWSettings, ClippedObjective, EmaSettings, FlowError, Schedule, SchedulerConfig,
+    TransitionCoefficients,
 };
 use models::TextToImageModel;
 
@@ -26,7 +27,8 @@ impl TrainedSteps {
     /// If the config's branch steps or noise level do not suit the schedule.
     pub fn new(config: &RunConfig, schedule: &Schedule, iteration: u32) -> Result<Self, FlowError> {
         let sampling = &config.sampling;
-        let steps = branch_steps(&sampling.branch_steps).trained_steps(sampling.steps, config.run.seed, iteration)?;
+        let steps =
+            branch_steps(&sampling.branch_steps).trained_steps(sampling.steps, config.run.seed, iteration)?;
         let coefficients: Vec<TransitionCoefficients> =
             steps.iter().map(|step| transition(config, schedule, *step)).collect::<Result<_, _>>()?;
         let stds: Vec<f64> = coefficients.iter().map(|move_| move_.std).collect();
@@ -102,7 +104,11 @@ pub fn kl_denominator(config: &RunConfig) -> flow::KlDenominator {
     }
 }
 
-fn transition(config: &RunConfig, schedule: &Schedule, step: usize) -> Result<TransitionCoefficients, FlowError> {
+fn transition(
+    config: &RunConfig,
+    schedule: &Schedule,
+    step: usize,
+) -> Result<TransitionCoefficients, FlowError> {
     let rule = match config.sampling.step_rule {
         config::StepRule::FlowSde => flow::StepRule::FlowSde,
         config::StepRule::Cps => flow::StepRule::Cps,

@@ -115,7 +115,10 @@ impl Run {
         match self.iterate() {
             Ok(()) => Ok(Ended::Done(Box::new(self.summary()))),
             Err(LearnerError::Stopped(Stopped)) => {
-                tracing::info!(updates = self.trainer.updates - updates_before, "leaving before the end of the run");
+                tracing::info!(
+                    updates = self.trainer.updates - updates_before,
+                    "leaving before the end of the run"
+                );
                 self.save_before_leaving()?;
                 Ok(Ended::Left)
             }
@@ -221,7 +224,12 @@ impl Run {
         let base = earlier.iter().find(|row| row.version == 0).map(|row| row.prompt_rewards.as_slice());
         let evaluation = Evaluation::new(version, outcomes, images_per_prompt, base);
         let is_best = earlier.iter().all(|row| row.reward < evaluation.reward);
-        tracing::info!(version, reward = evaluation.reward, standard_error = evaluation.standard_error, "evaluated");
+        tracing::info!(
+            version,
+            reward = evaluation.reward,
+            standard_error = evaluation.standard_error,
+            "evaluated"
+        );
         self.records.evaluation(evaluation, &tiles);
         if is_best && self.saved == Some(version) {
             let marked = self.checkpoints.mark_best(version).map_err(LearnerError::from);
@@ -243,7 +251,11 @@ impl Run {
         Err(LearnerError::NonFinite {
             quantity: "held-out reward",
             iteration: task.iteration,
-            prompt: self.test_prompts.get(line as usize).map(|record| record.text.clone()).unwrap_or_default(),
+            prompt: self
+                .test_prompts
+                .get(line as usize)
+                .map(|record| record.text.clone())
+                .unwrap_or_default(),
             line,
             seed: image as u32 % task.n_seeds,
             step: "none".to_owned(),

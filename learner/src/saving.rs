@@ -68,8 +68,12 @@ impl SavedState {
     }
 
     /// The earlier versions of the policy that a checkpoint holds.
-    pub(crate) fn read_earlier(&self, checkpoint: &Path) -> Result<BTreeMap<u32, NamedTensors>, LearnerError> {
-        let read = |version: &u32| Ok((*version, weights::read_all(&checkpoint.join(policy_file(*version)))?.0));
+    pub(crate) fn read_earlier(
+        &self,
+        checkpoint: &Path,
+    ) -> Result<BTreeMap<u32, NamedTensors>, LearnerError> {
+        let read =
+            |version: &u32| Ok((*version, weights::read_all(&checkpoint.join(policy_file(*version)))?.0));
         self.earlier_versions.iter().map(read).collect()
     }
 }
@@ -170,7 +174,11 @@ impl Run {
     fn write_files(&self, directory: &Path, state: &SavedState) -> Result<(), CheckpointError> {
         self.trainer.policy.save(directory)?;
         for version in &state.earlier_versions {
-            weights::write(&directory.join(policy_file(*version)), &self.earlier[version], &Default::default())?;
+            weights::write(
+                &directory.join(policy_file(*version)),
+                &self.earlier[version],
+                &Default::default(),
+            )?;
         }
         let text = serde_json::to_string_pretty(state).expect("the state is plain data; else this is a bug");
         Ok(durable::write_file(&directory.join(STATE_FILE), text.as_bytes())?)

@@ -107,13 +107,20 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
     let config = RunConfig::from_toml(&reply.config).map_err(ServeError::Config)?;
     let shared = Shared::default();
     let (receiver_ready, receiver) = oneshot::channel();
-    let ended = spawn_training(config, RunDirectory::new(&reply.run_directory), shared.clone(), receiver_ready);
+    let ended =
+        spawn_training(config, RunDirectory::new(&reply.run_directory), shared.clone(), receiver_ready);
 
     let stop_network = CancellationToken::new();
     let _stop_network = stop_network.clone().drop_guard();
     let run_id = membership.caller().run_id;
-    tokio::spawn(stop_network.clone().run_until_cancelled_owned(accept(listener, run_id, shared.clone(), receiver)));
-    let reports = tokio::spawn(stop_network.run_until_cancelled_owned(report(membership.clone(), shared.clone())));
+    tokio::spawn(stop_network.clone().run_until_cancelled_owned(accept(
+        listener,
+        run_id,
+        shared.clone(),
+        receiver,
+    )));
+    let reports =
+        tokio::spawn(stop_network.run_until_cancelled_owned(report(membership.clone(), shared.clone())));
 
     let ended = wait_for_end(ended, &membership, &shared.inbox, shutdown).await;
     reports.abort();
@@ -165,7 +172,10 @@ async fn say_goodbye(
             Ok(Exit::Retry)
         }
         Err(ServeError::Service(ServiceError::CoordinatorGone { address, grace })) => {
-            tracing::error!("the coordinator at {address} has been away for {} s, leaving", grace.as_secs_f64());
+            tracing::error!(
+                "the coordinator at {address} has been away for {} s, leaving",
+                grace.as_secs_f64()
+            );
             Ok(Exit::Retry)
         }
         Err(error) => {
@@ -227,7 +237,12 @@ fn train(
 }
 
 /// Serves workers as soon as the training thread knows what to expect of them.
-async fn accept(listener: TcpListener, run_id: String, shared: Shared, receiver: oneshot::Receiver<Receiver>) {
+async fn accept(
+    listener: TcpListener,
+    run_id: String,
+    shared: Shared,
+    receiver: oneshot::Receiver<Receiver>,
+) {
     let Ok(receiver) = receiver.await else { return };
     let service = LearnerService {
         run_id,
@@ -237,7 +252,8 @@ async fn accept(listener: TcpListener, run_id: String, shared: Shared, receiver:
         receiver: Arc::new(receiver),
     };
     let service = LearnerServer::new(service).max_decoding_message_size(MESSAGE_LIMIT);
-    let served = service::server().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await;
+    let served =
+        service::server().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await;
     if let Err(error) = served {
         tracing::error!("workers can no longer be served: {}", chain(&error));
     }

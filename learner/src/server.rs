@@ -64,7 +64,10 @@ impl Learner for LearnerService {
         let id = header.task.ok_or_else(|| Status::invalid_argument("the header names no task"))?;
         let status = match self.inbox.standing(&id) {
             Standing::Wanted(task, steps) => {
-                self.receiver.layout.check(&header, &task, &steps).map_err(|problem| refused(&id, problem))?;
+                self.receiver
+                    .layout
+                    .check(&header, &task, &steps)
+                    .map_err(|problem| refused(&id, problem))?;
                 let bytes = receive_bytes(&header, &id, &mut stream).await?;
                 self.complete(header, bytes, task, id).await?
             }
@@ -79,17 +82,23 @@ impl Learner for LearnerService {
 
     type WeightsStream = Pin<Box<dyn Stream<Item = Result<WeightsReply, Status>> + Send>>;
 
-    async fn weights(&self, request: Request<WeightsRequest>) -> Result<Response<Self::WeightsStream>, Status> {
+    async fn weights(
+        &self,
+        request: Request<WeightsRequest>,
+    ) -> Result<Response<Self::WeightsStream>, Status> {
         let request = request.into_inner();
         self.admit(request.caller.as_ref())?;
         let (version, role) = (request.version, request.role());
         let publication = self.publications.get(version, role).ok_or_else(|| {
             let name = role.as_str_name();
-            Status::not_found(format!("version {version} ({name}) is not available: not made yet, or no longer wanted"))
+            Status::not_found(format!(
+                "version {version} ({name}) is not available: not made yet, or no longer wanted"
+            ))
         })?;
         let manifest = weights_reply::Part::Manifest(publication.manifest.clone());
         let chunks = service::chunks(publication.bytes.clone()).map(weights_reply::Part::Chunk);
-        let replies = std::iter::once(manifest).chain(chunks).map(|part| Ok(WeightsReply { part: Some(part) }));
+        let replies =
+            std::iter::once(manifest).chain(chunks).map(|part| Ok(WeightsReply { part: Some(part) }));
         Ok(Response::new(Box::pin(tokio_stream::iter(replies))))
     }
 }
@@ -146,10 +155,15 @@ async fn receive_bytes(
                 assembly.accept(&chunk).map_err(damaged)?;
             }
             Some(push_request::Part::Chunk(chunk)) => {
-                return Err(refused(id, format!("a chunk has {} bytes; at most 1 MiB is allowed", chunk.data.len())));
+                return Err(refused(
+                    id,
+                    format!("a chunk has {} bytes; at most 1 MiB is allowed", chunk.data.len()),
+                ));
             }
             Some(push_request::Part::Digest(digest)) => return assembly.finish(&digest).map_err(damaged),
-            Some(push_request::Part::Header(_)) => return Err(refused(id, "there is a second header".to_owned())),
+            Some(push_request::Part::Header(_)) => {
+                return Err(refused(id, "there is a second header".to_owned()));
+            }
             None => return Err(Status::data_loss("the push ends without a digest; push again")),
         }
     }

@@ -122,7 +122,8 @@ impl Trainer {
         self.progress.phase("sampling");
         let mut trajectories = Vec::with_capacity(group.len());
         for task in group {
-            let Outcome::Train(outcome) = self.inbox.take(TaskKind::Train, task.iteration, task.index as usize)?
+            let Outcome::Train(outcome) =
+                self.inbox.take(TaskKind::Train, task.iteration, task.index as usize)?
             else {
                 unreachable!("the inbox keeps training outcomes under training tasks; else this is a bug")
             };
@@ -147,7 +148,11 @@ impl Trainer {
         for (task, outcome) in group.iter().zip(trajectories) {
             for (seed_index, of_seed) in (task.first_seed..).zip(outcome.rewards.chunks(per_seed)) {
                 let rewards_of_seed = of_seed.to_vec();
-                rewards.push(SeedRewards { prompt_slot: task.prompt_slot, seed_index, rewards: rewards_of_seed });
+                rewards.push(SeedRewards {
+                    prompt_slot: task.prompt_slot,
+                    seed_index,
+                    rewards: rewards_of_seed,
+                });
             }
         }
         let comparison = rules::advantage_group(&self.config);
@@ -266,7 +271,8 @@ impl Trainer {
 
     fn names(&self, part: &[TaskSpec]) -> String {
         let lines: BTreeSet<u32> = part.iter().flat_map(|task| &task.prompts).copied().collect();
-        let last_seed = part.iter().map(|task| task.first_seed + task.n_seeds).max().unwrap_or(0).saturating_sub(1);
+        let last_seed =
+            part.iter().map(|task| task.first_seed + task.n_seeds).max().unwrap_or(0).saturating_sub(1);
         let lines: Vec<String> = lines.iter().map(u32::to_string).collect();
         format!("prompts in lines {} (from 0), seeds 0 to {last_seed}, all trained steps", lines.join(", "))
     }

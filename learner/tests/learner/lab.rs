@@ -1,0 +1,405 @@
+//! A learner in this process, and a worker beside it that samples a tiny real model.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::service::RunDirectory;
+use bytes::Bytes;
+use config::{RunConfig, TaskKind, TaskSpec};
+use flow::{
+    NoiseKey, Purpose, TransitionRows, log_probability, next_latents, ode_step, repeat_for_branches,
+    standard_normal, transition_mean,
+};
+use learner::embeddings::Embeddings;
+use learner::error::LearnerError;
+use learner::gradient::Objective;
+use learner::inbox::{Inbox, Outcome, Standing};
+use learner::outcome::Layout;
+use learner::policy::Policy;
+use learner::progress::ProgressBoard;
+use learner::publications::Publications;
+use learner::receive::{Receiver, latent_hash};
+use learner::rules::{self, TrainedSteps};
+use learner::run::{Ended, Run};
+use learner::trainer::Trainer;
+use models::lora::LoraConfig;
+use models::{Conditioning, LoadOptions, TextToImageModel, pipeline, tensor_bytes};
+use proto::{PushHeader, TaskCost, TaskId, TensorInfo, WeightsRole};
+use tch::{Device, Kind, Tensor};
+
+/// Text tokens of the T5 part.
+const SEQUENCE_LENGTH: usize = 4;
+
+/// A run directory, a config for the tiny model, and prompts.
+pub struct Lab {
+    /// The run.
+    pub config: RunConfig,
+    folder: tempfile::TempDir,
+}
+
+/// What the learner's parts share.
+#[derive(Clone, Default)]
+pub struct Shared {
+    /// Wanted tasks.
+    pub inbox: Arc<Inbox>,
+    /// Embeddings.
+    pub embeddings: Arc<Embeddings>,
+    /// Weights.
+    pub publications: Arc<Publications>,
+}
+
+/// In which order the worker delivers what is wanted together.
+#[derive(Clone, Copy, Debug)]
+pub enum Delivery {
+    /// By index.
+    InOrder,
+    /// The last of each iteration first, and each twice.
+    Reversed,
+}
+
+impl Lab {
+    /// A run of two iterations, each of two prompts with two seeds, changed as asked.
+    pub fn new(change: impl FnOnce(&mut RunConfig)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("train.txt"), "a red circle\na blue square\na green star\n")
+            .unwrap();
+        std::fs::write(folder.path().join("test.txt"), "two red circles\na blue circle\n").unwrap();
+        let mut config = config::preset("tempflow-tiny-cpu").unwrap().config;
+        config.run.iterations = 2;
+        config.model.path = model_path();
+        config.model.max_sequence_length = SEQUENCE_LENGTH;
+        config.adapter.rank = 4;
+        config.adapter.alpha = 8.0;
+        config.data.train = folder.path().join("train.txt");
+        config.data.test = folder.path().join("test.txt");
+        config.sampling.steps = 4;
+        config.sampling.guidance_scale = 2.0;
+        config.sampling.prompts_per_iteration = 2;
+        config.sampling.seeds_per_prompt = 2;
+        config.sampling.seeds_per_task = 1;
+        config.sampling.branches_per_seed = 3;
+        config.training.updates_per_iteration = 2;
+        config.training.max_rows = 2;
+        config.evaluation.every = 2;
+        config.evaluation.images_per_prompt = 1;
+        config.evaluation.prompts_per_task = 1;
+        config.evaluation.grid = 2;
+        config.checkpoints.every = 1;
+        config.checkpoints.keep_last = 9;
+        change(&mut config);
+        Self { config, folder }
+    }
+
+    /// The run's directory.
+    pub fn directory(&self) -> RunDirectory {
+        let directory = RunDirectory::new(self.folder.path().join("run"));
+        directory.create().unwrap();
+        directory
+    }
+
+    /// A learner that continues what is in the directory.
+    pub fn open(&self, shared: &Shared) -> Result<Run, LearnerError> {
+        Run::open(self.trainer(shared), shared.publications.clone(), self.directory())
+    }
+
+    /// A trainer with a fresh policy.
+    pub fn trainer(&self, shared: &Shared) -> Trainer {
+        tch::set_num_threads(1);
+        let policy = Policy::open(&self.config).unwrap();
+        let latent_shape = self.latent_shape(policy.model());
+        Trainer {
+            schedule: rules::schedule(&self.config, policy.model()).unwrap(),
+            objective: Objective::new(&self.config, &latent_shape),
+            prompts: config::read_prompts(&self.config.data.train).unwrap(),
+            inbox: shared.inbox.clone(),
+            embeddings: shared.embeddings.clone(),
+            progress: Arc::new(ProgressBoard::default()),
+            updates: 0,
+            config: self.config.clone(),
+            policy,
+        }
+    }
+
+    /// Runs a learner to its end with a worker beside it; `spoil` may change what the worker delivers.
+    pub fn train(
+        &self,
+        delivery: Delivery,
+        spoil: impl Fn(&TaskSpec, &mut Sample) + Send + 'static,
+    ) -> Result<Ended, LearnerError> {
+        let shared = Shared::default();
+        let mut run = self.open(&shared)?;
+        let worker = self.spawn_worker(&shared, delivery, None, spoil);
+        let ended = run.run();
+        shared.inbox.stop();
+        worker.join().unwrap();
+        ended
+    }
+
+    /// Bytes of a file of the checkpoint of a version.
+    pub fn checkpoint_file(&self, version: u32, name: &str) -> Vec<u8> {
+        let checkpoint = self.directory().checkpoints().join(format!("iteration-{version:06}"));
+        std::fs::read(checkpoint.join(name)).unwrap()
+    }
+
+    fn latent_shape(&self, model: &dyn TextToImageModel) -> Vec<i64> {
+        model.latent_shape(self.config.sampling.height, self.config.sampling.width).unwrap()
+    }
+
+    /// A worker beside a learner; with `stop_in`, it delivers so many tasks of that iteration and stops the learner.
+    pub fn spawn_worker(
+        &self,
+        shared: &Shared,
+        delivery: Delivery,
+        stop_in: Option<(u32, usize)>,
+        spoil: impl Fn(&TaskSpec, &mut Sample) + Send + 'static,
+    ) -> std::thread::JoinHandle<()> {
+        let (config, shared) = (self.config.clone(), shared.clone());
+        std::thread::spawn(move || {
+            let mut worker = Worker::new(&config);
+            while !shared.inbox.is_stopping() {
+                let mut wanted = worker.wanted(&shared.inbox);
+                if wanted.is_empty() {
+                    std::thread::sleep(Duration::from_millis(2));
+                    continue;
+                }
+                if let Delivery::Reversed = delivery {
+                    wanted.reverse();
+                }
+                let first = wanted.iter().map(|(id, _)| id.iteration).min();
+                wanted.retain(|(id, _)| Some(id.iteration) == first);
+                let stop = stop_in.filter(|(iteration, _)| first == Some(*iteration));
+                let n_delivered = stop.map_or(wanted.len(), |(_, n_tasks)| n_tasks);
+                for (id, task) in wanted.into_iter().take(n_delivered) {
+                    let Some(mut sample) = worker.sample(&task, &shared.publications) else { continue };
+                    spoil(&task, &mut sample);
+                    let (header, bytes) = sample.push(&task);
+                    for _ in 0..1 + usize::from(matches!(delivery, Delivery::Reversed)) {
+                        let outcome =
+                            worker.receiver.outcome(&header, &bytes, &task, &shared.embeddings).unwrap();
+                        shared.inbox.hold(&id, outcome);
+                    }
+                }
+                if stop.is_some() {
+                    shared.inbox.stop();
+                }
+            }
+        })
+    }
+}
+
+fn model_path() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/sd3")
+}
+
+/// Samples tasks as a rollout worker does, rewards aside: these are numbers drawn from the latents.
+pub struct Worker {
+    config: RunConfig,
+    model: Box<dyn TextToImageModel>,
+    prompts: Vec<config::PromptRecord>,
+    /// The learner's side of the wire.
+    pub receiver: Receiver,
+    loaded: Option<u32>,
+}
+
+/// The tensors of a push by name, and the header without them.
+pub struct Sample {
+    /// Version, steps and digests.
+    pub header: PushHeader,
+    /// Everything that is announced.
+    pub tensors: Vec<(String, Tensor)>,
+}
+
+impl Worker {
+    /// A worker of a run.
+    pub fn new(config: &RunConfig) -> Self {
+        tch::set_num_threads(1);
+        let options =
+            LoadOptions { kind: Kind::Float, device: Device::Cpu, text_encoders: true, decoder: false };
+        let mut model = pipeline::open(&config.model.path, options).unwrap();
+        let adapter = &config.adapter;
+        let lora = LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: adapter.targets.clone() };
+        model.attach_adapter(&lora, &mut |_, len| vec![0.0; len]).unwrap();
+        let schedule = rules::schedule(config, model.as_ref()).unwrap();
+        let latent_shape = model.latent_shape(config.sampling.height, config.sampling.width).unwrap();
+        let receiver = Receiver {
+            layout: Layout::new(config, latent_shape),
+            run_seed: config.run.seed,
+            stds: rules::move_stds(config, &schedule).unwrap(),
+        };
+        let prompts = config::read_prompts(&config.data.train).unwrap();
+        Self { config: config.clone(), model, prompts, receiver, loaded: None }
+    }
+
+    /// Tasks that are wanted and not held, by iteration and index.
+    pub fn wanted(&self, inbox: &Inbox) -> Vec<(TaskId, TaskSpec)> {
+        let ids = inbox.wanted().into_iter().flat_map(|wanted| {
+            let last = 64;
+            (0..last).map(move |index| TaskId { kind: wanted.kind, iteration: wanted.iteration, index })
+        });
+        ids.filter_map(|id| match inbox.standing(&id) {
+            Standing::Wanted(task, _) => Some((id, task)),
+            Standing::Held | Standing::NotWanted => None,
+        })
+        .collect()
+    }
+
+    /// The outcome of a task, unless its weights are gone.
+    pub fn sample(&mut self, task: &TaskSpec, publications: &Publications) -> Option<Sample> {
+        match task.kind {
+            TaskKind::Train => {
+                if self.loaded != Some(task.version) {
+                    let publication = publications.get(task.version, WeightsRole::Policy)?;
+                    let tensors =
+                        tensor_bytes::split(&publication.manifest.tensors, &publication.bytes).unwrap();
+                    self.model.load_adapter(&tensors).unwrap();
+                    self.loaded = Some(task.version);
+                }
+                Some(tch::no_grad(|| self.trajectories(task)))
+            }
+            TaskKind::Evaluate => {
+                publications.get(task.version, WeightsRole::Average)?;
+                Some(self.images(task))
+            }
+        }
+    }
+
+    fn embed(&self, prompt: &str) -> Conditioning {
+        self.model.encode_prompts(&[prompt.to_owned()], SEQUENCE_LENGTH).unwrap()
+    }
+
+    fn trajectories(&self, task: &TaskSpec) -> Sample {
+        let sampling = &self.config.sampling;
+        let schedule = rules::schedule(&self.config, self.model.as_ref()).unwrap();
+        let trained = TrainedSteps::new(&self.config, &schedule, task.iteration).unwrap();
+        let n_branches = sampling.branches_per_seed;
+        let (positive, negative) = (self.embed(&self.prompts[task.prompts[0] as usize].text), self.embed(""));
+        let noise = |key: NoiseKey| {
+            let shape = &self.receiver.layout.latent_shape;
+            Tensor::from_slice(&standard_normal(&key, self.receiver.layout.latent_len()))
+                .view(shape.as_slice())
+        };
+        let (mut states, mut means, mut nexts, mut log_probs) = (vec![], vec![], vec![], vec![]);
+        for seed in task.first_seed..task.first_seed + task.n_seeds {
+            let (run_seed, slot) = (self.config.run.seed, task.prompt_slot);
+            let key = NoiseKey::initial(run_seed, Purpose::Rollout, task.iteration, slot, seed);
+            let mut trunk = noise(key).unsqueeze(0);
+            for step in 0..sampling.steps - 1 {
+                let sigma = Tensor::from_slice(&[schedule.sigmas[step]]);
+                let velocity =
+                    self.model.velocity(&trunk, &sigma, &positive, Some(&negative), sampling.guidance_scale);
+                if let Some(position) = trained.steps.iter().position(|trained| *trained == step) {
+                    let rows = TransitionRows::new(&[trained.coefficients[position]], Device::Cpu);
+                    let mean = transition_mean(&trunk, &velocity, &rows);
+                    let epsilons: Vec<Tensor> = (0..n_branches as u32)
+                        .map(|branch| noise(key.transition(step as u32, branch)))
+                        .collect();
+                    let (rows, branch_means) =
+                        (rows.repeat_for_branches(n_branches), repeat_for_branches(&mean, n_branches));
+                    let next = next_latents(&branch_means, &rows.std, &Tensor::stack(&epsilons, 0));
+                    log_probs.push(log_probability(&next, &branch_means, &rows));
+                    states.push(trunk.shallow_clone());
+                    means.push(mean);
+                    nexts.push(next);
+                }
+                trunk = ode_step(&trunk, &velocity, &Tensor::from_slice(&[schedule.delta_sigma(step)]));
+            }
+        }
+        self.training_sample(task, &trained, [states, means, nexts, log_probs], [positive, negative])
+    }
+
+    fn training_sample(
+        &self,
+        task: &TaskSpec,
+        trained: &TrainedSteps,
+        sampled: [Vec<Tensor>; 4],
+        embeddings: [Conditioning; 2],
+    ) -> Sample {
+        let n_branches = self.config.sampling.branches_per_seed as i64;
+        let (seeds, steps) = (i64::from(task.n_seeds), trained.steps.len() as i64);
+        let latent = &self.receiver.layout.latent_shape;
+        let [states, means, nexts, log_probs] = sampled.map(|rows| Tensor::cat(&rows, 0));
+        let moves = [seeds, steps, n_branches];
+        // Some cells teach nothing: the first step of every odd seed.
+        let rewards = nexts.flatten(1, -1).narrow(1, 0, 8).mean_dim(1, false, Kind::Float).view(moves);
+        if !task.first_seed.is_multiple_of(2) {
+            let _ = rewards.get(0).get(0).fill_(0.5);
+        }
+        let floats: Vec<f32> = Vec::try_from(&nexts.flatten(0, -1)).unwrap();
+        let hashes: Vec<u8> =
+            floats.chunks(self.receiver.layout.latent_len()).flat_map(latent_hash).collect();
+        let cells = [&moves[..2], latent].concat();
+        let mut tensors = vec![
+            ("states".to_owned(), states.view(cells.as_slice())),
+            ("means".to_owned(), means.view(cells.as_slice())),
+            ("log_probs".to_owned(), log_probs.view(moves)),
+            ("next_hashes".to_owned(), Tensor::from_slice(&hashes).view([seeds, steps, n_branches, 8])),
+            ("rewards".to_owned(), rewards.copy()),
+            ("reward.shapes".to_owned(), rewards),
+        ];
+        for embedding in &embeddings {
+            let hex = blake3::Hash::from(embedding.digest()).to_hex();
+            let named = embedding.tensors().into_iter();
+            tensors.extend(named.map(|(name, t)| (format!("conditioning.{hex}.{name}"), t.shallow_clone())));
+        }
+        let [positive, negative] = embeddings.map(|embedding| Bytes::copy_from_slice(&embedding.digest()));
+        let header = PushHeader {
+            version: task.version,
+            steps: trained.on_the_wire(),
+            conditioning: positive,
+            negative_conditioning: negative,
+            cost: Some(TaskCost {
+                network_evaluations: 10,
+                images: 9,
+                sampling_seconds: 0.5,
+                reward_seconds: 0.25,
+            }),
+            ..PushHeader::default()
+        };
+        Sample { header, tensors }
+    }
+
+    /// Later versions score better, so that there is a best one.
+    fn images(&self, task: &TaskSpec) -> Sample {
+        let (height, width) = self.receiver.layout.image_size;
+        let rewards: Vec<f32> =
+            task.prompts.iter().map(|prompt| *prompt as f32 * 0.25 + task.version as f32 * 0.125).collect();
+        let n_images = rewards.len() as i64;
+        let tensors = vec![
+            (
+                "images".to_owned(),
+                Tensor::full([n_images, height, width, 3], 200, (Kind::Uint8, Device::Cpu)),
+            ),
+            ("rewards".to_owned(), Tensor::from_slice(&rewards)),
+            ("reward.shapes".to_owned(), Tensor::from_slice(&rewards)),
+        ];
+        Sample { header: PushHeader { version: task.version, ..PushHeader::default() }, tensors }
+    }
+}
+
+impl Sample {
+    /// The tensor of a name, to be changed in place.
+    pub fn tensor(&self, name: &str) -> Tensor {
+        let found = self.tensors.iter().find(|(known, _)| known == name);
+        found.map(|(_, tensor)| tensor.shallow_clone()).unwrap()
+    }
+
+    /// As it goes over the wire.
+    pub fn push(&self, task: &TaskSpec) -> (PushHeader, Vec<u8>) {
+        let infos: Vec<TensorInfo> = self
+            .tensors
+            .iter()
+            .map(|(name, tensor)| tensor_bytes::tensor_info(name, tensor).unwrap())
+            .collect();
+        let bytes = self.tensors.iter().flat_map(|(_, tensor)| tensor_bytes::to_bytes(tensor)).collect();
+        let kind = learner::inbox::wire_kind(task.kind).into();
+        let id = TaskId { kind, iteration: task.iteration, index: task.index };
+        (PushHeader { task: Some(id), tensors: infos, ..self.header.clone() }, bytes)
+    }
+}
+
+/// The trajectories in an outcome.
+pub fn trajectories(outcome: Outcome) -> learner::outcome::Trajectories {
+    let Outcome::Train(trajectories) = outcome else { panic!("a training task was sampled") };
+    *trajectories
+}

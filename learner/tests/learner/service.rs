@@ -1,0 +1,223 @@
+//! The learner's service over a real socket: pushes that are good, repeated, damaged, absurd or of another run.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::lab::{Lab, Sample, Shared, Worker, trajectories};
+use ::service::{Assembly, MESSAGE_LIMIT, connect, learner_client};
+use bytes::Bytes;
+use config::{TaskKind, TaskSpec};
+use learner::inbox::Order;
+use learner::rules::TrainedSteps;
+use learner::server::LearnerService;
+use proto::learner_client::LearnerClient;
+use proto::learner_server::LearnerServer;
+use proto::push_reply::Status as PushStatus;
+use proto::{
+    Caller, MissingConditioningRequest, PushHeader, PushRequest, WeightsRequest, WeightsRole, push_request,
+    weights_reply,
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+const RUN_ID: &str = "run-1";
+
+/// A learner's service that wants the tasks of iteration 0, and one of them sampled.
+struct Served {
+    client: LearnerClient<Channel>,
+    shared: Shared,
+    task: TaskSpec,
+    sample: Sample,
+}
+
+impl Served {
+    async fn start() -> Self {
+        let lab = Lab::new(|_| {});
+        let shared = Shared::default();
+        let trainer = lab.trainer(&shared);
+        shared.publications.publish(0, WeightsRole::Policy, trainer.policy.adapter()).unwrap();
+        let tasks = lab.config.train_tasks(3, 0);
+        let task = tasks[1].clone();
+        let steps = TrainedSteps::new(&lab.config, &trainer.schedule, 0).unwrap().on_the_wire();
+        shared.inbox.want(TaskKind::Train, 0, Order { tasks, steps });
+        let mut worker = Worker::new(&lab.config);
+        let sample = worker.sample(&task, &shared.publications).unwrap();
+        let service = LearnerService {
+            run_id: RUN_ID.to_owned(),
+            inbox: shared.inbox.clone(),
+            embeddings: shared.embeddings.clone(),
+            publications: shared.publications.clone(),
+            receiver: Arc::new(worker.receiver),
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = LearnerServer::new(service).max_decoding_message_size(MESSAGE_LIMIT);
+        let serving = ::service::server().add_service(server);
+        tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
+        let client = learner_client(connect(&address, Duration::from_secs(10)).await.unwrap());
+        Self { client, shared, task, sample }
+    }
+
+    async fn send(&mut self, messages: Vec<PushRequest>) -> Result<PushStatus, Status> {
+        Ok(self.client.push(tokio_stream::iter(messages)).await?.into_inner().status())
+    }
+
+    async fn push(&mut self, change: impl FnOnce(&mut Vec<PushRequest>)) -> Result<PushStatus, Status> {
+        let mut messages = messages(self.sample.push(&self.task));
+        change(&mut messages);
+        self.send(messages).await
+    }
+}
+
+fn caller() -> Caller {
+    Caller { run_id: RUN_ID.to_owned(), member_id: "worker-0".to_owned(), incarnation: 1 }
+}
+
+fn messages((header, bytes): (PushHeader, Vec<u8>)) -> Vec<PushRequest> {
+    let digest = Bytes::copy_from_slice(blake3::hash(&bytes).as_bytes());
+    let header = PushHeader { caller: Some(caller()), ..header };
+    std::iter::once(push_request::Part::Header(header))
+        .chain(::service::chunks(bytes.into()).map(push_request::Part::Chunk))
+        .chain([push_request::Part::Digest(digest)])
+        .map(|part| PushRequest { part: Some(part) })
+        .collect()
+}
+
+fn header(messages: &mut [PushRequest]) -> &mut PushHeader {
+    let Some(push_request::Part::Header(header)) = &mut messages[0].part else { panic!("a push begins so") };
+    header
+}
+
+#[tokio::test]
+async fn what_is_pushed_is_what_training_takes() {
+    let mut served = Served::start().await;
+    assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::Held);
+    let task = &served.task;
+    let taken = trajectories(served.shared.inbox.take(TaskKind::Train, 0, task.index as usize).unwrap());
+    let floats = |name: &str| Vec::<f32>::try_from(&served.sample.tensor(name).flatten(0, -1)).unwrap();
+    assert_eq!(taken.states, floats("states"));
+    assert_eq!(taken.rewards, floats("rewards"));
+    assert_eq!(taken.next_latents.len(), taken.states.len() * 3, "next latents were rebuilt");
+    assert_eq!(taken.scores, [("shapes".to_owned(), floats("rewards"))]);
+}
+
+#[tokio::test]
+async fn a_push_counts_once_and_only_while_it_is_wanted() {
+    let mut served = Served::start().await;
+    for _ in 0..3 {
+        assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::Held);
+    }
+    assert_eq!(served.shared.inbox.wanted()[0].held, [served.task.index]);
+    let unwanted = served.push(|messages| header(messages).task.as_mut().unwrap().iteration = 7).await;
+    assert_eq!(unwanted.unwrap(), PushStatus::NotWanted);
+    served.shared.inbox.forget(TaskKind::Train, 0);
+    assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::NotWanted);
+}
+
+#[tokio::test]
+async fn damage_on_the_way_asks_for_the_bytes_again() {
+    let mut served = Served::start().await;
+    let flip = |messages: &mut Vec<PushRequest>| {
+        let Some(push_request::Part::Chunk(chunk)) = &mut messages[1].part else { panic!("a chunk is next") };
+        let mut data = chunk.data.to_vec();
+        data[5] ^= 1;
+        chunk.data = data.into();
+    };
+    let cut = |messages: &mut Vec<PushRequest>| messages.truncate(2);
+    let lose = |messages: &mut Vec<PushRequest>| {
+        messages.remove(1);
+    };
+    assert_eq!(served.push(flip).await.unwrap_err().code(), Code::DataLoss);
+    assert_eq!(served.push(cut).await.unwrap_err().code(), Code::DataLoss);
+    assert_eq!(served.push(lose).await.unwrap_err().code(), Code::DataLoss);
+    assert!(served.shared.inbox.wanted()[0].held.is_empty(), "nothing of it is held");
+    assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::Held);
+}
+
+#[tokio::test]
+async fn a_header_that_does_not_fit_is_refused_by_name() {
+    let mut served = Served::start().await;
+    let absurd = served.push(|messages| header(messages).tensors[0].shape[0] = i64::MAX).await.unwrap_err();
+    assert_eq!(absurd.code(), Code::InvalidArgument);
+    assert!(
+        absurd.message().contains("training task 1 of iteration 0: tensor `states`"),
+        "{}",
+        absurd.message()
+    );
+    let stale = served.push(|messages| header(messages).version = 3).await.unwrap_err();
+    assert!(stale.message().contains("version 3"), "{}", stale.message());
+    assert_eq!(served.send(vec![]).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn another_run_is_fenced() {
+    let mut served = Served::start().await;
+    let other = |messages: &mut Vec<PushRequest>| {
+        header(messages).caller.as_mut().unwrap().run_id = "run-2".to_owned();
+    };
+    assert_eq!(served.push(other).await.unwrap_err().code(), Code::FailedPrecondition);
+    let request = WeightsRequest { caller: None, version: 0, role: WeightsRole::Policy.into() };
+    assert_eq!(served.client.weights(request).await.err().unwrap().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn next_latents_that_cannot_be_rebuilt_are_asked_for() {
+    let mut served = Served::start().await;
+    // Another device: its next latents are its own, and so are their hashes.
+    let next = {
+        let means = served.sample.tensor("means").unsqueeze(2);
+        let mut shape = means.size();
+        shape[2] = 3;
+        means.expand(shape, false) + 0.5
+    };
+    let floats: Vec<f32> = Vec::try_from(&next.flatten(0, -1)).unwrap();
+    let hashes: Vec<u8> = floats.chunks(256).flat_map(learner::receive::latent_hash).collect();
+    let mut own_hashes = served.sample.tensor("next_hashes");
+    own_hashes.copy_(&tch::Tensor::from_slice(&hashes).view(own_hashes.size().as_slice()));
+    assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::NextLatentsNeeded);
+    served.sample.tensors.push(("next_latents".to_owned(), next.contiguous()));
+    assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::Held);
+    let taken =
+        trajectories(served.shared.inbox.take(TaskKind::Train, 0, served.task.index as usize).unwrap());
+    assert_eq!(taken.next_latents, floats);
+}
+
+#[tokio::test]
+async fn an_embedding_crosses_the_wire_once() {
+    let mut served = Served::start().await;
+    let digests =
+        vec![served.sample.header.conditioning.clone(), served.sample.header.negative_conditioning.clone()];
+    let question = MissingConditioningRequest { caller: Some(caller()), digests: digests.clone() };
+    let missing = served.client.missing_conditioning(question.clone()).await.unwrap().into_inner().missing;
+    assert_eq!(missing, digests);
+    let without = |sample: &mut Sample| sample.tensors.retain(|(name, _)| !name.starts_with("conditioning."));
+    let embeddings: Vec<_> =
+        served.sample.tensors.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
+    without(&mut served.sample);
+    assert_eq!(served.push(|_| {}).await.unwrap_err().code(), Code::DataLoss, "it was not sent before");
+    served.sample.tensors = embeddings;
+    assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::Held);
+    assert!(served.client.missing_conditioning(question).await.unwrap().into_inner().missing.is_empty());
+}
+
+#[tokio::test]
+async fn weights_arrive_as_their_manifest_says() {
+    let mut served = Served::start().await;
+    let request = WeightsRequest { caller: Some(caller()), version: 0, role: WeightsRole::Policy.into() };
+    let mut stream = served.client.weights(request).await.unwrap().into_inner();
+    let Some(weights_reply::Part::Manifest(manifest)) = stream.message().await.unwrap().unwrap().part else {
+        panic!("the manifest comes first")
+    };
+    let n_bytes = learner::receive::announced_bytes(&manifest.tensors).unwrap();
+    let mut assembly = Assembly::new(n_bytes);
+    while let Some(reply) = stream.message().await.unwrap() {
+        let Some(weights_reply::Part::Chunk(chunk)) = reply.part else { panic!("chunks follow") };
+        assembly.accept(&chunk).unwrap();
+    }
+    let bytes = assembly.finish(&manifest.digest).unwrap();
+    let tensors = models::tensor_bytes::split(&manifest.tensors, &bytes).unwrap();
+    assert!(tensors.iter().any(|(name, _)| name.ends_with("attn.to_q.lora_A.weight")));
+    let request = WeightsRequest { caller: Some(caller()), version: 4, role: WeightsRole::Policy.into() };
+    assert_eq!(served.client.weights(request).await.err().unwrap().code(), Code::NotFound);
+}

@@ -1,0 +1,275 @@
+//! Training on a tiny real model: the same update whoever delivers what when, through stops, damage and bad numbers.
+
+use crate::lab::{Delivery, Lab, Shared, Worker, trajectories};
+use config::{AdvantageGroup, TaskKind};
+use flow::{
+    KlDenominator, TransitionRows, kl_divergence, log_probability, repeat_for_branches, transition_mean,
+};
+use learner::error::LearnerError;
+use learner::evaluation::Evaluation;
+use learner::gradient::TrainingTask;
+use learner::journal::Journal;
+use learner::metrics::IterationMetrics;
+use learner::outcome::Trajectories;
+use learner::rules::TrainedSteps;
+use learner::run::Ended;
+use learner::trainer::Trainer;
+use models::Conditioning;
+use proto::WeightsRole;
+use tch::{Device, Kind, Tensor};
+
+const TRAINED_FILES: [&str; 3] = ["adapter.safetensors", "optimizer.safetensors", "ema.safetensors"];
+
+fn metrics(lab: &Lab) -> Vec<IterationMetrics> {
+    Journal::open(&lab.directory().metrics(), |_| true).unwrap().rows().to_vec()
+}
+
+fn assert_same_checkpoint(one: &Lab, other: &Lab, version: u32) {
+    for file in TRAINED_FILES {
+        assert!(one.checkpoint_file(version, file) == other.checkpoint_file(version, file), "{file} differs");
+    }
+}
+
+#[test]
+fn the_order_of_arrival_changes_no_bit() {
+    for group in [AdvantageGroup::Seed, AdvantageGroup::Prompt, AdvantageGroup::Batch] {
+        let labs = [Delivery::InOrder, Delivery::Reversed].map(|delivery| {
+            let lab = Lab::new(|config| config.training.advantage_group = group);
+            assert!(matches!(lab.train(delivery, |_, _| {}).unwrap(), Ended::Done(_)));
+            lab
+        });
+        assert_same_checkpoint(&labs[0], &labs[1], 2);
+        assert!(labs[0].checkpoint_file(0, TRAINED_FILES[0]) != labs[0].checkpoint_file(2, TRAINED_FILES[0]));
+    }
+}
+
+#[test]
+fn the_first_update_is_on_policy_and_the_records_are_complete() {
+    let lab = Lab::new(|_| {});
+    let Ended::Done(summary) = lab.train(Delivery::InOrder, |_, _| {}).unwrap() else {
+        panic!("it was not stopped")
+    };
+    let rows = metrics(&lab);
+    assert_eq!(rows.iter().map(|row| row.iteration).collect::<Vec<_>>(), [0, 1]);
+    for row in &rows {
+        assert!(row.policy.ratio_deviation < 1e-6, "{}", row.policy.ratio_deviation);
+        assert!(row.policy.log_prob_deviation < 1e-5, "{}", row.policy.log_prob_deviation);
+        assert!(row.policy.trained_cells < 1.0 && row.policy.trained_cells > 0.5, "idle cells are skipped");
+        assert!(row.optimizer.gradient_norm > 0.0 && row.reward.std > 0.0);
+    }
+    assert_eq!((rows[1].optimizer.updates, rows[1].cost.images), (4, 36));
+
+    let evaluations = Journal::<Evaluation>::open(&lab.directory().evaluations(), |_| true).unwrap();
+    assert_eq!(evaluations.rows().iter().map(|row| row.version).collect::<Vec<_>>(), [0, 2]);
+    assert!((summary.gain - 0.25).abs() < 1e-6 && summary.gain_standard_error < 1e-6);
+    assert_eq!((summary.prompts, summary.images), (2, 72));
+    let directory = lab.directory();
+    assert!(directory.samples().join("iteration-000002.png").is_file());
+    for folder in ["", "best/"] {
+        let adapter = directory.adapter();
+        assert!(adapter.join(format!("{folder}peft/adapter_config.json")).is_file());
+        assert!(adapter.join(format!("{folder}diffusers/pytorch_lora_weights.safetensors")).is_file());
+    }
+    assert_eq!(std::fs::read_to_string(directory.checkpoints().join("best")).unwrap(), "iteration-000002\n");
+}
+
+#[test]
+fn a_resumed_run_ends_where_an_uninterrupted_one_does() {
+    for lag in [0, 1] {
+        let lab = || Lab::new(|config| (config.run.iterations, config.run.lag) = (4, lag));
+        let straight = lab();
+        straight.train(Delivery::InOrder, |_, _| {}).unwrap();
+        let interrupted = lab();
+        // Stopped before the first update of iteration 1, and between the two of iteration 3.
+        for stop_in in [(1, 1), (3, 2)] {
+            let shared = Shared::default();
+            let mut run = interrupted.open(&shared).unwrap();
+            let worker = interrupted.spawn_worker(&shared, Delivery::InOrder, Some(stop_in), |_, _| {});
+            assert!(matches!(run.run().unwrap(), Ended::Left));
+            worker.join().unwrap();
+        }
+        interrupted.train(Delivery::InOrder, |_, _| {}).unwrap();
+        assert_same_checkpoint(&straight, &interrupted, 4);
+        let rewards =
+            |lab| metrics(lab).iter().map(|row| (row.iteration, row.reward.mean)).collect::<Vec<_>>();
+        assert_eq!(rewards(&straight), rewards(&interrupted), "lag {lag}");
+        let sampled_with: Vec<u32> = metrics(&interrupted).iter().map(|row| row.sampled_with).collect();
+        assert_eq!(sampled_with, if lag == 0 { [0, 1, 2, 3] } else { [0, 0, 1, 2] });
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_costs_an_iteration_and_nothing_else() {
+    let straight = Lab::new(|config| config.run.iterations = 2);
+    straight.train(Delivery::InOrder, |_, _| {}).unwrap();
+    let damaged = Lab::new(|config| config.run.iterations = 2);
+    damaged.train(Delivery::InOrder, |_, _| {}).unwrap();
+    let path = damaged.directory().checkpoints().join("iteration-000002").join(TRAINED_FILES[1]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    damaged.train(Delivery::InOrder, |_, _| {}).unwrap();
+    assert_same_checkpoint(&straight, &damaged, 2);
+    assert_eq!(metrics(&damaged).len(), 2, "no row is there twice");
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_written_is_tried_again() {
+    // A file where the temporary directory should be stands for a disk that does not take it.
+    let block = |lab: &Lab, version: u32| {
+        let name = format!(".iteration-{version:06}.partial");
+        std::fs::write(lab.directory().checkpoints().join(name), "").unwrap();
+    };
+    let lab = Lab::new(|config| (config.run.iterations, config.checkpoints.every) = (3, 1));
+    block(&lab, 1);
+    assert!(matches!(lab.train(Delivery::InOrder, |_, _| {}).unwrap(), Ended::Done(_)));
+    assert!(!lab.directory().checkpoints().join("iteration-000001").exists());
+    assert!(lab.directory().checkpoints().join("iteration-000002").exists());
+
+    let lab = Lab::new(|config| config.run.iterations = 9);
+    (1..9).for_each(|version| block(&lab, version));
+    let failed = lab.train(Delivery::InOrder, |_, _| {});
+    assert!(matches!(failed, Err(LearnerError::CheckpointsFail { attempts: 3, .. })), "{failed:?}");
+    assert!(lab.directory().checkpoints().join("iteration-000000").exists(), "the earlier one is kept");
+}
+
+#[test]
+fn a_reward_that_is_no_number_ends_the_run_and_is_named() {
+    let lab = Lab::new(|_| {});
+    let failed = lab.train(Delivery::InOrder, |task, sample| {
+        if task.kind == TaskKind::Train && task.iteration == 1 && task.index == 3 {
+            let _ = sample.tensor("rewards").get(0).get(1).get(2).fill_(f64::NAN);
+        }
+    });
+    let Err(error @ LearnerError::NonFinite { .. }) = failed else { panic!("{failed:?}") };
+    let LearnerError::NonFinite { quantity, iteration, seed, step, prompt, .. } = &error else {
+        unreachable!()
+    };
+    assert_eq!((*quantity, *iteration, *seed, step.as_str()), ("reward", 1, 1, "1"));
+    assert!(error.to_string().contains(prompt) && !prompt.is_empty());
+    assert!(!lab.directory().checkpoints().join("iteration-000002").exists());
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_run_and_is_named() {
+    let lab = Lab::new(|_| {});
+    let failed = lab.train(Delivery::InOrder, |task, sample| {
+        if task.kind == TaskKind::Train && task.index == 2 {
+            let _ = sample.tensor("states").get(0).get(2).fill_(f64::INFINITY);
+        }
+    });
+    let Err(LearnerError::NonFinite { quantity, iteration, seed, step, .. }) = failed else {
+        panic!("{failed:?}")
+    };
+    assert_eq!((quantity, iteration, seed, step.as_str()), ("loss", 0, 0, "2"));
+}
+
+#[test]
+fn weights_that_are_no_numbers_end_the_run() {
+    let lab = Lab::new(|config| config.training.learning_rate = f64::MAX);
+    let failed = lab.train(Delivery::InOrder, |_, _| {});
+    assert!(matches!(failed, Err(LearnerError::NonFiniteParameter { iteration: 0, .. })), "{failed:?}");
+    assert!(!lab.directory().checkpoints().join("iteration-000001").exists());
+}
+
+#[test]
+fn another_config_does_not_continue_a_run() {
+    let mut lab = Lab::new(|_| {});
+    lab.train(Delivery::InOrder, |_, _| {}).unwrap();
+    lab.config.resources.workers += 1;
+    assert!(lab.open(&Shared::default()).is_ok(), "the number of workers may change");
+    lab.config.training.clip_range *= 2.0;
+    assert!(matches!(lab.open(&Shared::default()), Err(LearnerError::OtherConfig { .. })));
+}
+
+/// What a streaming learner adds up is the gradient of the mean over all cells, taken at once.
+#[test]
+fn the_streamed_gradient_is_that_of_one_big_batch() {
+    let lab = Lab::new(|config| config.training.kl_beta = 0.5);
+    let shared = Shared::default();
+    let trainer = lab.trainer(&shared);
+    shared.publications.publish(0, WeightsRole::Policy, trainer.policy.adapter()).unwrap();
+    let steps = TrainedSteps::new(&lab.config, &trainer.schedule, 0).unwrap();
+    let tasks = lab.config.train_tasks(3, 0);
+    let mut worker = Worker::new(&lab.config);
+    let sampled: Vec<_> = tasks
+        .iter()
+        .map(|task| {
+            let (header, bytes) = worker.sample(task, &shared.publications).unwrap().push(task);
+            trajectories(worker.receiver.outcome(&header, &bytes, task, &shared.embeddings).unwrap())
+        })
+        .collect();
+    // Away from the sampling policy, so that every term has a gradient.
+    tch::no_grad(|| {
+        for (ordinal, (_, parameter)) in trainer.policy.adapter().iter().enumerate() {
+            let _ = parameter.shallow_clone().g_add_scalar_(1e-3 * (ordinal % 3) as f64);
+        }
+    });
+    let advantages: Vec<Vec<Vec<f32>>> =
+        sampled.iter().map(|t| vec![made_up_advantages(t.rewards.len())]).collect();
+    let embedding = |digest: &[u8; 32]| shared.embeddings.get(digest).unwrap();
+    for ((task, sampled), advantages) in tasks.iter().zip(&sampled).zip(&advantages) {
+        let negative = sampled.negative_conditioning.as_ref().map(embedding);
+        let positive = embedding(&sampled.conditioning);
+        let training = TrainingTask { task, trajectories: sampled, advantages, positive, negative };
+        let scale = 1.0 / (tasks.len() * steps.steps.len()) as f64;
+        trainer.objective.accumulate(&trainer.policy, &training, &steps, scale).unwrap();
+    }
+    let streamed: Vec<Tensor> = trainer.policy.adapter().iter().map(|(_, p)| p.grad().copy()).collect();
+    trainer.policy.adapter().iter().for_each(|(_, p)| p.shallow_clone().zero_grad());
+
+    one_batch_loss(&trainer, &steps, &sampled, &advantages.concat(), &shared).backward();
+    let (mut distance, mut norm) = (0.0, 0.0);
+    for ((_, parameter), streamed) in trainer.policy.adapter().iter().zip(&streamed) {
+        distance += (parameter.grad() - streamed).square().sum(Kind::Double).double_value(&[]);
+        norm += streamed.square().sum(Kind::Double).double_value(&[]);
+    }
+    assert!(norm > 0.0 && (distance / norm).sqrt() < 1e-5, "relative distance {}", (distance / norm).sqrt());
+    assert!(distance.sqrt() < 1e-6, "distance {}", distance.sqrt());
+}
+
+fn made_up_advantages(len: usize) -> Vec<f32> {
+    (0..len).map(|position| [1.5, -0.5, 0.25, -7.0][position % 4]).collect()
+}
+
+/// The loss of all cells of all tasks in one forward pass, written out.
+fn one_batch_loss(
+    trainer: &Trainer,
+    steps: &TrainedSteps,
+    sampled: &[Trajectories],
+    advantages: &[Vec<f32>],
+    shared: &Shared,
+) -> Tensor {
+    let (n_steps, n_branches) = (steps.steps.len(), trainer.config.sampling.branches_per_seed);
+    let n_cells = sampled.len() * n_steps;
+    let latents = |values: Vec<f32>| Tensor::from_slice(&values).view([-1, 16, 4, 4]);
+    let all =
+        |part: fn(&Trajectories) -> &Vec<f32>| sampled.iter().flat_map(part).copied().collect::<Vec<f32>>();
+    let states = latents(all(|t| &t.states));
+    let coefficients: Vec<_> = (0..n_cells).map(|cell| steps.coefficients[cell % n_steps]).collect();
+    let sigmas: Vec<f32> = coefficients.iter().map(|c| c.sigma as f32).collect();
+    let embedding = |digest: &[u8; 32]| shared.embeddings.get(digest).unwrap();
+    let positives: Vec<Conditioning> = sampled.iter().map(|t| embedding(&t.conditioning)).collect();
+    let positive = Conditioning::cat(&positives.iter().collect::<Vec<_>>()).repeat_interleave(n_steps as i64);
+    let negative = embedding(&sampled[0].negative_conditioning.unwrap());
+    let (policy, sigmas, scale) =
+        (&trainer.policy, Tensor::from_slice(&sigmas), trainer.config.sampling.guidance_scale);
+    let rows = TransitionRows::new(&coefficients, Device::Cpu);
+    let guidance = (Some(&negative), scale);
+    let mean =
+        transition_mean(&states, &policy.velocity_for_training(&states, &sigmas, &positive, guidance), &rows);
+    let reference =
+        transition_mean(&states, &policy.reference_velocity(&states, &sigmas, &positive, guidance), &rows);
+    let kl = kl_divergence(&mean, &reference, &coefficients, KlDenominator::Std).mean(Kind::Float);
+
+    let branch_rows = rows.repeat_for_branches(n_branches);
+    let next = latents(all(|t| &t.next_latents));
+    let log_probs = log_probability(&next, &repeat_for_branches(&mean, n_branches), &branch_rows);
+    let ratio = (log_probs - Tensor::from_slice(&all(|t| &t.log_probs))).exp();
+    let weights: Vec<f32> =
+        (0..n_cells * n_branches).map(|row| steps.weights[row / n_branches % n_steps]).collect();
+    let clip = trainer.config.training.clip_range;
+    let weighted = Tensor::from_slice(&advantages.concat()).clamp(-5.0, 5.0) * Tensor::from_slice(&weights);
+    let terms = (&weighted * &ratio).minimum(&(&weighted * ratio.clamp(1.0 - clip, 1.0 + clip)));
+    kl * trainer.config.training.kl_beta - terms.mean(Kind::Float)
+}
