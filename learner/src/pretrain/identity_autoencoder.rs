@@ -29,7 +29,8 @@ pub fn tensors() -> Vec<(String, Tensor)> {
         ("encoder", &["down_blocks.0.resnets.0", "mid_block.resnets.0", "mid_block.resnets.1"][..]),
         (
             "decoder",
-            &["mid_block.resnets.0", "mid_block.resnets.1", "up_blocks.0.resnets.0", "up_blocks.0.resnets.1"][..],
+            &["mid_block.resnets.0", "mid_block.resnets.1", "up_blocks.0.resnets.0", "up_blocks.0.resnets.1"]
+                [..],
         ),
     ] {
         let mut put = |name: &str, tensor: Tensor| tensors.push((format!("{side}.{name}"), tensor));

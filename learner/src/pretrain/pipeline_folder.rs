@@ -70,7 +70,12 @@ fn text_config(settings: &PretrainSettings, n_tokens: usize, max_length: usize) 
 
 /// Random weights whose hidden states tell words and places apart: tokens at unit scale, positions at half of it, and
 /// matrices that keep the variance.
-fn text_tensors(settings: &PretrainSettings, n_tokens: usize, max_length: usize, encoder: u32) -> Vec<(String, Tensor)> {
+fn text_tensors(
+    settings: &PretrainSettings,
+    n_tokens: usize,
+    max_length: usize,
+    encoder: u32,
+) -> Vec<(String, Tensor)> {
     let width = settings.text.width;
     let mut tensors: Vec<(String, Tensor)> = Vec::new();
     let mut ordinal = 0;
@@ -94,7 +99,8 @@ fn text_tensors(settings: &PretrainSettings, n_tokens: usize, max_length: usize,
     let ones = |n: i64| Tensor::ones([n], tch::kind::FLOAT_CPU);
     for layer in 0..settings.text.layers {
         let prefix = format!("text_model.encoder.layers.{layer}");
-        let sizes = ["q_proj", "k_proj", "v_proj", "out_proj"].map(|name| (format!("self_attn.{name}"), width, width));
+        let sizes = ["q_proj", "k_proj", "v_proj", "out_proj"]
+            .map(|name| (format!("self_attn.{name}"), width, width));
         let inner = [("mlp.fc1".to_owned(), width, 4 * width), ("mlp.fc2".to_owned(), 4 * width, width)];
         for (name, inputs, outputs) in sizes.into_iter().chain(inner) {
             tensors.push((format!("{prefix}.{name}.weight"), random(&[outputs, inputs], keeping(inputs))));

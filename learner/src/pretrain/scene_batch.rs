@@ -1,7 +1,7 @@
 //! Scenes and captions for one update of pre-training.
 
 use flow::noise::{NoiseKey, Purpose, uniform};
-use scenes::{DEFAULT_IMAGE_SIZE, PromptSpec, Scene};
+use scenes::{DEFAULT_IMAGE_SIZE, PromptSpec, Scene, Tag};
 use tch::{Kind, Tensor};
 
 use super::settings::PretrainSettings;
@@ -29,7 +29,8 @@ impl SceneBatch {
         for row in 0..settings.batch_size as u32 {
             let key = NoiseKey::initial(settings.seed, Purpose::Scenes, step, row, 0);
             let mut numbers = uniform(&key, UNIFORMS_PER_SCENE).into_iter();
-            let mut next = || numbers.next().expect("a scene takes fewer numbers than that; else this is a bug");
+            let mut next =
+                || numbers.next().expect("a scene takes fewer numbers than that; else this is a bug");
             let shown = draw_prompt(&prompts, next());
             let is_wrong = f64::from(next()) < settings.wrong_captions_at(step);
             let other = draw_prompt(&prompts, next());
@@ -42,17 +43,32 @@ impl SceneBatch {
             bytes.extend(Scene::sample(&prompts[shown], &mut next, DEFAULT_IMAGE_SIZE)?.render().pixels);
         }
         let side = DEFAULT_IMAGE_SIZE as i64;
-        let pixels = Tensor::from_slice(&bytes).view([-1, side, side, 3]).permute([0, 3, 1, 2]).to_kind(Kind::Float);
+        let pixels =
+            Tensor::from_slice(&bytes).view([-1, side, side, 3]).permute([0, 3, 1, 2]).to_kind(Kind::Float);
         Ok(Self { pixels: (pixels / 127.5 - 1.0).contiguous(), captions: Tensor::from_slice(&captions) })
     }
 }
 
-/// A prompt, every tag being equally likely: the many of one tag must not crowd out the few of another.
+/// How often each tag is drawn: compositions take longest to learn, yet the few prompts of other tags must not drown.
+const TAG_SHARES: [(Tag, f32); 6] = [
+    (Tag::Position, 0.3),
+    (Tag::ColorAttr, 0.3),
+    (Tag::Counting, 0.2),
+    (Tag::Colors, 0.1),
+    (Tag::TwoObject, 0.05),
+    (Tag::SingleObject, 0.05),
+];
+
+/// A prompt of a tag drawn by its share, every prompt of the tag being equally likely.
 fn draw_prompt(prompts: &[PromptSpec], uniform: f32) -> usize {
-    let tags = scenes::Tag::ALL;
-    let scaled = uniform * tags.len() as f32;
-    let tag = tags[(scaled as usize).min(tags.len() - 1)];
-    let within = scaled.fract();
-    let of_tag: Vec<usize> = (0..prompts.len()).filter(|&idx| prompts[idx].tag == tag).collect();
-    of_tag[((within * of_tag.len() as f32) as usize).min(of_tag.len() - 1)]
+    let mut rest = uniform;
+    for (tag, share) in TAG_SHARES {
+        if rest < share {
+            let of_tag: Vec<usize> = (0..prompts.len()).filter(|&idx| prompts[idx].tag == tag).collect();
+            return of_tag[((rest / share * of_tag.len() as f32) as usize).min(of_tag.len() - 1)];
+        }
+        rest -= share;
+    }
+    // Rounding can leave a trace of the last share.
+    prompts.len() - 1
 }

@@ -99,9 +99,10 @@ impl PretrainSettings {
     /// # Errors
     /// If it cannot be read, has unknown keys, or values out of range.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let settings: Self =
-            toml::from_str(&text).with_context(|| format!("{} is not a pretraining config", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let settings: Self = toml::from_str(&text)
+            .with_context(|| format!("{} is not a pretraining config", path.display()))?;
         settings.check().with_context(|| format!("{} cannot be used", path.display()))?;
         Ok(settings)
     }
@@ -129,7 +130,10 @@ impl PretrainSettings {
             ensure!(value.is_finite() && value > 0.0, "{name} is {value}; it must be above 0");
         }
         let transformer = &self.transformer;
-        ensure!(transformer.layers >= 1 && transformer.heads >= 1 && transformer.head_width >= 1, "empty transformer");
+        ensure!(
+            transformer.layers >= 1 && transformer.heads >= 1 && transformer.head_width >= 1,
+            "empty transformer"
+        );
         let side = scenes::DEFAULT_IMAGE_SIZE as i64;
         ensure!(
             transformer.patch_size >= 1 && side % transformer.patch_size == 0,

@@ -55,7 +55,8 @@ impl Merges {
 
 /// CLIP's printable stand-ins for the 256 bytes, in the order of their ids.
 fn byte_characters() -> Vec<char> {
-    let is_printable = |byte: u32| (33..=126).contains(&byte) || (161..=172).contains(&byte) || (174..=255).contains(&byte);
+    let is_printable =
+        |byte: u32| (33..=126).contains(&byte) || (161..=172).contains(&byte) || (174..=255).contains(&byte);
     let printable = (0..256u32).filter(|&byte| is_printable(byte));
     let others = (0..256u32).filter(|&byte| !is_printable(byte)).enumerate().map(|(n, _)| 256 + n as u32);
     printable.chain(others).filter_map(char::from_u32).collect()
@@ -75,14 +76,13 @@ pub fn write(folder: &Path, words: &[&str], max_length: usize) -> anyhow::Result
     tokens.extend(characters.iter().map(|character| format!("{character}</w>")));
     tokens.extend(merges.pairs.iter().map(|(left, right)| format!("{left}{right}")));
     tokens.extend([START.to_owned(), END.to_owned()]);
-    let ids: BTreeMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+    let ids: BTreeMap<&str, usize> =
+        tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
 
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let lines = merges.pairs.iter().map(|(left, right)| format!("{left} {right}\n"));
     let merges_text: String = std::iter::once("#version: 0.2\n".to_owned()).chain(lines).collect();
-    let special = |content: &str| {
-        json!({"content": content, "lstrip": false, "normalized": true, "rstrip": false, "single_word": false})
-    };
+    let special = |content: &str| json!({"content": content, "lstrip": false, "normalized": true, "rstrip": false, "single_word": false});
     let map = json!({
         "bos_token": special(START), "eos_token": special(END), "pad_token": END, "unk_token": special(END),
     });

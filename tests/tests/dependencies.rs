@@ -1,0 +1,73 @@
+//! Who may depend on whom: the shape of the workspace, held by `cargo metadata`.
+
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+const SERVICES: [&str; 3] = ["coordinator", "learner", "rollout-worker"];
+const WITHOUT_LIBTORCH: [&str; 6] = ["coordinator", "proto", "config", "service", "scenes", "rewards"];
+
+type Graph = BTreeMap<String, BTreeSet<String>>;
+
+/// Names of the direct dependencies of every package that ends up in a binary; build and test dependencies aside.
+fn dependencies() -> Graph {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--offline"])
+        .current_dir(tests::repository())
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    let names: BTreeMap<&str, &str> =
+        packages.iter().filter_map(|package| Some((package["id"].as_str()?, package["name"].as_str()?))).collect();
+    let nodes = metadata["resolve"]["nodes"].as_array().expect("a resolved graph");
+    let of_node = |node: &Value| {
+        let links = node["deps"].as_array().expect("dependencies").iter();
+        let in_binary = links.filter(|link| {
+            link["dep_kinds"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind["kind"].is_null()))
+        });
+        let name = names[node["id"].as_str().expect("an id")].to_owned();
+        (name, in_binary.map(|link| names[link["pkg"].as_str().expect("an id")].to_owned()).collect())
+    };
+    nodes.iter().map(of_node).collect()
+}
+
+/// Everything a package links, itself included.
+fn reach<'a>(graph: &'a Graph, package: &'a str) -> BTreeSet<&'a str> {
+    let mut found = BTreeSet::new();
+    let mut open = vec![package];
+    while let Some(next) = open.pop() {
+        if found.insert(next) {
+            open.extend(graph.get(next).into_iter().flatten().map(String::as_str));
+        }
+    }
+    found
+}
+
+#[test]
+fn services_do_not_depend_on_services() {
+    let graph = dependencies();
+    for service in SERVICES {
+        let others = SERVICES.iter().filter(|&&other| other != service);
+        let found: Vec<_> = others.filter(|&&other| reach(&graph, service).contains(other)).collect();
+        assert!(found.is_empty(), "{service} depends on {found:?}");
+    }
+}
+
+#[test]
+fn the_control_plane_never_links_libtorch() {
+    let graph = dependencies();
+    assert!(reach(&graph, "learner").contains("torch-sys"), "the check would not see libtorch");
+    for package in WITHOUT_LIBTORCH {
+        assert!(!reach(&graph, package).contains("torch-sys"), "{package} links libtorch");
+    }
+}
+
+#[test]
+fn the_maths_and_the_networks_do_not_know_each_other() {
+    let graph = dependencies();
+    assert!(!reach(&graph, "flow").contains("models"));
+    assert!(!reach(&graph, "models").contains("flow"));
+}

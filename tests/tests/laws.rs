@@ -1,0 +1,107 @@
+//! The law of the project: for a given config the trained adapter is the same to the last bit, whatever happens to
+//! workers, learner and coordinator on the way.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use nix::sys::signal::{Signal, kill};
+use tests::Run;
+
+type Digests = BTreeMap<String, String>;
+
+fn with_lag(lag: u32) -> [(&'static str, &'static str); 1] {
+    [("run.lag", if lag == 0 { "0" } else { "1" })]
+}
+
+/// What an undisturbed run with one worker ends with.
+fn undisturbed(lag: u32) -> &'static Digests {
+    static REFERENCES: [OnceLock<Digests>; 2] = [OnceLock::new(), OnceLock::new()];
+    REFERENCES[lag as usize].get_or_init(|| {
+        let mut run = Run::new(&with_lag(lag));
+        run.complete(&["--workers", "1"]);
+        let digests = run.adapter_digests();
+        assert!(digests.keys().any(|name| name.ends_with("adapter.safetensors")), "{digests:?}");
+        digests
+    })
+}
+
+/// Disturbs a run after its second iteration and expects it to end as if nothing had happened.
+fn survives(lag: u32, workers: &str, disturb: impl FnOnce(&mut Run)) {
+    let mut run = Run::new(&with_lag(lag));
+    run.start(&["--workers", workers]);
+    run.wait_for_iterations(2);
+    disturb(&mut run);
+    assert_eq!(run.wait(), Some(0), "the run failed:\n{}", run.output());
+    assert_eq!(&run.adapter_digests(), undisturbed(lag), "{}", run.output());
+    assert_eq!(run.rows("metrics.jsonl").len(), 6, "one row per iteration, none twice");
+}
+
+fn kill_member(run: &Run, member_id: &str) {
+    kill(run.member_pid(member_id), Signal::SIGKILL).expect("the member lives");
+}
+
+fn kill_coordinator_and_resume(run: &mut Run) {
+    kill(run.coordinator_pid(), Signal::SIGKILL).expect("the coordinator lives");
+    assert_eq!(run.wait(), None, "a killed process has no exit code");
+    run.start(&["--resume"]);
+}
+
+#[test]
+fn the_same_config_trains_the_same_adapter() {
+    let mut again = Run::new(&with_lag(0));
+    again.complete(&["--workers", "1"]);
+    assert_eq!(&again.adapter_digests(), undisturbed(0));
+}
+
+#[test]
+fn another_seed_trains_another_adapter() {
+    let mut other = Run::new(&[("run.seed", "43"), ("run.lag", "0")]);
+    other.complete(&["--workers", "1"]);
+    assert_ne!(&other.adapter_digests(), undisturbed(0));
+}
+
+#[test]
+fn three_workers_train_the_same_adapter_as_one() {
+    for lag in [0, 1] {
+        let mut run = Run::new(&with_lag(lag));
+        run.complete(&["--workers", "3"]);
+        assert_eq!(&run.adapter_digests(), undisturbed(lag), "at lag {lag}");
+    }
+}
+
+#[test]
+fn a_lag_changes_what_is_trained() {
+    assert_ne!(undisturbed(0), undisturbed(1));
+}
+
+#[test]
+fn a_killed_worker_changes_nothing() {
+    for lag in [0, 1] {
+        survives(lag, "3", |run| kill_member(run, "worker-1"));
+    }
+}
+
+#[test]
+fn a_killed_learner_changes_nothing() {
+    for lag in [0, 1] {
+        survives(lag, "2", |run| kill_member(run, "learner"));
+    }
+}
+
+#[test]
+fn a_killed_coordinator_changes_nothing() {
+    for lag in [0, 1] {
+        survives(lag, "2", kill_coordinator_and_resume);
+    }
+}
+
+#[test]
+fn a_stopped_run_goes_on_where_it_was() {
+    let mut run = Run::new(&with_lag(0));
+    run.start(&["--workers", "2"]);
+    run.wait_for_iterations(2);
+    kill(run.coordinator_pid(), Signal::SIGTERM).expect("the coordinator lives");
+    assert_eq!(run.wait(), Some(75), "{}", run.output());
+    run.complete(&["--resume", "--workers", "1"]);
+    assert_eq!(&run.adapter_digests(), undisturbed(0));
+}
