@@ -70,6 +70,12 @@ fn an_added_token_inside_the_text_is_one_id_and_splits_the_word() {
 }
 
 #[test]
+fn a_subscript_iota_parts_words_and_is_dropped() {
+    let ids = |text: &str| clip().encode(text, 77).unwrap().ids;
+    assert_eq!(ids("cat\u{345}dog!\u{345}"), ids("cat dog !"));
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let empty = tempfile::tempdir().unwrap();
     let message = |class| Tokenizer::open(empty.path(), class).unwrap_err().to_string();
