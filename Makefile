@@ -32,3 +32,7 @@ check: setup
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --workspace --no-deps --lib --quiet
 	$(MAKE) --no-print-directory test
+
+ablation: build
+	python3 tests/ablation/ablation.py run
+	python3 tests/ablation/ablation.py report
