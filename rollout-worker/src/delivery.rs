@@ -67,7 +67,8 @@ impl WireEmbedding {
     pub fn new(embedding: &Embedding) -> Result<Self, ModelError> {
         let hex = blake3::Hash::from(embedding.digest).to_hex();
         let tensors = embedding.conditioning.tensors().into_iter();
-        let tensors = tensors.map(|(name, tensor)| WireTensor::new(&format!("conditioning.{hex}.{name}"), tensor));
+        let tensors =
+            tensors.map(|(name, tensor)| WireTensor::new(&format!("conditioning.{hex}.{name}"), tensor));
         Ok(Self {
             digest: Bytes::copy_from_slice(&embedding.digest),
             tensors: tensors.collect::<Result<_, _>>()?,

@@ -95,7 +95,10 @@ fn serve(mut sampler: Sampler, mut commands: mpsc::Receiver<Command>, progressed
             true => Ok(()),
             false => {
                 loaded = None;
-                weights.tensors().and_then(|tensors| sampler.load(&tensors)).map(|()| loaded = Some(weights.name))
+                weights
+                    .tensors()
+                    .and_then(|tensors| sampler.load(&tensors))
+                    .map(|()| loaded = Some(weights.name))
             }
         };
         let outcome = outcome.map_err(TaskError::from).and_then(|()| sampler.sample(&task, progressed));

@@ -69,15 +69,15 @@ impl Finisher {
         Some(Place { permit, unfinished: &self.unfinished })
     }
 
-    /// Whether a task has been accepted and not been finished yet; if so, waits until some task has been.
-    pub async fn is_finishing(&self, id: &TaskId) -> bool {
-        let mut unfinished = self.unfinished.subscribe();
-        if !unfinished.borrow_and_update().contains(id) {
-            return false;
-        }
-        // The sender lives in `self`.
-        let _ = unfinished.changed().await;
-        true
+    /// Tasks that were accepted and are not finished yet.
+    pub fn unfinished(&self) -> Vec<TaskId> {
+        self.unfinished.borrow().clone()
+    }
+
+    /// Waits until a task is finished.
+    pub async fn finished(&self, id: &TaskId) {
+        // The sender lives in `self`, so there is always an end to wait for.
+        let _ = self.unfinished.subscribe().wait_for(|unfinished| !unfinished.contains(id)).await;
     }
 
     /// Finishes everything that was accepted.
@@ -136,8 +136,9 @@ impl Work {
                 self.membership.task_held(id).await
             }
             Ok(Delivered::NotWanted) => {
+                // To the coordinator this is as good as held: nobody need run the task again.
                 tracing::info!("the learner does not want the task any more");
-                self.membership.task_failed(id, "the learner does not want it", false).await
+                self.membership.task_held(id).await
             }
             Err(error) => {
                 tracing::error!("{error}");

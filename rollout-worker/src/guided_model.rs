@@ -12,8 +12,9 @@ use tch::{Device, Kind, Tensor};
 
 /// Embeddings that are kept; a prompt's tasks come one after another, so few are enough.
 const KEPT_EMBEDDINGS: usize = 64;
-/// Images that are decoded at once; fixed, since convolutions round differently in different batches.
-const DECODED_AT_ONCE: i64 = 8;
+/// Latent elements that are decoded at once: two images of SD3 at 512 pixels, or many small ones. Fixed, since
+/// convolutions round differently in different batches.
+const DECODED_AT_ONCE: usize = 2 * 16 * 64 * 64;
 
 /// How a model is asked for velocities.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,7 +63,12 @@ impl GuidedModel {
     ///
     /// # Errors
     /// If a file is missing or does not fit the others.
-    pub fn open(dir: &Path, kind: Kind, device: Device, guidance: GuidanceSettings) -> Result<Self, ModelError> {
+    pub fn open(
+        dir: &Path,
+        kind: Kind,
+        device: Device,
+        guidance: GuidanceSettings,
+    ) -> Result<Self, ModelError> {
         let options = LoadOptions { kind, device, text_encoders: true, decoder: true };
         let model = models::pipeline::open(dir, options)?;
         let scheduler = serde_json::from_value(model.scheduler_config().clone())
@@ -118,7 +124,8 @@ impl GuidedModel {
             *used = self.lookups;
             return Ok(embedding.clone());
         }
-        let conditioning = self.model.encode_prompts(&[prompt.to_owned()], self.guidance.max_sequence_length)?;
+        let conditioning =
+            self.model.encode_prompts(&[prompt.to_owned()], self.guidance.max_sequence_length)?;
         let embedding = Rc::new(Embedding { digest: conditioning.digest(), conditioning });
         self.make_room();
         self.embeddings.insert(prompt.to_owned(), (embedding.clone(), self.lookups));
@@ -155,8 +162,10 @@ impl GuidedModel {
     /// # Errors
     /// If decoding fails or gives values that are not finite.
     pub fn images(&self, latents: &Tensor) -> Result<Vec<RgbImage>, ImageError> {
-        let mut images = Vec::with_capacity(latents.size()[0] as usize);
-        for batch in latents.split(DECODED_AT_ONCE, 0) {
+        let n_images = latents.size()[0] as usize;
+        let at_once = (DECODED_AT_ONCE * n_images / latents.numel().max(1)).max(1);
+        let mut images = Vec::with_capacity(n_images);
+        for batch in latents.split(at_once as i64, 0) {
             let decoded = self.model.decode(&batch)?;
             let finite = decoded.isfinite().flatten(1, -1).all_dim(1, false).to_kind(Kind::Int64);
             if i64::try_from(finite.min()).unwrap_or(0) == 0 {
@@ -176,7 +185,8 @@ impl GuidedModel {
         if self.embeddings.len() < KEPT_EMBEDDINGS {
             return;
         }
-        let oldest = self.embeddings.iter().min_by_key(|(_, (_, used))| *used).map(|(prompt, _)| prompt.clone());
+        let oldest =
+            self.embeddings.iter().min_by_key(|(_, (_, used))| *used).map(|(prompt, _)| prompt.clone());
         if let Some(prompt) = oldest {
             self.embeddings.remove(&prompt);
         }

@@ -21,14 +21,19 @@ fn prompt_of(path: &Path) -> Option<u32> {
 /// # Errors
 /// If the folder cannot be read, holds no PNG file, or one whose name does not begin with a number.
 pub fn list(folder: &Path) -> anyhow::Result<Vec<(PathBuf, u32)>> {
-    let entries = std::fs::read_dir(folder).with_context(|| format!("reading the folder {}", folder.display()))?;
+    let entries =
+        std::fs::read_dir(folder).with_context(|| format!("reading the folder {}", folder.display()))?;
     let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
-    let mut paths: Vec<PathBuf> = paths.into_iter().filter(|path| path.extension().is_some_and(|e| e == "png")).collect();
+    let mut paths: Vec<PathBuf> =
+        paths.into_iter().filter(|path| path.extension().is_some_and(|e| e == "png")).collect();
     paths.sort();
     anyhow::ensure!(!paths.is_empty(), "{} holds no PNG file", folder.display());
     let with_prompt = |path: PathBuf| {
         let prompt = prompt_of(&path).with_context(|| {
-            format!("{}: the name does not begin with the number of a prompt, as in 00012-3.png", path.display())
+            format!(
+                "{}: the name does not begin with the number of a prompt, as in 00012-3.png",
+                path.display()
+            )
         })?;
         Ok((path, prompt))
     };

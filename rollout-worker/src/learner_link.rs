@@ -45,14 +45,14 @@ impl LearnerLink {
             let address = self.membership.standing().borrow().learner_address.clone();
             match &self.connection {
                 Some((connected, client)) if *connected == address => return client.clone(),
-                _ if address.is_empty() => {}
+                _ if address.is_empty() => self.pause().await,
                 _ => match service::connect(&address, CONNECT_PATIENCE).await {
                     Ok(channel) => self.connection = Some((address, service::learner_client(channel))),
-                    Err(error) => tracing::debug!("{error}"),
+                    Err(error) => {
+                        tracing::debug!("{error}");
+                        self.pause().await;
+                    }
                 },
-            }
-            if self.connection.is_none() {
-                self.pause().await;
             }
         }
     }

@@ -158,8 +158,9 @@ fn exit_code_of(error: &anyhow::Error) -> u8 {
 
 fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
     logging::init(args.log_format, "info")?;
-    let grace = Duration::try_from_secs_f64(args.coordinator_grace)
-        .map_err(|error| BadInput(anyhow::anyhow!("`--coordinator-grace {}`: {error}", args.coordinator_grace)))?;
+    let grace = Duration::try_from_secs_f64(args.coordinator_grace).map_err(|error| {
+        BadInput(anyhow::anyhow!("`--coordinator-grace {}`: {error}", args.coordinator_grace))
+    })?;
     if let Some(device) = &args.device {
         settings::device(device).map_err(BadInput::from_error)?;
     }

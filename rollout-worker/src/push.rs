@@ -50,7 +50,9 @@ pub async fn push(link: &mut LearnerLink, delivery: &Delivery) -> Result<Deliver
                         with_next_latents = true;
                         continue;
                     }
-                    PushStatus::Unspecified => Failure::Passing(Status::internal("the learner's reply is empty")),
+                    PushStatus::Unspecified => {
+                        Failure::Passing(Status::internal("the learner's reply is empty"))
+                    }
                 }
             }
             Err(status) => Failure::from(status),
@@ -64,7 +66,11 @@ pub async fn push(link: &mut LearnerLink, delivery: &Delivery) -> Result<Deliver
     }
 }
 
-async fn attempt(link: &mut LearnerLink, delivery: &Delivery, with_next_latents: bool) -> Result<PushReply, Status> {
+async fn attempt(
+    link: &mut LearnerLink,
+    delivery: &Delivery,
+    with_next_latents: bool,
+) -> Result<PushReply, Status> {
     let mut client = link.client().await;
     let caller = link.membership().caller();
     let digests: Vec<Bytes> = delivery.embeddings.iter().map(|embedding| embedding.digest.clone()).collect();

@@ -78,7 +78,9 @@ pub fn run(options: &SampleOptions) -> anyhow::Result<SampleReport> {
     let latent_shape = model.latent_shape(height, width).map_err(BadInput::from_error)?;
     let schedule = model.schedule(options.steps, height, width).map_err(BadInput::from_error)?;
     std::fs::create_dir_all(&options.out).with_context(|| format!("creating {}", options.out.display()))?;
-    let images = prompts.iter().flat_map(|prompt| (0..options.images_per_prompt).map(move |image| Row { prompt, image }));
+    let images = prompts
+        .iter()
+        .flat_map(|prompt| (0..options.images_per_prompt).map(move |image| Row { prompt, image }));
     let rows: Vec<Row> = images.collect();
     let mut duration = Duration::ZERO;
     for rows in rows.chunks(ROWS_AT_ONCE) {
@@ -129,7 +131,8 @@ fn draw(
 ) -> anyhow::Result<Vec<RgbImage>> {
     let negative = model.embed_negative()?;
     let embeddings = rows.iter().map(|row| model.embed(&row.prompt.text)).collect::<Result<Vec<_>, _>>()?;
-    let conditionings: Vec<&Conditioning> = embeddings.iter().map(|embedding| &embedding.conditioning).collect();
+    let conditionings: Vec<&Conditioning> =
+        embeddings.iter().map(|embedding| &embedding.conditioning).collect();
     let positive = Conditioning::cat(&conditionings);
     let mut velocity = |latents: &_, step: usize| {
         model.velocity(latents, schedule.sigmas[step], &positive, negative.as_deref())

@@ -37,7 +37,9 @@ pub fn run(options: &ScoreOptions, out: &mut dyn Write) -> anyhow::Result<()> {
     for (path, index) in files {
         let prompt = by_index.get(&index).ok_or_else(|| {
             let (path, n_prompts) = (path.display(), prompts.len());
-            BadInput(anyhow::anyhow!("{path} belongs to prompt {index}, but the file has {n_prompts} prompts, from 0"))
+            BadInput(anyhow::anyhow!(
+                "{path} belongs to prompt {index}, but the file has {n_prompts} prompts, from 0"
+            ))
         })?;
         let image = image_file::read(&path).map_err(BadInput::from_error)?;
         let record = rewards::PromptRecord { prompt: prompt.text.clone(), metadata: prompt.metadata.clone() };
@@ -58,7 +60,8 @@ fn write_score(
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     match options.json {
         true => {
-            let line = json!({"image": name, "prompt": prompt.text, "score": score.value, "extras": score.extras});
+            let line =
+                json!({"image": name, "prompt": prompt.text, "score": score.value, "extras": score.extras});
             writeln!(out, "{line}")?;
         }
         false => writeln!(out, "{name}  {:9.6}  {}", score.value, prompt.text)?,
@@ -72,7 +75,9 @@ fn write_mean(out: &mut dyn Write, options: &ScoreOptions, values: &[f64]) -> an
     let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n_images - 1.0).max(1.0);
     let standard_error = (variance / n_images).sqrt();
     match options.json {
-        true => writeln!(out, "{}", json!({"images": n_images, "mean": mean, "standard_error": standard_error}))?,
+        true => {
+            writeln!(out, "{}", json!({"images": n_images, "mean": mean, "standard_error": standard_error}))?
+        }
         false => writeln!(out, "mean {mean:.6} ± {standard_error:.6} of {} images", values.len())?,
     }
     Ok(())

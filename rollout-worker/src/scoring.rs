@@ -43,7 +43,8 @@ impl Scorer {
             sampling_seconds: sampled.seconds,
             reward_seconds: start.elapsed().as_secs_f64(),
         };
-        let digest = |position: usize| sampled.embeddings.get(position).map(|e| e.digest.clone()).unwrap_or_default();
+        let digest =
+            |position: usize| sampled.embeddings.get(position).map(|e| e.digest.clone()).unwrap_or_default();
         let header = PushHeader {
             task: sampled.task.id,
             version: sampled.task.version,

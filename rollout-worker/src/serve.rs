@@ -121,10 +121,13 @@ impl Worker {
         loop {
             // Without a place, finishing has failed, and says so when it is closed.
             let Some(Some(place)) = until(stop, self.finisher.place()).await else { return Ok(()) };
+            let unfinished = self.finisher.unfinished();
             let task = until(stop, self.membership.next_task(TASK_WAIT)).await.transpose()?;
             let Some(task) = task else { return Ok(()) };
             let Some((task, id)) = task.and_then(|task| task.id.map(|id| (task, id))) else { continue };
-            if self.finisher.is_finishing(&id).await {
+            if unfinished.contains(&id) {
+                // The coordinator names a worker's task until it hears of its end.
+                self.finisher.finished(&id).await;
                 continue;
             }
             let span = tracing::info_span!("task", kind = id.kind().as_str_name(), id.iteration, id.index);

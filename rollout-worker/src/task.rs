@@ -172,7 +172,9 @@ impl Origin {
     pub fn describe(&self, task: &Task) -> String {
         let prompt = &task.prompts[self.prompt].text;
         match self.exploration {
-            Some((step, branch)) => format!("prompt `{prompt}`, seed {}, step {step}, branch {branch}", self.seed),
+            Some((step, branch)) => {
+                format!("prompt `{prompt}`, seed {}, step {step}, branch {branch}", self.seed)
+            }
             None => format!("prompt `{prompt}`, seed {}", self.seed),
         }
     }

@@ -18,7 +18,12 @@ pub struct TaskNoise {
 
 impl TaskNoise {
     /// Keys of the training seeds `first_seed .. first_seed + n_seeds` of a prompt slot.
-    pub fn training_keys(run_seed: u64, iteration: u32, slot: u32, seeds: std::ops::Range<u32>) -> Vec<NoiseKey> {
+    pub fn training_keys(
+        run_seed: u64,
+        iteration: u32,
+        slot: u32,
+        seeds: std::ops::Range<u32>,
+    ) -> Vec<NoiseKey> {
         seeds.map(|seed| NoiseKey::initial(run_seed, Purpose::Rollout, iteration, slot, seed)).collect()
     }
 

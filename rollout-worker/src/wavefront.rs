@@ -26,8 +26,8 @@
 //! products round differently in different batches, and a task run twice must give the same bytes.
 
 use flow::{
-    FlowError, RolloutPlan, Schedule, StepRule, TransitionCoefficients, TransitionRows, log_probability, next_latents,
-    ode_step, repeat_for_branches, transition_mean,
+    FlowError, RolloutPlan, Schedule, StepRule, TransitionCoefficients, TransitionRows, log_probability,
+    next_latents, ode_step, repeat_for_branches, transition_mean,
 };
 use tch::{Kind, Tensor};
 
@@ -155,7 +155,8 @@ impl Rollout {
             network_evaluations += (front.size()[0] * front.size()[1]) as u64;
             let mut advanced = advance(&front, &front_velocity, self.schedule.delta_sigma(step));
             if let Ok(position) = self.trained_steps().binary_search(&step) {
-                let random = self.explore(&front, &front_velocity, &noise.transition(step, self.n_branches), position);
+                let random =
+                    self.explore(&front, &front_velocity, &noise.transition(step, self.n_branches), position);
                 self.check_log_probabilities(&random.log_probability, step)?;
                 advanced = Tensor::cat(&[&advanced, &random.next], 1);
                 moves.push(random);

@@ -18,7 +18,7 @@ const KEPT_VERSIONS: usize = 3;
 const SIZE_LIMIT: usize = 16 << 30;
 const DEADLINE: Duration = Duration::from_secs(300);
 /// How often a version may be unavailable before the task is given back.
-const ATTEMPTS_WHILE_UNAVAILABLE: u32 = 20;
+const ATTEMPTS_WHILE_UNAVAILABLE: u32 = 10;
 
 /// One version of the adapter in one role.
 #[derive(Debug)]
@@ -44,6 +44,7 @@ pub struct WeightsCache {
     link: LearnerLink,
     /// Least recently used first.
     kept: VecDeque<Arc<AdapterWeights>>,
+    /// Streams that arrived damaged and were asked for again.
     n_damaged: u64,
 }
 
@@ -80,16 +81,15 @@ impl WeightsCache {
         Self { link, kept: VecDeque::new(), n_damaged: 0 }
     }
 
-    /// How many streams arrived damaged and were asked for again.
-    pub fn n_damaged(&self) -> u64 {
-        self.n_damaged
-    }
-
     /// A version in a role, fetched unless it is here; waits while the learner is away.
     ///
     /// # Errors
     /// If the learner refuses, or has not offered the version for a while.
-    pub async fn get(&mut self, version: u32, role: WeightsRole) -> Result<Arc<AdapterWeights>, WeightsError> {
+    pub async fn get(
+        &mut self,
+        version: u32,
+        role: WeightsRole,
+    ) -> Result<Arc<AdapterWeights>, WeightsError> {
         let position = self.kept.iter().position(|weights| weights.name == (version, role));
         let weights = match position.and_then(|position| self.kept.remove(position)) {
             Some(kept) => kept,
@@ -108,12 +108,21 @@ impl WeightsCache {
             match self.attempt(version, role).await {
                 Ok(weights) => {
                     self.link.answered();
-                    tracing::info!(version, role = role.as_str_name(), bytes = weights.bytes.len(), "fetched weights");
+                    tracing::info!(
+                        version,
+                        role = role.as_str_name(),
+                        bytes = weights.bytes.len(),
+                        "fetched weights"
+                    );
                     return Ok(weights);
                 }
                 Err(AttemptError::Damaged(problem)) => {
                     self.n_damaged += 1;
-                    tracing::warn!(version, damaged = self.n_damaged, "weights arrived damaged, asking again: {problem}");
+                    tracing::warn!(
+                        version,
+                        damaged = self.n_damaged,
+                        "weights arrived damaged, asking again: {problem}"
+                    );
                 }
                 Err(AttemptError::Status(status)) if status.code() == Code::NotFound => {
                     n_unavailable += 1;
@@ -122,7 +131,9 @@ impl WeightsCache {
                     }
                 }
                 Err(AttemptError::Status(status)) => match Failure::from(status) {
-                    Failure::Passing(status) => tracing::debug!(version, "no weights yet: {}", status.message()),
+                    Failure::Passing(status) => {
+                        tracing::debug!(version, "no weights yet: {}", status.message())
+                    }
                     Failure::Fenced(status) | Failure::Final(status) => {
                         return Err(WeightsError::Refused { version, source: Box::new(status) });
                     }
@@ -137,7 +148,9 @@ impl WeightsCache {
         let caller = Some(self.link.membership().caller());
         let message = WeightsRequest { caller, version, role: role.into() };
         let mut stream = client.weights(service::request(message, DEADLINE)).await?.into_inner();
-        let Some(weights_reply::Part::Manifest(manifest)) = stream.message().await?.and_then(|reply| reply.part) else {
+        let Some(weights_reply::Part::Manifest(manifest)) =
+            stream.message().await?.and_then(|reply| reply.part)
+        else {
             return Err(AttemptError::Damaged("the stream does not begin with a manifest".to_owned()));
         };
         let mut assembly = Assembly::new(announced_bytes(&manifest)?);

@@ -21,7 +21,10 @@ impl Sampler {
         progressed: &dyn Fn(),
     ) -> Result<Sampled, TaskError> {
         let [prompt] = task.prompts.as_slice() else {
-            return Err(TaskError::Malformed(format!("it has {} prompts, but training takes one", task.prompts.len())));
+            return Err(TaskError::Malformed(format!(
+                "it has {} prompts, but training takes one",
+                task.prompts.len()
+            )));
         };
         let (sampling, run_seed) = (&self.config.sampling, self.config.run.seed);
         let rollout = settings::rollout(sampling, run_seed, iteration, self.schedule(sampling.steps)?)?;
@@ -39,7 +42,8 @@ impl Sampler {
             TaskError::NonFinite { prompt: prompt.text.clone(), seed, source }
         })?;
         let steps: Vec<u32> = rollout.trained_steps().iter().map(|step| *step as u32).collect();
-        let origins = origins(task, self.config.sampling.algorithm, &steps, sampling.branches_per_seed as u32);
+        let origins =
+            origins(task, self.config.sampling.algorithm, &steps, sampling.branches_per_seed as u32);
         let finished = trajectories.finished.flatten(0, 1); // [S, images, …] → [S·images, …]
         let embeddings = [Some(positive), negative].into_iter().flatten();
         Ok(Sampled {
@@ -67,7 +71,9 @@ fn origins(task: &Task, algorithm: Algorithm, steps: &[u32], n_branches: u32) ->
         }
     };
     seeds
-        .flat_map(|seed| explorations.iter().map(move |exploration| Origin { prompt: 0, seed, exploration: *exploration }))
+        .flat_map(|seed| {
+            explorations.iter().map(move |exploration| Origin { prompt: 0, seed, exploration: *exploration })
+        })
         .collect()
 }
 

@@ -12,7 +12,13 @@ fn schedule(steps: usize) -> Schedule {
     Schedule::new(&SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() }, steps, 0).unwrap()
 }
 
-fn rollout(algorithm: Algorithm, steps: usize, trained: &[usize], n_branches: usize, max_rows: usize) -> Rollout {
+fn rollout(
+    algorithm: Algorithm,
+    steps: usize,
+    trained: &[usize],
+    n_branches: usize,
+    max_rows: usize,
+) -> Rollout {
     let plan = RolloutPlan::new(algorithm, steps, trained.to_vec(), n_branches).unwrap();
     Rollout::new(schedule(steps), plan, StepRule::FlowSde, 0.7, max_rows).unwrap()
 }
@@ -70,7 +76,8 @@ fn nested_loop(rollout: &Rollout, seed: usize, n_branches: usize) -> Trajectorie
             let rows = TransitionRows::new(&[coefficients], Device::Cpu);
             let mean = transition_mean(&trunk.unsqueeze(0), &velocity.unsqueeze(0), &rows);
             for branch in 0..n_branches {
-                let epsilon = noise.transition(step, n_branches).get(seed as i64).get(branch as i64).unsqueeze(0);
+                let epsilon =
+                    noise.transition(step, n_branches).get(seed as i64).get(branch as i64).unsqueeze(0);
                 let mut latent = next_latents(&mean, &rows.std, &epsilon);
                 logs.push(log_probability(&latent, &mean, &rows));
                 nexts.push(latent.squeeze_dim(0));
@@ -138,7 +145,8 @@ fn cost_is_279_evaluations_per_seed_at_ten_steps_and_six_branches() {
 fn trunk_is_the_deterministic_path() {
     let all: Vec<_> = (0..9).collect();
     let noise = KeyedNoise { n_seeds: 2 };
-    let trajectories = rollout(Algorithm::TempflowGrpo, 10, &all, 1, 64).sample(&noise, &mut toy_velocity).unwrap();
+    let trajectories =
+        rollout(Algorithm::TempflowGrpo, 10, &all, 1, 64).sample(&noise, &mut toy_velocity).unwrap();
     for step in 0..9 {
         let until_step = Schedule {
             sigmas: schedule(10).sigmas[..=step].to_vec(),
@@ -160,7 +168,8 @@ impl Noise for NoiseBackToTheTrunk {
     fn transition(&self, step: usize, n_branches: usize) -> Tensor {
         let schedule = schedule(10);
         let until = |step: usize| {
-            let (sigmas, timesteps) = (schedule.sigmas[..=step].to_vec(), schedule.timesteps[..step].to_vec());
+            let (sigmas, timesteps) =
+                (schedule.sigmas[..=step].to_vec(), schedule.timesteps[..step].to_vec());
             let until_step = Schedule { sigmas, timesteps };
             sample_deterministically(self.initial(), &until_step, &mut toy_velocity).unwrap()
         };
@@ -177,7 +186,8 @@ fn branch_that_lands_on_the_trunk_ends_in_the_trunks_image() {
     let all: Vec<_> = (0..9).collect();
     let rollout = rollout(Algorithm::TempflowGrpo, 10, &all, 2, 64);
     let trajectories = rollout.sample(&NoiseBackToTheTrunk, &mut toy_velocity).unwrap();
-    let image = sample_deterministically(NoiseBackToTheTrunk.initial(), &schedule(10), &mut toy_velocity).unwrap();
+    let image =
+        sample_deterministically(NoiseBackToTheTrunk.initial(), &schedule(10), &mut toy_velocity).unwrap();
     let images = image.unsqueeze(1).expand_as(&trajectories.finished);
     assert!(trajectories.finished.allclose(&images, 1e-4, 1e-4, false));
 }

@@ -1,0 +1,228 @@
+//! A coordinator and a learner in this process, which do what a test tells them and remember what they hear.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use proto::coordinator_server::{Coordinator, CoordinatorServer};
+use proto::heartbeat_reply::Order;
+use proto::learner_server::{Learner, LearnerServer};
+use proto::push_reply::Status as PushStatus;
+use proto::*;
+use service::Assembly;
+use tokio::runtime::Runtime;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, Streaming};
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// Runs a server on a runtime of its own: dropping it cuts every connection, as the death of a process does.
+pub struct Server {
+    pub address: SocketAddr,
+    runtime: Option<Runtime>,
+}
+
+impl Server {
+    fn start(router: impl FnOnce() -> tonic::transport::server::Router + Send + 'static) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            router().serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+        });
+        Self { address, runtime: Some(runtime) }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.runtime.take().expect("taken once").shutdown_background();
+    }
+}
+
+/// Grants the tasks of a queue, one at a time, as the real one does.
+#[derive(Clone, Default)]
+pub struct FakeCoordinator(Arc<Mutex<CoordinatorState>>);
+
+#[derive(Default)]
+pub struct CoordinatorState {
+    pub config: String,
+    pub queue: VecDeque<Task>,
+    pub leased: Option<Task>,
+    pub finished: Vec<FinishTaskRequest>,
+    pub learner_address: String,
+    pub drain: bool,
+    pub n_left: usize,
+}
+
+impl FakeCoordinator {
+    pub fn serve(&self) -> Server {
+        let service = CoordinatorServer::new(self.clone());
+        Server::start(move || service::server().add_service(service))
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, CoordinatorState> {
+        self.0.lock().unwrap()
+    }
+}
+
+#[tonic::async_trait]
+impl Coordinator for FakeCoordinator {
+    async fn join(&self, request: Request<JoinRequest>) -> Answer<JoinReply> {
+        let (request, state) = (request.into_inner(), self.state());
+        let identity = Caller { run_id: "run".into(), member_id: request.member_id, incarnation: 1 };
+        Ok(Response::new(JoinReply {
+            identity: Some(identity),
+            config: state.config.clone(),
+            run_directory: String::new(),
+            learner_address: state.learner_address.clone(),
+            lease_seconds: 0.5,
+        }))
+    }
+
+    async fn heartbeat(&self, _: Request<HeartbeatRequest>) -> Answer<HeartbeatReply> {
+        let state = self.state();
+        let order = if state.drain { Order::Drain } else { Order::Continue };
+        let learner_address = state.learner_address.clone();
+        Ok(Response::new(HeartbeatReply { order: order.into(), learner_address }))
+    }
+
+    async fn next_task(&self, _: Request<NextTaskRequest>) -> Answer<NextTaskReply> {
+        for _ in 0..20 {
+            {
+                let mut state = self.state();
+                if state.leased.is_none() {
+                    state.leased = state.queue.pop_front();
+                }
+                if state.leased.is_some() {
+                    return Ok(Response::new(NextTaskReply { task: state.leased.clone() }));
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(Response::new(NextTaskReply { task: None }))
+    }
+
+    async fn finish_task(&self, request: Request<FinishTaskRequest>) -> Answer<FinishTaskReply> {
+        let (request, mut state) = (request.into_inner(), self.state());
+        if state.leased.as_ref().is_some_and(|task| task.id == request.task) {
+            state.leased = None;
+        }
+        state.finished.push(request);
+        Ok(Response::new(FinishTaskReply {}))
+    }
+
+    async fn report(&self, _: Request<ReportRequest>) -> Answer<ReportReply> {
+        Err(Status::unimplemented("no learner joins here"))
+    }
+
+    async fn leave(&self, _: Request<LeaveRequest>) -> Answer<LeaveReply> {
+        self.state().n_left += 1;
+        Ok(Response::new(LeaveReply {}))
+    }
+}
+
+/// What the learner does with the next push.
+pub enum Reaction {
+    Reply(PushStatus),
+    Fail(tonic::Code),
+    /// Never answers: the test will cut the connection.
+    Hang,
+}
+
+/// A push as it arrived, its bytes checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Arrived {
+    pub header: PushHeader,
+    pub bytes: Vec<u8>,
+}
+
+/// Takes pushes and hands out weights.
+#[derive(Clone, Default)]
+pub struct FakeLearner(Arc<Mutex<LearnerState>>);
+
+#[derive(Default)]
+pub struct LearnerState {
+    pub weights: BTreeMap<(u32, i32), (WeightsManifest, Bytes)>,
+    /// How many of the next weight streams arrive with a flipped bit.
+    pub n_to_damage: usize,
+    pub asked_for: Vec<(u32, WeightsRole)>,
+    /// Held is the answer to every push that has none of its own.
+    pub reactions: VecDeque<Reaction>,
+    pub arrived: Vec<Arrived>,
+    pub embeddings: HashSet<Bytes>,
+}
+
+impl FakeLearner {
+    pub fn serve(&self) -> Server {
+        let service = LearnerServer::new(self.clone()).max_decoding_message_size(service::MESSAGE_LIMIT);
+        Server::start(move || service::server().add_service(service))
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, LearnerState> {
+        self.0.lock().unwrap()
+    }
+}
+
+#[tonic::async_trait]
+impl Learner for FakeLearner {
+    async fn missing_conditioning(
+        &self,
+        request: Request<MissingConditioningRequest>,
+    ) -> Answer<MissingConditioningReply> {
+        let (digests, state) = (request.into_inner().digests, self.state());
+        let missing = digests.into_iter().filter(|digest| !state.embeddings.contains(digest)).collect();
+        Ok(Response::new(MissingConditioningReply { missing }))
+    }
+
+    async fn push(&self, request: Request<Streaming<PushRequest>>) -> Answer<PushReply> {
+        let mut stream = request.into_inner();
+        let Some(push_request::Part::Header(header)) = stream.message().await?.and_then(|m| m.part) else {
+            return Err(Status::invalid_argument("no header"));
+        };
+        let lengths = header.tensors.iter().map(|info| models::tensor_bytes::byte_length(info).unwrap());
+        let mut assembly = Assembly::new(lengths.sum());
+        let digest = loop {
+            match stream.message().await?.and_then(|message| message.part) {
+                Some(push_request::Part::Chunk(chunk)) => assembly.accept(&chunk).unwrap(),
+                Some(push_request::Part::Digest(digest)) => break digest,
+                other => return Err(Status::invalid_argument(format!("unexpected {other:?}"))),
+            }
+        };
+        let bytes = assembly.finish(&digest).unwrap();
+        let reaction = self.state().reactions.pop_front().unwrap_or(Reaction::Reply(PushStatus::Held));
+        let status = match reaction {
+            Reaction::Reply(status) => status,
+            Reaction::Fail(code) => return Err(Status::new(code, "as the test wishes")),
+            Reaction::Hang => std::future::pending().await,
+        };
+        let mut state = self.state();
+        state.embeddings.extend([header.conditioning.clone(), header.negative_conditioning.clone()]);
+        state.arrived.push(Arrived { header, bytes });
+        Ok(Response::new(PushReply { status: status.into() }))
+    }
+
+    type WeightsStream = tokio_stream::Iter<std::vec::IntoIter<Result<WeightsReply, Status>>>;
+
+    async fn weights(&self, request: Request<WeightsRequest>) -> Answer<Self::WeightsStream> {
+        let (request, mut state) = (request.into_inner(), self.state());
+        state.asked_for.push((request.version, request.role()));
+        let found = state.weights.get(&(request.version, request.role)).cloned();
+        let (manifest, bytes) = found.ok_or_else(|| Status::not_found("not published"))?;
+        let mut chunks: Vec<Chunk> = service::chunks(bytes).collect();
+        if state.n_to_damage > 0 {
+            state.n_to_damage -= 1;
+            let last = chunks.last_mut().expect("weights are not empty");
+            last.data = last.data.iter().map(|byte| byte ^ 1).collect();
+        }
+        let chunks = chunks.into_iter().map(weights_reply::Part::Chunk);
+        let parts = std::iter::once(weights_reply::Part::Manifest(manifest)).chain(chunks);
+        let replies: Vec<_> = parts.map(|part| Ok(WeightsReply { part: Some(part) })).collect();
+        Ok(Response::new(tokio_stream::iter(replies)))
+    }
+}
