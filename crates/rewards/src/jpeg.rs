@@ -87,7 +87,10 @@ impl Reward for JpegReward {
 /// The image as a JPEG file of the given quality, 1 to 100.
 ///
 /// # Errors
-/// If the image is empty or larger than JPEG allows, its buffer too short, or the quality out of range.
+/// If the image is empty or larger than JPEG allows, or the quality out of range.
+///
+/// # Panics
+/// If the buffer does not fit the image's size ([`RgbImage::check`]).
 pub fn jpeg_bytes(image: &RgbImage, quality: i32) -> Result<Vec<u8>, turbojpeg::Error> {
     let mut compressor = Compressor::new()?;
     compressor.set_quality(quality)?;

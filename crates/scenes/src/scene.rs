@@ -12,6 +12,12 @@ const CELLS: usize = GRID * GRID;
 /// A prompt that no scene of this world satisfies.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SceneError {
+    /// No room for shapes that can be told apart.
+    #[error("a scene of side {size} has no room for shapes; use 16 or more")]
+    TooSmall {
+        /// Side asked for, in pixels.
+        size: usize,
+    },
     /// More objects than cells.
     #[error("prompt `{prompt}` asks for {count} objects; a scene holds at most {CELLS}")]
     TooManyObjects {
@@ -55,29 +61,27 @@ pub struct Scene {
 impl Scene {
     /// Draws a scene that satisfies `spec`, uniform over cells, jitter, and colours left open.
     ///
-    /// `uniform` gives numbers in `[0, 1)`; how many are taken depends on `spec` alone. `size` is a multiple of 8,
-    /// at least 16. Objects of a relation share their row or column.
+    /// `uniform` gives numbers in `[0, 1)`; how many are taken depends on the count of objects alone. `size` is the
+    /// picture's side in pixels, 16 or more. Objects of a relation share their row or column.
     ///
     /// # Errors
-    /// If the prompt asks for more than four objects, or for relations that contradict each other.
-    ///
-    /// # Panics
-    /// If `size` is below 16.
+    /// If `size` is too small, or the prompt asks for more than four objects or for relations that contradict each
+    /// other.
     pub fn sample(
         spec: &PromptSpec,
         uniform: &mut impl FnMut() -> f32,
         size: usize,
     ) -> Result<Self, SceneError> {
-        assert!(size >= 16, "a scene of side {size} has no room for shapes; use 16 or more");
-        let owners: Vec<usize> = spec
-            .include
-            .iter()
-            .enumerate()
-            .flat_map(|(idx, want)| std::iter::repeat_n(idx, want.count))
-            .collect();
-        if owners.len() > CELLS {
-            return Err(SceneError::TooManyObjects { prompt: spec.prompt.clone(), count: owners.len() });
+        if size < 16 {
+            return Err(SceneError::TooSmall { size });
         }
+        let count = spec.include.iter().fold(0_usize, |sum, want| sum.saturating_add(want.count));
+        if count > CELLS {
+            return Err(SceneError::TooManyObjects { prompt: spec.prompt.clone(), count });
+        }
+        let demands = spec.include.iter().enumerate();
+        let owners: Vec<usize> =
+            demands.flat_map(|(idx, want)| std::iter::repeat_n(idx, want.count)).collect();
         let placements = placements(spec, &owners);
         if placements.is_empty() {
             return Err(SceneError::NoPlacement { prompt: spec.prompt.clone() });
@@ -230,5 +234,6 @@ mod tests {
         let left_of_itself = Include { position: Some((Relation::LeftOf, 0)), ..circle };
         let contradiction = Scene::sample(&spec(vec![left_of_itself]), &mut || 0.0, 16);
         assert_eq!(contradiction, Err(SceneError::NoPlacement { prompt: "odd".to_owned() }));
+        assert_eq!(Scene::sample(&all_prompts()[0], &mut || 0.0, 15), Err(SceneError::TooSmall { size: 15 }));
     }
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use scenes::{Color, RgbImage, Shape, object_side};
 
 use super::segment::{Region, regions};
+use super::template::{BitRows, Template, templates};
 
 /// Overlap (intersection over union) with a template at which confidence starts, and at which it is full.
 const OVERLAP: Range<f32> = 0.6..0.85;
@@ -39,12 +40,13 @@ pub fn detect(image: &RgbImage) -> Vec<Detection> {
     let least = side * side / 4;
     let (large, specks): (Vec<Region>, Vec<Region>) =
         regions(image).into_iter().partition(|region| region.pixels.len() >= least);
-    let mut found: Vec<Detection> = large.iter().map(|region| describe(region, side)).collect();
+    let templates = templates(side - slack(side)..=largest_box(side));
+    let mut found: Vec<Detection> = large.iter().map(|region| describe(region, &templates, side)).collect();
     found.sort_by(|a, b| b.confidence.total_cmp(&a.confidence));
     if let Some(clutter) = pool(specks)
         && clutter.pixels.len() >= least
     {
-        found.push(Detection { confidence: 0.0, ..describe(&clutter, side) });
+        found.push(Detection { confidence: 0.0, ..describe(&clutter, &templates, side) });
     }
     found
 }
@@ -56,23 +58,55 @@ fn pool(specks: Vec<Region>) -> Option<Region> {
     })
 }
 
-fn describe(region: &Region, side: usize) -> Detection {
+fn describe(region: &Region, templates: &[Template], nominal: usize) -> Detection {
     let columns = bounds(region.pixels.iter().map(|&(x, _)| x));
     let rows = bounds(region.pixels.iter().map(|&(_, y)| y));
-    let mut fits = Shape::ALL.map(|shape| (shape, best_overlap(region, shape, side, (&columns, &rows))));
-    fits.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let [(shape, overlap), (_, runner_up), ..] = fits;
-    let confidence = ramp(overlap, OVERLAP)
-        * ramp(overlap - runner_up, LEAD)
-        * (1.0 - ramp(region.color_error, COLOR_ERROR));
     let middle = |range: &Range<usize>| (range.start + range.end) as f32 / 2.0;
+    let (shape, confidence) = classify(region, (&columns, &rows), templates, nominal);
     Detection {
         shape,
         color: region.color,
-        confidence,
+        confidence: confidence * (1.0 - ramp(region.color_error, COLOR_ERROR)),
         center: (middle(&columns), middle(&rows)),
         extent: (columns.len() as f32, rows.len() as f32),
     }
+}
+
+/// The shape whose template of an allowed side fits best, less sure the better another shape fits at any side.
+fn classify(
+    region: &Region,
+    (columns, rows): (&Range<usize>, &Range<usize>),
+    templates: &[Template],
+    nominal: usize,
+) -> (Shape, f32) {
+    let too_large = columns.len().max(rows.len()) > largest_box(nominal);
+    let mut best = (Shape::ALL[0], 0.0);
+    if too_large {
+        return best;
+    }
+    let bits = BitRows::of_region(region);
+    let fits: Vec<(Shape, usize, f32)> = templates
+        .iter()
+        .map(|template| (template.shape, template.side, template.best_overlap(&bits, columns, rows)))
+        .collect();
+    for &(shape, side, overlap) in &fits {
+        if side <= nominal + slack(nominal) && overlap > best.1 {
+            best = (shape, overlap);
+        }
+    }
+    let (shape, overlap) = best;
+    let runner_up = fits.iter().filter(|fit| fit.0 != shape).fold(0.0_f32, |most, fit| most.max(fit.2));
+    (shape, ramp(overlap, OVERLAP) * ramp(overlap - runner_up, LEAD))
+}
+
+/// How much an object's side may differ from the nominal one.
+fn slack(nominal: usize) -> usize {
+    nominal / 6
+}
+
+/// Side of the largest box that may hold an object: one pixel more than the largest object, for a stray pixel.
+fn largest_box(nominal: usize) -> usize {
+    nominal + slack(nominal) + 1
 }
 
 fn ramp(value: f32, range: Range<f32>) -> f32 {
@@ -82,40 +116,4 @@ fn ramp(value: f32, range: Range<f32>) -> f32 {
 fn bounds(values: impl Iterator<Item = usize> + Clone) -> Range<usize> {
     let first = values.clone().min().unwrap_or(0);
     first..values.max().map_or(first, |last| last + 1)
-}
-
-/// The best intersection over union with the shape's template, over sides within a sixth of the nominal one and all
-/// places that meet the region's box closely; 0 for a region so large that no template can overlap enough.
-fn best_overlap(
-    region: &Region,
-    shape: Shape,
-    nominal: usize,
-    (columns, rows): (&Range<usize>, &Range<usize>),
-) -> f32 {
-    let slack = nominal / 6;
-    let mut best = 0.0_f32;
-    if region.pixels.len() as f32 * OVERLAP.start > (nominal + slack).pow(2) as f32 {
-        return best;
-    }
-    for side in nominal - slack..=nominal + slack {
-        let area = (0..side * side).filter(|&cell| shape.covers(cell % side, cell / side, side)).count();
-        for top in places(rows, side) {
-            for left in places(columns, side) {
-                let inside = |&&(x, y): &&(usize, usize)| {
-                    let (x, y) = (x as isize - left, y as isize - top);
-                    let within = |value: isize| (0..side as isize).contains(&value);
-                    within(x) && within(y) && shape.covers(x as usize, y as usize, side)
-                };
-                let common = region.pixels.iter().filter(inside).count();
-                best = best.max(common as f32 / (region.pixels.len() + area - common) as f32);
-            }
-        }
-    }
-    best
-}
-
-/// First pixels at which a template of `side` lies over a box of pixels, with the excess on either end, one more around.
-fn places(bounds: &Range<usize>, side: usize) -> std::ops::RangeInclusive<isize> {
-    let (start, end_aligned) = (bounds.start as isize, bounds.end as isize - side as isize);
-    start.min(end_aligned) - 1..=start.max(end_aligned) + 1
 }

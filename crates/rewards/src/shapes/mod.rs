@@ -6,6 +6,7 @@
 mod detect;
 mod geneval;
 mod segment;
+mod template;
 
 use scenes::{PromptSpec, RgbImage};
 use serde::Deserialize;

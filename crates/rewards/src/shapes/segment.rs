@@ -47,8 +47,12 @@ pub fn regions(image: &RgbImage) -> Vec<Region> {
 }
 
 fn distance(first: [u8; 3], second: [u8; 3]) -> f32 {
-    let squared: u32 = first.iter().zip(second).map(|(&a, b)| u32::from(a.abs_diff(b)).pow(2)).sum();
-    (squared as f32).sqrt() / 255.0
+    (squared_distance(first, second) as f32).sqrt() / 255.0
+}
+
+fn squared_distance(first: [u8; 3], second: [u8; 3]) -> u32 {
+    let channel = |at: usize| u32::from(first[at].abs_diff(second[at])).pow(2);
+    channel(0) + channel(1) + channel(2)
 }
 
 fn label_pixels(image: &RgbImage) -> Vec<Label> {
@@ -57,19 +61,23 @@ fn label_pixels(image: &RgbImage) -> Vec<Label> {
 }
 
 fn label(pixel: [u8; 3]) -> Label {
-    let paints = Color::ALL.map(|color| (Label::Paint(color), distance(pixel, color.rgb())));
-    let ground = (Label::Ground, distance(pixel, BACKGROUND));
-    let nearest = paints.into_iter().fold(ground, |best, next| if next.1 < best.1 { next } else { best });
-    match nearest {
-        (label, error) if error <= COLOR_TOLERANCE => label,
-        _ => Label::Unclear,
+    let mut nearest = (Label::Ground, BACKGROUND, squared_distance(pixel, BACKGROUND));
+    for color in Color::ALL {
+        let squared = squared_distance(pixel, color.rgb());
+        if squared < nearest.2 {
+            nearest = (Label::Paint(color), color.rgb(), squared);
+        }
     }
+    if distance(pixel, nearest.1) <= COLOR_TOLERANCE { nearest.0 } else { Label::Unclear }
 }
 
 /// Gives a pixel that differs from its surroundings their label, so that single specks and holes do not matter.
 fn smooth(labels: &[Label], width: usize, height: usize) -> Vec<Label> {
     let outvoted = |index: usize| {
         let around = || neighbours(index, width, height).map(|other| labels[other]);
+        if around().filter(|&other| other == labels[index]).nth(1).is_some() {
+            return None;
+        }
         // One vote may be lost, so a label with a majority is the first neighbour's or the second's.
         around().take(2).find(|&label| around().filter(|&other| other == label).count() >= MAJORITY)
     };
