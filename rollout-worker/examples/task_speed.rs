@@ -1,0 +1,74 @@
+//! How fast one thread samples and scores training tasks of a run config:
+//! `cargo run --release -p rollout-worker --example task_speed -- CONFIG [N_TASKS]`.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Context;
+use config::RunConfig;
+use proto::{Prompt, Task, TaskId, TaskKind};
+use rollout_worker::guided_model::{GuidanceSettings, GuidedModel};
+use rollout_worker::scoring::Scorer;
+use rollout_worker::settings;
+use rollout_worker::task::Sampler;
+
+fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let path = arguments.next().context("name a run config")?;
+    let n_tasks = arguments.next().map_or(Ok(20), |count| count.parse::<usize>())?;
+    let config = RunConfig::from_toml(&std::fs::read_to_string(Path::new(&path))?)?;
+    tch::set_num_interop_threads(1);
+    tch::set_num_threads(config.resources.worker_threads as i32);
+
+    let guidance = GuidanceSettings {
+        scale: config.sampling.guidance_scale,
+        max_sequence_length: config.model.max_sequence_length,
+    };
+    let device = settings::device(&config.resources.device)?;
+    let model = GuidedModel::open(&config.model.path, settings::kind(config.model.dtype), device, guidance)?;
+    let scorer = Scorer::new(&config.rewards)?;
+    let prompts = config::read_prompts(&config.data.train)?;
+    let specs = config.train_tasks(prompts.len(), 0);
+    let mut sampler = Sampler::new(config, model)?;
+
+    let (mut evaluations, mut images, mut sampling, mut scoring) = (0, 0, 0.0, 0.0);
+    for (position, spec) in specs.iter().cycle().take(n_tasks + 1).enumerate() {
+        let record = &prompts[spec.prompts[0] as usize];
+        let prompt =
+            Prompt { index: record.index, text: record.text.clone(), metadata: record.metadata.to_string() };
+        let task = Task {
+            id: Some(TaskId { kind: TaskKind::Train.into(), iteration: 0, index: spec.index }),
+            version: 0,
+            prompts: vec![prompt],
+            prompt_slot: spec.prompt_slot,
+            first_seed: spec.first_seed,
+            n_seeds: spec.n_seeds,
+        };
+        let sampled = sampler.sample(&task, &|| ())?;
+        let start = Instant::now();
+        let seconds = sampled.seconds;
+        let cost = scorer.complete(sampled)?.header.cost.unwrap_or_default();
+        // The first task warms libtorch up.
+        if position > 0 {
+            evaluations += cost.network_evaluations;
+            images += cost.images;
+            sampling += seconds;
+            scoring += start.elapsed().as_secs_f64();
+        }
+    }
+    println!(
+        "{n_tasks} tasks: {:.1} ms sampling and {:.1} ms scoring each",
+        per(sampling, n_tasks),
+        per(scoring, n_tasks)
+    );
+    println!(
+        "{:.0} network evaluations/s, {:.1} images/s",
+        evaluations as f64 / sampling,
+        images as f64 / sampling
+    );
+    Ok(())
+}
+
+fn per(seconds: f64, count: usize) -> f64 {
+    1000.0 * seconds / count as f64
+}
