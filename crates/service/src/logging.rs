@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::IsTerminal;
 use std::str::FromStr;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,17 +43,33 @@ impl fmt::Display for LogFormat {
 /// # Errors
 /// If `RUST_LOG` does not parse or logging was set up before.
 pub fn init(format: LogFormat, default_filter: &str) -> Result<(), ServiceError> {
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let ansi = std::io::stderr().is_terminal() && !no_color;
+    start(format, default_filter, std::io::stderr, ansi)
+}
+
+/// As [`init`], but lines go to `writer`, uncoloured.
+///
+/// # Errors
+/// As [`init`].
+pub fn init_to<W>(format: LogFormat, default_filter: &str, writer: W) -> Result<(), ServiceError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    start(format, default_filter, writer, false)
+}
+
+fn start<W>(format: LogFormat, default_filter: &str, writer: W, ansi: bool) -> Result<(), ServiceError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     let broken = |reason: String| ServiceError::Logging { reason };
     let directives = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(directives) if !directives.is_empty() => directives,
         _ => default_filter.to_owned(),
     };
     let filter = EnvFilter::try_new(directives).map_err(|error| broken(error.to_string()))?;
-    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && !no_color);
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(ansi);
     let outcome = match format {
         LogFormat::Text => subscriber.try_init(),
         LogFormat::Json => subscriber.json().flatten_event(true).try_init(),

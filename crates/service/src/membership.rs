@@ -157,7 +157,7 @@ impl Membership {
         Ok(task)
     }
 
-    /// Tells that the learner holds a task.
+    /// Tells that the learner holds a task, or does not want it any more.
     ///
     /// # Errors
     /// If the membership is lost.
@@ -192,7 +192,7 @@ impl Membership {
                 async move { client.finish_task(request(message, CALL_DEADLINE)).await }
             })
             .await?;
-        self.shared.state().running = None;
+        self.shared.state().running.take_if(|running| Some(*running) == message.task);
         Ok(())
     }
 

@@ -1,0 +1,82 @@
+//! Errors of the coordinator and the exit codes they come to.
+
+use crate::launch::ExitReport;
+use service::{ServiceError, exit_code};
+use std::path::PathBuf;
+
+/// What can go wrong between a command and its outcome.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    /// The command cannot be carried out as given.
+    #[error("{0}")]
+    Usage(String),
+    /// The run config has problems.
+    #[error("{} is not a valid run config:\n{source}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// All of its problems.
+        #[source]
+        source: config::ConfigErrors,
+    },
+    /// A prompt file cannot be used.
+    #[error(transparent)]
+    Prompts(#[from] config::PromptFileError),
+    /// A file cannot be read or written.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A process of the run cannot be started.
+    #[error("cannot start {}", program.display())]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A member's process ended in a way that starting it again does not cure.
+    #[error("{0}")]
+    MemberFailed(Box<ExitReport>),
+    /// The run ended badly.
+    #[error("the run failed: {0}")]
+    RunFailed(String),
+    /// The services broke.
+    #[error("the coordinator's services broke")]
+    Serve(#[from] tonic::transport::Error),
+    /// A living coordinator did not answer as it should.
+    #[error("the coordinator refused: {}", .0.message())]
+    Refused(#[source] Box<tonic::Status>),
+    /// The run has no living coordinator.
+    #[error("the run in {} does not live; go on with it by `coordinator up FILE --resume`", .0.display())]
+    NotLiving(PathBuf),
+    /// What every process can meet.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+}
+
+impl CoordinatorError {
+    /// The exit code that tells the kind of error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::Config { .. } | Self::Prompts(_) => exit_code::BAD_USAGE,
+            Self::MemberFailed(report) if report.code == Some(exit_code::BAD_USAGE.into()) => {
+                exit_code::BAD_USAGE
+            }
+            _ => exit_code::FAILED,
+        }
+    }
+}
+
+impl From<tonic::Status> for CoordinatorError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Refused(Box::new(status))
+    }
+}

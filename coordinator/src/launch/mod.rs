@@ -1,0 +1,22 @@
+//! Bringing the processes of a run to life and keeping them so.
+
+mod local;
+mod restart;
+mod supervisor;
+
+pub use local::{ExitReport, LocalLauncher, Program, is_member_process};
+pub use restart::{RestartDecision, RestartHistory};
+pub use supervisor::Supervisor;
+
+/// Member id of the learner.
+pub const LEARNER: &str = "learner";
+
+/// Member id of a rollout worker.
+pub fn worker_id(position: u32) -> String {
+    format!("worker-{position}")
+}
+
+/// Position of the rollout worker with that member id.
+pub fn worker_position(member_id: &str) -> Option<u32> {
+    member_id.strip_prefix("worker-")?.parse().ok()
+}

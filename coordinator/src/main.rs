@@ -1,0 +1,47 @@
+//! The `coordinator` program.
+
+use clap::Parser;
+use coordinator::cli::{Cli, Command};
+use coordinator::display::Display;
+use coordinator::error::CoordinatorError;
+use coordinator::{admin, config_file, up};
+use service::{exit_code, logging};
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli).await {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let code = error.exit_code();
+            eprintln!("error: {:#}", anyhow::Error::from(error));
+            ExitCode::from(code)
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
+    match cli.command {
+        Command::Up(args) => {
+            let display = Display::new(cli.log_format);
+            logging::init_to(cli.log_format, "info", display.log_writer())?;
+            return up::up(args, display).await;
+        }
+        Command::Status { run } => admin::status(&run, cli.log_format).await?,
+        Command::Scale { run, workers } => admin::scale(&run, workers).await?,
+        Command::Down { run } => admin::down(&run).await?,
+        Command::Logs { run, follow } => admin::logs(&run, follow).await?,
+        Command::Init { preset, file } => {
+            config_file::init(&preset, &file)?;
+            println!("wrote {}; next: `coordinator plan {}`", file.display(), file.display());
+        }
+        Command::Validate(args) => {
+            config_file::open(&args)?;
+            println!("{} is valid", args.file.display());
+        }
+        Command::Plan(args) => println!("{}", config::plan(&config_file::read(&args)?)),
+        Command::Export { run, to } => admin::export(&run, &to)?,
+    }
+    Ok(exit_code::DONE)
+}

@@ -1,0 +1,481 @@
+//! Who belongs to the run: decisions only, without I/O and without a clock.
+//!
+//! Invariants:
+//! 1. A member id has one living incarnation; messages of any other are refused as fenced.
+//! 2. Incarnations grow, also over restarts of the coordinator.
+//! 3. A member without heartbeat for a lease, or whose task got nowhere for the task deadline, is lost.
+//! 4. A process that its launcher replaced cannot come back while its successor lives.
+
+use proto::{Caller, Role};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Room for that many joins between two starts of the coordinator.
+const JOINS_PER_GENERATION: u64 = 1_000_000;
+
+/// How patient the coordinator is.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// A member that is silent for that long is lost.
+    pub lease: Duration,
+    /// A worker whose task gets nowhere for that long is lost.
+    pub task_deadline: Duration,
+}
+
+/// What a process says of itself when it joins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applicant {
+    /// Learner or rollout worker.
+    pub role: Role,
+    /// Chosen by its launcher.
+    pub member_id: String,
+    /// Empty at its first join.
+    pub run_id: String,
+    /// Learner: where workers reach it.
+    pub address: String,
+    /// Process id on its host.
+    pub pid: u32,
+    /// Its host.
+    pub host: String,
+}
+
+/// Why a message is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The message lacks something.
+    #[error("{0}")]
+    Malformed(&'static str),
+    /// The message is of another run.
+    #[error("this is run `{run_id}`, not `{theirs}`")]
+    OtherRun {
+        /// The run of this coordinator.
+        run_id: String,
+        /// What the message says.
+        theirs: String,
+    },
+    /// The place is taken.
+    #[error("member `{member_id}` is process {pid} on {host} now")]
+    Taken {
+        /// Whose place.
+        member_id: String,
+        /// Who has it.
+        pid: u32,
+        /// And where.
+        host: String,
+    },
+    /// The process was lost with a task that got nowhere; a new one must take its place.
+    #[error("process {pid} of member `{member_id}` got stuck and is replaced")]
+    Stuck {
+        /// The sender.
+        member_id: String,
+        /// Its process.
+        pid: u32,
+    },
+    /// The sender is not, or no longer, a member.
+    #[error("member `{member_id}` with incarnation {incarnation} is fenced; join again")]
+    Fenced {
+        /// The sender.
+        member_id: String,
+        /// Its incarnation.
+        incarnation: u64,
+    },
+}
+
+/// Whether a member is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Renews its lease.
+    Living,
+    /// Said goodbye.
+    Left,
+    /// Gone without a word.
+    Lost(Loss),
+}
+
+/// How a member was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// No heartbeat for a lease.
+    Silent,
+    /// Its task got nowhere for the task deadline.
+    Stuck,
+    /// Its launcher saw it end.
+    Exited,
+}
+
+impl Presence {
+    /// One word for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Living => "living",
+            Self::Left => "left",
+            Self::Lost(Loss::Silent) => "silent",
+            Self::Lost(Loss::Stuck) => "stuck",
+            Self::Lost(Loss::Exited) => "exited",
+        }
+    }
+}
+
+/// One member.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// What it said when it joined.
+    pub applicant: Applicant,
+    /// Its newest incarnation.
+    pub incarnation: u64,
+    /// Whether it is there.
+    pub presence: Presence,
+    /// Last sign of life.
+    pub last_heartbeat: Instant,
+    /// Asked to finish its task and leave.
+    pub draining: bool,
+    /// Tasks finished by all its incarnations.
+    pub tasks_done: u64,
+    /// Time with a task in hand, finished ones.
+    busy: Duration,
+    /// Time of membership before the newest join.
+    earlier: Duration,
+    joined: Instant,
+}
+
+impl Member {
+    /// Whether it is there.
+    pub fn is_living(&self) -> bool {
+        self.presence == Presence::Living
+    }
+
+    /// Time that it had a task in hand; `in_hand` is the age of the one it has.
+    pub fn busy(&self, in_hand: Duration) -> Duration {
+        self.busy + in_hand
+    }
+
+    /// Time that it was a member.
+    pub fn present(&self, now: Instant) -> Duration {
+        let until = if self.is_living() { now } else { self.last_heartbeat };
+        self.earlier + until.saturating_duration_since(self.joined)
+    }
+}
+
+/// All members of the run.
+#[derive(Clone, Debug)]
+pub struct Members {
+    run_id: String,
+    patience: Patience,
+    incarnation: u64,
+    members: BTreeMap<String, Member>,
+}
+
+impl Members {
+    /// No members yet; `generation` counts the starts of the coordinator of this run.
+    pub fn new(run_id: String, generation: u64, patience: Patience) -> Self {
+        let incarnation = generation * JOINS_PER_GENERATION;
+        Self { run_id, patience, incarnation, members: BTreeMap::new() }
+    }
+
+    /// Makes the applicant a member, in place of its earlier incarnation.
+    ///
+    /// # Errors
+    /// If it is of another run, or the place belongs to another living process.
+    pub fn join(&mut self, applicant: Applicant, now: Instant) -> Result<Caller, Refusal> {
+        self.check_applicant(&applicant)?;
+        self.incarnation += 1;
+        let earlier = self.members.get(&applicant.member_id);
+        let member = Member {
+            incarnation: self.incarnation,
+            presence: Presence::Living,
+            last_heartbeat: now,
+            draining: false,
+            tasks_done: earlier.map_or(0, |member| member.tasks_done),
+            busy: earlier.map_or(Duration::ZERO, |member| member.busy),
+            earlier: earlier.map_or(Duration::ZERO, |member| member.present(now)),
+            joined: now,
+            applicant,
+        };
+        let member_id = member.applicant.member_id.clone();
+        self.members.insert(member_id.clone(), member);
+        Ok(Caller { run_id: self.run_id.clone(), member_id, incarnation: self.incarnation })
+    }
+
+    fn check_applicant(&self, applicant: &Applicant) -> Result<(), Refusal> {
+        if applicant.role == Role::Unspecified {
+            return Err(Refusal::Malformed("a member needs a role"));
+        }
+        if applicant.member_id.is_empty() || applicant.member_id.contains(['/', '\0']) {
+            return Err(Refusal::Malformed("a member id is a name without `/`"));
+        }
+        let rejoins = !applicant.run_id.is_empty();
+        if rejoins && applicant.run_id != self.run_id {
+            return Err(Refusal::OtherRun { run_id: self.run_id.clone(), theirs: applicant.run_id.clone() });
+        }
+        let same_process = |other: &Applicant| other.pid == applicant.pid && other.host == applicant.host;
+        let stuck =
+            |other: &&Member| other.presence == Presence::Lost(Loss::Stuck) && same_process(&other.applicant);
+        if self.members.get(&applicant.member_id).filter(stuck).is_some() {
+            return Err(Refusal::Stuck { member_id: applicant.member_id.clone(), pid: applicant.pid });
+        }
+        let same_place = |other: &Applicant| {
+            other.member_id == applicant.member_id
+                || (other.role, applicant.role) == (Role::Learner, Role::Learner)
+        };
+        let rivals =
+            self.members.values().filter(|member| member.is_living()).map(|member| &member.applicant);
+        match rivals.filter(|other| same_place(other)).find(|other| !same_process(other)) {
+            // A newly started process replaces the one whose name it was given.
+            Some(other) if rejoins || other.member_id != applicant.member_id => Err(Refusal::Taken {
+                member_id: other.member_id.clone(),
+                pid: other.pid,
+                host: other.host.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Admits a message of the newest incarnation of a living member only, and counts it as a sign of life.
+    ///
+    /// # Errors
+    /// If the sender is fenced.
+    pub fn admit(&mut self, caller: Option<&Caller>, now: Instant) -> Result<&mut Member, Refusal> {
+        let member_id = self.check(caller)?.applicant.member_id.clone();
+        let member = self.members.get_mut(&member_id).expect("it was just found; anything else is a bug");
+        member.last_heartbeat = now;
+        Ok(member)
+    }
+
+    /// Tells whether the sender is, still, a living member; no sign of life.
+    ///
+    /// # Errors
+    /// If the sender is fenced.
+    pub fn check(&self, caller: Option<&Caller>) -> Result<&Member, Refusal> {
+        let caller = caller.ok_or(Refusal::Malformed("a message needs its caller"))?;
+        if caller.run_id != self.run_id {
+            return Err(Refusal::OtherRun { run_id: self.run_id.clone(), theirs: caller.run_id.clone() });
+        }
+        let newest = |member: &&Member| member.is_living() && member.incarnation == caller.incarnation;
+        self.members.get(&caller.member_id).filter(newest).ok_or_else(|| Refusal::Fenced {
+            member_id: caller.member_id.clone(),
+            incarnation: caller.incarnation,
+        })
+    }
+
+    /// Takes a heartbeat; `idle` is the time since the sender's task got anywhere.
+    ///
+    /// # Errors
+    /// If the sender is fenced, also when this heartbeat shows that it is stuck.
+    pub fn heartbeat(
+        &mut self,
+        caller: Option<&Caller>,
+        idle: Duration,
+        now: Instant,
+    ) -> Result<&Member, Refusal> {
+        let deadline = self.patience.task_deadline;
+        let member = self.admit(caller, now)?;
+        if idle > deadline {
+            member.presence = Presence::Lost(Loss::Stuck);
+            return Err(Refusal::Fenced {
+                member_id: member.applicant.member_id.clone(),
+                incarnation: member.incarnation,
+            });
+        }
+        Ok(member)
+    }
+
+    /// Ends the leases of members that were silent for too long and names them.
+    pub fn expire(&mut self, now: Instant) -> Vec<String> {
+        let lease = self.patience.lease;
+        let silent = |member: &&mut Member| {
+            member.is_living() && now.saturating_duration_since(member.last_heartbeat) > lease
+        };
+        let lost = self.members.values_mut().filter(silent).map(|member| {
+            member.presence = Presence::Lost(Loss::Silent);
+            member.applicant.member_id.clone()
+        });
+        lost.collect()
+    }
+
+    /// Ends a membership for a known reason; whether there was one with that process id to end.
+    pub fn end(&mut self, member_id: &str, pid: u32, presence: Presence) -> bool {
+        match self
+            .members
+            .get_mut(member_id)
+            .filter(|member| member.is_living() && member.applicant.pid == pid)
+        {
+            Some(member) => {
+                member.presence = presence;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Adds a task's time to its worker's busy time.
+    pub fn add_work(&mut self, member_id: &str, in_hand: Duration, finished: bool) {
+        if let Some(member) = self.members.get_mut(member_id) {
+            member.busy += in_hand;
+            member.tasks_done += u64::from(finished);
+        }
+    }
+
+    /// Asks one member to finish its task and leave.
+    pub fn drain(&mut self, member_id: &str) {
+        if let Some(member) = self.members.get_mut(member_id) {
+            member.draining = true;
+        }
+    }
+
+    /// A member by its id, living or not.
+    pub fn get(&self, member_id: &str) -> Option<&Member> {
+        self.members.get(member_id)
+    }
+
+    /// All members that ever joined, by id.
+    pub fn iter(&self) -> impl Iterator<Item = &Member> {
+        self.members.values()
+    }
+
+    /// The living learner.
+    pub fn learner(&self) -> Option<&Member> {
+        self.iter().find(|member| member.is_living() && member.applicant.role == Role::Learner)
+    }
+
+    /// Number of living rollout workers.
+    pub fn n_workers(&self) -> u32 {
+        self.iter()
+            .filter(|member| member.is_living() && member.applicant.role == Role::RolloutWorker)
+            .count() as u32
+    }
+
+    /// The run.
+    pub fn run_id(&self) -> &str {
+        &self.run_id
+    }
+
+    /// How patient the coordinator is.
+    pub fn patience(&self) -> Patience {
+        self.patience
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Patience =
+        Patience { lease: Duration::from_secs(5), task_deadline: Duration::from_secs(60) };
+
+    fn members() -> Members {
+        Members::new("run-a".to_owned(), 1, PATIENCE)
+    }
+
+    fn worker(member_id: &str, pid: u32) -> Applicant {
+        Applicant {
+            role: Role::RolloutWorker,
+            member_id: member_id.to_owned(),
+            run_id: String::new(),
+            address: String::new(),
+            pid,
+            host: "here".to_owned(),
+        }
+    }
+
+    fn again(applicant: Applicant) -> Applicant {
+        Applicant { run_id: "run-a".to_owned(), ..applicant }
+    }
+
+    fn learner(member_id: &str, pid: u32) -> Applicant {
+        Applicant { role: Role::Learner, address: "here:1".to_owned(), ..worker(member_id, pid) }
+    }
+
+    #[test]
+    fn a_member_without_heartbeat_is_lost_and_fenced() {
+        let (mut members, now) = (members(), Instant::now());
+        let caller = members.join(worker("a", 1), now).expect("joined");
+        assert!(members.expire(now + PATIENCE.lease).is_empty());
+        let late = now + PATIENCE.lease + Duration::from_millis(1);
+        assert_eq!(members.expire(late), ["a"]);
+        assert!(matches!(members.admit(Some(&caller), late), Err(Refusal::Fenced { .. })));
+        assert!(members.expire(late).is_empty(), "lost once");
+    }
+
+    #[test]
+    fn every_message_renews_the_lease() {
+        let (mut members, now) = (members(), Instant::now());
+        let caller = members.join(worker("a", 1), now).expect("joined");
+        members.admit(Some(&caller), now + PATIENCE.lease).expect("a member");
+        assert!(members.expire(now + PATIENCE.lease * 2).is_empty());
+    }
+
+    #[test]
+    fn an_earlier_incarnation_is_fenced() {
+        let (mut members, now) = (members(), Instant::now());
+        let old = members.join(worker("a", 1), now).expect("joined");
+        let new = members.join(worker("a", 2), now).expect("a new process takes over");
+        assert!(new.incarnation > old.incarnation);
+        assert!(matches!(members.admit(Some(&old), now), Err(Refusal::Fenced { .. })));
+        assert!(members.admit(Some(&new), now).is_ok());
+    }
+
+    #[test]
+    fn a_replaced_process_cannot_come_back_while_its_successor_lives() {
+        let (mut members, now) = (members(), Instant::now());
+        members.join(worker("a", 1), now).expect("joined");
+        members.join(worker("a", 2), now).expect("a new process takes over");
+        let refusal = members.join(again(worker("a", 1)), now).expect_err("replaced");
+        assert_eq!(refusal.to_string(), "member `a` is process 2 on here now");
+        members.join(again(worker("a", 2)), now).expect("the successor may");
+        assert!(members.end("a", 2, Presence::Lost(Loss::Exited)));
+        members.join(again(worker("a", 1)), now).expect("the place is free");
+    }
+
+    #[test]
+    fn incarnations_grow_over_restarts_of_the_coordinator() {
+        let now = Instant::now();
+        let old = members().join(worker("a", 1), now).expect("joined");
+        let mut reborn = Members::new("run-a".to_owned(), 2, PATIENCE);
+        let new = reborn.join(again(worker("a", 1)), now).expect("joined");
+        assert!(new.incarnation > old.incarnation);
+    }
+
+    #[test]
+    fn members_of_other_runs_are_refused() {
+        let (mut members, now) = (members(), Instant::now());
+        let stranger = Applicant { run_id: "run-b".to_owned(), ..worker("a", 1) };
+        assert!(matches!(members.join(stranger, now), Err(Refusal::OtherRun { .. })));
+        let caller = Caller { run_id: "run-b".to_owned(), member_id: "a".to_owned(), incarnation: 1 };
+        assert!(matches!(members.admit(Some(&caller), now), Err(Refusal::OtherRun { .. })));
+        assert!(matches!(members.admit(None, now), Err(Refusal::Malformed(_))));
+    }
+
+    #[test]
+    fn there_is_one_learner() {
+        let (mut members, now) = (members(), Instant::now());
+        members.join(learner("learner", 1), now).expect("joined");
+        assert!(matches!(members.join(learner("other", 2), now), Err(Refusal::Taken { .. })));
+        members.join(learner("learner", 3), now).expect("its successor");
+        assert_eq!(members.learner().expect("a learner").applicant.pid, 3);
+    }
+
+    #[test]
+    fn a_worker_that_gets_nowhere_is_stuck() {
+        let (mut members, now) = (members(), Instant::now());
+        let caller = members.join(worker("a", 1), now).expect("joined");
+        members.heartbeat(Some(&caller), PATIENCE.task_deadline, now).expect("in time");
+        let late = PATIENCE.task_deadline + Duration::from_secs(1);
+        assert!(members.heartbeat(Some(&caller), late, now).is_err());
+        assert_eq!(members.get("a").expect("known").presence, Presence::Lost(Loss::Stuck));
+        assert!(matches!(members.join(again(worker("a", 1)), now), Err(Refusal::Stuck { .. })));
+        members.join(worker("a", 2), now).expect("its successor");
+    }
+
+    #[test]
+    fn work_and_presence_add_up_over_lives() {
+        let (mut members, now) = (members(), Instant::now());
+        members.join(worker("a", 1), now).expect("joined");
+        members.add_work("a", Duration::from_secs(2), true);
+        let later = now + Duration::from_secs(4);
+        members.join(worker("a", 2), later).expect("joined");
+        let member = members.get("a").expect("known");
+        assert_eq!(member.busy(Duration::from_secs(1)), Duration::from_secs(3));
+        assert_eq!(member.present(later + Duration::from_secs(2)), Duration::from_secs(6));
+        assert_eq!(member.tasks_done, 1);
+    }
+}

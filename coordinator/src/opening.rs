@@ -1,0 +1,190 @@
+//! Opening the directory of a run, new or to go on with: lock, resolved config, record, port.
+
+use crate::cli::UpArgs;
+use crate::error::CoordinatorError;
+use crate::resume::{Differences, compare};
+use crate::run_record::{RunLock, RunRecord};
+use crate::server::bind;
+use config::RunConfig;
+use service::{RunDirectory, durable};
+use tokio::net::TcpListener;
+
+/// A run that this process may bring to life.
+pub struct OpenRun {
+    /// Its directory, absolute.
+    pub directory: RunDirectory,
+    /// What is known of its earlier life.
+    pub record: RunRecord,
+    /// Keeps other coordinators away while it is held.
+    pub lock: RunLock,
+}
+
+/// The directory of a config's run, absolute.
+///
+/// # Errors
+/// If the working directory is gone.
+pub fn run_directory(config: &RunConfig) -> Result<RunDirectory, CoordinatorError> {
+    let path = config.run.directory.join(&config.run.name);
+    let failed = |source| CoordinatorError::File { action: "resolve", path: path.clone(), source };
+    Ok(RunDirectory::new(std::path::absolute(&path).map_err(failed)?))
+}
+
+/// Opens the run of a config and the socket at which its members reach this process. Nothing of an existing run is touched before it is clear that it may go on.
+///
+/// # Errors
+/// A usage error if the run is there already or, when resuming, is not; if it lives; if its config is another one;
+/// if the port is taken.
+pub async fn open_run(args: &UpArgs, config: &RunConfig) -> Result<(OpenRun, TcpListener), CoordinatorError> {
+    let directory = run_directory(config)?;
+    let exists = directory.run_file().exists() || directory.config().exists();
+    if exists != args.resume {
+        return Err(CoordinatorError::Usage(match exists {
+            true => already_there(args, &directory),
+            false => format!(
+                "there is no run to resume in {}; leave out `--resume` to start it",
+                directory.path().display()
+            ),
+        }));
+    }
+    directory.create()?;
+    let lock = RunLock::take(&directory)?;
+    let mut record = match exists {
+        true => reopen(config, &directory)?,
+        false => RunRecord::new(&config.run.name),
+    };
+    let listener = listen(args.port.unwrap_or(record.port)).await?;
+    record.port = listener.local_addr().map_err(|error| port_error(record.port, &error))?.port();
+    durable::write_file(&directory.config(), config.to_toml().as_bytes())?;
+    record.write(&directory)?;
+    Ok((OpenRun { directory, record, lock }, listener))
+}
+
+fn already_there(args: &UpArgs, directory: &RunDirectory) -> String {
+    format!(
+        "the run directory {} exists; go on with it by `coordinator up {} --resume`, choose another name by \
+         `--set run.name=NAME`, or remove it",
+        directory.path().display(),
+        args.config.file.display()
+    )
+}
+
+/// The record of a run that is to go on, if the config allows it.
+fn reopen(config: &RunConfig, directory: &RunDirectory) -> Result<RunRecord, CoordinatorError> {
+    let path = directory.config();
+    let failed = |source| CoordinatorError::File { action: "read", path: path.clone(), source };
+    let text = std::fs::read_to_string(&path).map_err(failed)?;
+    let stored = RunConfig::from_toml(&text)
+        .map_err(|source| CoordinatorError::Config { path: path.clone(), source })?;
+    let differences = compare(&stored, config);
+    if !differences.forbidden.is_empty() {
+        return Err(another_run(directory, &differences));
+    }
+    let record = RunRecord::read(directory)?;
+    let living = record.living_members();
+    if !differences.allowed.is_empty() && !living.is_empty() {
+        return Err(CoordinatorError::Usage(format!(
+            "{} still live and know the config of before; resume without changes, or end them first:\n  {}",
+            living.join(", "),
+            differences.allowed.join("\n  ")
+        )));
+    }
+    Ok(RunRecord { generation: record.generation + 1, coordinator_pid: std::process::id(), ..record })
+}
+
+fn another_run(directory: &RunDirectory, differences: &Differences) -> CoordinatorError {
+    CoordinatorError::Usage(format!(
+        "{} was started with another config; only [resources], [evaluation], [checkpoints] and run.iterations may \
+         change, but these do:\n  {}\nput them back, or start another run by `--set run.name=NAME`",
+        directory.path().display(),
+        differences.forbidden.join("\n  ")
+    ))
+}
+
+async fn listen(port: u16) -> Result<TcpListener, CoordinatorError> {
+    bind(port).await.map_err(|error| port_error(port, &error))
+}
+
+fn port_error(port: u16, error: &std::io::Error) -> CoordinatorError {
+    let what = match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!("port {port} is taken"),
+        _ => format!("cannot listen on port {port}: {error}"),
+    };
+    CoordinatorError::Usage(format!("{what}; choose another with `--port`, 0 for any free one"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+
+    fn args(flags: &[&str]) -> UpArgs {
+        let line = ["coordinator", "up", "run.toml"].iter().chain(flags);
+        match Cli::try_parse_from(line).expect("valid flags").command {
+            Command::Up(args) => args,
+            other => panic!("not `up`: {other:?}"),
+        }
+    }
+
+    fn config(home: &tempfile::TempDir) -> RunConfig {
+        let mut config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
+        config.run.directory = home.path().to_owned();
+        config
+    }
+
+    async fn refusal(flags: &[&str], config: &RunConfig) -> String {
+        let error = open_run(&args(flags), config).await.err().expect("refused");
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    #[tokio::test]
+    async fn an_existing_run_is_neither_overwritten_nor_invented() {
+        let home = tempfile::tempdir().expect("a directory");
+        let config = config(&home);
+        assert!(refusal(&["--resume"], &config).await.contains("no run to resume"));
+        drop(open_run(&args(&[]), &config).await.expect("new"));
+        assert!(refusal(&[], &config).await.contains("run.toml --resume"));
+    }
+
+    #[tokio::test]
+    async fn a_resumed_run_keeps_its_id_and_port_and_counts_on() {
+        let home = tempfile::tempdir().expect("a directory");
+        let config = config(&home);
+        let first = open_run(&args(&[]), &config).await.expect("new").0.record;
+        let second = open_run(&args(&["--resume"]), &config).await.expect("again").0.record;
+        assert_eq!((second.run_id, second.port), (first.run_id, first.port));
+        assert_eq!(second.generation, first.generation + 1);
+    }
+
+    #[tokio::test]
+    async fn a_living_run_has_one_coordinator() {
+        let home = tempfile::tempdir().expect("a directory");
+        let config = config(&home);
+        let _living = open_run(&args(&[]), &config).await.expect("new");
+        assert!(refusal(&["--resume"], &config).await.contains("living coordinator"));
+    }
+
+    #[tokio::test]
+    async fn another_config_is_refused_with_the_keys_that_differ() {
+        let home = tempfile::tempdir().expect("a directory");
+        let mut config = config(&home);
+        drop(open_run(&args(&[]), &config).await.expect("new"));
+        config.run.iterations += 1;
+        drop(open_run(&args(&["--resume"]), &config).await.expect("longer"));
+        config.run.seed += 1;
+        assert!(refusal(&["--resume"], &config).await.contains("run.seed: "));
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named_with_the_flag() {
+        let home = tempfile::tempdir().expect("a directory");
+        let taken = bind(0).await.expect("a free port");
+        let port = taken.local_addr().expect("bound").port().to_string();
+        let message = refusal(&["--port", &port], &config(&home)).await;
+        assert!(
+            message.contains(&format!("port {port} is taken")) && message.contains("--port"),
+            "{message}"
+        );
+    }
+}

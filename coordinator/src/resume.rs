@@ -1,0 +1,99 @@
+//! Which keys of a config may change when a run is resumed: those that decide nothing about the iterations done.
+
+use config::RunConfig;
+use std::collections::BTreeMap;
+use toml::{Table, Value};
+
+/// Sections that may change freely, and single keys.
+const CHANGEABLE: [&str; 4] = ["resources.", "evaluation.", "checkpoints.", "run.iterations"];
+
+/// Keys that differ between two configs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// They may change; living members do not know the new values, though.
+    pub allowed: Vec<String>,
+    /// With these it would be another run.
+    pub forbidden: Vec<String>,
+}
+
+/// Compares the config that a run was started with to the one that it is to go on with. Each difference reads
+/// `key: old → new`.
+pub fn compare(stored: &RunConfig, given: &RunConfig) -> Differences {
+    let (stored, given) = (flatten(stored), flatten(given));
+    let mut differences = Differences::default();
+    let keys: std::collections::BTreeSet<&String> = stored.keys().chain(given.keys()).collect();
+    for key in keys {
+        let (old, new) = (stored.get(key), given.get(key));
+        // The number of workers is a matter between the coordinator and its processes; `scale` changes it, too.
+        if old == new || key == "resources.workers" {
+            continue;
+        }
+        let show = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
+        let text = format!("{key}: {} → {}", show(old), show(new));
+        match CHANGEABLE.iter().any(|prefix| key.starts_with(prefix)) {
+            true => differences.allowed.push(text),
+            false => differences.forbidden.push(text),
+        }
+    }
+    differences
+}
+
+/// Every value of a config by its dotted key.
+fn flatten(config: &RunConfig) -> BTreeMap<String, Value> {
+    let table: Table = config.to_toml().parse().expect("a config writes valid TOML; anything else is a bug");
+    let mut flat = BTreeMap::new();
+    for (section, value) in table {
+        match value {
+            Value::Table(keys) => {
+                flat.extend(keys.into_iter().map(|(key, value)| (format!("{section}.{key}"), value)));
+            }
+            other => {
+                flat.insert(section, other);
+            }
+        }
+    }
+    flat
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> RunConfig {
+        config::preset("tempflow-tiny-cpu").expect("a preset").config
+    }
+
+    #[test]
+    fn equal_configs_have_no_differences() {
+        assert_eq!(compare(&config(), &config()), Differences::default());
+    }
+
+    #[test]
+    fn what_decides_the_outcome_may_not_change() {
+        let mut given = config();
+        given.run.seed += 1;
+        given.training.learning_rate = 0.5;
+        given.rewards[0].weight = 2.5;
+        let differences = compare(&config(), &given);
+        let keys: Vec<_> = differences.forbidden.iter().filter_map(|text| text.split(':').next()).collect();
+        assert_eq!(keys, ["rewards", "run.seed", "training.learning_rate"]);
+        assert!(differences.forbidden[2].ends_with("→ 0.5"), "{differences:?}");
+    }
+
+    #[test]
+    fn length_resources_and_evaluation_may_change() {
+        let mut given = config();
+        given.run.iterations += 1;
+        given.resources.worker_threads += 1;
+        given.resources.workers += 1;
+        given.evaluation.every += 1;
+        given.checkpoints.keep_last += 1;
+        let differences = compare(&config(), &given);
+        assert!(differences.forbidden.is_empty());
+        assert_eq!(
+            differences.allowed.len(),
+            4,
+            "the number of workers is not even a difference: {differences:?}"
+        );
+    }
+}

@@ -1,0 +1,156 @@
+//! `run.json`: how commands reach the coordinator of a run, and what a restarted coordinator must know.
+
+use crate::error::CoordinatorError;
+use crate::launch::is_member_process;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use service::{RunDirectory, durable};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::path::PathBuf;
+
+/// What `run.json` holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// Tells this run from any other.
+    pub run_id: String,
+    /// Port of the coordinator on the loopback interface.
+    pub port: u16,
+    /// Process id of the coordinator.
+    pub coordinator_pid: u32,
+    /// Counts the starts of the coordinator.
+    pub generation: u64,
+    /// Process id of each member that was started and has not been seen to end.
+    pub members: BTreeMap<String, u32>,
+}
+
+impl RunRecord {
+    /// A record of a run that nobody has seen before.
+    pub fn new(run_name: &str) -> Self {
+        // Keys of a hash map are the one source of randomness in the standard library.
+        let random = RandomState::new().build_hasher().finish();
+        Self {
+            run_id: format!("{run_name}-{random:016x}"),
+            port: 0,
+            coordinator_pid: std::process::id(),
+            generation: 1,
+            members: BTreeMap::new(),
+        }
+    }
+
+    /// Reads the record of a run.
+    ///
+    /// # Errors
+    /// If there is none or it is not readable.
+    pub fn read(directory: &RunDirectory) -> Result<Self, CoordinatorError> {
+        let path = directory.run_file();
+        let failed = |source| CoordinatorError::File { action: "read", path: path.clone(), source };
+        let bytes = std::fs::read(&path).map_err(failed)?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))
+    }
+
+    /// Members whose processes still live.
+    pub fn living_members(&self) -> Vec<String> {
+        let living = self.members.iter().filter(|(member_id, pid)| is_member_process(**pid, member_id));
+        living.map(|(member_id, _)| member_id.clone()).collect()
+    }
+
+    /// Writes the record, whole or not at all.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&self, directory: &RunDirectory) -> Result<(), CoordinatorError> {
+        let text =
+            serde_json::to_vec_pretty(self).expect("the record has a JSON form; anything else is a bug");
+        Ok(durable::write_file(&directory.run_file(), &text)?)
+    }
+}
+
+/// Held by the living coordinator of a run; the system frees it when the process ends, however it ends.
+pub struct RunLock {
+    _file: Flock<File>,
+}
+
+impl RunLock {
+    /// Takes the lock of a run.
+    ///
+    /// # Errors
+    /// A usage error if another coordinator has it.
+    pub fn take(directory: &RunDirectory) -> Result<Self, CoordinatorError> {
+        let path = directory.lock_file();
+        let failed = |source| CoordinatorError::File { action: "lock", path: path.clone(), source };
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => Ok(Self { _file: file }),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(CoordinatorError::Usage(living(directory))),
+            Err((_, errno)) => Err(failed(errno.into())),
+        }
+    }
+
+    /// Whether a living coordinator has the lock of a run.
+    pub fn is_taken(directory: &RunDirectory) -> bool {
+        matches!(Self::take(directory), Err(CoordinatorError::Usage(_)))
+    }
+}
+
+fn living(directory: &RunDirectory) -> String {
+    let run = directory.path().display();
+    let process = match RunRecord::read(directory) {
+        Ok(record) => format!(" (process {}, port {})", record.coordinator_pid, record.port),
+        Err(_) => String::new(),
+    };
+    format!(
+        "{run} has a living coordinator{process}; see `coordinator status {run}`, stop it with `coordinator down {run}`"
+    )
+}
+
+/// Finds the directory of a run that a command names: a path, or a name below `runs/`.
+///
+/// # Errors
+/// A usage error if there is no such run.
+pub fn find_run(run: &str) -> Result<RunDirectory, CoordinatorError> {
+    let candidates = [PathBuf::from(run), PathBuf::from("runs").join(run)];
+    let found = candidates.iter().map(RunDirectory::new).find(|directory| directory.run_file().exists());
+    found.ok_or_else(|| {
+        let looked = candidates.map(|path| path.join("run.json").display().to_string()).join(" nor ");
+        CoordinatorError::Usage(format!("no run `{run}`: neither {looked} exists; give the run's directory"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_survives_writing_and_reading() {
+        let home = tempfile::tempdir().expect("a directory");
+        let directory = RunDirectory::new(home.path());
+        let mut record = RunRecord::new("demo");
+        record.members.insert("learner".to_owned(), 7);
+        record.write(&directory).expect("written");
+        assert_eq!(RunRecord::read(&directory).expect("readable"), record);
+        assert_ne!(RunRecord::new("demo").run_id, record.run_id);
+    }
+
+    #[test]
+    fn a_second_coordinator_is_refused_until_the_first_is_gone() {
+        let home = tempfile::tempdir().expect("a directory");
+        let directory = RunDirectory::new(home.path());
+        RunRecord::new("demo").write(&directory).expect("written");
+        let lock = RunLock::take(&directory).expect("free");
+        let refusal = RunLock::take(&directory).err().expect("taken");
+        assert!(refusal.to_string().contains(&format!("process {}", std::process::id())), "{refusal}");
+        assert_eq!(refusal.exit_code(), 2);
+        drop(lock);
+        assert!(!RunLock::is_taken(&directory));
+    }
+
+    #[test]
+    fn an_unknown_run_is_named_with_the_places_looked_at() {
+        let error = find_run("no/such-run").err().expect("unknown").to_string();
+        assert!(error.contains("no/such-run/run.json nor runs/no/such-run/run.json"), "{error}");
+    }
+}

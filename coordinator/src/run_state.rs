@@ -1,0 +1,372 @@
+//! The soft state of a run behind the coordinator's services: members, tasks, progress, and how it ends.
+//!
+//! Every method takes the time and answers at once; nothing here waits. What is lost with the process comes back when
+//! the members join again.
+
+use crate::catalog::{Catalog, from_wire, kind_from_wire, to_wire};
+use crate::membership::{Applicant, Loss, Member, Members, Presence, Refusal};
+use crate::tasks::{Grant, Lease, TaskBook, TaskCounts, TaskName, Verdict, WantedTasks};
+use proto::heartbeat_reply::Order;
+use proto::{
+    Caller, FinishTaskRequest, HeartbeatReply, JoinReply, JoinRequest, Progress, ReportRequest, Role,
+    StatusReply, Summary, Wanted,
+};
+use std::time::{Duration, Instant};
+
+/// How a run ends.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ending {
+    /// All iterations are trained and evaluated.
+    Done(Box<Summary>),
+    /// It cannot go on, and why.
+    Failed(String),
+}
+
+/// What is shown of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// What the learner last reported.
+    pub progress: Progress,
+    /// Tasks of the iterations at work.
+    pub tasks: TaskCounts,
+    /// Living rollout workers.
+    pub workers: u32,
+    /// Rollout workers there should be.
+    pub workers_wanted: u32,
+    /// Share of the workers' time with a task in hand.
+    pub worker_busy: f64,
+}
+
+/// Everything the coordinator knows; rebuilt from what members say.
+pub struct RunState {
+    /// Who is there.
+    pub members: Members,
+    tasks: TaskBook,
+    catalog: Catalog,
+    run_directory: String,
+    progress: Progress,
+    workers_wanted: u32,
+    draining: bool,
+    ending: Option<Ending>,
+}
+
+impl RunState {
+    /// The state before anybody has joined.
+    pub fn new(members: Members, catalog: Catalog, run_directory: String) -> Self {
+        let config = catalog.config();
+        let progress = Progress {
+            iterations: config.run.iterations,
+            phase: "starting".to_owned(),
+            ..Progress::default()
+        };
+        let workers_wanted = config.resources.workers as u32;
+        let tasks = TaskBook::default();
+        Self {
+            members,
+            tasks,
+            catalog,
+            run_directory,
+            progress,
+            workers_wanted,
+            draining: false,
+            ending: None,
+        }
+    }
+
+    /// Makes the sender a member and tells it what the run is.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub fn join(&mut self, request: &JoinRequest, now: Instant) -> Result<JoinReply, Refusal> {
+        let role = request.role();
+        let applicant = Applicant {
+            role,
+            member_id: request.member_id.clone(),
+            run_id: request.run_id.clone(),
+            address: request.address.clone(),
+            pid: request.pid,
+            host: request.host.clone(),
+        };
+        let identity = self.members.join(applicant, now)?;
+        tracing::info!(
+            member = request.member_id,
+            pid = request.pid,
+            incarnation = identity.incarnation,
+            "joined"
+        );
+        match role {
+            Role::Learner => self.tasks.forget_learner(),
+            _ => {
+                let running = request.running.as_ref().and_then(from_wire);
+                self.tasks.claim(&request.member_id, running, now);
+            }
+        }
+        Ok(JoinReply {
+            identity: Some(identity),
+            config: self.catalog.config().to_toml(),
+            run_directory: self.run_directory.clone(),
+            learner_address: self.learner_address(),
+            lease_seconds: self.members.patience().lease.as_secs_f64(),
+        })
+    }
+
+    /// Renews a lease and answers with the member's orders.
+    ///
+    /// # Errors
+    /// If the sender is fenced.
+    pub fn heartbeat(
+        &mut self,
+        caller: Option<&Caller>,
+        idle: Duration,
+        now: Instant,
+    ) -> Result<HeartbeatReply, Refusal> {
+        let outcome = self.members.heartbeat(caller, idle, now).map(|member| member.draining);
+        if let (Err(Refusal::Fenced { member_id, .. }), Some(_)) = (&outcome, caller) {
+            self.lose_stuck_task(&member_id.clone(), now);
+        }
+        let order = if outcome? || self.is_ending() { Order::Drain } else { Order::Continue };
+        Ok(HeartbeatReply { order: order.into(), learner_address: self.learner_address() })
+    }
+
+    fn lose_stuck_task(&mut self, member_id: &str, now: Instant) {
+        if self.members.get(member_id).is_some_and(|member| member.presence == Presence::Lost(Loss::Stuck)) {
+            self.lost(member_id, now);
+        }
+    }
+
+    /// Decides what a worker that waits does next; `None` is nothing for now. Waiting is no sign of life, so that a
+    /// worker behind a cut line is lost in time.
+    ///
+    /// # Errors
+    /// If the sender is fenced.
+    pub fn next_task(
+        &mut self,
+        caller: Option<&Caller>,
+        now: Instant,
+    ) -> Result<Option<proto::Task>, Refusal> {
+        let member = self.members.check(caller)?;
+        if member.applicant.role != Role::RolloutWorker {
+            return Err(Refusal::Malformed("only rollout workers run tasks"));
+        }
+        let (member_id, draining) = (member.applicant.member_id.clone(), member.draining);
+        if draining || self.is_ending() {
+            return Ok(None);
+        }
+        match self.tasks.grant(&member_id, now) {
+            Grant::Task(name) => {
+                tracing::debug!(member = member_id, task = %name, "granted");
+                Ok(self.catalog.task(name))
+            }
+            Grant::Wait(reason) => {
+                tracing::trace!(member = member_id, reason, "nothing granted");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Ends a worker's lease of a task, which the learner holds now or which failed.
+    ///
+    /// # Errors
+    /// If the sender is fenced or names no task.
+    pub fn finish_task(&mut self, request: &FinishTaskRequest, now: Instant) -> Result<(), Refusal> {
+        let member_id = self.members.admit(request.caller.as_ref(), now)?.applicant.member_id.clone();
+        let name =
+            request.task.as_ref().and_then(from_wire).ok_or(Refusal::Malformed("which task is finished?"))?;
+        if request.failure.is_empty() {
+            let lease = self.tasks.finish(&member_id, name, now);
+            self.add_work(&member_id, lease.as_ref(), true, now);
+            return Ok(());
+        }
+        tracing::warn!(member = member_id, task = %name, "task failed: {}", request.failure);
+        let (lease, verdict) = self.tasks.fail(&member_id, name, request.poisonous);
+        self.add_work(&member_id, lease.as_ref(), false, now);
+        if let Verdict::GiveUp { failures } = verdict {
+            let task = self.catalog.describe(name);
+            self.end(Ending::Failed(format!("{task} failed {failures} times, last: {}", request.failure)));
+        }
+        Ok(())
+    }
+
+    /// Takes the learner's account; the answer is whether it should stop at the next boundary.
+    ///
+    /// # Errors
+    /// If the sender is fenced, is not the learner, or wants what the config does not have.
+    pub fn report(&mut self, request: ReportRequest, now: Instant) -> Result<bool, Refusal> {
+        let role = self.members.admit(request.caller.as_ref(), now)?.applicant.role;
+        if role != Role::Learner {
+            return Err(Refusal::Malformed("only the learner reports"));
+        }
+        let wanted: Vec<_> = request.wanted.iter().map(|set| self.wanted(set)).collect::<Result<_, _>>()?;
+        self.tasks.report(&wanted, now);
+        if let Some(progress) = request.progress {
+            self.progress = progress;
+        }
+        if !request.fatal.is_empty() {
+            self.end(Ending::Failed(request.fatal));
+        } else if let Some(mut summary) = request.summary {
+            summary.worker_busy = self.worker_busy(now);
+            self.end(Ending::Done(Box::new(summary)));
+        }
+        Ok(self.is_ending())
+    }
+
+    fn wanted(&self, set: &Wanted) -> Result<WantedTasks, Refusal> {
+        let kind = kind_from_wire(set.kind()).ok_or(Refusal::Malformed("tasks of which kind are wanted?"))?;
+        if set.version != self.catalog.version(kind, set.iteration) {
+            return Err(Refusal::Malformed(
+                "the learner wants tasks with another version than the config says",
+            ));
+        }
+        let n_tasks = self.catalog.n_tasks(kind);
+        Ok(WantedTasks { iteration: set.iteration, kind, n_tasks, held: set.held.clone() })
+    }
+
+    /// Ends the membership of a sender that says goodbye.
+    ///
+    /// # Errors
+    /// If the sender is fenced.
+    pub fn leave(&mut self, caller: Option<&Caller>, now: Instant) -> Result<(), Refusal> {
+        let member = self.members.admit(caller, now)?;
+        member.presence = Presence::Left;
+        let member_id = member.applicant.member_id.clone();
+        tracing::info!(member = member_id, "left");
+        self.lost(&member_id, now);
+        Ok(())
+    }
+
+    /// Ends the leases of silent members; whether there were any.
+    pub fn expire(&mut self, now: Instant) -> bool {
+        let lost = self.members.expire(now);
+        for member_id in &lost {
+            tracing::warn!(member = member_id, "silent for a whole lease, lost");
+            self.lost(member_id, now);
+        }
+        !lost.is_empty()
+    }
+
+    /// Notes that the launcher saw a member's process end.
+    pub fn exited(&mut self, member_id: &str, pid: u32, now: Instant) {
+        if self.members.end(member_id, pid, Presence::Lost(Loss::Exited)) {
+            self.lost(member_id, now);
+        }
+    }
+
+    /// Puts back what a member that is gone had.
+    fn lost(&mut self, member_id: &str, now: Instant) {
+        let is_learner = |member: &Member| member.applicant.role == Role::Learner;
+        if self.members.get(member_id).is_some_and(is_learner) {
+            self.tasks.forget_learner();
+        }
+        let lease = self.tasks.release(member_id);
+        self.add_work(member_id, lease.as_ref(), false, now);
+    }
+
+    fn add_work(&mut self, member_id: &str, lease: Option<&Lease>, finished: bool, now: Instant) {
+        if let Some(lease) = lease {
+            self.members.add_work(member_id, now.saturating_duration_since(lease.granted), finished);
+        }
+    }
+
+    /// Lets every member finish what it has in hand and leave.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Sets the number of rollout workers there should be.
+    pub fn scale(&mut self, workers: u32) {
+        self.workers_wanted = workers;
+    }
+
+    /// Ends the run; the first ending stands.
+    pub fn end(&mut self, ending: Ending) {
+        self.ending.get_or_insert(ending);
+    }
+
+    /// How the run ended, if it did.
+    pub fn ending(&self) -> Option<&Ending> {
+        self.ending.as_ref()
+    }
+
+    /// Whether members are asked to leave.
+    pub fn is_ending(&self) -> bool {
+        self.draining || self.ending.is_some()
+    }
+
+    /// Number of rollout workers there should be.
+    pub fn workers_wanted(&self) -> u32 {
+        self.workers_wanted
+    }
+
+    /// What the learner last reported.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// What is shown of the run.
+    pub fn snapshot(&self, now: Instant) -> Snapshot {
+        Snapshot {
+            progress: self.progress.clone(),
+            tasks: self.tasks.counts(),
+            workers: self.members.n_workers(),
+            workers_wanted: self.workers_wanted,
+            worker_busy: self.worker_busy(now),
+        }
+    }
+
+    /// What `coordinator status` shows.
+    pub fn status(&self, now: Instant) -> StatusReply {
+        let tasks = self.tasks.counts();
+        StatusReply {
+            run_id: self.members.run_id().to_owned(),
+            run_name: self.catalog.config().run.name.clone(),
+            progress: Some(self.progress.clone()),
+            members: self.members.iter().map(|member| self.member_status(member, now)).collect(),
+            tasks_queued: tasks.waiting,
+            tasks_running: tasks.leased,
+            workers_wanted: self.workers_wanted,
+        }
+    }
+
+    fn member_status(&self, member: &Member, now: Instant) -> proto::Member {
+        let applicant = &member.applicant;
+        let busy = match applicant.role {
+            Role::Learner => self.progress.learner_busy,
+            _ => share(self.busy(member, now), member.present(now)),
+        };
+        let running: Option<TaskName> = self.tasks.lease_of(&applicant.member_id).map(|lease| lease.task);
+        proto::Member {
+            member_id: applicant.member_id.clone(),
+            role: applicant.role.into(),
+            state: member.presence.as_str().to_owned(),
+            address: applicant.address.clone(),
+            pid: applicant.pid,
+            seconds_since_heartbeat: now.saturating_duration_since(member.last_heartbeat).as_secs_f64(),
+            tasks_done: member.tasks_done,
+            running: running.map(to_wire),
+            busy,
+        }
+    }
+
+    fn busy(&self, member: &Member, now: Instant) -> Duration {
+        let lease = self.tasks.lease_of(&member.applicant.member_id);
+        member.busy(lease.map_or(Duration::ZERO, |lease| now.saturating_duration_since(lease.granted)))
+    }
+
+    fn worker_busy(&self, now: Instant) -> f64 {
+        let workers = self.members.iter().filter(|member| member.applicant.role == Role::RolloutWorker);
+        let (mut busy, mut present) = (Duration::ZERO, Duration::ZERO);
+        for worker in workers {
+            busy += self.busy(worker, now);
+            present += worker.present(now);
+        }
+        share(busy, present)
+    }
+
+    fn learner_address(&self) -> String {
+        self.members.learner().map(|member| member.applicant.address.clone()).unwrap_or_default()
+    }
+}
+
+fn share(part: Duration, whole: Duration) -> f64 {
+    if whole.is_zero() { 0.0 } else { (part.as_secs_f64() / whole.as_secs_f64()).min(1.0) }
+}

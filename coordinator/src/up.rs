@@ -1,0 +1,224 @@
+//! `coordinator up`: brings a run to life, follows it, and takes it down again.
+
+use crate::catalog::Catalog;
+use crate::cli::{Place, UpArgs};
+use crate::config_file;
+use crate::display::Display;
+use crate::error::CoordinatorError;
+use crate::launch::{LEARNER, LocalLauncher, Supervisor, worker_id};
+use crate::membership::{Members, Patience};
+use crate::opening::{OpenRun, open_run, run_directory};
+use crate::run_state::{Ending, RunState};
+use crate::server::ControlPlane;
+use config::RunConfig;
+use nix::sys::signal::Signal;
+use service::{exit_code, shutdown};
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Silence after which a member is lost; it sends a heartbeat every fifth of that.
+const LEASE: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_millis(100);
+/// Time for processes to end by themselves once the run is done.
+const DONE_GRACE: Duration = Duration::from_secs(30);
+/// Time between asking a process to end and making it.
+const KILL_GRACE: Duration = Duration::from_secs(10);
+
+/// Why processes are being stopped.
+enum Stop {
+    Ended(Ending),
+    Drained,
+    Broken(CoordinatorError),
+}
+
+/// Runs the command; the outcome is the process's exit code.
+///
+/// # Errors
+/// Usage errors before anything is started; else whatever made the run fail.
+pub async fn up(args: UpArgs, display: Display) -> Result<u8, CoordinatorError> {
+    if args.on != Place::Local {
+        let place = if args.on == Place::Slurm { "slurm" } else { "kubernetes" };
+        return Err(CoordinatorError::Usage(format!(
+            "`--on {place}` is not available yet; leave it out to run on this machine"
+        )));
+    }
+    let catalog = config_file::open(&with_workers(&args).config)?;
+    if args.dry_run {
+        return dry_run(&args, catalog.config());
+    }
+    let (opened, listener) = open_run(&args, catalog.config()).await?;
+    Run::start(&args, catalog, opened, listener, display)?.follow().await
+}
+
+/// `--workers N` is a setting like any other.
+fn with_workers(args: &UpArgs) -> UpArgs {
+    let mut args = args.clone();
+    args.config.settings.extend(args.workers.map(|workers| format!("resources.workers={workers}")));
+    args
+}
+
+fn dry_run(args: &UpArgs, config: &RunConfig) -> Result<u8, CoordinatorError> {
+    let directory = run_directory(config)?;
+    println!("run directory: {}", directory.path().display());
+    let launcher = LocalLauncher::new(args.port.unwrap_or(0), directory.clone())?;
+    let workers = (0..config.resources.workers as u32).map(worker_id);
+    for member_id in std::iter::once(LEARNER.to_owned()).chain(workers) {
+        println!("{}\n  log: {}", launcher.program(&member_id), directory.log_of(&member_id).display());
+    }
+    Ok(exit_code::DONE)
+}
+
+/// A run that is being followed.
+struct Run {
+    opened: OpenRun,
+    plane: ControlPlane,
+    supervisor: Supervisor,
+    display: Display,
+    signals: watch::Receiver<u32>,
+    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    drain_grace: Duration,
+    resume_command: String,
+}
+
+impl Run {
+    fn start(
+        args: &UpArgs,
+        catalog: Catalog,
+        opened: OpenRun,
+        listener: TcpListener,
+        display: Display,
+    ) -> Result<Self, CoordinatorError> {
+        let signals = shutdown::signal_count()?;
+        display.log_to(&opened.directory.log_of("coordinator"))?;
+        let (record, directory) = (&opened.record, opened.directory.clone());
+        let patience = Patience { lease: LEASE, task_deadline: Duration::from_secs(args.task_deadline) };
+        let members = Members::new(record.run_id.clone(), record.generation, patience);
+        let launcher = LocalLauncher::new(record.port, directory.clone())?;
+        display.say(&format!("run {} in {}", catalog.config().run.name, directory.path().display()));
+        let plane =
+            ControlPlane::new(RunState::new(members, catalog, directory.path().display().to_string()));
+        let mut supervisor = Supervisor::new(launcher, plane.clone());
+        let adopted = supervisor.adopt(&record.members, Instant::now());
+        if !adopted.is_empty() {
+            display.say(&format!("still living: {}", adopted.join(", ")));
+        }
+        let serving = tokio::spawn(plane.clone().serve(listener, std::future::pending()));
+        Ok(Self {
+            opened,
+            plane,
+            supervisor,
+            display,
+            signals,
+            serving,
+            drain_grace: Duration::from_secs(args.drain_grace),
+            resume_command: resume_command(args),
+        })
+    }
+
+    async fn follow(mut self) -> Result<u8, CoordinatorError> {
+        let stop = self.watch().await;
+        self.stop_processes(&stop).await;
+        self.serving.abort();
+        self.display.close();
+        // What the last reports said counts more than why processes were asked to stop.
+        let ending = self.plane.read(|state| state.ending().cloned());
+        match (ending, stop) {
+            (Some(Ending::Done(summary)), _) | (None, Stop::Ended(Ending::Done(summary))) => {
+                self.display.summary(&summary);
+                Ok(exit_code::DONE)
+            }
+            (Some(Ending::Failed(reason)), _) | (None, Stop::Ended(Ending::Failed(reason))) => {
+                Err(CoordinatorError::RunFailed(reason))
+            }
+            (None, Stop::Drained) => {
+                self.display.say(&format!("stopped; go on with `{}`", self.resume_command));
+                Ok(exit_code::RETRY)
+            }
+            (None, Stop::Broken(error)) => Err(error),
+        }
+    }
+
+    /// Keeps the run going until it ends, is asked to stop, or breaks.
+    async fn watch(&mut self) -> Stop {
+        let plane = self.plane.clone();
+        let ending = plane.ending();
+        tokio::pin!(ending);
+        let mut ticks = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                biased;
+                ending = &mut ending => return ending.map_or(Stop::Drained, Stop::Ended),
+                Ok(()) = self.signals.changed() => {
+                    self.display.say("stopping: what is in flight is finished first; once more to stop at once");
+                    self.plane.update(|state, _| state.drain());
+                }
+                outcome = &mut self.serving => {
+                    return match outcome {
+                        Ok(Err(error)) => Stop::Broken(error.into()),
+                        _ => Stop::Drained,
+                    };
+                }
+                _ = ticks.tick() => if let Err(error) = self.tick(Instant::now()) {
+                    return Stop::Broken(error);
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Instant) -> Result<(), CoordinatorError> {
+        let outcome = self.supervisor.keep_alive(now);
+        self.record_processes();
+        self.display.update(&self.plane.snapshot(), now);
+        outcome
+    }
+
+    /// Keeps `run.json` true; without it a killed coordinator would start processes twice.
+    fn record_processes(&mut self) {
+        let members = self.supervisor.processes();
+        if members != self.opened.record.members {
+            self.opened.record.members = members;
+            if let Err(error) = self.opened.record.write(&self.opened.directory) {
+                tracing::error!("{error}");
+            }
+        }
+    }
+
+    /// Waits for processes to end by themselves, then asks them, then makes them.
+    async fn stop_processes(&mut self, stop: &Stop) {
+        let grace = match stop {
+            Stop::Ended(Ending::Done(_)) => DONE_GRACE,
+            Stop::Drained => self.drain_grace,
+            Stop::Ended(Ending::Failed(_)) | Stop::Broken(_) => Duration::ZERO,
+        };
+        self.plane.update(|state, _| state.drain());
+        let start = Instant::now();
+        let mut asked = false;
+        loop {
+            let now = Instant::now();
+            self.supervisor.bury(now);
+            self.record_processes();
+            if self.supervisor.processes().is_empty() {
+                return;
+            }
+            self.display.update(&self.plane.snapshot(), now);
+            let waited = now.duration_since(start);
+            if *self.signals.borrow() > 1 || waited > grace + KILL_GRACE {
+                self.supervisor.signal_all(Signal::SIGKILL);
+            } else if waited >= grace && !asked {
+                self.supervisor.signal_all(Signal::SIGTERM);
+                asked = true;
+            }
+            tokio::time::sleep(TICK).await;
+        }
+    }
+}
+
+fn resume_command(args: &UpArgs) -> String {
+    let mut words =
+        vec!["coordinator up".to_owned(), args.config.file.display().to_string(), "--resume".to_owned()];
+    words.extend(args.workers.map(|workers| format!("--workers {workers}")));
+    words.extend(args.config.settings.iter().map(|setting| format!("--set '{setting}'")));
+    words.join(" ")
+}

@@ -1,0 +1,338 @@
+//! The coordinator's services over real connections, against members that die, repeat themselves and come back.
+
+use config::{RunConfig, TaskKind};
+use coordinator::catalog::{Catalog, to_wire};
+use coordinator::membership::{Members, Patience};
+use coordinator::run_state::{Ending, RunState};
+use coordinator::server::ControlPlane;
+use coordinator::tasks::TaskName;
+use proto::coordinator_client::CoordinatorClient;
+use proto::heartbeat_reply::Order;
+use proto::{
+    Caller, FinishTaskRequest, HeartbeatRequest, JoinRequest, NextTaskRequest, ReportRequest, Role, Summary,
+    TaskId, Wanted,
+};
+use service::{JoinDetails, Membership};
+use std::path::Path;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+const LEASE: Duration = Duration::from_millis(500);
+const LONG: Duration = Duration::from_secs(20);
+
+/// A coordinator in a runtime of its own, so that dropping it ends its connections as a kill does.
+struct Server {
+    plane: ControlPlane,
+    port: u16,
+    runtime: Option<Runtime>,
+}
+
+impl Server {
+    /// Four training tasks an iteration, two evaluation tasks.
+    fn start(home: &Path, port: u16, generation: u64) -> Self {
+        let patience = Patience { lease: LEASE, task_deadline: LONG };
+        let members = Members::new("run-a".to_owned(), generation, patience);
+        let catalog = Catalog::open(config(home)).expect("prompts");
+        let plane = ControlPlane::new(RunState::new(members, catalog, home.display().to_string()));
+        let listener = loop {
+            match std::net::TcpListener::bind(("127.0.0.1", port)) {
+                Ok(listener) => break listener,
+                // The coordinator before this one is closing its sockets.
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        listener.set_nonblocking(true).expect("nonblocking");
+        let port = listener.local_addr().expect("bound").port();
+        let runtime = Runtime::new().expect("a runtime");
+        let served = plane.clone();
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).expect("registered with this runtime");
+            served.serve(listener, std::future::pending()).await
+        });
+        Self { plane, port, runtime: Some(runtime) }
+    }
+
+    fn address(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    async fn member(&self, role: Role, member_id: &str, pid: u32) -> Member {
+        let channel = service::connect(&self.address(), LONG).await.expect("connected");
+        let mut client = service::coordinator_client(channel);
+        let request =
+            JoinRequest { pid, role: role.into(), member_id: member_id.to_owned(), ..JoinRequest::default() };
+        let reply = client.join(request).await.expect("joined").into_inner();
+        Member { client, caller: reply.identity }
+    }
+
+    async fn worker(&self, member_id: &str) -> Member {
+        self.member(Role::RolloutWorker, member_id, 1).await
+    }
+
+    async fn learner(&self) -> Member {
+        self.member(Role::Learner, "learner", 1).await
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn config(home: &Path) -> RunConfig {
+    let prompts: Vec<String> = (0..8).map(|number| format!("scene {number}\n")).collect();
+    let file = home.join("prompts.txt");
+    std::fs::write(&file, prompts.concat()).expect("written");
+    let mut config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
+    config.data.train = file.clone();
+    config.data.test = file;
+    config.sampling.prompts_per_iteration = 4;
+    config.sampling.seeds_per_prompt = 1;
+    config.sampling.seeds_per_task = 1;
+    config.evaluation.prompts = 4;
+    config.evaluation.prompts_per_task = 2;
+    config
+}
+
+/// A member that speaks the wire and does nothing by itself.
+#[derive(Clone)]
+struct Member {
+    client: CoordinatorClient<Channel>,
+    caller: Option<Caller>,
+}
+
+impl Member {
+    async fn next(&mut self, wait: Duration) -> Result<Option<TaskName>, Status> {
+        let request = NextTaskRequest { caller: self.caller.clone(), wait_seconds: wait.as_secs_f64() };
+        let task = self.client.next_task(request).await?.into_inner().task;
+        Ok(task.and_then(|task| task.id).as_ref().and_then(coordinator::catalog::from_wire))
+    }
+
+    async fn finish(&mut self, task: TaskName, failure: &str) -> Result<(), Status> {
+        let request = FinishTaskRequest {
+            caller: self.caller.clone(),
+            task: Some(to_wire(task)),
+            failure: failure.to_owned(),
+            poisonous: !failure.is_empty(),
+        };
+        self.client.finish_task(request).await.map(drop)
+    }
+
+    async fn report(&mut self, wanted: Vec<Wanted>) -> bool {
+        let request = ReportRequest { caller: self.caller.clone(), wanted, ..ReportRequest::default() };
+        self.client.report(request).await.expect("reported").into_inner().drain
+    }
+
+    async fn heartbeat(&mut self) -> Result<Order, Status> {
+        let request = HeartbeatRequest { caller: self.caller.clone(), idle_seconds: 0.0 };
+        self.client.heartbeat(request).await.map(|reply| reply.into_inner().order())
+    }
+
+    /// Lives, and does nothing else, until dropped.
+    fn keep_alive(&self) -> tokio_util::task::AbortOnDropHandle<()> {
+        let mut member = self.clone();
+        tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
+            while member.heartbeat().await.is_ok() {
+                tokio::time::sleep(LEASE / 10).await;
+            }
+        }))
+    }
+}
+
+fn train(iteration: u32, index: u32) -> TaskName {
+    TaskName { iteration, kind: TaskKind::Train, index }
+}
+
+fn evaluate(version: u32, index: u32) -> TaskName {
+    TaskName { iteration: version, kind: TaskKind::Evaluate, index }
+}
+
+fn wants(kind: proto::TaskKind, iteration: u32, held: &[u32]) -> Wanted {
+    Wanted { kind: kind.into(), iteration, version: iteration, held: held.to_vec() }
+}
+
+fn wants_training(iteration: u32, held: &[u32]) -> Vec<Wanted> {
+    vec![wants(proto::TaskKind::Train, iteration, held)]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_are_granted_in_order_and_waited_for() {
+    let home = tempfile::tempdir().expect("a directory");
+    let server = Server::start(home.path(), 0, 1);
+    let (mut learner, mut worker) = (server.learner().await, server.worker("a").await);
+    let _alive = worker.keep_alive();
+    let waiting = tokio::spawn({
+        let mut worker = worker.clone();
+        async move { worker.next(LONG).await }
+    });
+    let evaluation = wants(proto::TaskKind::Evaluate, 2, &[]);
+    learner.report(vec![wants(proto::TaskKind::Train, 2, &[1]), evaluation]).await;
+    let first = waiting.await.expect("no panic").expect("granted").expect("a task");
+    assert_eq!(first, evaluate(2, 0), "the report woke the worker");
+    let mut order = vec![first];
+    worker.finish(first, "").await.expect("finished");
+    while let Some(task) = worker.next(Duration::ZERO).await.expect("a member") {
+        assert_eq!(worker.next(Duration::ZERO).await.expect("a member"), Some(task), "asked again");
+        worker.finish(task, "").await.expect("finished");
+        worker.finish(task, "").await.expect("twice does no harm");
+        order.push(task);
+    }
+    assert_eq!(order[1..], [evaluate(2, 1), train(2, 0), train(2, 2), train(2, 3)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_task_of_a_silent_worker_is_granted_anew_and_the_worker_fenced() {
+    let home = tempfile::tempdir().expect("a directory");
+    let server = Server::start(home.path(), 0, 1);
+    let (mut learner, mut dead) = (server.learner().await, server.worker("dead").await);
+    let mut living = server.worker("living").await;
+    let _alive = (learner.keep_alive(), living.keep_alive());
+    learner.report(wants_training(0, &[1, 2, 3])).await;
+    assert_eq!(dead.next(LONG).await.expect("a member"), Some(train(0, 0)));
+    assert_eq!(living.next(LONG).await.expect("a member"), Some(train(0, 0)), "once the lease is over");
+    let fenced = dead.finish(train(0, 0), "").await.expect_err("lost");
+    assert_eq!(fenced.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_earlier_incarnation_is_fenced() {
+    let home = tempfile::tempdir().expect("a directory");
+    let server = Server::start(home.path(), 0, 1);
+    let mut old = server.member(Role::RolloutWorker, "a", 1).await;
+    let mut new = server.member(Role::RolloutWorker, "a", 2).await;
+    assert_eq!(old.heartbeat().await.expect_err("replaced").code(), Code::FailedPrecondition);
+    assert_eq!(new.heartbeat().await.expect("a member"), Order::Continue);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_learner_says_what_it_still_holds() {
+    let home = tempfile::tempdir().expect("a directory");
+    let server = Server::start(home.path(), 0, 1);
+    let (mut learner, mut worker) = (server.learner().await, server.worker("a").await);
+    let _alive = worker.keep_alive();
+    learner.report(wants_training(0, &[])).await;
+    for index in 0..2 {
+        assert_eq!(worker.next(LONG).await.expect("a member"), Some(train(0, index)));
+        worker.finish(train(0, index), "").await.expect("finished");
+    }
+    let mut reborn = server.member(Role::Learner, "learner", 2).await;
+    assert_eq!(worker.next(Duration::ZERO).await.expect("a member"), None, "nobody says what is wanted");
+    reborn.report(wants_training(0, &[1])).await;
+    assert_eq!(
+        worker.next(LONG).await.expect("a member"),
+        Some(train(0, 0)),
+        "the first learner took it along"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_find_a_restarted_coordinator_and_it_learns_their_tasks() {
+    let home = tempfile::tempdir().expect("a directory");
+    let server = Server::start(home.path(), 0, 1);
+    let details = |role, member_id: &str| JoinDetails {
+        role,
+        member_id: member_id.to_owned(),
+        address: "127.0.0.1:9".to_owned(),
+        running: None,
+        grace: LONG,
+    };
+    let join = |details| async { Membership::join(&server.address(), details).await.expect("joined").0 };
+    let learner = join(details(Role::Learner, "learner")).await;
+    let worker = join(details(Role::RolloutWorker, "a")).await;
+    let progress = proto::Progress::default();
+    learner.report(&wants_training(0, &[3]), progress.clone()).await.expect("reported");
+    let running = worker.next_task(LONG).await.expect("asked").expect("a task").id.expect("an id");
+    assert_eq!(running, to_wire(train(0, 0)));
+
+    let before = worker.caller();
+    let port = tokio::task::spawn_blocking(|| server.kill()).await.expect("killed");
+    let home_path = home.path().to_owned();
+    let server =
+        tokio::task::spawn_blocking(move || Server::start(&home_path, port, 2)).await.expect("started");
+    assert_eq!(server.address(), address);
+    learner.report(&wants_training(0, &[3]), progress).await.expect("reported after the outage");
+    let mut standing = worker.standing();
+    standing.wait_for(|standing| standing.learner_address == "127.0.0.1:9").await.expect("heartbeat");
+    while worker.caller() == before {
+        tokio::time::sleep(LEASE / 10).await;
+    }
+    assert!(worker.caller().incarnation > before.incarnation);
+    let mut other = server.worker("b").await;
+    assert_eq!(
+        other.next(LONG).await.expect("a member"),
+        Some(train(0, 1)),
+        "the first is still with its worker"
+    );
+    worker.task_held(running).await.expect("finished");
+    assert_eq!(server.plane.snapshot().tasks.held, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_reaches_every_member_and_stops_grants() {
+    let home = tempfile::tempdir().expect("a directory");
+    let server = Server::start(home.path(), 0, 1);
+    let (mut learner, mut worker) = (server.learner().await, server.worker("a").await);
+    assert!(!learner.report(wants_training(0, &[])).await);
+    let mut admin = coordinator::server::connect_admin(server.port).await.expect("connected");
+    admin.down(proto::DownRequest {}).await.expect("asked");
+    assert_eq!(server.plane.ending().await, None, "stopped, not ended");
+    assert_eq!(worker.heartbeat().await.expect("a member"), Order::Drain);
+    assert!(learner.report(wants_training(0, &[])).await);
+    assert_eq!(worker.next(Duration::ZERO).await.expect("a member"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poisonous_task_ends_the_run_and_is_named() {
+    let home = tempfile::tempdir().expect("a directory");
+    let server = Server::start(home.path(), 0, 1);
+    let (mut learner, mut worker) = (server.learner().await, server.worker("a").await);
+    learner.report(wants_training(0, &[])).await;
+    for _ in 0..3 {
+        let task = worker.next(LONG).await.expect("a member").expect("a task");
+        worker.finish(task, "the reward is NaN").await.expect("told");
+    }
+    let Some(Ending::Failed(reason)) = server.plane.ending().await else { panic!("not failed") };
+    for expected in ["training task 0 of iteration 0", "\"scene ", "seeds 0..1", "the reward is NaN"] {
+        assert!(reason.contains(expected), "{expected} is not in: {reason}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_summary_ends_the_run_with_the_measured_share_of_work() {
+    let home = tempfile::tempdir().expect("a directory");
+    let server = Server::start(home.path(), 0, 1);
+    let (mut learner, mut worker) = (server.learner().await, server.worker("a").await);
+    learner.report(wants_training(0, &[])).await;
+    worker.next(LONG).await.expect("a member").expect("a task");
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let summary = Summary { gain: 0.25, ..Summary::default() };
+    let request =
+        ReportRequest { caller: learner.caller.clone(), summary: Some(summary), ..ReportRequest::default() };
+    learner.client.report(request).await.expect("reported");
+    let Some(Ending::Done(summary)) = server.plane.ending().await else { panic!("not done") };
+    assert_eq!(summary.gain, 0.25);
+    assert!(summary.worker_busy > 0.0 && summary.worker_busy <= 1.0, "{}", summary.worker_busy);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_may_say_is_refused() {
+    let home = tempfile::tempdir().expect("a directory");
+    let server = Server::start(home.path(), 0, 1);
+    let (mut learner, mut worker) = (server.learner().await, server.worker("a").await);
+    let code = |outcome: Result<(), Status>| outcome.expect_err("refused").code();
+    assert_eq!(code(learner.next(Duration::ZERO).await.map(drop)), Code::InvalidArgument);
+    let no_task = FinishTaskRequest { caller: worker.caller.clone(), ..FinishTaskRequest::default() };
+    assert_eq!(code(worker.client.finish_task(no_task).await.map(drop)), Code::InvalidArgument);
+    let unknown = FinishTaskRequest { task: Some(TaskId::default()), ..FinishTaskRequest::default() };
+    assert_eq!(code(worker.client.finish_task(unknown).await.map(drop)), Code::InvalidArgument);
+    let odd = Wanted { version: 5, ..wants(proto::TaskKind::Train, 9, &[]) };
+    let report =
+        ReportRequest { caller: learner.caller.clone(), wanted: vec![odd], ..ReportRequest::default() };
+    assert_eq!(code(learner.client.report(report).await.map(drop)), Code::InvalidArgument);
+}
