@@ -130,6 +130,9 @@ impl SavedAdapter {
             ("bias", json!("none")),
             ("fan_in_fan_out", json!(false)),
             ("init_lora_weights", json!("gaussian")),
+            // Empty, but diffusers looks for them.
+            ("rank_pattern", json!({})),
+            ("alpha_pattern", json!({})),
             ("use_dora", json!(false)),
             ("use_rslora", json!(false)),
         ]

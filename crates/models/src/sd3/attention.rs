@@ -108,9 +108,9 @@ impl JointAttention {
         let Some(text_out) = &self.text_out else {
             return (self.image_out.forward(&attend(&qkv, norm.as_ref(), patches), mode), None);
         };
-        let mixed = attend(&qkv, norm.as_ref(), patches + words);
-        let image = self.image_out.forward(&mixed.narrow(1, 0, patches), mode);
-        (image, Some(text_out.forward(&mixed.narrow(1, patches, words), mode)))
+        // Split, here and below, where narrowing twice would make the backward pass add up two padded tensors.
+        let mixed = attend(&qkv, norm.as_ref(), patches + words).split_with_sizes([patches, words], 1);
+        (self.image_out.forward(&mixed[0], mode), Some(text_out.forward(&mixed[1], mode)))
     }
 
     pub(super) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
@@ -191,13 +191,13 @@ fn weight_per_token(runs: &[(&Tensor, i64)]) -> Tensor {
 /// # Shapes
 /// `[batch, tokens, 3, heads, head width]` → `[batch, queries, width]`; `norm` broadcasts to the queries and keys.
 fn attend(qkv: &Tensor, norm: Option<&Tensor>, queries: i64) -> Tensor {
-    let query_key = qkv.narrow(2, 0, 2);
+    let parts = qkv.split_with_sizes([2, 1], 2);
     let query_key =
-        norm.map_or_else(|| query_key.shallow_clone(), |weight| rms_norm(&query_key, weight, EPSILON));
-    let heads_first = |t: Tensor| t.transpose(1, 2);
-    let query = heads_first(query_key.select(2, 0).narrow(1, 0, queries));
-    let key = heads_first(query_key.select(2, 1));
-    let value = heads_first(qkv.select(2, 2));
+        norm.map_or_else(|| parts[0].shallow_clone(), |weight| rms_norm(&parts[0], weight, EPSILON));
+    let query_key = query_key.unbind(2);
+    let heads_first = |t: &Tensor| t.transpose(1, 2);
+    let query = heads_first(&query_key[0].narrow(1, 0, queries));
+    let (key, value) = (heads_first(&query_key[1]), heads_first(&parts[1].squeeze_dim(2)));
     attention(&query, &key, &value, None).transpose(1, 2).flatten(2, 3)
 }
 

@@ -124,6 +124,11 @@ impl Sd3Config {
         if let Some((key, value)) = sizes.into_iter().find(|(_, value)| *value < 1) {
             return Err((key, format!("{value} is not a positive number")));
         }
+        if self.width() % 4 != 0 {
+            let reason =
+                format!("times num_attention_heads is {}, but must be a multiple of 4", self.width());
+            return Err(("attention_head_dim", reason));
+        }
         if self.caption_projection_dim != self.width() {
             let reason =
                 format!("{} is not heads times head width, {}", self.caption_projection_dim, self.width());
@@ -178,6 +183,7 @@ mod tests {
             (r#"{"patch_size": 0}"#, "patch_size"),
             (r#"{"num_layers": "many"}"#, "num_layers"),
             (r#"{"dual_attention_layers": [18]}"#, "dual_attention_layers"),
+            (r#"{"num_attention_heads": 3, "attention_head_dim": 7}"#, "attention_head_dim"),
             (r#"{"caption_projection_dim": 7}"#, "caption_projection_dim"),
             (r#"{"_class_name": "FluxTransformer2DModel"}"#, "FluxTransformer2DModel"),
         ] {

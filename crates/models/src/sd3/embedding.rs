@@ -80,10 +80,9 @@ fn sinusoidal_positions(config: &Sd3Config) -> Tensor {
     let frequencies = (Tensor::arange(quarter, options) * (-(10_000_f64.ln()) / quarter as f64)).exp();
     let angles = (Tensor::arange(side, options) * scale).unsqueeze(1) * frequencies;
     let axis = Tensor::cat(&[angles.sin(), angles.cos()], 1);
-    let across = axis.unsqueeze(0).expand([side, side, 2 * quarter], false);
-    let down = axis.unsqueeze(1).expand([side, side, 2 * quarter], false);
-    let table = Tensor::cat(&[across, down], 2).view([1, side * side, 4 * quarter]);
-    table.constant_pad_nd([0, width - 4 * quarter]).to_kind(Kind::Float)
+    let across = axis.unsqueeze(0).expand([side, side, width / 2], false);
+    let down = axis.unsqueeze(1).expand([side, side, width / 2], false);
+    Tensor::cat(&[across, down], 2).view([1, side * side, width]).to_kind(Kind::Float)
 }
 
 /// Timestep and pooled text as one vector per row.
