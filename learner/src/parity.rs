@@ -49,7 +49,8 @@ pub fn run(
 }
 
 fn case_files(folder: &Path) -> anyhow::Result<Vec<(PathBuf, Check)>> {
-    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read the cases in {}", folder.display()))?;
+    let entries = std::fs::read_dir(folder)
+        .with_context(|| format!("cannot read the cases in {}", folder.display()))?;
     let mut found = Vec::new();
     for entry in entries {
         let path = entry?.path();
@@ -77,7 +78,8 @@ fn adapter(case: &ReferenceCase, key: &str) -> anyhow::Result<SavedAdapter> {
 
 /// The model with an adapter in it, as training opens it.
 fn open_with_adapter(model_dir: &Path, adapter: &SavedAdapter) -> anyhow::Result<Box<dyn TextToImageModel>> {
-    let options = LoadOptions { kind: Kind::Float, device: Device::Cpu, text_encoders: false, decoder: false };
+    let options =
+        LoadOptions { kind: Kind::Float, device: Device::Cpu, text_encoders: false, decoder: false };
     let mut model = models::pipeline::open(model_dir, options)?;
     model.attach_adapter(&adapter.config, &mut |_, length| vec![0.0; length])?;
     model.load_adapter(&adapter.tensors)?;

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use anyhow::ensure;
+use config::{KlDenominator, StepRule, StepWeight};
 use flow::{
-    AdamW, AdamWSettings, ClippedObjective, KlDenominator, Schedule, StepRule, StepWeight,
-    TransitionCoefficients, TransitionRows, clip_gradient_norm, kl_divergence, log_probability,
-    transition_mean,
+    AdamW, AdamWSettings, ClippedObjective, Schedule, TransitionCoefficients, TransitionRows,
+    clip_gradient_norm, kl_divergence, log_probability, step_weights, transition_mean,
 };
 use models::reference_case::{ParityReport, ReferenceCase};
 use models::{Conditioning, TextToImageModel};
@@ -89,7 +89,7 @@ fn transition(case: &ReferenceCase) -> anyhow::Result<(TransitionCoefficients, f
         .map(|step| TransitionCoefficients::new(StepRule::FlowSde, &schedule, step, noise_level))
         .collect::<Result<_, _>>()?;
     let stds: Vec<f64> = all.iter().map(|coefficients| coefficients.std).collect();
-    Ok((all[step], StepWeight::Noise.weights(&stds)[step]))
+    Ok((all[step], step_weights(StepWeight::Noise, &stds)[step]))
 }
 
 fn values(tensor: &Tensor) -> anyhow::Result<Vec<f32>> {
