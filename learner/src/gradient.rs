@@ -4,10 +4,11 @@
 //! serves all K transitions. Cells at different steps, hence noise levels, share a batch. Which cells share one depends
 //! on the task's data alone, so the gradient is the same sum whoever sampled the task and whenever it arrived.
 
+use config::KlDenominator;
 use config::{RunConfig, TaskSpec};
 use flow::{
-    ClippedObjective, KlDenominator, PolicyLoss, TransitionCoefficients, TransitionRows, kl_divergence,
-    log_probability, log_ratio, repeat_for_branches, transition_mean,
+    ClippedObjective, PolicyLoss, TransitionCoefficients, TransitionRows, kl_divergence, log_probability,
+    log_ratio, repeat_for_branches, transition_mean,
 };
 use models::Conditioning;
 use tch::{Kind, Tensor};
@@ -97,7 +98,7 @@ impl Objective {
         Self {
             clipped: rules::objective(config),
             kl_beta: config.training.kl_beta,
-            kl_denominator: rules::kl_denominator(config),
+            kl_denominator: config.training.kl_denominator,
             guidance_scale: config.sampling.guidance_scale,
             n_branches: config.sampling.branches_per_seed,
             max_rows: config.training.max_rows.max(1),

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use flow::{AdvantageGroup, FlowError, SeedRewards, group_statistics};
+use config::AdvantageGroup;
+use flow::{FlowError, SeedRewards, group_statistics};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

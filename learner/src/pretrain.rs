@@ -116,7 +116,8 @@ impl Training {
             loss_sum += loss;
             let done = step + 1;
             if done.is_multiple_of(REPORT_EVERY) || done == self.settings.steps {
-                let since = if done.is_multiple_of(REPORT_EVERY) { REPORT_EVERY } else { done % REPORT_EVERY };
+                let since =
+                    if done.is_multiple_of(REPORT_EVERY) { REPORT_EVERY } else { done % REPORT_EVERY };
                 let mean_loss = loss_sum / f64::from(since);
                 tracing::info!(step = done, mean_loss, seconds = start.elapsed().as_secs_f64().round());
                 loss_sum = 0.0;

@@ -3,7 +3,7 @@
 use config::RunConfig;
 use flow::{
     AdamWSettings, ClippedObjective, EmaSettings, FlowError, Schedule, SchedulerConfig,
-    TransitionCoefficients,
+    TransitionCoefficients, step_weights, trained_steps,
 };
 use models::TextToImageModel;
 
@@ -27,12 +27,11 @@ impl TrainedSteps {
     /// If the config's branch steps or noise level do not suit the schedule.
     pub fn new(config: &RunConfig, schedule: &Schedule, iteration: u32) -> Result<Self, FlowError> {
         let sampling = &config.sampling;
-        let steps =
-            branch_steps(&sampling.branch_steps).trained_steps(sampling.steps, config.run.seed, iteration)?;
+        let steps = trained_steps(&sampling.branch_steps, sampling.steps, config.run.seed, iteration)?;
         let coefficients: Vec<TransitionCoefficients> =
             steps.iter().map(|step| transition(config, schedule, *step)).collect::<Result<_, _>>()?;
         let stds: Vec<f64> = coefficients.iter().map(|move_| move_.std).collect();
-        let weights = step_weight(config.training.step_weight).weights(&stds);
+        let weights = step_weights(config.training.step_weight, &stds);
         Ok(Self { steps, coefficients, weights: weights.into_iter().map(|weight| weight as f32).collect() })
     }
 
@@ -86,52 +85,10 @@ pub fn average(config: &RunConfig) -> EmaSettings {
     EmaSettings { decay: config.ema.decay, interval: config.ema.interval }
 }
 
-/// What an advantage is measured against.
-pub fn advantage_group(config: &RunConfig) -> flow::AdvantageGroup {
-    match config.training.advantage_group {
-        config::AdvantageGroup::Seed => flow::AdvantageGroup::Seed,
-        config::AdvantageGroup::Prompt => flow::AdvantageGroup::Prompt,
-        config::AdvantageGroup::Batch => flow::AdvantageGroup::Batch,
-        config::AdvantageGroup::None => flow::AdvantageGroup::None,
-    }
-}
-
-/// What the KL term is measured in.
-pub fn kl_denominator(config: &RunConfig) -> flow::KlDenominator {
-    match config.training.kl_denominator {
-        config::KlDenominator::Std => flow::KlDenominator::Std,
-        config::KlDenominator::Eta => flow::KlDenominator::Eta,
-    }
-}
-
 fn transition(
     config: &RunConfig,
     schedule: &Schedule,
     step: usize,
 ) -> Result<TransitionCoefficients, FlowError> {
-    let rule = match config.sampling.step_rule {
-        config::StepRule::FlowSde => flow::StepRule::FlowSde,
-        config::StepRule::Cps => flow::StepRule::Cps,
-    };
-    TransitionCoefficients::new(rule, schedule, step, config.sampling.noise_level)
-}
-
-fn branch_steps(steps: &config::BranchSteps) -> flow::BranchSteps {
-    match steps {
-        config::BranchSteps::All => flow::BranchSteps::All,
-        config::BranchSteps::Range { from, to } => flow::BranchSteps::Range { from: *from, to: *to },
-        config::BranchSteps::List(steps) => flow::BranchSteps::List(steps.clone()),
-        config::BranchSteps::Random { count } => flow::BranchSteps::Random { count: *count },
-        config::BranchSteps::Window { size, from, to } => {
-            flow::BranchSteps::Window { size: *size, from: *from, to: *to }
-        }
-    }
-}
-
-fn step_weight(weight: config::StepWeight) -> flow::StepWeight {
-    match weight {
-        config::StepWeight::Noise => flow::StepWeight::Noise,
-        config::StepWeight::None => flow::StepWeight::None,
-        config::StepWeight::Constant(factor) => flow::StepWeight::Constant(factor),
-    }
+    TransitionCoefficients::new(config.sampling.step_rule, schedule, step, config.sampling.noise_level)
 }

@@ -38,7 +38,7 @@ use crate::metrics::{IterationMetrics, OptimizerMetrics, PolicyMetrics, Tally, T
 use crate::outcome::{Digest, Trajectories};
 use crate::policy::Policy;
 use crate::progress::ProgressBoard;
-use crate::rules::{self, TrainedSteps};
+use crate::rules::TrainedSteps;
 
 /// `|ratio − 1|` of an on-policy update above which something is wrong with the sampler's numbers or ours.
 const RATIO_TOLERANCE: f64 = 1e-5;
@@ -155,7 +155,7 @@ impl Trainer {
                 });
             }
         }
-        let comparison = rules::advantage_group(&self.config);
+        let comparison = self.config.training.advantage_group;
         let advantages =
             advantages(comparison, &rewards, steps.steps.len(), self.config.sampling.branches_per_seed)
                 .map_err(|error| self.name_reward(group, steps, error))?;
@@ -230,7 +230,7 @@ impl Trainer {
         sums: &Sums,
         start: Instant,
     ) -> Result<IterationMetrics, LearnerError> {
-        let group = rules::advantage_group(&self.config);
+        let group = self.config.training.advantage_group;
         let seconds = start.elapsed().as_secs_f64();
         Ok(IterationMetrics {
             iteration,

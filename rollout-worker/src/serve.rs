@@ -130,7 +130,8 @@ impl Worker {
                 self.finisher.finished(&id).await;
                 continue;
             }
-            let span = tracing::info_span!("task", kind = id.kind().as_str_name(), id.iteration, id.index);
+            let (kind, iteration, index) = (kind_name(id.kind()), id.iteration, id.index);
+            let span = tracing::info_span!("task", kind, iteration, index);
             let (weights, device, membership) = (&mut self.weights, &self.device, &self.membership);
             let sample = sample(weights, device, task, id, stop).instrument(span.clone());
             match sample.await? {
@@ -173,6 +174,14 @@ async fn sample(
         tracing::error!("cannot sample: {error}");
         Failure { reason: error.to_string(), poisonous: true }
     })))
+}
+
+fn kind_name(kind: TaskKind) -> &'static str {
+    match kind {
+        TaskKind::Train => "train",
+        TaskKind::Evaluate => "evaluate",
+        TaskKind::Unspecified => "unspecified",
+    }
 }
 
 fn open_sampler(config: RunConfig) -> anyhow::Result<Sampler> {

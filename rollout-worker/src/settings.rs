@@ -1,7 +1,7 @@
 //! What the run config says, in the terms of the maths.
 
 use config::SamplingSection;
-use flow::{FlowError, RolloutPlan, Schedule};
+use flow::{FlowError, RolloutPlan, Schedule, trained_steps};
 use tch::{Device, Kind};
 
 use crate::wavefront::Rollout;
@@ -16,17 +16,9 @@ pub fn rollout(
     iteration: u32,
     schedule: Schedule,
 ) -> Result<Rollout, FlowError> {
-    let trained = branch_steps(&sampling.branch_steps).trained_steps(sampling.steps, run_seed, iteration)?;
-    let algorithm = match sampling.algorithm {
-        config::Algorithm::TempflowGrpo => flow::Algorithm::TempflowGrpo,
-        config::Algorithm::FlowGrpo => flow::Algorithm::FlowGrpo,
-    };
-    let plan = RolloutPlan::new(algorithm, sampling.steps, trained, sampling.branches_per_seed)?;
-    let rule = match sampling.step_rule {
-        config::StepRule::FlowSde => flow::StepRule::FlowSde,
-        config::StepRule::Cps => flow::StepRule::Cps,
-    };
-    Rollout::new(schedule, plan, rule, sampling.noise_level, sampling.max_rows)
+    let trained = trained_steps(&sampling.branch_steps, sampling.steps, run_seed, iteration)?;
+    let plan = RolloutPlan::new(sampling.algorithm, sampling.steps, trained, sampling.branches_per_seed)?;
+    Rollout::new(schedule, plan, sampling.step_rule, sampling.noise_level, sampling.max_rows)
 }
 
 /// The element type of the frozen weights.
@@ -58,17 +50,5 @@ pub fn device(name: &str) -> Result<Device, DeviceError> {
         "cuda" if tch::Cuda::is_available() => Ok(Device::Cuda(0)),
         "cuda" => Err(DeviceError::NoCuda(name.to_owned())),
         _ => Err(DeviceError::Unknown(name.to_owned())),
-    }
-}
-
-fn branch_steps(steps: &config::BranchSteps) -> flow::BranchSteps {
-    match steps {
-        config::BranchSteps::All => flow::BranchSteps::All,
-        config::BranchSteps::Range { from, to } => flow::BranchSteps::Range { from: *from, to: *to },
-        config::BranchSteps::List(steps) => flow::BranchSteps::List(steps.clone()),
-        config::BranchSteps::Random { count } => flow::BranchSteps::Random { count: *count },
-        config::BranchSteps::Window { size, from, to } => {
-            flow::BranchSteps::Window { size: *size, from: *from, to: *to }
-        }
     }
 }

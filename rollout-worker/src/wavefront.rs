@@ -25,11 +25,17 @@
 //! is a function of its arguments. Equal chunks of rows go through the network whatever else the machine does: matrix
 //! products round differently in different batches, and a task run twice must give the same bytes.
 
+mod non_finite;
+
+use config::StepRule;
 use flow::{
-    FlowError, RolloutPlan, Schedule, StepRule, TransitionCoefficients, TransitionRows, log_probability,
-    next_latents, ode_step, repeat_for_branches, transition_mean,
+    FlowError, RolloutPlan, Schedule, TransitionCoefficients, TransitionRows, log_probability, next_latents,
+    ode_step, repeat_for_branches, transition_mean,
 };
 use tch::{Kind, Tensor};
+
+use self::non_finite::first_non_finite_row;
+pub use self::non_finite::{NonFinite, Row};
 
 /// Predicts the velocity of some latents at a step: `(latents [B, …], step) → [B, …]`, f32.
 pub type Velocity<'a> = dyn FnMut(&Tensor, usize) -> Tensor + 'a;
@@ -49,8 +55,8 @@ pub struct Rollout {
     schedule: Schedule,
     plan: RolloutPlan,
     n_branches: usize,
-    /// Of each trained step, in rising order.
-    coefficients: Vec<TransitionCoefficients>,
+    /// Of every step, if it is trained, the random move.
+    transitions: Vec<Option<TransitionCoefficients>>,
     max_rows: usize,
 }
 
@@ -69,41 +75,6 @@ pub struct Trajectories {
     pub finished: Tensor,
     /// Guided network evaluations, rows counted one by one.
     pub network_evaluations: u64,
-}
-
-/// A value that is not a number, or not a finite one, and where it came up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{quantity} is not finite at step {step}, {}", row_name(*row))]
-pub struct NonFinite {
-    /// Which quantity.
-    pub quantity: &'static str,
-    /// Seed, counted within the task.
-    pub seed: usize,
-    /// Denoising step.
-    pub step: usize,
-    /// Which of the seed's latents.
-    pub row: Row,
-}
-
-/// One of the latents of a seed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Row {
-    /// The one that random moves start from.
-    Trunk,
-    /// The one that left the trunk at step `born` with the noise of `branch`.
-    Branch {
-        /// Step of the random move.
-        born: usize,
-        /// Exploration at that step.
-        branch: usize,
-    },
-}
-
-fn row_name(row: Row) -> String {
-    match row {
-        Row::Trunk => "on the trunk".to_owned(),
-        Row::Branch { born, branch } => format!("in branch {branch} of step {born}"),
-    }
 }
 
 /// One random move of all seeds.
@@ -126,10 +97,11 @@ impl Rollout {
         noise_level: f64,
         max_rows: usize,
     ) -> Result<Self, FlowError> {
-        let of_step = |step: &usize| TransitionCoefficients::new(rule, &schedule, *step, noise_level);
-        let coefficients = plan.trained_steps().iter().map(of_step).collect::<Result<_, _>>()?;
+        let transition = |step| TransitionCoefficients::new(rule, &schedule, step, noise_level);
+        let if_trained = |step| plan.is_trained(step).then(|| transition(step)).transpose();
+        let transitions = (0..schedule.steps()).map(if_trained).collect::<Result<_, _>>()?;
         let n_branches = plan.transitions_per_seed() / plan.trained_steps().len();
-        Ok(Self { schedule, plan, n_branches, coefficients, max_rows })
+        Ok(Self { schedule, plan, n_branches, transitions, max_rows })
     }
 
     /// The trained steps in rising order.
@@ -148,15 +120,15 @@ impl Rollout {
     /// If a velocity or a log-probability is not finite.
     pub fn sample(&self, noise: &dyn Noise, velocity: &mut Velocity) -> Result<Trajectories, NonFinite> {
         let mut front = noise.initial().unsqueeze(1); // [S, …] → [S, rows, …]; the trunk is row 0 while it lives
-        let mut moves = Vec::with_capacity(self.coefficients.len());
+        let mut moves = Vec::with_capacity(self.trained_steps().len());
         let mut network_evaluations = 0;
-        for step in 0..self.schedule.steps() {
-            let front_velocity = self.evaluate(&front, step, velocity)?;
+        for (step, transition) in self.transitions.iter().enumerate() {
+            let velocities = self.evaluate(&front, step, velocity)?;
             network_evaluations += (front.size()[0] * front.size()[1]) as u64;
-            let mut advanced = advance(&front, &front_velocity, self.schedule.delta_sigma(step));
-            if let Ok(position) = self.trained_steps().binary_search(&step) {
-                let random =
-                    self.explore(&front, &front_velocity, &noise.transition(step, self.n_branches), position);
+            let mut advanced = advance(&front, &velocities, self.schedule.delta_sigma(step));
+            if let Some(transition) = transition {
+                let trunk = (front.select(1, 0), velocities.select(1, 0)); // [S, rows, …] → [S, …]
+                let random = self.explore(trunk, transition, &noise.transition(step, self.n_branches));
                 self.check_log_probabilities(&random.log_probability, step)?;
                 advanced = Tensor::cat(&[&advanced, &random.next], 1);
                 moves.push(random);
@@ -189,17 +161,20 @@ impl Rollout {
         }
     }
 
-    /// Takes K random moves from the trunk of each seed.
-    fn explore(&self, front: &Tensor, velocity: &Tensor, noise: &Tensor, position: usize) -> Move {
-        let state = front.select(1, 0); // [S, rows, …] → [S, …]
-        let n_seeds = state.size()[0] as usize;
-        let per_seed = TransitionRows::new(&vec![self.coefficients[position]; n_seeds], state.device());
-        let per_branch = per_seed.repeat_for_branches(self.n_branches);
-        let mean = transition_mean(&state, &velocity.select(1, 0), &per_seed);
-        let means = repeat_for_branches(&mean, self.n_branches); // [S, …] → [S·K, …]
+    /// Takes K random moves from the trunk of each seed, given its state and velocity there.
+    fn explore(
+        &self,
+        (state, velocity): (Tensor, Tensor),
+        transition: &TransitionCoefficients,
+        noise: &Tensor,
+    ) -> Move {
+        let (n_seeds, n_branches) = (state.size()[0], self.n_branches);
+        let per_seed = TransitionRows::new(&vec![*transition; n_seeds as usize], state.device());
+        let per_branch = per_seed.repeat_for_branches(n_branches);
+        let mean = transition_mean(&state, &velocity, &per_seed);
+        let means = repeat_for_branches(&mean, n_branches); // [S, …] → [S·K, …]
         let next = next_latents(&means, &per_branch.std, &noise.flatten(0, 1));
-        let log_probability = log_probability(&next, &means, &per_branch);
-        let log_probability = log_probability.view([n_seeds as i64, self.n_branches as i64]);
+        let log_probability = log_probability(&next, &means, &per_branch).view([n_seeds, n_branches as i64]);
         Move { state, mean, next: next.view_as(noise), log_probability }
     }
 
@@ -267,16 +242,6 @@ fn advance(front: &Tensor, velocity: &Tensor, delta_sigma: f32) -> Tensor {
 
 fn stack(moves: &[Move], part: fn(&Move) -> &Tensor) -> Tensor {
     Tensor::stack(&moves.iter().map(part).collect::<Vec<_>>(), 1) // B × [S, …] → [S, B, …]
-}
-
-/// The first row of `[B, …]` that holds a NaN or an infinity.
-fn first_non_finite_row(values: &Tensor) -> Option<usize> {
-    let finite = values.isfinite();
-    if bool::try_from(finite.all()).is_ok_and(|all_finite| all_finite) {
-        return None;
-    }
-    let rows = finite.view([finite.size()[0], -1]).all_dim(1, false).to_kind(Kind::Int64);
-    Some(rows.argmin(0, false).int64_value(&[]) as usize)
 }
 
 #[cfg(test)]

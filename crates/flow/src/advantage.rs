@@ -19,20 +19,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::FlowError;
+use config::AdvantageGroup;
 
-/// What an exploration is compared with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AdvantageGroup {
-    /// The explorations of the same seed at the same step; TempFlow-GRPO's choice. Needs two branches or more.
-    Seed,
-    /// All explorations of the same prompt at the same step; Flow-GRPO's choice.
-    Prompt,
-    /// Mean of the prompt, deviation of the batch, at the same step.
-    Batch,
-    /// Mean and deviation of everything, all steps together.
-    None,
-}
+use crate::FlowError;
 
 /// The rewards of one task.
 #[derive(Debug, Clone, PartialEq)]

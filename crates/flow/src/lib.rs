@@ -9,7 +9,7 @@
 //! 5. [`advantage`], [`weight`], [`objective`]: from rewards to a loss.
 //! 6. [`adamw`], [`ema`]: from a loss to new parameters.
 //!
-//! Everything here is deterministic: equal inputs on the same kind of device give equal bits.
+//! Settings have the types of the run config. Everything here is deterministic: equal inputs on the same kind of device give equal bits.
 
 pub mod adamw;
 pub mod advantage;
@@ -23,15 +23,15 @@ pub mod step;
 pub mod weight;
 
 pub use adamw::{AdamW, AdamWSettings, clip_gradient_norm};
-pub use advantage::{AdvantageGroup, GroupStatistics, SeedRewards, advantages, group_statistics};
+pub use advantage::{GroupStatistics, SeedRewards, advantages, group_statistics};
 pub use ema::{Ema, EmaSettings};
 pub use error::FlowError;
 pub use noise::{NoiseKey, Purpose, permutation, standard_normal, uniform};
-pub use objective::{ClippedObjective, KlDenominator, PolicyLoss, kl_divergence};
-pub use plan::{Algorithm, BranchSteps, RolloutPlan};
+pub use objective::{ClippedObjective, PolicyLoss, kl_divergence};
+pub use plan::{RolloutPlan, trained_steps};
 pub use schedule::{Schedule, SchedulerConfig, TimeShift};
 pub use step::{
-    StepRule, TransitionCoefficients, TransitionRows, log_probability, log_ratio, next_latents,
-    next_latents_on_host, ode_step, repeat_for_branches, transition_mean,
+    TransitionCoefficients, TransitionRows, log_probability, log_ratio, next_latents, next_latents_on_host,
+    ode_step, repeat_for_branches, transition_mean,
 };
-pub use weight::StepWeight;
+pub use weight::step_weights;

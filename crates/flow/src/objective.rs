@@ -23,6 +23,7 @@
 //!
 //! Source: PPO's clipped objective in Flow-GRPO (arXiv:2505.05470) with TempFlow-GRPO's weights (arXiv:2508.04324).
 
+use config::KlDenominator;
 use tch::{Kind, Tensor};
 
 use crate::TransitionCoefficients;
@@ -87,23 +88,14 @@ impl ClippedObjective {
     }
 }
 
-/// What the squared difference of means is measured in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KlDenominator {
-    /// `2·S²`, the variance of the move: the exact divergence.
-    Std,
-    /// `2·η²`, the variance per unit of time: smaller by the step's length, so β is about ten times larger.
-    Eta,
-}
-
-impl KlDenominator {
-    fn of(self, coefficients: &TransitionCoefficients) -> f64 {
-        let deviation = match self {
-            Self::Std => coefficients.std,
-            Self::Eta => coefficients.eta,
-        };
-        2.0 * deviation * deviation
-    }
+/// `2·S²`, the variance of the move, gives the exact divergence; `2·η²`, the variance per unit of time, one smaller by the
+/// step's length, so β is about ten times larger.
+fn squared_unit(denominator: KlDenominator, coefficients: &TransitionCoefficients) -> f64 {
+    let deviation = match denominator {
+        KlDenominator::Std => coefficients.std,
+        KlDenominator::Eta => coefficients.eta,
+    };
+    2.0 * deviation * deviation
 }
 
 /// The divergence of each row's Gaussian from the reference's, per element.
@@ -121,7 +113,8 @@ pub fn kl_divergence(
     coefficients: &[TransitionCoefficients],
     denominator: KlDenominator,
 ) -> Tensor {
-    let denominators: Vec<f32> = coefficients.iter().map(|row| denominator.of(row) as f32).collect();
+    let denominators: Vec<f32> =
+        coefficients.iter().map(|row| squared_unit(denominator, row) as f32).collect();
     let denominators = Tensor::from_slice(&denominators).to_device(mean_new.device());
     let squares = (mean_new - mean_reference.detach()).square();
     squares.flatten(1, -1).mean_dim(1, false, Kind::Float) / denominators
@@ -130,7 +123,8 @@ pub fn kl_divergence(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Schedule, SchedulerConfig, StepRule};
+    use crate::{Schedule, SchedulerConfig};
+    use config::StepRule;
 
     const OBJECTIVE: ClippedObjective = ClippedObjective { clip_range: 1e-4, advantage_clip: 5.0 };
 

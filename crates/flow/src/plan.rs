@@ -12,95 +12,57 @@
 //!
 //! The last step is never trained: its noise is so small that its Gaussian is a needle.
 
+use config::{Algorithm, BranchSteps};
+
 use crate::{FlowError, NoiseKey, Purpose, permutation};
 
-/// Which of the steps `0..=T−2` are trained.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BranchSteps {
-    /// All of them.
-    All,
-    /// The steps `from..to`, `to` excluded.
-    Range {
-        /// First step.
-        from: usize,
-        /// One past the last step.
-        to: usize,
-    },
-    /// These steps, in any order.
-    List(Vec<usize>),
-    /// `count` different steps, drawn anew in every iteration.
-    Random {
-        /// How many.
-        count: usize,
-    },
-    /// `size` consecutive steps within `from..to`, placed anew in every iteration.
-    Window {
-        /// How many.
-        size: usize,
-        /// First step the window may cover.
-        from: usize,
-        /// One past the last step the window may cover.
-        to: usize,
-    },
-}
-
-impl BranchSteps {
-    /// The trained steps of an iteration, in rising order; a function of its arguments alone.
-    ///
-    /// # Errors
-    /// If the setting leaves no step, names one twice, or reaches beyond `steps − 2`.
-    pub fn trained_steps(
-        &self,
-        steps: usize,
-        run_seed: u64,
-        iteration: u32,
-    ) -> Result<Vec<usize>, FlowError> {
-        if steps < 2 {
-            return Err(FlowError::TooFewSteps { steps });
-        }
-        let key = NoiseKey::initial(run_seed, Purpose::BranchSteps, iteration, 0, 0);
-        let trainable = steps - 1;
-        let mut trained: Vec<usize> = match self {
-            Self::All => (0..trainable).collect(),
-            Self::Range { from, to } => (*from..*to).collect(),
-            Self::List(listed) => listed.clone(),
-            Self::Random { count } if *count > trainable => {
-                return Err(self.misfit(steps, format!("at most {trainable} steps can be drawn")));
-            }
-            Self::Random { count } => permutation(&key, trainable)[..*count].to_vec(),
-            Self::Window { size, from, to } if from + size > *to || *to > trainable => {
-                let problem = format!("the window must lie within 0..{trainable} and hold {size} steps");
-                return Err(self.misfit(steps, problem));
-            }
-            Self::Window { size, from, to } => {
-                let start = from + permutation(&key, to - from - size + 1)[0];
-                (start..start + size).collect()
-            }
-        };
-        trained.sort_unstable();
-        match (trained.last(), trained.windows(2).find(|pair| pair[0] == pair[1])) {
-            (None, _) => Err(self.misfit(steps, "no step is left to train".to_owned())),
-            (Some(last), _) if *last >= trainable => Err(self.misfit(
-                steps,
-                format!("step {last} cannot be trained; steps 0 to {} can (never the last)", trainable - 1),
-            )),
-            (_, Some(pair)) => Err(self.misfit(steps, format!("step {} is named twice", pair[0]))),
-            _ => Ok(trained),
-        }
+/// The trained steps of an iteration, in rising order; a function of its arguments alone.
+///
+/// # Errors
+/// If the setting leaves no step, names one twice, or reaches beyond `steps − 2`.
+pub fn trained_steps(
+    branch_steps: &BranchSteps,
+    steps: usize,
+    run_seed: u64,
+    iteration: u32,
+) -> Result<Vec<usize>, FlowError> {
+    if steps < 2 {
+        return Err(FlowError::TooFewSteps { steps });
     }
-
-    fn misfit(&self, steps: usize, problem: String) -> FlowError {
-        FlowError::BranchSteps { branch_steps: format!("{self:?}"), steps, problem }
+    let key = NoiseKey::initial(run_seed, Purpose::BranchSteps, iteration, 0, 0);
+    let trainable = steps - 1;
+    let mut trained: Vec<usize> = match branch_steps {
+        BranchSteps::All => (0..trainable).collect(),
+        BranchSteps::Range { from, to } => (*from..*to).collect(),
+        BranchSteps::List(listed) => listed.clone(),
+        BranchSteps::Random { count } if *count > trainable => {
+            return Err(misfit(branch_steps, steps, format!("at most {trainable} steps can be drawn")));
+        }
+        BranchSteps::Random { count } => permutation(&key, trainable)[..*count].to_vec(),
+        BranchSteps::Window { size, from, to } if from + size > *to || *to > trainable => {
+            let problem = format!("the window must lie within 0..{trainable} and hold {size} steps");
+            return Err(misfit(branch_steps, steps, problem));
+        }
+        BranchSteps::Window { size, from, to } => {
+            let start = from + permutation(&key, to - from - size + 1)[0];
+            (start..start + size).collect()
+        }
+    };
+    trained.sort_unstable();
+    match (trained.last(), trained.windows(2).find(|pair| pair[0] == pair[1])) {
+        (None, _) => Err(misfit(branch_steps, steps, "no step is left to train".to_owned())),
+        (Some(last), _) if *last >= trainable => Err(misfit(
+            branch_steps,
+            steps,
+            format!("step {last} cannot be trained; steps 0 to {} can (never the last)", trainable - 1),
+        )),
+        (_, Some(pair)) => Err(misfit(branch_steps, steps, format!("step {} is named twice", pair[0]))),
+        _ => Ok(trained),
     }
 }
 
-/// How a seed is explored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Algorithm {
-    /// A deterministic trunk with K explorations per trained step.
-    TempflowGrpo,
-    /// One path, random at the trained steps.
-    FlowGrpo,
+fn misfit(branch_steps: &BranchSteps, steps: usize, problem: String) -> FlowError {
+    FlowError::BranchSteps { branch_steps: branch_steps.to_string(), steps, problem }
 }
 
 /// One seed's rollout: what is evaluated, what is random, what is decoded.
@@ -115,7 +77,7 @@ pub struct RolloutPlan {
 impl RolloutPlan {
     /// Plans a rollout of `steps` steps with `branches` explorations per trained step (1 for Flow-GRPO).
     ///
-    /// `trained_steps` come from [`BranchSteps::trained_steps`] for the same number of steps.
+    /// `trained_steps` come from [`trained_steps`] for the same number of steps.
     ///
     /// # Errors
     /// If `branches` does not suit the algorithm or `trained_steps` do not suit `steps`.
@@ -139,7 +101,7 @@ impl RolloutPlan {
             }
             (Algorithm::TempflowGrpo | Algorithm::FlowGrpo, _) => {}
         }
-        let trained_steps = BranchSteps::List(trained_steps).trained_steps(steps, 0, 0)?;
+        let trained_steps = self::trained_steps(&BranchSteps::List(trained_steps), steps, 0, 0)?;
         Ok(Self { algorithm, steps, trained_steps, branches })
     }
 
@@ -245,11 +207,11 @@ mod tests {
 
     #[test]
     fn fixed_settings_give_the_steps_they_name() {
-        let steps = |branch_steps: BranchSteps| branch_steps.trained_steps(10, 1, 2).unwrap();
+        let steps = |branch_steps: BranchSteps| trained_steps(&branch_steps, 10, 1, 2).unwrap();
         assert_eq!(steps(BranchSteps::All), (0..9).collect::<Vec<_>>());
         assert_eq!(steps(BranchSteps::Range { from: 2, to: 5 }), [2, 3, 4]);
         assert_eq!(steps(BranchSteps::List(vec![7, 0, 3])), [0, 3, 7]);
-        assert_eq!(BranchSteps::All.trained_steps(2, 0, 0).unwrap(), [0]);
+        assert_eq!(trained_steps(&BranchSteps::All, 2, 0, 0).unwrap(), [0]);
     }
 
     #[test]
@@ -259,8 +221,8 @@ mod tests {
             let mut seen = HashSet::new();
             let mut sets = HashSet::new();
             for iteration in 0..200 {
-                let trained = branch_steps.trained_steps(10, 5, iteration).unwrap();
-                assert_eq!(trained, branch_steps.trained_steps(10, 5, iteration).unwrap());
+                let trained = trained_steps(&branch_steps, 10, 5, iteration).unwrap();
+                assert_eq!(trained, trained_steps(&branch_steps, 10, 5, iteration).unwrap());
                 assert!(trained.len() == 3 && trained.is_sorted());
                 seen.extend(trained.clone());
                 sets.insert(trained);
@@ -274,7 +236,7 @@ mod tests {
     fn window_stays_in_its_range() {
         for iteration in 0..100 {
             let window = BranchSteps::Window { size: 2, from: 1, to: 5 };
-            let trained = window.trained_steps(10, 0, iteration).unwrap();
+            let trained = trained_steps(&window, 10, 0, iteration).unwrap();
             assert!(trained[0] >= 1 && trained[1] == trained[0] + 1 && trained[1] < 5);
         }
     }
@@ -294,7 +256,7 @@ mod tests {
             BranchSteps::Window { size: 0, from: 0, to: 5 },
         ];
         for branch_steps in refused {
-            let error = branch_steps.trained_steps(10, 0, 0);
+            let error = trained_steps(&branch_steps, 10, 0, 0);
             assert!(matches!(error, Err(FlowError::BranchSteps { .. })), "{branch_steps:?}");
         }
     }

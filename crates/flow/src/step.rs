@@ -35,21 +35,10 @@
 
 use std::f64::consts::{FRAC_PI_2, TAU};
 
-use serde::{Deserialize, Serialize};
+use config::StepRule;
 use tch::{Device, Kind, Tensor};
 
 use crate::{FlowError, Schedule};
-
-/// How a random move spreads its noise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StepRule {
-    /// The reverse-time SDE of Flow-GRPO, one Euler–Maruyama step; its noise level is any positive number.
-    FlowSde,
-    /// Coefficients-preserving sampling: part of the predicted noise is replaced by fresh noise; its noise level
-    /// is in (0, 1].
-    Cps,
-}
 
 /// Everything about the random move at one step that does not depend on the latents.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -85,7 +74,7 @@ impl TransitionCoefficients {
         if step >= schedule.steps() {
             return Err(FlowError::NoSuchStep { step, steps: schedule.steps() });
         }
-        rule.check_noise_level(noise_level)?;
+        check_noise_level(rule, noise_level)?;
         let sigma = f64::from(schedule.sigmas[step]);
         let sigma_next = f64::from(schedule.sigmas[step + 1]);
         Ok(match rule {
@@ -150,16 +139,15 @@ impl TransitionCoefficients {
     }
 }
 
-impl StepRule {
-    fn check_noise_level(self, noise_level: f64) -> Result<(), FlowError> {
-        let (rule, in_range, range) = match self {
-            Self::FlowSde => ("flow-sde", noise_level.is_finite() && noise_level > 0.0, "above 0"),
-            Self::Cps => ("cps", noise_level > 0.0 && noise_level <= 1.0, "above 0 and at most 1"),
-        };
-        match in_range {
-            true => Ok(()),
-            false => Err(FlowError::NoiseLevel { rule, noise_level, range }),
-        }
+/// The SDE takes any positive noise level, CPS one in (0, 1].
+fn check_noise_level(rule: StepRule, noise_level: f64) -> Result<(), FlowError> {
+    let (rule, in_range, range) = match rule {
+        StepRule::FlowSde => ("flow-sde", noise_level.is_finite() && noise_level > 0.0, "above 0"),
+        StepRule::Cps => ("cps", noise_level > 0.0 && noise_level <= 1.0, "above 0 and at most 1"),
+    };
+    match in_range {
+        true => Ok(()),
+        false => Err(FlowError::NoiseLevel { rule, noise_level, range }),
     }
 }
 

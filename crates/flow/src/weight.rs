@@ -4,34 +4,25 @@
 //! an image is decided. TempFlow-GRPO multiplies each step's term by its standard deviation `S`, scaled so that the mean
 //! weight over the trained steps is 1 and the learning rate keeps its meaning. The KL term is not weighted.
 
-/// The rule for a step's weight.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum StepWeight {
-    /// `S / mean(S)` over the trained steps: TempFlow-GRPO.
-    Noise,
-    /// 1: Flow-GRPO.
-    None,
-    /// `C·S` with a constant chosen by hand, as the reference code does it (2.25 for SD3.5-M, 1.73 for FLUX.1-dev,
-    /// 1.53 for Qwen-Image).
-    Constant(f64),
-}
+use config::StepWeight;
 
-impl StepWeight {
-    /// One weight per trained step, given the standard deviations of their moves.
-    pub fn weights(&self, stds: &[f64]) -> Vec<f64> {
-        let factor = match self {
-            Self::Noise => stds.len() as f64 / stds.iter().sum::<f64>(),
-            Self::None => return vec![1.0; stds.len()],
-            Self::Constant(constant) => *constant,
-        };
-        stds.iter().map(|std| factor * std).collect()
-    }
+/// One weight per trained step, given the standard deviations of their moves.
+///
+/// The reference code's constants, for comparison, are 2.25 for SD3.5-M, 1.73 for FLUX.1-dev and 1.53 for Qwen-Image.
+pub fn step_weights(weight: StepWeight, stds: &[f64]) -> Vec<f64> {
+    let factor = match weight {
+        StepWeight::Noise => stds.len() as f64 / stds.iter().sum::<f64>(),
+        StepWeight::None => return vec![1.0; stds.len()],
+        StepWeight::Constant(constant) => constant,
+    };
+    stds.iter().map(|std| factor * std).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Schedule, SchedulerConfig, StepRule, TransitionCoefficients};
+    use crate::{Schedule, SchedulerConfig, TransitionCoefficients};
+    use config::StepRule;
 
     fn sd3(steps: usize) -> Schedule {
         Schedule::new(&SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() }, steps, 0).unwrap()
@@ -79,7 +70,7 @@ mod tests {
             (qwen(10, 1024), 1.2, qwen_weights),
         ];
         for (schedule, noise_level, expected) in cases {
-            let weights = StepWeight::Noise.weights(&trained_stds(&schedule, noise_level));
+            let weights = step_weights(StepWeight::Noise, &trained_stds(&schedule, noise_level));
             for (got, expected) in weights.iter().zip(expected) {
                 assert!((got - expected).abs() < 1e-5, "{got} is not {expected}");
             }
@@ -99,7 +90,7 @@ mod tests {
         ];
         for (schedules, expected) in table {
             for (schedule, expected) in schedules.iter().zip(expected) {
-                let first = StepWeight::Noise.weights(&trained_stds(schedule, 1.0))[0];
+                let first = step_weights(StepWeight::Noise, &trained_stds(schedule, 1.0))[0];
                 assert!(
                     (first - expected).abs() < 2e-5,
                     "{} steps: {first} is not {expected}",
@@ -111,8 +102,8 @@ mod tests {
 
     #[test]
     fn noise_weights_do_not_depend_on_the_noise_level() {
-        let quiet = StepWeight::Noise.weights(&trained_stds(&sd3(10), 0.1));
-        let loud = StepWeight::Noise.weights(&trained_stds(&sd3(10), 1.5));
+        let quiet = step_weights(StepWeight::Noise, &trained_stds(&sd3(10), 0.1));
+        let loud = step_weights(StepWeight::Noise, &trained_stds(&sd3(10), 1.5));
         assert!(quiet.iter().zip(&loud).all(|(a, b)| (a - b).abs() < 1e-12));
     }
 
@@ -122,14 +113,14 @@ mod tests {
             [(sd3(10), 0.7, 2.25), (flux(10, 4096), 0.9, 1.73), (qwen(10, 1024), 1.2, 1.53)]
         {
             let stds = trained_stds(&schedule, noise_level);
-            let by_hand = StepWeight::Constant(constant).weights(&stds);
-            let by_rule = StepWeight::Noise.weights(&stds);
+            let by_hand = step_weights(StepWeight::Constant(constant), &stds);
+            let by_rule = step_weights(StepWeight::Noise, &stds);
             assert!(by_hand.iter().zip(&by_rule).all(|(a, b)| (a / b - 1.0).abs() < 3e-3));
         }
     }
 
     #[test]
     fn flow_grpo_weighs_all_steps_alike() {
-        assert_eq!(StepWeight::None.weights(&[0.7, 0.2]), [1.0, 1.0]);
+        assert_eq!(step_weights(StepWeight::None, &[0.7, 0.2]), [1.0, 1.0]);
     }
 }

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use config::{StepRule, StepWeight};
 use flow::{
-    Schedule, SchedulerConfig, StepRule, StepWeight, TransitionCoefficients, TransitionRows, log_probability,
-    next_latents, transition_mean,
+    Schedule, SchedulerConfig, TransitionCoefficients, TransitionRows, log_probability, next_latents,
+    step_weights, transition_mean,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -99,7 +100,7 @@ fn flow_sde_steps_are_those_of_the_reference() {
         let next = next_latents(&mean, &rows.std, case.tensor("in.noise"));
         let stds: Vec<f64> = coefficients.iter().map(|row| row.std).collect();
         let weights: Vec<f32> =
-            StepWeight::Noise.weights(&stds).into_iter().map(|weight| weight as f32).collect();
+            step_weights(StepWeight::Noise, &stds).into_iter().map(|weight| weight as f32).collect();
         let outputs = [
             ("out.log_prob", log_probability(&next, &mean, &rows)),
             ("out.mean", mean),

@@ -1,10 +1,10 @@
 //! Facts that tie the pieces together, on a toy policy whose velocity is a linear map of the latents.
 
+use config::{AdvantageGroup, KlDenominator, StepRule, StepWeight};
 use flow::{
-    AdvantageGroup, ClippedObjective, KlDenominator, NoiseKey, Purpose, Schedule, SchedulerConfig,
-    SeedRewards, StepRule, StepWeight, TransitionCoefficients, TransitionRows, advantages, kl_divergence,
-    log_probability, log_ratio, next_latents, next_latents_on_host, ode_step, repeat_for_branches,
-    standard_normal, transition_mean,
+    ClippedObjective, NoiseKey, Purpose, Schedule, SchedulerConfig, SeedRewards, TransitionCoefficients,
+    TransitionRows, advantages, kl_divergence, log_probability, log_ratio, next_latents,
+    next_latents_on_host, ode_step, repeat_for_branches, standard_normal, step_weights, transition_mean,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -52,7 +52,7 @@ fn sample(policy: &Tensor, rule: StepRule, step: usize) -> Sampled {
         .collect();
     let advantages = advantages(AdvantageGroup::Seed, &rewards, 1, N_BRANCHES).unwrap().concat();
     let stds: Vec<f64> = (0..9).map(|step| coefficient(step).std).collect();
-    let weight = StepWeight::Noise.weights(&stds)[step] as f32;
+    let weight = step_weights(StepWeight::Noise, &stds)[step] as f32;
     Sampled {
         latents,
         next,

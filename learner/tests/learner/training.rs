@@ -1,10 +1,9 @@
 //! Training on a tiny real model: the same update whoever delivers what when, through stops, damage and bad numbers.
 
 use crate::lab::{Delivery, Lab, Shared, Worker, trajectories};
+use config::KlDenominator;
 use config::{AdvantageGroup, TaskKind};
-use flow::{
-    KlDenominator, TransitionRows, kl_divergence, log_probability, repeat_for_branches, transition_mean,
-};
+use flow::{TransitionRows, kl_divergence, log_probability, repeat_for_branches, transition_mean};
 use learner::error::LearnerError;
 use learner::evaluation::Evaluation;
 use learner::gradient::TrainingTask;

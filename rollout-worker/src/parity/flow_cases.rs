@@ -1,9 +1,10 @@
 //! Cases that need no model: noise levels, and random steps with their probabilities.
 
 use anyhow::{Context, ensure};
+use config::{StepRule, StepWeight};
 use flow::{
-    Schedule, SchedulerConfig, StepRule, StepWeight, TransitionCoefficients, TransitionRows, log_probability,
-    next_latents, transition_mean,
+    Schedule, SchedulerConfig, TransitionCoefficients, TransitionRows, log_probability, next_latents,
+    step_weights, transition_mean,
 };
 use models::reference_case::ReferenceCase;
 use tch::{Device, Tensor};
@@ -43,7 +44,7 @@ pub(super) fn flow_sde(case: &ReferenceCase, _: &mut LazyModel) -> Computed {
     let next = next_latents(&mean, &rows.std, &noise);
     let stds: Vec<f64> = coefficients.iter().map(|row| row.std).collect();
     let weights: Vec<f32> =
-        StepWeight::Noise.weights(&stds).into_iter().map(|weight| weight as f32).collect();
+        step_weights(StepWeight::Noise, &stds).into_iter().map(|weight| weight as f32).collect();
     let computed = [
         ("log_prob", log_probability(&next, &mean, &rows)),
         ("mean", mean),

@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 
 use super::*;
-use flow::{Algorithm, NoiseKey, Purpose, SchedulerConfig, standard_normal};
+use config::Algorithm;
+use flow::{NoiseKey, Purpose, SchedulerConfig, standard_normal};
 use tch::Device;
 
 const LATENT: [i64; 3] = [2, 3, 4];
@@ -103,15 +104,17 @@ fn nested_loop(rollout: &Rollout, seed: usize, n_branches: usize) -> Trajectorie
     }
 }
 
+type Part = fn(&Trajectories) -> &Tensor;
+
 fn assert_equal(trajectories: &Trajectories, seed: usize, expected: &Trajectories) {
-    let pairs: [(&str, fn(&Trajectories) -> &Tensor); 5] = [
+    let parts: [(&str, Part); 5] = [
         ("states", |t| &t.states),
         ("means", |t| &t.means),
         ("next latents", |t| &t.next_latents),
         ("log-probabilities", |t| &t.log_probabilities),
         ("finished latents", |t| &t.finished),
     ];
-    for (name, part) in pairs {
+    for (name, part) in parts {
         assert_eq!(part(trajectories).get(seed as i64), *part(expected), "{name} of seed {seed}");
     }
 }

@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 /// Long enough for a loaded machine; nothing waits this long unless it fails.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+type Change = fn(&mut RunConfig);
+
 /// A worker and its surroundings.
 struct World {
     coordinator: FakeCoordinator,
@@ -210,7 +212,7 @@ async fn a_training_push_holds_what_the_learner_rebuilds_it_from() {
     let initial = Tensor::from_slice(&flow::standard_normal(&key, 256)).view([16, 4, 4]);
     assert_eq!(tensors["states"].get(1).get(0), initial, "seed 3 is the second of its task");
     for (step, branch) in [(0, 0), (1, 1), (2, 0)] {
-        let move_ = TransitionCoefficients::new(flow::StepRule::FlowSde, &schedule, step, 0.7).unwrap();
+        let move_ = TransitionCoefficients::new(config::StepRule::FlowSde, &schedule, step, 0.7).unwrap();
         let mean: Vec<f32> = Vec::try_from(tensors["means"].get(1).get(step as i64).flatten(0, -1)).unwrap();
         let noise = flow::standard_normal(&key.transition(step as u32, branch), 256);
         let next = flow::next_latents_on_host(&mean, move_.std as f32, &noise);
@@ -344,11 +346,11 @@ async fn told_to_drain_a_worker_finishes_its_task_and_leaves() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_cannot_be_sampled_is_bad_input() {
-    let changes: [(&str, fn(&mut RunConfig)); 3] = [
-        ("model_index.json", |config| config.model.path = "/nowhere".into()),
-        ("multiples of 8", |config| config.sampling.height = 20),
-        ("did you mean `shapes`", |config| config.rewards[0].name = "shape".to_owned()),
-    ];
+    let no_model: Change = |config| config.model.path = "/nowhere".into();
+    let odd_size: Change = |config| config.sampling.height = 20;
+    let no_reward: Change = |config| config.rewards[0].name = "shape".to_owned();
+    let changes =
+        [("model_index.json", no_model), ("multiples of 8", odd_size), ("did you mean `shapes`", no_reward)];
     for (words, change) in changes {
         let world = World::start(change, |_| (), vec![]);
         let error = tokio::time::timeout(PATIENCE, world.worker).await.unwrap().unwrap().unwrap_err();
