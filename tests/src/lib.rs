@@ -211,7 +211,8 @@ impl Run {
     pub fn member_pid(&self, member_id: &str) -> Pid {
         let record = std::fs::read(self.directory().join("run.json")).expect("run.json is there");
         let record: Value = serde_json::from_slice(&record).expect("run.json is JSON");
-        let pid = record["members"][member_id].as_i64().unwrap_or_else(|| panic!("no {member_id} in {record}"));
+        let pid =
+            record["members"][member_id].as_i64().unwrap_or_else(|| panic!("no {member_id} in {record}"));
         Pid::from_raw(pid as i32)
     }
 
@@ -228,7 +229,8 @@ impl Run {
     /// # Panics
     /// If the run left no checkpoint.
     pub fn adapter_digests(&self) -> BTreeMap<String, String> {
-        let checkpoints = std::fs::read_dir(self.directory().join("checkpoints")).expect("there are checkpoints");
+        let checkpoints =
+            std::fs::read_dir(self.directory().join("checkpoints")).expect("there are checkpoints");
         let newest = checkpoints.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).max();
         let mut files = safetensors_below(&newest.expect("there is a checkpoint"));
         files.extend(safetensors_below(&self.directory().join("adapter")));

@@ -20,8 +20,10 @@ fn dependencies() -> Graph {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let packages = metadata["packages"].as_array().expect("packages");
-    let names: BTreeMap<&str, &str> =
-        packages.iter().filter_map(|package| Some((package["id"].as_str()?, package["name"].as_str()?))).collect();
+    let names: BTreeMap<&str, &str> = packages
+        .iter()
+        .filter_map(|package| Some((package["id"].as_str()?, package["name"].as_str()?)))
+        .collect();
     let nodes = metadata["resolve"]["nodes"].as_array().expect("a resolved graph");
     let of_node = |node: &Value| {
         let links = node["deps"].as_array().expect("dependencies").iter();
