@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn an_unknown_run_is_named_with_the_places_looked_at() {
-        let error = find_run("no/such-run").err().expect("unknown").to_string();
+        let error = find_run("no/such-run").expect_err("unknown").to_string();
         assert!(error.contains("no/such-run/run.json nor runs/no/such-run/run.json"), "{error}");
     }
 }

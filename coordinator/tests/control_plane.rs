@@ -251,11 +251,9 @@ async fn members_find_a_restarted_coordinator_and_it_learns_their_tasks() {
     assert_eq!(running, to_wire(train(0, 0)));
 
     let before = worker.caller();
-    let port = tokio::task::spawn_blocking(|| server.kill()).await.expect("killed");
-    let home_path = home.path().to_owned();
-    let server =
-        tokio::task::spawn_blocking(move || Server::start(&home_path, port, 2)).await.expect("started");
-    assert_eq!(server.address(), address);
+    let port = server.port;
+    drop(server);
+    let server = Server::start(home.path(), port, 2);
     learner.report(&wants_training(0, &[3]), progress).await.expect("reported after the outage");
     let mut standing = worker.standing();
     standing.wait_for(|standing| standing.learner_address == "127.0.0.1:9").await.expect("heartbeat");

@@ -8,20 +8,18 @@ use coordinator::run_state::RunState;
 use coordinator::server::ControlPlane;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use proto::{JoinRequest, Role};
 use service::RunDirectory;
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn install(home: &Path, name: &str, script: &str) {
-    let path = home.join(name);
-    // Written beside and renamed: a program that is open for writing cannot be started.
-    std::fs::write(home.join("new"), format!("#!/bin/sh\n{script}\n")).expect("written");
-    std::fs::set_permissions(home.join("new"), std::fs::Permissions::from_mode(0o755)).expect("executable");
-    std::fs::rename(home.join("new"), path).expect("renamed");
+/// Small programs under the names of the real ones. They are files of the repository: a program that a test had just
+/// written could still be open in another test's child, and then cannot be started.
+fn programs(manner: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(manner)
 }
 
 fn plane(home: &Path, workers: usize) -> ControlPlane {
@@ -36,7 +34,7 @@ fn plane(home: &Path, workers: usize) -> ControlPlane {
     ControlPlane::new(RunState::new(members, catalog, home.display().to_string()))
 }
 
-/// A supervisor whose members all run `script`; it kills them when dropped.
+/// A supervisor of such programs; it kills them when dropped.
 struct Supervised {
     supervisor: Supervisor,
     plane: ControlPlane,
@@ -44,14 +42,12 @@ struct Supervised {
 }
 
 impl Supervised {
-    fn new(script: &str, workers: usize) -> Self {
+    fn new(manner: &str, workers: usize) -> Self {
         let home = tempfile::tempdir().expect("a directory");
-        install(home.path(), "learner", script);
-        install(home.path(), "rollout-worker", script);
         let directory = RunDirectory::new(home.path());
         directory.create().expect("created");
         let plane = plane(home.path(), workers);
-        let launcher = LocalLauncher::with_programs(home.path().to_owned(), 1, directory).expect("programs");
+        let launcher = LocalLauncher::with_programs(programs(manner), 1, directory).expect("programs");
         Self { supervisor: Supervisor::new(launcher, plane.clone()), plane, home }
     }
 
@@ -72,6 +68,17 @@ impl Supervised {
     }
 }
 
+impl Supervised {
+    /// Makes members of all processes, which cannot do so themselves.
+    fn join_all(&self) {
+        for (member_id, pid) in self.supervisor.processes() {
+            let role = if member_id == "learner" { Role::Learner } else { Role::RolloutWorker };
+            let request = JoinRequest { role: role.into(), member_id, pid, ..JoinRequest::default() };
+            self.plane.update(|state, now| state.join(&request, now)).expect("joined");
+        }
+    }
+}
+
 impl Drop for Supervised {
     fn drop(&mut self) {
         self.supervisor.signal_all(Signal::SIGKILL);
@@ -88,7 +95,7 @@ fn kill_process(pid: u32) {
 
 #[test]
 fn what_is_wanted_is_started_and_started_again_after_a_pause() {
-    let mut run = Supervised::new("sleep 60", 2);
+    let mut run = Supervised::new("sleeps", 2);
     let now = Instant::now();
     let processes = run.tick_until(now, |processes| processes.len() == 3);
     assert_eq!(processes.keys().collect::<Vec<_>>(), ["learner", "worker-0", "worker-1"]);
@@ -101,11 +108,12 @@ fn what_is_wanted_is_started_and_started_again_after_a_pause() {
 
 #[test]
 fn scaling_starts_and_ends_workers() {
-    let mut run = Supervised::new("sleep 60", 1);
+    let mut run = Supervised::new("sleeps", 1);
     let now = Instant::now();
     run.tick_until(now, |processes| processes.len() == 2);
     run.plane.update(|state, _| state.scale(3));
     run.tick_until(now, |processes| processes.len() == 4);
+    run.join_all();
     run.plane.update(|state, _| state.scale(0));
     run.tick_until(now, |processes| processes.len() == 4);
     // These know nothing of orders to leave; their time to do so passes.
@@ -115,7 +123,7 @@ fn scaling_starts_and_ends_workers() {
 
 #[test]
 fn a_member_that_keeps_dying_is_given_up_with_the_end_of_its_log() {
-    let mut run = Supervised::new("echo cannot find the device; exit 1", 0);
+    let mut run = Supervised::new("fails", 0);
     let mut now = Instant::now();
     let error = loop {
         if let Err(error) = run.supervisor.keep_alive(now) {
@@ -131,7 +139,7 @@ fn a_member_that_keeps_dying_is_given_up_with_the_end_of_its_log() {
 
 #[test]
 fn bad_input_is_given_up_at_once_with_its_exit_code() {
-    let mut run = Supervised::new("echo no such model; exit 2", 0);
+    let mut run = Supervised::new("refuses", 0);
     let now = Instant::now();
     let error = loop {
         if let Err(error) = run.supervisor.keep_alive(now) {
@@ -145,11 +153,11 @@ fn bad_input_is_given_up_at_once_with_its_exit_code() {
 
 #[test]
 fn processes_of_an_earlier_coordinator_are_taken_over_but_not_their_namesakes() {
-    let mut run = Supervised::new("sleep 60", 1);
+    let mut run = Supervised::new("sleeps", 1);
     let now = Instant::now();
     let started = run.tick_until(now, |processes| processes.len() == 2);
     let directory = RunDirectory::new(run.home.path());
-    let launcher = LocalLauncher::with_programs(run.home.path().to_owned(), 1, directory).expect("programs");
+    let launcher = LocalLauncher::with_programs(programs("sleeps"), 1, directory).expect("programs");
     let mut second = Supervisor::new(launcher, run.plane.clone());
     let strangers = BTreeMap::from([("learner".to_owned(), std::process::id())]);
     assert!(second.adopt(&strangers, now).is_empty());
@@ -159,14 +167,12 @@ fn processes_of_an_earlier_coordinator_are_taken_over_but_not_their_namesakes() 
 }
 
 #[test]
-fn an_adopted_process_that_does_not_join_is_replaced() {
-    let mut run = Supervised::new("sleep 60", 0);
+fn a_process_that_never_joins_is_replaced() {
+    let mut run = Supervised::new("sleeps", 0);
     let now = Instant::now();
-    let started = run.tick_until(now, |processes| processes.len() == 1);
+    let first = run.tick_until(now, |processes| processes.len() == 1);
     let later = now + SECOND * 61;
-    run.supervisor.keep_alive(later).expect("kept alive");
-    let replaced = run.tick_until(later + SECOND, |processes| {
-        processes.get("learner").is_some_and(|pid| *pid != started["learner"])
-    });
-    assert_eq!(replaced.len(), 1);
+    run.tick_until(later, BTreeMap::is_empty);
+    let second = run.tick_until(later + SECOND, |processes| processes.len() == 1);
+    assert_ne!(first, second);
 }
