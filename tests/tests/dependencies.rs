@@ -13,7 +13,14 @@ type Graph = BTreeMap<String, BTreeSet<String>>;
 fn dependencies() -> Graph {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        .args(["metadata", "--format-version", "1", "--offline"])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--offline",
+            "--filter-platform",
+            "x86_64-unknown-linux-gnu",
+        ])
         .current_dir(tests::repository())
         .output()
         .expect("cargo runs");
