@@ -23,12 +23,12 @@ pub struct TokenIds {
     pub truncated: usize,
 }
 
-/// A tokenizer opened from a model folder.
+/// A tokenizer opened from a model folder; boxed, since either kind is large.
 #[derive(Debug)]
 pub enum Tokenizer {
     /// `vocab.json` and `merges.txt`.
-    Clip(ClipTokenizer),
-    /// `tokenizer.json`; boxed because it is by far the larger.
+    Clip(Box<ClipTokenizer>),
+    /// `tokenizer.json`.
     Json(Box<JsonTokenizer>),
 }
 
@@ -47,7 +47,7 @@ impl Tokenizer {
             return Ok(Self::Json(Box::new(JsonTokenizer::open(dir)?)));
         }
         if has_vocabulary || class.starts_with("CLIP") {
-            return Ok(Self::Clip(ClipTokenizer::open(dir)?));
+            return Ok(Self::Clip(Box::new(ClipTokenizer::open(dir)?)));
         }
         Err(crate::json_file::missing(&dir.join("tokenizer.json")))
     }
