@@ -209,3 +209,25 @@ fn conditioning_survives_its_own_names() {
     let unknown = [("words".to_owned(), embedded.text)];
     assert!(Conditioning::from_tensors(unknown).unwrap_err().to_string().contains("words"));
 }
+
+#[test]
+fn half_precision_stays_near_float32() {
+    let prompt = strings(&["a photo of two red circles"]);
+    let run = |kind| {
+        let model = pipeline::open(&sd3(), LoadOptions { kind, ..ALL }).unwrap();
+        let embedded = model.encode_prompts(&prompt, 32).unwrap();
+        assert_eq!(embedded.text.kind(), kind);
+        let latents = Tensor::linspace(-1.0, 1.0, 16 * 8 * 6, (Kind::Float, Device::Cpu)).view([1, 16, 8, 6]);
+        let velocity = model.velocity(&latents, &Tensor::from_slice(&[0.7_f32]), &embedded, None, 1.0);
+        assert_eq!(velocity.kind(), Kind::Float);
+        (embedded.text.to_kind(Kind::Float), velocity)
+    };
+    let (text, velocity) = run(Kind::Float);
+    for (kind, tolerance) in [(Kind::Half, 1e-2), (Kind::BFloat16, 5e-2)] {
+        let (rough_text, rough_velocity) = run(kind);
+        for (rough, exact) in [(rough_text, &text), (rough_velocity, &velocity)] {
+            let relative = (rough - exact).norm().double_value(&[]) / exact.norm().double_value(&[]);
+            assert!(relative < tolerance, "{kind:?}: relative error {relative:e}");
+        }
+    }
+}

@@ -13,7 +13,7 @@ use super::{Conditioning, LoadOptions, PromptTokens, TextToImageModel};
 use crate::autoencoder_kl::{AutoencoderKlConfig, AutoencoderKlDecoder};
 use crate::lora::{LoraConfig, NormalSource};
 use crate::projection::AdapterMode;
-use crate::sd3::Sd3Transformer;
+use crate::sd3::{Sd3Config, Sd3Transformer};
 use crate::{ModelError, json_file};
 
 /// `model_index.json`: library and class of each component, both null where it is absent.
@@ -87,30 +87,11 @@ pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToIma
     let timesteps: TrainTimesteps = json_file::read(&scheduler_path)?;
     let (vae_dir, vae) = (dir.join("vae"), AutoencoderKlConfig::open(&dir.join("vae"))?);
     let transformer = Sd3Transformer::open(&dir.join("transformer"), options.kind, options.device)?;
-    let config = transformer.config();
-    if vae.latent_channels != config.in_channels {
-        let reason = format!(
-            "{} differs from the transformer's `in_channels` {}",
-            vae.latent_channels, config.in_channels
-        );
-        return Err(ModelError::config(&vae_dir.join("config.json"), "latent_channels", reason));
-    }
     let text_encoders = match options.text_encoders {
-        true => Some(TextEncoders::open(dir, &index, config.joint_attention_dim, options)?),
+        true => Some(TextEncoders::open(dir, &index, transformer.config().joint_attention_dim, options)?),
         false => None,
     };
-    let pooled = text_encoders.as_ref().map_or(config.pooled_projection_dim, TextEncoders::pooled_width);
-    if pooled != config.pooled_projection_dim {
-        let reason = format!(
-            "{} differs from the {pooled} pooled features of both CLIP encoders",
-            config.pooled_projection_dim
-        );
-        return Err(ModelError::config(
-            &dir.join("transformer/config.json"),
-            "pooled_projection_dim",
-            reason,
-        ));
-    }
+    check_widths(dir, transformer.config(), &vae, text_encoders.as_ref())?;
     let decoder = options
         .decoder
         .then(|| AutoencoderKlDecoder::open(&vae_dir, options.kind, options.device))
@@ -125,6 +106,27 @@ pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToIma
         options,
         dir: dir.to_owned(),
     }))
+}
+
+fn check_widths(
+    dir: &Path,
+    transformer: &Sd3Config,
+    vae: &AutoencoderKlConfig,
+    text_encoders: Option<&TextEncoders>,
+) -> Result<(), ModelError> {
+    let (channels, expected) = (vae.latent_channels, transformer.in_channels);
+    if channels != expected {
+        let reason = format!("{channels} differs from the transformer's `in_channels` {expected}");
+        return Err(ModelError::config(&dir.join("vae/config.json"), "latent_channels", reason));
+    }
+    let expected = transformer.pooled_projection_dim;
+    let pooled = text_encoders.map_or(expected, TextEncoders::pooled_width);
+    if pooled != expected {
+        let reason = format!("{expected} differs from the {pooled} pooled features of both CLIP encoders");
+        let path = dir.join("transformer/config.json");
+        return Err(ModelError::config(&path, "pooled_projection_dim", reason));
+    }
+    Ok(())
 }
 
 impl Sd3 {

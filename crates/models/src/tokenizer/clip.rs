@@ -64,20 +64,8 @@ impl ClipTokenizer {
             special(settings.pad, END),
             special(settings.unk, END),
         ];
-        let mut added = settings.added;
-        for token in &roles {
-            if added.iter().any(|(known, _)| known.content == token.content) {
-                continue;
-            }
-            let id = *vocabulary.get(&token.content).ok_or_else(|| {
-                let reason = format!("the special token \"{}\" has no id in it", token.content);
-                ModelError::damaged(&vocabulary_path, reason)
-            })?;
-            added.push((token.clone(), id));
-        }
-        added.retain(|(token, _)| !token.content.is_empty());
-        // The longest match wins where several added tokens start at one place.
-        added.sort_by_key(|(token, _)| std::cmp::Reverse(token.content.len()));
+        let added = added_tokens(settings.added, &roles, &vocabulary)
+            .map_err(|reason| ModelError::damaged(&vocabulary_path, reason))?;
         let id_of = |token: &AddedToken| {
             added.iter().find(|(known, _)| known.content == token.content).map_or(0, |(_, id)| *id)
         };
@@ -200,6 +188,27 @@ impl ClipTokenizer {
         let ranked = pairs.filter_map(|pair| Some((*self.merge_ranks.get(&pair)?, pair)));
         ranked.min_by_key(|(rank, _)| *rank).map(|(_, pair)| pair)
     }
+}
+
+/// What the folder adds, and the special tokens that it does not list; the longest first, since that wins where several
+/// start at one place.
+fn added_tokens(
+    listed: Vec<(AddedToken, i64)>,
+    roles: &[AddedToken],
+    vocabulary: &HashMap<String, i64>,
+) -> Result<Vec<(AddedToken, i64)>, String> {
+    let mut added = listed;
+    for token in roles {
+        if added.iter().any(|(known, _)| known.content == token.content) {
+            continue;
+        }
+        let id = vocabulary.get(&token.content);
+        let id = id.ok_or_else(|| format!("the special token \"{}\" has no id in it", token.content))?;
+        added.push((token.clone(), *id));
+    }
+    added.retain(|(token, _)| !token.content.is_empty());
+    added.sort_by_key(|(token, _)| std::cmp::Reverse(token.content.len()));
+    Ok(added)
 }
 
 fn pattern(expression: &str) -> Regex {
