@@ -203,7 +203,7 @@ pub fn export(run: &str, to: &Path) -> Result<(), CoordinatorError> {
     let adapter = find_run(run)?.adapter();
     if !adapter.is_dir() {
         return Err(CoordinatorError::Usage(format!(
-            "{} does not exist yet; the learner writes it after the first iterations",
+            "{} does not exist yet; the learner writes it with its first checkpoint",
             adapter.display()
         )));
     }
@@ -216,17 +216,22 @@ pub fn export(run: &str, to: &Path) -> Result<(), CoordinatorError> {
     if let Some(parent) = to.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         durable::create_directory(parent)?;
     }
-    durable::write_directory(to, |partial| copy_files(&adapter, partial))?;
+    durable::write_directory(to, |partial| copy_tree(&adapter, partial))?;
     println!("{}", to.display());
     Ok(())
 }
 
-fn copy_files(from: &Path, to: &Path) -> Result<(), CoordinatorError> {
+/// Copies files and folders into a folder that is there.
+fn copy_tree(from: &Path, to: &Path) -> Result<(), CoordinatorError> {
     let failed = |source| CoordinatorError::File { action: "copy", path: from.to_owned(), source };
     for entry in std::fs::read_dir(from).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        if entry.path().is_file() {
-            std::fs::copy(entry.path(), to.join(entry.file_name())).map_err(failed)?;
+        let (path, copy) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            std::fs::create_dir(&copy).map_err(failed)?;
+            copy_tree(&path, &copy)?;
+        } else {
+            std::fs::copy(&path, &copy).map_err(failed)?;
         }
     }
     Ok(())
@@ -248,10 +253,10 @@ mod tests {
         let run = home.path().to_str().expect("text");
         let to = home.path().join("out/adapter");
         assert_eq!(export(run, &to).expect_err("none yet").exit_code(), 2);
-        std::fs::create_dir(home.path().join("adapter")).expect("created");
-        std::fs::write(home.path().join("adapter/adapter_config.json"), "{}").expect("written");
+        std::fs::create_dir_all(home.path().join("adapter/peft")).expect("created");
+        std::fs::write(home.path().join("adapter/peft/adapter_config.json"), "{}").expect("written");
         export(run, &to).expect("copied");
-        assert_eq!(std::fs::read_to_string(to.join("adapter_config.json")).expect("readable"), "{}");
+        assert_eq!(std::fs::read_to_string(to.join("peft/adapter_config.json")).expect("readable"), "{}");
         assert_eq!(export(run, &to).expect_err("exists").exit_code(), 2);
     }
 

@@ -139,16 +139,17 @@ fn print_line(line: &str) {
 /// One line that says where the run stands.
 pub fn status_line(snapshot: &Snapshot, rates: &Rates) -> String {
     let progress = &snapshot.progress;
-    let mut parts = vec![
-        format!("{} · iteration {}/{}", progress.phase, progress.iteration, progress.iterations),
-        format!("reward {:.4}", progress.reward),
-        format!("{:.1} images/s", rates.images_per_second()),
-        format!("{:.0} NFE/s", rates.network_evaluations_per_second()),
-        format!("{} of {} workers", snapshot.workers, snapshot.workers_wanted),
-    ];
-    if progress.held_out_standard_error > 0.0 {
-        parts.insert(2, format!("held-out {:.4}", progress.held_out_reward));
+    let mut parts =
+        vec![format!("{} · iteration {}/{}", progress.phase, progress.iteration, progress.iterations)];
+    if progress.iteration > 0 {
+        parts.push(format!("reward {:.4}", progress.reward));
     }
+    if progress.held_out_standard_error > 0.0 {
+        parts.push(format!("held-out {:.4}", progress.held_out_reward));
+    }
+    parts.push(format!("{:.1} images/s", rates.images_per_second()));
+    parts.push(format!("{:.0} NFE/s", rates.network_evaluations_per_second()));
+    parts.push(format!("{} of {} workers", snapshot.workers, snapshot.workers_wanted));
     if let Some(left) = rates.time_left(progress.iterations) {
         parts.push(format!("ETA {}", clock(left)));
     }
@@ -161,10 +162,8 @@ fn evaluation_line(snapshot: &Snapshot) -> Option<(f64, String)> {
     if progress.held_out_standard_error <= 0.0 {
         return None;
     }
-    let line = format!(
-        "held-out reward {:.4} ± {:.4} (iteration {})",
-        progress.held_out_reward, progress.held_out_standard_error, progress.iteration
-    );
+    let (mean, error) = (progress.held_out_reward, progress.held_out_standard_error);
+    let line = format!("evaluated: held-out reward {mean:.4} ± {error:.4}");
     Some((progress.held_out_reward, line))
 }
 
@@ -312,12 +311,16 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_of_an_evaluation_that_was_not() {
+    fn nothing_is_said_of_what_was_not_measured_yet() {
         let mut snapshot = snapshot();
-        assert!(evaluation_line(&snapshot).is_some());
+        assert_eq!(
+            evaluation_line(&snapshot).expect("measured").1,
+            "evaluated: held-out reward 0.5000 ± 0.0100"
+        );
         snapshot.progress.held_out_standard_error = 0.0;
+        snapshot.progress.iteration = 0;
         assert!(evaluation_line(&snapshot).is_none());
-        assert!(!status_line(&snapshot, &Rates::default()).contains("held-out"));
+        assert!(!status_line(&snapshot, &Rates::default()).contains("reward"));
     }
 
     #[test]

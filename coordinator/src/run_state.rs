@@ -120,11 +120,14 @@ impl RunState {
         idle: Duration,
         now: Instant,
     ) -> Result<HeartbeatReply, Refusal> {
-        let outcome = self.members.heartbeat(caller, idle, now).map(|member| member.draining);
+        let outcome =
+            self.members.heartbeat(caller, idle, now).map(|member| (member.draining, member.applicant.role));
         if let (Err(Refusal::Fenced { member_id, .. }), Some(_)) = (&outcome, caller) {
             self.lose_stuck_task(&member_id.clone(), now);
         }
-        let order = if outcome? || self.is_ending() { Order::Drain } else { Order::Continue };
+        let (draining, role) = outcome?;
+        let leaves = draining || if role == Role::Learner { self.learner_leaves() } else { self.is_ending() };
+        let order = if leaves { Order::Drain } else { Order::Continue };
         Ok(HeartbeatReply { order: order.into(), learner_address: self.learner_address() })
     }
 
@@ -207,7 +210,7 @@ impl RunState {
             summary.worker_busy = self.worker_busy(now);
             self.end(Ending::Done(Box::new(summary)));
         }
-        Ok(self.is_ending())
+        Ok(self.learner_leaves())
     }
 
     fn wanted(&self, set: &Wanted) -> Result<WantedTasks, Refusal> {
@@ -290,6 +293,11 @@ impl RunState {
     /// Whether members are asked to leave.
     pub fn is_ending(&self) -> bool {
         self.draining || self.ending.is_some()
+    }
+
+    /// Whether the learner is asked to leave: after the workers, which have yet to deliver what they have in hand.
+    fn learner_leaves(&self) -> bool {
+        self.ending.is_some() || self.draining && self.members.n_workers() == 0
     }
 
     /// Number of rollout workers there should be.

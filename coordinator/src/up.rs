@@ -21,8 +21,8 @@ use tokio::task::JoinHandle;
 /// Silence after which a member is lost; it sends a heartbeat every fifth of that.
 const LEASE: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(100);
-/// Time for processes to end by themselves once the run is done.
-const DONE_GRACE: Duration = Duration::from_secs(30);
+/// Time for processes to end by themselves once the run is done: nothing of value is in flight then.
+const DONE_GRACE: Duration = Duration::from_secs(10);
 /// Time between asking a process to end and making it.
 const KILL_GRACE: Duration = Duration::from_secs(10);
 

@@ -9,8 +9,8 @@ use coordinator::tasks::TaskName;
 use proto::coordinator_client::CoordinatorClient;
 use proto::heartbeat_reply::Order;
 use proto::{
-    Caller, FinishTaskRequest, HeartbeatRequest, JoinRequest, NextTaskRequest, ReportRequest, Role, Summary,
-    TaskId, Wanted,
+    Caller, FinishTaskRequest, HeartbeatRequest, JoinRequest, LeaveRequest, NextTaskRequest, ReportRequest,
+    Role, Summary, TaskId, Wanted,
 };
 use service::{JoinDetails, Membership};
 use std::path::Path;
@@ -272,7 +272,7 @@ async fn members_find_a_restarted_coordinator_and_it_learns_their_tasks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_reaches_every_member_and_stops_grants() {
+async fn a_drain_stops_grants_and_reaches_the_workers_before_the_learner() {
     let home = tempfile::tempdir().expect("a directory");
     let server = Server::start(home.path(), 0, 1);
     let (mut learner, mut worker) = (server.learner().await, server.worker("a").await);
@@ -281,8 +281,12 @@ async fn a_drain_reaches_every_member_and_stops_grants() {
     admin.down(proto::DownRequest {}).await.expect("asked");
     assert_eq!(server.plane.ending().await, None, "stopped, not ended");
     assert_eq!(worker.heartbeat().await.expect("a member"), Order::Drain);
-    assert!(learner.report(wants_training(0, &[])).await);
     assert_eq!(worker.next(Duration::ZERO).await.expect("a member"), None);
+    assert!(!learner.report(wants_training(0, &[])).await, "the worker may have something to deliver yet");
+    assert_eq!(learner.heartbeat().await.expect("a member"), Order::Continue);
+    worker.client.leave(LeaveRequest { caller: worker.caller.clone() }).await.expect("heard");
+    assert!(learner.report(wants_training(0, &[])).await);
+    assert_eq!(learner.heartbeat().await.expect("a member"), Order::Drain);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use coordinator::catalog::Catalog;
 use coordinator::error::CoordinatorError;
-use coordinator::launch::{LocalLauncher, Supervisor};
+use coordinator::launch::{LocalLauncher, Supervisor, is_member_process};
 use coordinator::membership::{Members, Patience};
 use coordinator::run_state::RunState;
 use coordinator::server::ControlPlane;
@@ -155,7 +155,10 @@ fn bad_input_is_given_up_at_once_with_its_exit_code() {
 fn processes_of_an_earlier_coordinator_are_taken_over_but_not_their_namesakes() {
     let mut run = Supervised::new("sleeps", 1);
     let now = Instant::now();
-    let started = run.tick_until(now, |processes| processes.len() == 2);
+    // A process has its command line a moment after it was started.
+    let started = run.tick_until(now, |processes| {
+        processes.len() == 2 && processes.iter().all(|(member_id, &pid)| is_member_process(pid, member_id))
+    });
     let directory = RunDirectory::new(run.home.path());
     let launcher = LocalLauncher::with_programs(programs("sleeps"), 1, directory).expect("programs");
     let mut second = Supervisor::new(launcher, run.plane.clone());

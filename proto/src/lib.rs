@@ -1,6 +1,7 @@
 //! The wire: messages and services generated from `common.proto`, `coordinator.proto` and `learner.proto`.
 
 #[expect(missing_docs, reason = "the .proto files hold the documentation")]
+#[expect(clippy::allow_attributes, reason = "the generator writes them")]
 mod generated {
     tonic::include_proto!("tempflow.v1");
 }
