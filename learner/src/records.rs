@@ -91,7 +91,7 @@ impl Records {
     }
 }
 
-/// The first image of each of the first prompts, as many as `wanted`.
+/// The first image of `wanted` prompts, spread evenly over the file, since prompts of a kind stand together in it.
 pub fn tiles(
     prompts: &[PromptRecord],
     outcomes: &[EvaluatedImages],
@@ -108,5 +108,12 @@ pub fn tiles(
         prompt: prompt.text.clone(),
         score: *score,
     };
-    prompts.iter().zip(first_images).take(wanted).map(tile).collect()
+    let stride = outcomes_per_tile(outcomes, image_bytes * images_per_prompt.max(1), wanted);
+    prompts.iter().zip(first_images).step_by(stride).take(wanted).map(tile).collect()
+}
+
+/// How many evaluated prompts there are to each tile.
+fn outcomes_per_tile(outcomes: &[EvaluatedImages], prompt_bytes: usize, wanted: usize) -> usize {
+    let evaluated: usize = outcomes.iter().map(|outcome| outcome.pixels.len() / prompt_bytes.max(1)).sum();
+    (evaluated / wanted.max(1)).max(1)
 }

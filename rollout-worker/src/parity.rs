@@ -1,6 +1,6 @@
 //! Our numbers against recorded reference cases, for the user's own checkpoint as for the repository's.
 //!
-//! What a case is called decides how it is computed; see [`KINDS`]. A folder of cases need not belong to a model:
+//! What a case is called decides how it is computed; see `KINDS`. A folder of cases need not belong to a model:
 //! schedules and steps (`sigmas*`, `flow_sde*`) and tokenizers (`cases.json` beside a vocabulary) work by themselves.
 
 mod flow_cases;
