@@ -1,58 +1,63 @@
-//! Times a small SD3 transformer: `cargo run --release -p models --example transformer_speed [BATCH ...]`.
+//! Times an SD3 transformer: `cargo run --release -p models --example transformer_speed -- [FOLDER [BATCH ...]]`.
 //!
-//! One thread, float32, CPU; 16 image and 10 text tokens, as the shipped task has them. Each line is the fastest of
-//! repeated calls, which other work on the machine disturbs least: sampling (adapter merged), then a training step (forward and backward with an adapter).
+//! One thread, float32, CPU; FOLDER is a pipeline in the diffusers layout, by default the shipped one. A line of CSV per
+//! batch size: rows, milliseconds to sample (adapter merged), milliseconds of a training step (forward and backward with
+//! an adapter). `tests/reference/bench.py` puts PyTorch beside it.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use models::lora::LoraConfig;
-use models::sd3::{Sd3Config, Sd3Transformer};
-use models::weights::Weights;
+use models::sd3::Sd3Transformer;
 use tch::{Device, Kind, Tensor, no_grad};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 const REPEATS: usize = 30;
-
-const CONFIG: &str = r#"{
-    "sample_size": 8, "patch_size": 2, "in_channels": 16, "num_layers": 4, "attention_head_dim": 32,
-    "num_attention_heads": 4, "joint_attention_dim": 64, "caption_projection_dim": 128, "pooled_projection_dim": 64,
-    "out_channels": 16, "pos_embed_max_size": 8, "dual_attention_layers": [0, 1], "qk_norm": "rms_norm"
-}"#;
+/// Text tokens of the shipped task's prompts.
+const TEXT_TOKENS: i64 = 9;
+const TARGETS: [&str; 8] =
+    ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     tch::set_num_threads(1);
-    let config: Sd3Config = serde_json::from_str(CONFIG)?;
-    let mut transformer = Sd3Transformer::new(&Weights::random(1, CPU.0, CPU.1).scope(""), &config);
-    let targets =
-        ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"];
-    let lora = LoraConfig { rank: 8, alpha: 16.0, targets: targets.map(|t| format!("attn.{t}")).to_vec() };
+    let mut arguments = std::env::args().skip(1);
+    let folder = PathBuf::from(arguments.next().unwrap_or_else(|| "assets/tiny-sd3".to_owned()));
+    let mut transformer = Sd3Transformer::open(&folder.join("transformer"), CPU.0, CPU.1)?;
+    let lora = LoraConfig { rank: 16, alpha: 32.0, targets: TARGETS.map(|t| format!("attn.{t}")).to_vec() };
     transformer.attach_adapter(&lora, &mut |_, n| vec![0.01; n])?;
 
-    let mut batches: Vec<i64> = std::env::args().skip(1).map(|arg| arg.parse()).collect::<Result<_, _>>()?;
+    let mut batches: Vec<i64> = arguments.map(|argument| argument.parse()).collect::<Result<_, _>>()?;
     if batches.is_empty() {
         batches = vec![1, 8, 24, 64, 240];
     }
-    println!("{:>6} {:>14} {:>14} {:>16}", "batch", "sampling ms", "training ms", "sampled rows/s");
+    println!("rows,sampling_ms,training_ms");
     for batch in batches {
-        let inputs = [[batch, 16, 8, 8].as_slice(), &[batch], &[batch, 10, 64], &[batch, 64]]
-            .map(|shape| Tensor::randn(shape, CPU));
-        let [latents, timestep, text, pooled] = &inputs;
-        let sampling = fastest_ms(|| {
+        let [latents, timestep, text, pooled] = &inputs(&transformer, batch);
+        let sampling = least_ms(|| {
             let _ = no_grad(|| transformer.forward(latents, timestep, text, pooled));
         });
-        let training = fastest_ms(|| {
-            transformer
-                .forward_training(latents, timestep, text, pooled)
-                .square()
-                .mean(Kind::Float)
-                .backward();
+        let training = least_ms(|| {
+            let velocity = transformer.forward_training(latents, timestep, text, pooled);
+            velocity.square().mean(Kind::Float).backward();
         });
-        println!("{batch:>6} {sampling:>14.3} {training:>14.3} {:>16.0}", batch as f64 / sampling * 1e3);
+        println!("{batch},{sampling:.3},{training:.3}");
     }
     Ok(())
 }
 
-fn fastest_ms(mut call: impl FnMut()) -> f64 {
+/// Random latents, timesteps, text and pooled text.
+fn inputs(transformer: &Sd3Transformer, batch: i64) -> [Tensor; 4] {
+    let config = transformer.config();
+    let side = config.sample_size;
+    let latents = Tensor::randn([batch, config.in_channels, side, side], CPU);
+    let text = Tensor::randn([batch, TEXT_TOKENS, config.joint_attention_dim], CPU);
+    let pooled = Tensor::randn([batch, config.pooled_projection_dim], CPU);
+    [latents, Tensor::rand([batch], CPU) * 1000.0, text, pooled]
+}
+
+/// The least of repeated calls: what the code costs when nothing else runs.
+fn least_ms(mut call: impl FnMut()) -> f64 {
+    call();
     let time = |_| {
         let start = Instant::now();
         call();
