@@ -87,8 +87,11 @@ impl Display {
         match &self.style {
             Style::Live(bar) => {
                 let tasks = snapshot.tasks;
-                bar.set_length(u64::from(tasks.waiting + tasks.leased + tasks.held));
-                bar.set_position(u64::from(tasks.held));
+                // Both at once: the next iteration may have fewer tasks than this one has done.
+                bar.update(|state| {
+                    state.set_len(u64::from(tasks.waiting + tasks.leased + tasks.held));
+                    state.set_pos(u64::from(tasks.held));
+                });
                 bar.set_message(status_line(snapshot, &self.rates));
                 bar.tick();
             }

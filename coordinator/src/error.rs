@@ -46,8 +46,13 @@ pub enum CoordinatorError {
     #[error("{0}")]
     MemberFailed(Box<ExitReport>),
     /// The run ended badly.
-    #[error("the run failed: {0}")]
-    RunFailed(String),
+    #[error("the run failed: {reason}")]
+    RunFailed {
+        /// What was reported.
+        reason: String,
+        /// Whether a member's exit code said that its input is bad.
+        bad_input: bool,
+    },
     /// The services broke.
     #[error("the coordinator's services broke")]
     Serve(#[from] tonic::transport::Error),
@@ -67,6 +72,7 @@ impl CoordinatorError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Config { .. } | Self::Prompts(_) => exit_code::BAD_USAGE,
+            Self::RunFailed { bad_input: true, .. } => exit_code::BAD_USAGE,
             Self::MemberFailed(report) if report.code == Some(exit_code::BAD_USAGE.into()) => {
                 exit_code::BAD_USAGE
             }

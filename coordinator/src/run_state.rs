@@ -261,7 +261,9 @@ impl RunState {
             self.tasks.forget_learner();
         }
         let lease = self.tasks.release(member_id);
-        self.add_work(member_id, lease.as_ref(), false, now);
+        // Nobody knows what it did since its last sign of life.
+        let until = self.members.get(member_id).map_or(now, |member| member.last_heartbeat);
+        self.add_work(member_id, lease.as_ref(), false, until);
     }
 
     fn add_work(&mut self, member_id: &str, lease: Option<&Lease>, finished: bool, now: Instant) {

@@ -5,7 +5,7 @@ use crate::cli::{Place, UpArgs};
 use crate::config_file;
 use crate::display::Display;
 use crate::error::CoordinatorError;
-use crate::launch::{LEARNER, LocalLauncher, Supervisor, worker_id};
+use crate::launch::{ExitReport, LEARNER, LocalLauncher, Supervisor, worker_id};
 use crate::membership::{Members, Patience};
 use crate::opening::{OpenRun, open_run, run_directory};
 use crate::run_state::{Ending, RunState};
@@ -23,6 +23,8 @@ const LEASE: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(100);
 /// Time for processes to end by themselves once the run is done: nothing of value is in flight then.
 const DONE_GRACE: Duration = Duration::from_secs(10);
+/// Time for processes to say why they fail, once the run has.
+const FAILED_GRACE: Duration = Duration::from_secs(2);
 /// Time between asking a process to end and making it.
 const KILL_GRACE: Duration = Duration::from_secs(10);
 
@@ -119,7 +121,7 @@ impl Run {
 
     async fn follow(mut self) -> Result<u8, CoordinatorError> {
         let stop = self.watch().await;
-        self.stop_processes(&stop).await;
+        let bad_input = self.stop_processes(&stop).await;
         self.serving.abort();
         self.display.close();
         // What the last reports said counts more than why processes were asked to stop.
@@ -130,7 +132,7 @@ impl Run {
                 Ok(exit_code::DONE)
             }
             (Some(Ending::Failed(reason)), _) | (None, Stop::Ended(Ending::Failed(reason))) => {
-                Err(CoordinatorError::RunFailed(reason))
+                Err(CoordinatorError::RunFailed { reason, bad_input })
             }
             (None, Stop::Drained) => {
                 self.display.say(&format!("stopped; go on with `{}`", self.resume_command));
@@ -185,22 +187,22 @@ impl Run {
         }
     }
 
-    /// Waits for processes to end by themselves, then asks them, then makes them.
-    async fn stop_processes(&mut self, stop: &Stop) {
+    /// Waits for processes to end by themselves, then asks them, then makes them; whether one blamed its input.
+    async fn stop_processes(&mut self, stop: &Stop) -> bool {
         let grace = match stop {
             Stop::Ended(Ending::Done(_)) => DONE_GRACE,
             Stop::Drained => self.drain_grace,
-            Stop::Ended(Ending::Failed(_)) | Stop::Broken(_) => Duration::ZERO,
+            Stop::Ended(Ending::Failed(_)) | Stop::Broken(_) => FAILED_GRACE,
         };
         self.plane.update(|state, _| state.drain());
         let start = Instant::now();
-        let mut asked = false;
+        let (mut asked, mut bad_input) = (false, false);
         loop {
             let now = Instant::now();
-            self.supervisor.bury(now);
+            bad_input |= self.supervisor.bury(now).iter().any(ExitReport::is_bad_input);
             self.record_processes();
             if self.supervisor.processes().is_empty() {
-                return;
+                return bad_input;
             }
             self.display.update(&self.plane.snapshot(), now);
             let waited = now.duration_since(start);

@@ -51,6 +51,13 @@ pub struct ExitReport {
     pub last_lines: Vec<String>,
 }
 
+impl ExitReport {
+    /// Whether the exit code says that the process was given bad input.
+    pub fn is_bad_input(&self) -> bool {
+        self.code == Some(service::exit_code::BAD_USAGE.into())
+    }
+}
+
 impl fmt::Display for ExitReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}; the end of its log, {}:", self.member_id, self.how, self.log.display())?;
