@@ -4,9 +4,6 @@ use config::RunConfig;
 use std::collections::BTreeMap;
 use toml::{Table, Value};
 
-/// Sections that may change freely, and single keys.
-const CHANGEABLE: [&str; 4] = ["resources.", "evaluation.", "checkpoints.", "run.iterations"];
-
 /// Keys that differ between two configs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Differences {
@@ -30,7 +27,7 @@ pub fn compare(stored: &RunConfig, given: &RunConfig) -> Differences {
         }
         let show = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
         let text = format!("{key}: {} → {}", show(old), show(new));
-        match CHANGEABLE.iter().any(|prefix| key.starts_with(prefix)) {
+        match config::is_changeable(key) {
             true => differences.allowed.push(text),
             false => differences.forbidden.push(text),
         }

@@ -1,6 +1,7 @@
 //! What a run is told to do: the run config, its validation, the prompts, the tasks and their cost. Never links libtorch.
 
 mod cost;
+mod identity;
 mod notation;
 mod parse;
 mod presets;
@@ -10,6 +11,7 @@ mod tasks;
 mod validate;
 
 pub use cost::*;
+pub use identity::*;
 pub use parse::*;
 pub use presets::*;
 pub use prompts::*;

@@ -29,7 +29,7 @@ pub struct RunConfig {
     pub evaluation: EvaluationSection,
     /// How often checkpoints are written and how many are kept.
     pub checkpoints: CheckpointSection,
-    /// Devices, threads and worker count; `workers` is the only key that may change while a run lives.
+    /// Devices, threads and worker count; only `workers` may change while a run lives.
     pub resources: ResourceSection,
 }
 
@@ -244,7 +244,7 @@ pub enum KlDenominator {
 /// `[ema]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EmaSection {
-    /// Largest decay; 0 makes the average equal to the live adapter.
+    /// Largest decay; 0 with an interval of 1 makes the average equal to the live adapter.
     pub decay: f64,
     /// Updates between two steps of the average.
     pub interval: u64,

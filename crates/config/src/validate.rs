@@ -2,6 +2,9 @@
 
 use crate::{Algorithm, BranchSteps, ConfigProblem, Dtype, RunConfig, StepRule, StepWeight};
 
+/// More of anything than a run can have; keeps products of counts and casts to 32 bits safe.
+const MOST: usize = 1_000_000;
+
 /// Collects problems, one check a line.
 struct Checks(Vec<ConfigProblem>);
 
@@ -12,8 +15,9 @@ impl Checks {
         }
     }
 
-    fn at_least_one(&mut self, value: usize, key: &str) {
-        self.require(value >= 1, key, || "is 0; it must be at least 1".to_owned());
+    /// A count that processes allocate for; products of a few of them stay far below 2^63.
+    fn count(&mut self, value: usize, key: &str) {
+        self.require((1..=MOST).contains(&value), key, || format!("is {value}; it must be 1 to {MOST}"));
     }
 
     fn positive(&mut self, value: f64, key: &str) {
@@ -48,7 +52,7 @@ fn check_run(config: &RunConfig, checks: &mut Checks) {
     checks.require(name.chars().all(is_plain) && !name.starts_with('.'), "run.name", || {
         format!("is `{name}`; use letters, digits, `-`, `_` and `.` (not first), since it names a directory")
     });
-    checks.at_least_one(config.run.iterations as usize, "run.iterations");
+    checks.require(config.run.iterations >= 1, "run.iterations", || "is 0; it must be at least 1".to_owned());
     checks.require(config.run.lag <= 1, "run.lag", || {
         format!("is {}; 0 (on-policy) and 1 (rollouts overlap training) are supported", config.run.lag)
     });
@@ -87,14 +91,18 @@ fn check_sampling(config: &RunConfig, checks: &mut Checks) {
         || format!("is {}; with step_rule = \"cps\" it must be at most 1", sampling.noise_level),
     );
     for (value, key) in [
+        (sampling.steps, "sampling.steps"),
         (sampling.prompts_per_iteration, "sampling.prompts_per_iteration"),
         (sampling.seeds_per_prompt, "sampling.seeds_per_prompt"),
         (sampling.branches_per_seed, "sampling.branches_per_seed"),
         (sampling.seeds_per_task, "sampling.seeds_per_task"),
         (sampling.max_rows, "sampling.max_rows"),
     ] {
-        checks.at_least_one(value, key);
+        checks.count(value, key);
     }
+    checks.require(sampling.height.max(sampling.width) <= 65_536, "sampling.height", || {
+        format!("and width are {} and {}; at most 65536", sampling.height, sampling.width)
+    });
     checks.require(sampling.seeds_per_task <= sampling.seeds_per_prompt, "sampling.seeds_per_task", || {
         format!("is {}, more than seeds_per_prompt = {}", sampling.seeds_per_task, sampling.seeds_per_prompt)
     });
@@ -153,9 +161,10 @@ fn check_training(config: &RunConfig, checks: &mut Checks) {
     checks.positive(training.clip_range, "training.clip_range");
     checks.positive(training.advantage_clip, "training.advantage_clip");
     checks.not_negative(training.kl_beta, "training.kl_beta");
-    checks.at_least_one(training.updates_per_iteration, "training.updates_per_iteration");
-    checks.at_least_one(training.max_rows, "training.max_rows");
-    if config.sampling.seeds_per_task >= 1 {
+    checks.count(training.updates_per_iteration, "training.updates_per_iteration");
+    checks.count(training.max_rows, "training.max_rows");
+    let counts = [config.sampling.prompts_per_iteration, config.sampling.seeds_per_prompt];
+    if config.sampling.seeds_per_task >= 1 && counts.iter().all(|&count| count <= MOST) {
         let n_tasks = config.n_train_tasks();
         checks.require(
             training.updates_per_iteration <= n_tasks.max(1),
@@ -177,10 +186,17 @@ fn check_training(config: &RunConfig, checks: &mut Checks) {
 /// A group of one reward has no deviation, so nothing would ever be learned.
 fn check_groups(config: &RunConfig, checks: &mut Checks) {
     let sampling = &config.sampling;
+    let counts = [sampling.branches_per_seed, sampling.seeds_per_prompt, sampling.prompts_per_iteration];
+    if counts.iter().any(|&count| count > MOST) {
+        return;
+    }
     let group = match config.training.advantage_group {
         crate::AdvantageGroup::Seed => sampling.branches_per_seed,
-        crate::AdvantageGroup::Prompt => sampling.branches_per_seed * sampling.seeds_per_prompt,
-        crate::AdvantageGroup::Batch | crate::AdvantageGroup::None => {
+        // Batch groups take their mean from the prompt.
+        crate::AdvantageGroup::Prompt | crate::AdvantageGroup::Batch => {
+            sampling.branches_per_seed * sampling.seeds_per_prompt
+        }
+        crate::AdvantageGroup::None => {
             sampling.branches_per_seed * sampling.seeds_per_prompt * sampling.prompts_per_iteration
         }
     };
@@ -193,7 +209,7 @@ fn check_groups(config: &RunConfig, checks: &mut Checks) {
 
 fn check_rest(config: &RunConfig, checks: &mut Checks) {
     checks.below_one(config.ema.decay, "ema.decay");
-    checks.at_least_one(config.ema.interval as usize, "ema.interval");
+    checks.count(config.ema.interval as usize, "ema.interval");
     checks.require(!config.rewards.is_empty(), "rewards", || {
         "none is given; write `[[rewards]]` with a name, such as `name = \"shapes\"`".to_owned()
     });
@@ -208,14 +224,17 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
             format!("`{}` is given twice; add the weights instead", reward.name)
         });
     }
-    checks.at_least_one(config.evaluation.every as usize, "evaluation.every");
+    checks.count(config.evaluation.every as usize, "evaluation.every");
     checks.require(config.evaluation.steps >= 2, "evaluation.steps", || {
         format!("is {}; at least 2 are needed", config.evaluation.steps)
     });
-    checks.at_least_one(config.evaluation.images_per_prompt, "evaluation.images_per_prompt");
-    checks.at_least_one(config.evaluation.prompts_per_task, "evaluation.prompts_per_task");
-    checks.at_least_one(config.checkpoints.every as usize, "checkpoints.every");
-    checks.at_least_one(config.checkpoints.keep_last, "checkpoints.keep_last");
+    checks.count(config.evaluation.images_per_prompt, "evaluation.images_per_prompt");
+    checks.count(config.evaluation.prompts_per_task, "evaluation.prompts_per_task");
+    checks.count(config.checkpoints.every as usize, "checkpoints.every");
+    checks.count(config.checkpoints.keep_last, "checkpoints.keep_last");
+    checks.require(config.resources.workers <= MOST, "resources.workers", || {
+        format!("is {}; at most {MOST}", config.resources.workers)
+    });
     checks.require(["cpu", "cuda"].contains(&config.resources.device.as_str()), "resources.device", || {
         format!("is `{}`; write `cpu` or `cuda`", config.resources.device)
     });
@@ -224,8 +243,8 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
         "model.dtype",
         || "is bfloat16, which is only of use with resources.device = \"cuda\"; write `float32`".to_owned(),
     );
-    checks.at_least_one(config.resources.worker_threads, "resources.worker_threads");
-    checks.at_least_one(config.resources.learner_threads, "resources.learner_threads");
+    checks.count(config.resources.worker_threads, "resources.worker_threads");
+    checks.count(config.resources.learner_threads, "resources.learner_threads");
 }
 
 #[cfg(test)]
@@ -282,6 +301,28 @@ mod tests {
         let expected =
             ["run.iterations", "sampling.max_rows", "training.learning_rate", "checkpoints.keep_last"];
         assert_eq!(keys_of(zeros), expected);
+    }
+
+    #[test]
+    fn batch_groups_need_more_than_one_reward_per_prompt() {
+        let lonely = |config: &mut RunConfig| {
+            config.sampling.seeds_per_prompt = 1;
+            config.sampling.seeds_per_task = 1;
+            config.sampling.branches_per_seed = 1;
+            config.training.advantage_group = crate::AdvantageGroup::Batch;
+        };
+        assert_eq!(keys_of(lonely), ["training.advantage_group"]);
+    }
+
+    #[test]
+    fn absurd_counts_are_refused_without_overflow() {
+        let absurd = |config: &mut RunConfig| {
+            config.sampling.prompts_per_iteration = usize::MAX;
+            config.sampling.branches_per_seed = usize::MAX;
+            config.resources.workers = usize::MAX;
+        };
+        let expected = ["sampling.prompts_per_iteration", "sampling.branches_per_seed", "resources.workers"];
+        assert_eq!(keys_of(absurd), expected);
     }
 
     #[test]

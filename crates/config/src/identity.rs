@@ -1,0 +1,74 @@
+//! Which keys decide what a run trains, and which may change when it is resumed.
+
+use crate::{CheckpointSection, RunConfig};
+
+/// Keys, or sections ending in a dot, that decide nothing about the iterations done: what [`RunConfig::identity`] leaves
+/// out. Thread counts and the device are not among them, since matrix products round differently on others; nor is what
+/// an evaluation measures, since gains are taken against the first one.
+pub const CHANGEABLE_KEYS: [&str; 7] = [
+    "run.name",
+    "run.directory",
+    "run.iterations",
+    "evaluation.every",
+    "evaluation.grid",
+    "checkpoints.",
+    "resources.workers",
+];
+
+impl RunConfig {
+    /// The config without [`CHANGEABLE_KEYS`], as TOML: two configs of equal identity train the same adapter.
+    pub fn identity(&self) -> String {
+        let mut identity = self.clone();
+        identity.run.name.clear();
+        identity.run.directory.clear();
+        identity.run.iterations = 0;
+        identity.evaluation.every = 0;
+        identity.evaluation.grid = 0;
+        identity.checkpoints = CheckpointSection { every: 0, keep_last: 0 };
+        identity.resources.workers = 0;
+        identity.to_toml()
+    }
+}
+
+/// Whether a key, `section.key`, may change when a run is resumed.
+pub fn is_changeable(key: &str) -> bool {
+    CHANGEABLE_KEYS.iter().any(|changeable| match changeable.ends_with('.') {
+        true => key.starts_with(changeable),
+        false => key == *changeable,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preset;
+
+    fn with(setting: &str) -> RunConfig {
+        let text = preset("tempflow-tiny-cpu").expect("a preset").text;
+        RunConfig::from_toml_with(text, &[setting.to_owned()]).expect("valid")
+    }
+
+    #[test]
+    fn exactly_the_changeable_keys_leave_the_identity_alone() {
+        let settings = [
+            "run.name=other",
+            "run.directory=elsewhere",
+            "run.iterations=7",
+            "run.seed=7",
+            "run.lag=1",
+            "evaluation.every=7",
+            "evaluation.grid=7",
+            "evaluation.prompts=7",
+            "checkpoints.every=7",
+            "checkpoints.keep_last=7",
+            "resources.workers=7",
+            "resources.worker_threads=7",
+            "training.learning_rate=7.0",
+        ];
+        for setting in settings {
+            let key = setting.split('=').next().expect("a key");
+            let is_same = with(setting).identity() == with("run.lag=0").identity();
+            assert_eq!(is_same, is_changeable(key), "{key}");
+        }
+    }
+}
