@@ -21,7 +21,7 @@ pub fn read(args: &ConfigArgs) -> Result<RunConfig, CoordinatorError> {
         ))
     })?;
     RunConfig::from_toml_with(&text, &args.settings)
-        .map_err(|source| CoordinatorError::Config { path: path.clone(), source })
+        .map_err(|problems| CoordinatorError::Config { path: path.clone(), problems })
 }
 
 /// Reads a config and what it points to.

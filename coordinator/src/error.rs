@@ -11,13 +11,12 @@ pub enum CoordinatorError {
     #[error("{0}")]
     Usage(String),
     /// The run config has problems.
-    #[error("{} is not a valid run config:\n{source}", path.display())]
+    #[error("{} is not a valid run config:\n{problems}", path.display())]
     Config {
         /// The file.
         path: PathBuf,
         /// All of its problems.
-        #[source]
-        source: config::ConfigErrors,
+        problems: config::ConfigErrors,
     },
     /// A prompt file cannot be used.
     #[error(transparent)]

@@ -74,7 +74,7 @@ fn reopen(config: &RunConfig, directory: &RunDirectory) -> Result<RunRecord, Coo
     let failed = |source| CoordinatorError::File { action: "read", path: path.clone(), source };
     let text = std::fs::read_to_string(&path).map_err(failed)?;
     let stored = RunConfig::from_toml(&text)
-        .map_err(|source| CoordinatorError::Config { path: path.clone(), source })?;
+        .map_err(|problems| CoordinatorError::Config { path: path.clone(), problems })?;
     let differences = compare(&stored, config);
     if !differences.forbidden.is_empty() {
         return Err(another_run(directory, &differences));

@@ -1,4 +1,4 @@
-//! The second half of every task: score, push, tell the coordinator. Runs beside the sampling of the next task.
+//! The second half of every task: score, push, tell the coordinator; the device thread is free meanwhile.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

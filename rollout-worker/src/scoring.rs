@@ -69,7 +69,7 @@ impl Scorer {
         let scores = self.reward.score(&sampled.images, &prompts).map_err(|source| {
             let origin = image_of(&source).and_then(|image| sampled.origins.get(image));
             let place = origin.unwrap_or(&sampled.origins[0]).describe(&sampled.task);
-            TaskError::Reward { place, source }
+            TaskError::Reward { place, problem: source }
         })?;
         let rewards: Vec<f32> = scores.iter().map(|score| score.value).collect();
         let mut tensors = vec![wire_scores("rewards", sampled, &rewards)];

@@ -6,7 +6,8 @@
 //!      └───────────────────────── held ─────────────────────┘
 //! ```
 //!
-//! 1. The device samples one task while the finisher scores and pushes the one before.
+//! 1. Scoring and pushing have a task of their own, so that the device never waits for a socket; the coordinator grants
+//!    the next task when it hears that the last one is held.
 //! 2. A task is asked for only when there is room for its outcome, so nothing piles up here.
 //! 3. However a task ends, the coordinator hears of it, or of this worker's end.
 
@@ -127,8 +128,10 @@ impl Worker {
             let Some((task, id)) = task.and_then(|task| task.id.map(|id| (task, id))) else { continue };
             if unfinished.contains(&id) {
                 // The coordinator names a worker's task until it hears of its end.
-                self.finisher.finished(&id).await;
-                continue;
+                match until(stop, self.finisher.finished(&id)).await {
+                    Some(()) => continue,
+                    None => return Ok(()),
+                }
             }
             let (kind, iteration, index) = (kind_name(id.kind()), id.iteration, id.index);
             let span = tracing::info_span!("task", kind, iteration, index);

@@ -67,30 +67,30 @@ pub enum TaskError {
     #[error("malformed task: {0}")]
     Malformed(String),
     /// The network went astray.
-    #[error("prompt `{prompt}`, seed {seed}: {source}")]
+    #[error("prompt `{prompt}`, seed {seed}: {problem}")]
     NonFinite {
         /// The prompt's words.
         prompt: String,
         /// Seed of the prompt, or number of the evaluation image.
         seed: u32,
         /// What and where.
-        source: NonFinite,
+        problem: NonFinite,
     },
     /// An image could not be drawn.
-    #[error("{place}: {source}")]
+    #[error("{place}: {problem}")]
     Image {
         /// Prompt, seed, step and branch.
         place: String,
         /// Why not.
-        source: ImageError,
+        problem: ImageError,
     },
     /// The images could not be scored.
-    #[error("{place}: {source}")]
+    #[error("{place}: {problem}")]
     Reward {
         /// Prompt, seed, step and branch.
         place: String,
         /// Why not.
-        source: rewards::RewardError,
+        problem: rewards::RewardError,
     },
     /// The model refuses the prompt, the size or the weights.
     #[error(transparent)]
@@ -154,7 +154,7 @@ impl Sampler {
             ImageError::Model(error) => TaskError::Model(error),
             ImageError::NonFinite { index } => {
                 let place = origins.get(index).map_or_else(String::new, |origin| origin.describe(task));
-                TaskError::Image { place, source }
+                TaskError::Image { place, problem: source }
             }
         })
     }

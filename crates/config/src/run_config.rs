@@ -250,6 +250,9 @@ pub struct EmaSection {
     pub interval: u64,
 }
 
+/// Scorers that a run can use, by name; each has a file in `crates/rewards`.
+pub const REWARD_NAMES: [&str; 3] = ["shapes", "jpeg_compressibility", "jpeg_incompressibility"];
+
 /// `[[rewards]]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RewardSection {

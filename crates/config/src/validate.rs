@@ -1,6 +1,6 @@
 //! Ranges and contradictions of a run config.
 
-use crate::{Algorithm, BranchSteps, ConfigProblem, Dtype, RunConfig, StepRule, StepWeight};
+use crate::{Algorithm, BranchSteps, ConfigProblem, Dtype, REWARD_NAMES, RunConfig, StepRule, StepWeight};
 
 /// More of anything than a run can have; keeps products of counts and casts to 32 bits safe.
 const MOST: usize = 1_000_000;
@@ -219,6 +219,8 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
             &format!("rewards[{position}].weight"),
             || format!("is {}; it must be finite and not 0", reward.weight),
         );
+        let is_known = REWARD_NAMES.contains(&reward.name.as_str());
+        checks.require(is_known, &format!("rewards[{position}].name"), || unknown_reward(&reward.name));
         let is_repeated = config.rewards[..position].iter().any(|other| other.name == reward.name);
         checks.require(!is_repeated, &format!("rewards[{position}].name"), || {
             format!("`{}` is given twice; add the weights instead", reward.name)
@@ -245,6 +247,12 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
     );
     checks.count(config.resources.worker_threads, "resources.worker_threads");
     checks.count(config.resources.learner_threads, "resources.learner_threads");
+}
+
+fn unknown_reward(name: &str) -> String {
+    let likeness = |known: &&&str| (strsim::jaro_winkler(known, name) * 1e6) as i64;
+    let nearest = REWARD_NAMES.iter().max_by_key(likeness).copied().unwrap_or_default();
+    format!("unknown reward `{name}`; did you mean `{nearest}`? known: {}", REWARD_NAMES.join(", "))
 }
 
 #[cfg(test)]
@@ -323,6 +331,15 @@ mod tests {
         };
         let expected = ["sampling.prompts_per_iteration", "sampling.branches_per_seed", "resources.workers"];
         assert_eq!(keys_of(absurd), expected);
+    }
+
+    #[test]
+    fn a_misspelt_reward_is_named_with_the_nearest_one() {
+        let mut config = preset("tempflow-tiny-cpu").expect("a preset").config;
+        config.rewards[0].name = "shapse".to_owned();
+        let problems = validate(&config);
+        assert_eq!(problems[0].key, "rewards[0].name");
+        assert!(problems[0].message.contains("did you mean `shapes`"), "{problems:?}");
     }
 
     #[test]

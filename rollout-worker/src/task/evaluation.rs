@@ -77,7 +77,7 @@ impl Sampler {
         let finished = sample_deterministically(initial, schedule, &mut velocity).map_err(|source| {
             let origin = &rows[source.seed].origin;
             let prompt = task.prompts[origin.prompt].text.clone();
-            TaskError::NonFinite { prompt, seed: origin.seed, source }
+            TaskError::NonFinite { prompt, seed: origin.seed, problem: source }
         })?;
         let origins: Vec<Origin> = rows.iter().map(|row| row.origin.clone()).collect();
         self.images(&finished, task, &origins)

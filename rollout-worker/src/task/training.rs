@@ -39,7 +39,7 @@ impl Sampler {
         };
         let trajectories = rollout.sample(&noise, &mut velocity).map_err(|source| {
             let seed = task.first_seed + source.seed as u32;
-            TaskError::NonFinite { prompt: prompt.text.clone(), seed, source }
+            TaskError::NonFinite { prompt: prompt.text.clone(), seed, problem: source }
         })?;
         let steps: Vec<u32> = rollout.trained_steps().iter().map(|step| *step as u32).collect();
         let origins =
