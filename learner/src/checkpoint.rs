@@ -4,6 +4,7 @@
 //!    every file synced, then renamed, then its parent synced.
 //! 2. What the manifest does not confirm, by size and BLAKE3, is not loaded.
 //! 3. A failed write leaves all earlier checkpoints as they were.
+//! 4. A damaged directory is set aside under another name: it must not count as one of the newest few that are kept.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,6 +15,7 @@ use service::{ServiceError, durable};
 
 const PREFIX: &str = "iteration-";
 const PARTIAL_SUFFIX: &str = ".partial";
+const DAMAGED_SUFFIX: &str = ".damaged";
 const MANIFEST: &str = "manifest.json";
 const BEST: &str = "best";
 
@@ -140,6 +142,22 @@ impl Checkpoints {
             true => Ok(Newest { checkpoint: None, rejected }),
             false => Err(CheckpointError::NoneIntact { directory: self.directory.clone(), rejected }),
         }
+    }
+
+    /// Renames a damaged checkpoint, so that it is none any more; returns its new path.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn set_aside(&self, rejected: &Rejected) -> Result<PathBuf, CheckpointError> {
+        let mut name = rejected.path.clone().into_os_string();
+        name.push(DAMAGED_SUFFIX);
+        let kept = PathBuf::from(name);
+        if kept.exists() {
+            durable::remove_directory(&kept)?;
+        }
+        let path = rejected.path.clone();
+        fs::rename(&path, &kept).map_err(|source| ServiceError::File { action: "rename", path, source })?;
+        Ok(kept)
     }
 
     /// Names the checkpoint of `version` the best one, in the file `best`.
@@ -315,6 +333,29 @@ mod tests {
         fs::create_dir(checkpoints.directory.join(".iteration-000002.partial")).unwrap();
         let reopened = Checkpoints::open(&directory.path().join("checkpoints"), 9).unwrap();
         assert_eq!(fs::read_dir(&reopened.directory).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_set_aside_does_not_cost_the_one_just_written() {
+        let (_directory, checkpoints) = checkpoints(1);
+        for _ in 0..2 {
+            for version in [1, 2, 3] {
+                write(&checkpoints, version);
+            }
+            for version in [2, 3] {
+                fs::write(checkpoints.path(version).join("a.bin"), "damage").unwrap();
+            }
+            let newest = checkpoints.newest_intact().unwrap();
+            for rejected in &newest.rejected {
+                let kept = checkpoints.set_aside(rejected).unwrap();
+                assert_eq!(fs::read(kept.join("a.bin")).unwrap(), b"damage");
+            }
+            assert_eq!(checkpoints.versions().unwrap(), [1]);
+            write(&checkpoints, 2);
+            checkpoints.prune().unwrap();
+            assert_eq!(checkpoints.versions().unwrap(), [2]);
+            assert_eq!(checkpoints.newest_intact().unwrap().checkpoint.unwrap().0, 2);
+        }
     }
 
     #[test]

@@ -141,15 +141,6 @@ impl Inbox {
         }
     }
 
-    /// Whether every task of one kind and iteration is here.
-    pub fn is_complete(&self, kind: TaskKind, iteration: u32) -> bool {
-        let state = self.state();
-        state
-            .orders
-            .get(&(iteration, kind))
-            .is_some_and(|shelf| shelf.slots.iter().all(|slot| !matches!(slot, Slot::Empty)))
-    }
-
     /// What the coordinator is told: everything wanted, and which of it is here.
     pub fn wanted(&self) -> Vec<Wanted> {
         let state = self.state();
@@ -285,10 +276,8 @@ mod tests {
             move || inbox.take(TaskKind::Evaluate, 4, 0).map(reward)
         });
         inbox.hold(&id(4, 1), outcome(1.0));
-        assert!(!inbox.is_complete(TaskKind::Evaluate, 4));
         inbox.hold(&id(4, 0), outcome(5.0));
         assert_eq!(taker.join().unwrap(), Ok(5.0));
-        assert!(inbox.is_complete(TaskKind::Evaluate, 4));
     }
 
     #[test]

@@ -71,7 +71,8 @@ impl Run {
         let checkpoints = Checkpoints::open(&directory.checkpoints(), trainer.config.checkpoints.keep_last)?;
         let newest = checkpoints.newest_intact()?;
         for rejected in &newest.rejected {
-            tracing::warn!("damaged checkpoint passed over: {rejected}");
+            let kept = checkpoints.set_aside(rejected)?;
+            tracing::warn!("damaged checkpoint passed over and kept as {}: {rejected}", kept.display());
         }
         let mut state = SavedState::new(&trainer.config);
         let mut earlier = BTreeMap::new();
@@ -173,7 +174,7 @@ impl Run {
         self.state.updates = self.trainer.updates;
         self.state.computing_seconds += metrics.time.computing;
         let cost = &metrics.cost;
-        self.count(cost.images, cost.network_evaluations, cost.sampling_seconds + cost.scoring_seconds);
+        self.count(cost.images, cost.network_evaluations);
         self.remember_policy();
         tracing::info!(
             iteration,
@@ -207,7 +208,7 @@ impl Run {
             };
             self.check_rewards(task, &images)?;
             let cost = &images.cost;
-            self.count(cost.images, cost.network_evaluations, cost.sampling_seconds + cost.reward_seconds);
+            self.count(cost.images, cost.network_evaluations);
             outcomes.push(*images);
         }
         self.record_evaluation(version, &outcomes);
@@ -262,10 +263,9 @@ impl Run {
         })
     }
 
-    fn count(&mut self, images: u64, network_evaluations: u64, worker_seconds: f64) {
+    fn count(&mut self, images: u64, network_evaluations: u64) {
         self.state.images += images;
         self.state.network_evaluations += network_evaluations;
-        self.state.worker_seconds += worker_seconds;
     }
 
     /// Keeps the new version for tasks that are sampled with it later, and drops what none is.

@@ -23,7 +23,7 @@ const FAILED_SAVES_LIMIT: u32 = 3;
 /// What a checkpoint holds besides tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct SavedState {
-    /// Of the run config, but for the number of workers, which may change while a run lives.
+    /// Of what the run config says about the trained adapter; the rest may change between lives of a run.
     pub(crate) config_digest: String,
     /// Iterations trained.
     pub(crate) version: u32,
@@ -37,8 +37,6 @@ pub(crate) struct SavedState {
     pub(crate) seconds: f64,
     /// Of these, not waiting for workers.
     pub(crate) computing_seconds: f64,
-    /// Of all workers, sampling and scoring.
-    pub(crate) worker_seconds: f64,
     /// Earlier versions of the policy, each with a file of its own.
     pub(crate) earlier_versions: Vec<u32>,
 }
@@ -46,9 +44,7 @@ pub(crate) struct SavedState {
 impl SavedState {
     /// The start of a run.
     pub(crate) fn new(config: &RunConfig) -> Self {
-        let mut identity = config.clone();
-        identity.resources.workers = 0;
-        let config_digest = blake3::hash(identity.to_toml().as_bytes()).to_hex().to_string();
+        let config_digest = blake3::hash(config.identity().as_bytes()).to_hex().to_string();
         Self { config_digest, ..Self::default() }
     }
 
@@ -153,7 +149,6 @@ impl Run {
     pub(crate) fn summary(&self) -> Summary {
         let (seconds, evaluations) = (self.seconds(), self.records.evaluations());
         let (before, after) = (evaluations.first(), evaluations.last());
-        let worker_time = seconds * self.config().resources.workers.max(1) as f64;
         Summary {
             held_out_before: before.map_or(0.0, |row| row.reward),
             held_out_before_standard_error: before.map_or(0.0, |row| row.standard_error),
@@ -166,7 +161,8 @@ impl Run {
             images: self.state.images,
             network_evaluations: self.state.network_evaluations,
             learner_busy: self.state.computing_seconds / seconds,
-            worker_busy: (self.state.worker_seconds / worker_time).min(1.0),
+            // Known to the coordinator, which fills it in.
+            worker_busy: 0.0,
             adapter: self.directory.adapter().display().to_string(),
         }
     }

@@ -1,8 +1,7 @@
 //! Training on a tiny real model: the same update whoever delivers what when, through stops, damage and bad numbers.
 
 use crate::lab::{Delivery, Lab, Shared, Worker, trajectories};
-use config::KlDenominator;
-use config::{AdvantageGroup, TaskKind};
+use config::{AdvantageGroup, KlDenominator, RunConfig, TaskKind};
 use flow::{TransitionRows, kl_divergence, log_probability, repeat_for_branches, transition_mean};
 use learner::error::LearnerError;
 use learner::evaluation::Evaluation;
@@ -101,15 +100,59 @@ fn a_resumed_run_ends_where_an_uninterrupted_one_does() {
 fn a_damaged_checkpoint_costs_an_iteration_and_nothing_else() {
     let straight = Lab::new(|config| config.run.iterations = 2);
     straight.train(Delivery::InOrder, |_, _| {}).unwrap();
-    let damaged = Lab::new(|config| config.run.iterations = 2);
+    let mut damaged = Lab::new(|config| config.run.iterations = 2);
     damaged.train(Delivery::InOrder, |_, _| {}).unwrap();
     let path = damaged.directory().checkpoints().join("iteration-000002").join(TRAINED_FILES[1]);
     let mut bytes = std::fs::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&path, bytes).unwrap();
+    damaged.config.checkpoints.keep_last = 1;
     damaged.train(Delivery::InOrder, |_, _| {}).unwrap();
     assert_same_checkpoint(&straight, &damaged, 2);
     assert_eq!(metrics(&damaged).len(), 2, "no row is there twice");
+    assert!(damaged.directory().checkpoints().join("iteration-000002.damaged").is_dir());
+}
+
+#[test]
+fn a_finished_run_goes_on_with_more_iterations_as_if_it_had_had_them_from_the_start() {
+    for lag in [0, 1] {
+        let settings = |config: &mut RunConfig| {
+            (config.run.iterations, config.run.lag) = (4, lag);
+            config.training.updates_per_iteration = 1;
+            config.evaluation.every = 4;
+        };
+        let straight = Lab::new(settings);
+        straight.train(Delivery::InOrder, |_, _| {}).unwrap();
+        let mut extended = Lab::new(settings);
+        extended.config.run.iterations = 2;
+        assert!(matches!(extended.train(Delivery::InOrder, |_, _| {}).unwrap(), Ended::Done(_)));
+        // Rows that a crash left behind, newer than the newest checkpoint.
+        let line = std::fs::read_to_string(extended.directory().metrics())
+            .unwrap()
+            .lines()
+            .last()
+            .unwrap()
+            .to_owned();
+        let newer = line.replacen("\"iteration\":1", "\"iteration\":2", 1);
+        assert_ne!(line, newer);
+        ::service::durable::append_line(&extended.directory().metrics(), &newer).unwrap();
+
+        extended.config.run.iterations = 4;
+        (extended.config.evaluation.every, extended.config.checkpoints.every) = (3, 2);
+        let Ended::Done(summary) = extended.train(Delivery::InOrder, |_, _| {}).unwrap() else {
+            panic!("it was not stopped")
+        };
+        assert_same_checkpoint(&straight, &extended, 4);
+        assert_eq!(metrics(&extended).iter().map(|row| row.iteration).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        let rows = Journal::<Evaluation>::open(&extended.directory().evaluations(), |_| true).unwrap();
+        assert_eq!(rows.rows().iter().map(|row| row.version).collect::<Vec<_>>(), [0, 2, 3, 4], "lag {lag}");
+        assert!((summary.gain - 0.5).abs() < 1e-6, "that of version 4, not of the former end");
+        // Finished again, it has nothing to do and says the same.
+        let Ended::Done(again) = extended.train(Delivery::InOrder, |_, _| {}).unwrap() else {
+            panic!("it was not stopped")
+        };
+        assert_eq!(again.gain, summary.gain);
+    }
 }
 
 #[test]
