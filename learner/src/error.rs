@@ -96,3 +96,20 @@ pub enum LearnerError {
     #[error("{0}")]
     Setting(String),
 }
+
+impl LearnerError {
+    /// Whether the config, the model's files or the prompts cannot be used, so that trying again will not help.
+    pub fn is_bad_input(&self) -> bool {
+        match self {
+            Self::Model(_) | Self::Prompts(_) | Self::OtherConfig { .. } | Self::Setting(_) => true,
+            Self::Stopped(_)
+            | Self::NonFinite { .. }
+            | Self::NonFiniteParameter { .. }
+            | Self::EmbeddingGone { .. }
+            | Self::CheckpointsFail { .. }
+            | Self::Flow(_)
+            | Self::Service(_)
+            | Self::Checkpoint(_) => false,
+        }
+    }
+}

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use clap::{Parser, Subcommand};
-use learner::serve::{Exit, ServeOptions, serve};
+use learner::pretrain::PretrainSettings;
+use learner::serve::{Exit, ServeError, ServeOptions, serve};
 use learner::{parity, pretrain};
 use service::exit_code;
 use service::logging::{self, LogFormat};
@@ -76,8 +77,21 @@ fn main() -> ExitCode {
         Ok(code) => code.into(),
         Err(error) => {
             eprintln!("error: {error:#}");
-            exit_code::FAILED.into()
+            exit_code_of(&error).into()
         }
+    }
+}
+
+/// What the user gave cannot be used; nothing was started.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+struct BadInput(anyhow::Error);
+
+fn exit_code_of(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<ServeError>() {
+        Some(error) => error.exit_code(),
+        None if error.is::<BadInput>() => exit_code::BAD_USAGE,
+        None => exit_code::FAILED,
     }
 }
 
@@ -90,19 +104,25 @@ fn run(args: Args) -> anyhow::Result<u8> {
 }
 
 fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
-    let outcome = parity::run(&args.model_dir, args.cases.as_deref(), args.rtol, &mut std::io::stdout())?;
+    let outcome = parity::run(&args.model_dir, args.cases.as_deref(), args.rtol, &mut std::io::stdout())
+        .map_err(BadInput)?;
     Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
 }
 
 fn run_pretrain(args: &PretrainArgs) -> anyhow::Result<u8> {
     logging::init(LogFormat::default(), "info")?;
+    PretrainSettings::read(&args.settings).map_err(BadInput)?;
+    if args.out.exists() {
+        return Err(BadInput(anyhow!("{} is there already; give another --out", args.out.display())).into());
+    }
     pretrain::run(&args.settings, &args.out)?;
     Ok(exit_code::DONE)
 }
 
 fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
     logging::init(args.log_format, "info")?;
-    let grace = Duration::try_from_secs_f64(args.coordinator_grace).context("`--coordinator-grace`")?;
+    let grace = Duration::try_from_secs_f64(args.coordinator_grace)
+        .map_err(|error| BadInput(anyhow!("`--coordinator-grace {}`: {error}", args.coordinator_grace)))?;
     let options =
         ServeOptions { coordinator: args.coordinator, member_id: args.member_id, listen: args.listen, grace };
     // Sockets need little; the training thread has the cores.

@@ -1,5 +1,7 @@
 //! What a worker's push holds, checked against what the config implies, before and after its bytes are here.
 
+use std::collections::BTreeMap;
+
 use config::{RunConfig, TaskKind, TaskSpec};
 use proto::{ElementType, PushHeader, TaskCost, TensorInfo};
 
@@ -11,6 +13,9 @@ pub const HASH_BYTES: usize = 8;
 /// The most that one prompt's embedding may take, in bytes.
 const EMBEDDING_LIMIT: i64 = 256 * 1024 * 1024;
 const CONDITIONING_PREFIX: &str = "conditioning.";
+const TEXT: &str = "text";
+const POOLED: &str = "pooled";
+const TEXT_MASK: &str = "text_mask";
 const SCORE_PREFIX: &str = "reward.";
 
 /// The trajectories of one training task. Rows are seed-major: (seed, step) for states, (seed, step, branch) for the rest.
@@ -54,6 +59,8 @@ pub struct EvaluatedImages {
 pub struct Layout {
     /// Shape of one image's latents.
     pub latent_shape: Vec<i64>,
+    /// Features of a token of the text, and of the pooled text: 0 where the model takes none.
+    pub embedding_widths: (i64, i64),
     /// Pixels: height and width.
     pub image_size: (i64, i64),
     /// Branches per seed and step.
@@ -65,10 +72,11 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The sizes of a run whose model has latents of `latent_shape`.
-    pub fn new(config: &RunConfig, latent_shape: Vec<i64>) -> Self {
+    /// The sizes of a run whose model has latents of `latent_shape`, and takes texts of `embedding_widths`.
+    pub fn new(config: &RunConfig, latent_shape: Vec<i64>, embedding_widths: (i64, i64)) -> Self {
         Self {
             latent_shape,
+            embedding_widths,
             image_size: (config.sampling.height, config.sampling.width),
             n_branches: config.sampling.branches_per_seed,
             scorers: config.rewards.iter().map(|reward| reward.name.clone()).collect(),
@@ -150,7 +158,7 @@ impl Layout {
                 self.check_optional(info, header, task, steps.len())?;
             }
         }
-        Ok(())
+        self.check_embeddings(header)
     }
 
     fn check_training(&self, header: &PushHeader, steps: &[u32]) -> Result<(), String> {
@@ -188,8 +196,49 @@ impl Layout {
         let is_owned = |digest: &Digest| owners.iter().any(|owner| ***owner == *digest);
         match embedding_tensor(&info.name).filter(|(digest, _)| is_training && is_owned(digest)) {
             None => Err(format!("tensor `{}` is of no use here", info.name)),
-            Some(_) => check_embedding_size(info),
+            Some((_, part)) if self.fits_embedding(part, info) => check_embedding_size(info),
+            Some(_) => Err(format!(
+                "tensor `{}` is announced as {}, which does not fit the model: it takes text [1, tokens, {}] and pooled \
+                 [1, {}]",
+                info.name,
+                describe(info),
+                self.embedding_widths.0,
+                self.embedding_widths.1
+            )),
         }
+    }
+
+    /// Whether the model can take a tensor of one embedding's; the network would panic at any other.
+    fn fits_embedding(&self, part: &str, info: &TensorInfo) -> bool {
+        let (text_width, pooled_width) = self.embedding_widths;
+        let is_float = matches!(info.element_type(), ElementType::F32 | ElementType::Bf16);
+        match (part, info.shape.as_slice()) {
+            (TEXT, [1, tokens, width]) => is_float && *tokens > 0 && *width == text_width,
+            (POOLED, [1, width]) => is_float && *width == pooled_width,
+            (TEXT_MASK, [1, tokens]) => *tokens > 0,
+            _ => false,
+        }
+    }
+
+    /// Checks that every embedding that comes along is whole, its tensors having been checked one by one.
+    fn check_embeddings(&self, header: &PushHeader) -> Result<(), String> {
+        for owner in [&header.conditioning, &header.negative_conditioning] {
+            let of_owner = header.tensors.iter().filter_map(|info| {
+                embedding_tensor(&info.name)
+                    .filter(|(digest, _)| **owner == *digest)
+                    .map(|(_, part)| (part, info.shape.get(1)))
+            });
+            let parts: BTreeMap<&str, Option<&i64>> = of_owner.collect();
+            let is_whole =
+                parts.contains_key(TEXT) && parts.contains_key(POOLED) == (self.embedding_widths.1 > 0);
+            if !parts.is_empty() && !is_whole {
+                return Err("an embedding comes without its `text` or `pooled` tensor".to_owned());
+            }
+            if parts.get(TEXT_MASK).is_some_and(|tokens| Some(tokens) != parts.get(TEXT)) {
+                return Err("the mask of an embedding is not as long as its text".to_owned());
+            }
+        }
+        Ok(())
     }
 }
 
@@ -209,8 +258,8 @@ fn check_embedding_size(info: &TensorInfo) -> Result<(), String> {
     let bytes = info.shape.iter().try_fold(LARGEST_ELEMENT, |bytes, size| {
         bytes.checked_mul(*size).filter(|bytes| (1..=EMBEDDING_LIMIT).contains(bytes))
     });
-    match (bytes, info.element_type(), info.shape.len()) {
-        (Some(_), ElementType::F32 | ElementType::Bf16 | ElementType::I64, 1..=4) => Ok(()),
+    match (bytes, info.element_type()) {
+        (Some(_), ElementType::F32 | ElementType::Bf16 | ElementType::I64) => Ok(()),
         _ => Err(format!("tensor `{}` is announced as {}, which no embedding is", info.name, describe(info))),
     }
 }
@@ -226,6 +275,7 @@ mod tests {
     fn layout() -> Layout {
         Layout {
             latent_shape: vec![4, 2, 2],
+            embedding_widths: (128, 64),
             image_size: (16, 16),
             n_branches: 3,
             scorers: vec!["shapes".to_owned()],
@@ -263,16 +313,18 @@ mod tests {
         layout().check(&header, &train_task(), &[0, 1, 2, 3, 4]).unwrap_err()
     }
 
-    fn embedding(digest: u8, shape: &[i64]) -> TensorInfo {
-        let name = format!("conditioning.{}.text", blake3::Hash::from([digest; 32]).to_hex());
+    fn embedding(digest: u8, part: &str, shape: &[i64]) -> TensorInfo {
+        let name = format!("conditioning.{}.{part}", blake3::Hash::from([digest; 32]).to_hex());
         TensorInfo { name, shape: shape.to_vec(), element_type: ElementType::F32.into() }
     }
 
     #[test]
     fn what_the_config_implies_is_accepted() {
         let mut full = header(&train_task());
-        full.tensors.push(embedding(1, &[1, 10, 128]));
-        full.tensors.push(embedding(2, &[1, 10, 128]));
+        for digest in [1, 2] {
+            full.tensors.push(embedding(digest, "text", &[1, 10, 128]));
+            full.tensors.push(embedding(digest, "pooled", &[1, 64]));
+        }
         let shape = vec![2, 5, 3, 4, 2, 2];
         full.tensors.push(TensorInfo {
             name: "next_latents".to_owned(),
@@ -298,9 +350,34 @@ mod tests {
         });
         assert!(missing.contains("`means` is missing"));
         assert!(refusal(|header| header.tensors.push(header.tensors[0].clone())).contains("twice"));
-        let absurd = refusal(|header| header.tensors.push(embedding(1, &[1, 1 << 30, 1 << 30])));
-        assert!(absurd.contains("which no embedding is"), "{absurd}");
-        assert!(refusal(|header| header.tensors.push(embedding(1, &[1, -1]))).contains("no embedding"));
-        assert!(refusal(|header| header.tensors.push(embedding(9, &[1, 1]))).contains("of no use"));
+    }
+
+    #[test]
+    fn embeddings_that_the_network_would_panic_at_are_refused() {
+        let refused = |tensors: &[(u8, &str, &[i64])]| {
+            let tensors = tensors.iter().map(|(digest, part, shape)| embedding(*digest, part, shape));
+            refusal(|header| header.tensors.extend(tensors))
+        };
+        assert!(refused(&[(1, "text", &[1, 1 << 30, 128])]).contains("which no embedding is"));
+        assert!(refused(&[(9, "text", &[1, 10, 128])]).contains("of no use"));
+        let misfits: [(&str, &[i64]); 8] = [
+            ("text", &[1, 10, 127]),
+            ("text", &[2, 10, 128]),
+            ("text", &[1, 0, 128]),
+            ("text", &[1, -10, 128]),
+            ("text", &[10, 128]),
+            ("pooled", &[1, 128]),
+            ("text_mask", &[1, 1, 1]),
+            ("more", &[1, 10, 128]),
+        ];
+        for (part, shape) in misfits {
+            let refusal = refused(&[(1, part, shape)]);
+            assert!(refusal.contains("does not fit the model"), "{part} {shape:?}: {refusal}");
+        }
+        assert!(refused(&[(1, "text", &[1, 10, 128])]).contains("without its `text` or `pooled`"));
+        assert!(refused(&[(1, "pooled", &[1, 64])]).contains("without its `text` or `pooled`"));
+        let whole: [(u8, &str, &[i64]); 2] = [(1, "text", &[1, 10, 128]), (1, "pooled", &[1, 64])];
+        let mask: [(u8, &str, &[i64]); 1] = [(1, "text_mask", &[1, 9])];
+        assert!(refused(&[&whole[..], &mask].concat()).contains("not as long"));
     }
 }

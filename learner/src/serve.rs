@@ -8,9 +8,10 @@ use config::RunConfig;
 use proto::Role;
 use proto::heartbeat_reply::Order;
 use proto::learner_server::LearnerServer;
-use service::{JoinDetails, MESSAGE_LIMIT, Membership, RunDirectory, ServiceError};
+use service::{JoinDetails, MESSAGE_LIMIT, Membership, RunDirectory, ServiceError, exit_code};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
+use tokio::task::JoinError;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +26,7 @@ use crate::publications::Publications;
 use crate::receive::Receiver;
 use crate::rules;
 use crate::run::{Ended, Run};
-use crate::server::LearnerService;
+use crate::server::{LearnerService, push_permits};
 use crate::trainer::Trainer;
 
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -77,6 +78,30 @@ pub enum ServeError {
     /// The training thread is gone.
     #[error("the training thread panicked; its message is above")]
     Panicked,
+    /// Workers or the coordinator would hear no more of this learner.
+    #[error("the task that {task} ended before the run: {reason}")]
+    TaskEnded {
+        /// What it is there for.
+        task: &'static str,
+        /// How it ended.
+        reason: String,
+    },
+}
+
+impl ServeError {
+    /// The exit code that tells the kind of error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => exit_code::BAD_USAGE,
+            Self::Service(error) => match error {
+                ServiceError::Unreachable { .. } | ServiceError::CoordinatorGone { .. } => exit_code::RETRY,
+                ServiceError::Address { .. } => exit_code::BAD_USAGE,
+                _ => exit_code::FAILED,
+            },
+            Self::Training(error) if error.is_bad_input() => exit_code::BAD_USAGE,
+            _ => exit_code::FAILED,
+        }
+    }
 }
 
 /// What the training thread shares with the rest of the process.
@@ -113,17 +138,20 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
     let stop_network = CancellationToken::new();
     let _stop_network = stop_network.clone().drop_guard();
     let run_id = membership.caller().run_id;
-    tokio::spawn(stop_network.clone().run_until_cancelled_owned(accept(
-        listener,
-        run_id,
-        shared.clone(),
-        receiver,
-    )));
-    let reports =
-        tokio::spawn(stop_network.run_until_cancelled_owned(report(membership.clone(), shared.clone())));
+    let accepting = accept(listener, run_id, shared.clone(), receiver);
+    let accepting = tokio::spawn(stop_network.clone().run_until_cancelled_owned(accepting));
+    let reporting = report(membership.clone(), shared.clone());
+    let reporting = tokio::spawn(stop_network.run_until_cancelled_owned(reporting));
+    let stop_reporting = reporting.abort_handle();
+    let breakdown = async {
+        tokio::select! {
+            end = accepting => task_ended("serves workers", end),
+            end = reporting => task_ended("reports to the coordinator", end),
+        }
+    };
 
-    let ended = wait_for_end(ended, &membership, &shared.inbox, shutdown).await;
-    reports.abort();
+    let ended = wait_for_end(ended, &membership, &shared.inbox, shutdown, breakdown).await;
+    stop_reporting.abort();
     say_goodbye(ended, membership, &shared.progress).await
 }
 
@@ -133,13 +161,15 @@ async fn wait_for_end(
     membership: &Membership,
     inbox: &Inbox,
     shutdown: CancellationToken,
+    breakdown: impl Future<Output = ServeError>,
 ) -> Result<Ended, ServeError> {
     let mut standing = membership.standing();
     let told_to_leave = async {
         tokio::select! {
             () = shutdown.cancelled() => None,
             _ = standing.wait_for(|standing| standing.order == Order::Drain) => None,
-            loss = membership.lost() => Some(loss),
+            loss = membership.lost() => Some(loss.into()),
+            breakdown = breakdown => Some(breakdown),
         }
     };
     tokio::pin!(ended);
@@ -150,9 +180,18 @@ async fn wait_for_end(
     inbox.stop();
     let result = ended.await.map_err(|_| ServeError::Panicked)??;
     match loss {
-        Some(loss) => Err(loss.into()),
+        Some(loss) => Err(loss),
         None => Ok(result),
     }
+}
+
+/// A task ended that lives as long as the process: by an error of its own, or by a panic.
+fn task_ended(task: &'static str, end: Result<Option<String>, JoinError>) -> ServeError {
+    let reason = match end {
+        Ok(reason) => reason.unwrap_or_else(|| "it was stopped".to_owned()),
+        Err(error) => chain(&error),
+    };
+    ServeError::TaskEnded { task, reason }
 }
 
 async fn say_goodbye(
@@ -187,7 +226,7 @@ async fn say_goodbye(
     }
 }
 
-/// The thread owns the network: tensors of it are neither sent nor shared.
+/// The thread owns the network, whose tensors never leave it. Embeddings, which never change, are shared with it.
 fn spawn_training(
     config: RunConfig,
     directory: RunDirectory,
@@ -215,7 +254,7 @@ fn train(
     let latent_shape = policy.model().latent_shape(config.sampling.height, config.sampling.width)?;
     let schedule = rules::schedule(&config, policy.model())?;
     let receiver = Receiver {
-        layout: Layout::new(&config, latent_shape.clone()),
+        layout: Layout::new(&config, latent_shape.clone(), policy.model().embedding_widths()),
         run_seed: config.run.seed,
         stds: rules::move_stds(&config, &schedule)?,
     };
@@ -236,31 +275,31 @@ fn train(
     run.run()
 }
 
-/// Serves workers as soon as the training thread knows what to expect of them.
+/// Serves workers as soon as the training thread knows what to expect of them; returns why it no longer can.
 async fn accept(
     listener: TcpListener,
     run_id: String,
     shared: Shared,
     receiver: oneshot::Receiver<Receiver>,
-) {
-    let Ok(receiver) = receiver.await else { return };
+) -> String {
+    // Without it the training thread has ended, and says so itself.
+    let Ok(receiver) = receiver.await else { return std::future::pending().await };
     let service = LearnerService {
         run_id,
         inbox: shared.inbox,
         embeddings: shared.embeddings,
         publications: shared.publications,
         receiver: Arc::new(receiver),
+        pushes: push_permits(),
     };
     let service = LearnerServer::new(service).max_decoding_message_size(MESSAGE_LIMIT);
     let served =
         service::server().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await;
-    if let Err(error) = served {
-        tracing::error!("workers can no longer be served: {}", chain(&error));
-    }
+    served.map_or_else(|error| chain(&error), |()| "there are no more connections".to_owned())
 }
 
 /// Tells the coordinator what is wanted and how far the run is: at every change, and every second.
-async fn report(membership: Membership, shared: Shared) {
+async fn report(membership: Membership, shared: Shared) -> String {
     let (mut wanted, mut progress) = (shared.inbox.changes(), shared.progress.changes());
     loop {
         match membership.report(&shared.inbox.wanted(), shared.progress.get()).await {
@@ -282,4 +321,29 @@ async fn report(membership: Membership, shared: Shared) {
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_an_error_that_names_it() {
+        let panicking = tokio::spawn(async { panic!("a reason") });
+        let error = task_ended("reports to the coordinator", panicking.await);
+        let text = error.to_string();
+        assert!(text.contains("reports to the coordinator") && text.contains("panicked"), "{text}");
+        assert_eq!(error.exit_code(), exit_code::FAILED);
+    }
+
+    #[test]
+    fn exit_codes_tell_bad_input_from_a_coordinator_that_is_away() {
+        let gone = ServiceError::CoordinatorGone { address: "a".to_owned(), grace: Duration::ZERO };
+        assert_eq!(ServeError::from(gone).exit_code(), exit_code::RETRY);
+        let other = LearnerError::OtherConfig { path: String::new(), saved: String::new() };
+        assert_eq!(ServeError::from(other).exit_code(), exit_code::BAD_USAGE);
+        let missing = config::read_prompts(std::path::Path::new("missing.txt")).unwrap_err();
+        assert_eq!(ServeError::from(LearnerError::from(missing)).exit_code(), exit_code::BAD_USAGE);
+        assert_eq!(ServeError::Panicked.exit_code(), exit_code::FAILED);
+    }
 }

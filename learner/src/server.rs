@@ -10,6 +10,7 @@ use proto::{
     WeightsReply, WeightsRequest, push_request, weights_reply,
 };
 use service::Assembly;
+use tokio::sync::Semaphore;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -22,8 +23,10 @@ use crate::receive::{Receiver, Refusal, announced_bytes};
 /// Bytes of the largest chunk that the wire allows.
 const CHUNK_LIMIT: usize = 1024 * 1024;
 
+/// Pushes whose bytes are received and checked at a time; the memory for them is bounded by that.
+const PUSHES_AT_ONCE: usize = 8;
+
 /// What the service shares with the training thread.
-#[derive(Clone)]
 pub struct LearnerService {
     /// Calls of other runs are fenced.
     pub run_id: String,
@@ -35,6 +38,13 @@ pub struct LearnerService {
     pub publications: Arc<Publications>,
     /// Checks and completes what is pushed.
     pub receiver: Arc<Receiver>,
+    /// One permit for each push at a time, see [`push_permits`].
+    pub pushes: Arc<Semaphore>,
+}
+
+/// As many permits as pushes are taken at a time; the others wait before their bytes are read.
+pub fn push_permits() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(PUSHES_AT_ONCE))
 }
 
 #[tonic::async_trait]
@@ -62,6 +72,7 @@ impl Learner for LearnerService {
         };
         self.admit(header.caller.as_ref())?;
         let id = header.task.ok_or_else(|| Status::invalid_argument("the header names no task"))?;
+        let _permit = self.pushes.acquire().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let status = match self.inbox.standing(&id) {
             Standing::Wanted(task, steps) => {
                 self.receiver

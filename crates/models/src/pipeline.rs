@@ -93,6 +93,9 @@ pub trait TextToImageModel {
     /// If a shape does not fit the model or the shapes do not fit each other.
     fn check_inputs(&self, latents: &Tensor, conditioning: &Conditioning) -> Result<(), ModelError>;
 
+    /// How many features a token of the text has, and how many the pooled text has: 0 where the family has none.
+    fn embedding_widths(&self) -> (i64, i64);
+
     /// Draws the images of finished latents.
     ///
     /// # Shapes

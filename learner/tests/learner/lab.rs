@@ -223,7 +223,7 @@ impl Worker {
         let schedule = rules::schedule(config, model.as_ref()).unwrap();
         let latent_shape = model.latent_shape(config.sampling.height, config.sampling.width).unwrap();
         let receiver = Receiver {
-            layout: Layout::new(config, latent_shape),
+            layout: Layout::new(config, latent_shape, model.embedding_widths()),
             run_seed: config.run.seed,
             stds: rules::move_stds(config, &schedule).unwrap(),
         };

@@ -17,6 +17,7 @@ use proto::{
     Caller, MissingConditioningRequest, PushHeader, PushRequest, WeightsRequest, WeightsRole, push_request,
     weights_reply,
 };
+use tokio::sync::Semaphore;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -27,6 +28,7 @@ const RUN_ID: &str = "run-1";
 struct Served {
     client: LearnerClient<Channel>,
     shared: Shared,
+    pushes: Arc<Semaphore>,
     task: TaskSpec,
     sample: Sample,
 }
@@ -43,12 +45,14 @@ impl Served {
         shared.inbox.want(TaskKind::Train, 0, Order { tasks, steps });
         let mut worker = Worker::new(&lab.config);
         let sample = worker.sample(&task, &shared.publications).unwrap();
+        let pushes = Arc::new(Semaphore::new(1));
         let service = LearnerService {
             run_id: RUN_ID.to_owned(),
             inbox: shared.inbox.clone(),
             embeddings: shared.embeddings.clone(),
             publications: shared.publications.clone(),
             receiver: Arc::new(worker.receiver),
+            pushes: pushes.clone(),
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -56,7 +60,7 @@ impl Served {
         let serving = ::service::server().add_service(server);
         tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
         let client = learner_client(connect(&address, Duration::from_secs(10)).await.unwrap());
-        Self { client, shared, task, sample }
+        Self { client, shared, pushes, task, sample }
     }
 
     async fn send(&mut self, messages: Vec<PushRequest>) -> Result<PushStatus, Status> {
@@ -148,6 +152,50 @@ async fn a_header_that_does_not_fit_is_refused_by_name() {
     let stale = served.push(|messages| header(messages).version = 3).await.unwrap_err();
     assert!(stale.message().contains("version 3"), "{}", stale.message());
     assert_eq!(served.send(vec![]).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn an_embedding_that_does_not_fit_the_model_or_its_partner_is_refused() {
+    let mut served = Served::start().await;
+    let digest = served.sample.header.conditioning.clone();
+    let prefix = format!("conditioning.{}", blake3::Hash::from_slice(&digest).unwrap().to_hex());
+    let wide = served.push(|messages| {
+        let tensors = &mut header(messages).tensors;
+        let text = tensors.iter_mut().find(|info| info.name == format!("{prefix}.text")).unwrap();
+        text.shape.swap(1, 2);
+    });
+    let refusal = wide.await.unwrap_err();
+    assert_eq!(refusal.code(), Code::InvalidArgument);
+    assert!(refusal.message().contains("does not fit the model"), "{}", refusal.message());
+
+    // One token less than the negative prompt has, under its own right digest.
+    let part = |sample: &Sample, name: &str| sample.tensor(&format!("{prefix}.{name}"));
+    let text = part(&served.sample, "text");
+    let text = text.narrow(1, 0, text.size()[1] - 1).contiguous();
+    let pooled = Some(part(&served.sample, "pooled"));
+    let short = models::Conditioning { text, pooled, text_mask: None };
+    served.sample.tensors.retain(|(name, _)| !name.starts_with(&prefix));
+    let hex = blake3::Hash::from(short.digest()).to_hex();
+    for (name, tensor) in short.tensors() {
+        served.sample.tensors.push((format!("conditioning.{hex}.{name}"), tensor.shallow_clone()));
+    }
+    served.sample.header.conditioning = Bytes::copy_from_slice(&short.digest());
+    let refusal = served.push(|_| {}).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::InvalidArgument);
+    assert!(refusal.message().contains("differ in length"), "{}", refusal.message());
+    assert!(served.shared.inbox.wanted()[0].held.is_empty(), "nothing of it is held");
+}
+
+#[tokio::test]
+async fn pushes_wait_for_each_other_before_their_bytes_are_read() {
+    let mut served = Served::start().await;
+    let permit = served.pushes.clone().acquire_owned().await.unwrap();
+    let waiting = tokio::time::timeout(Duration::from_millis(200), served.push(|_| {})).await;
+    assert!(waiting.is_err(), "it waits");
+    assert!(served.shared.inbox.wanted()[0].held.is_empty());
+    drop(permit);
+    assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::Held);
+    assert_eq!(served.pushes.available_permits(), 1, "it is given back");
 }
 
 #[tokio::test]

@@ -286,6 +286,11 @@ impl TextToImageModel for Sd3 {
         Ok(())
     }
 
+    fn embedding_widths(&self) -> (i64, i64) {
+        let config = self.transformer.config();
+        (config.joint_attention_dim, config.pooled_projection_dim)
+    }
+
     fn decode_signed(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
         let decoder = self.decoder.as_ref().ok_or_else(|| {
             ModelError::Input(format!("{} was opened without its decoder", self.dir.display()))
