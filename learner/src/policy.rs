@@ -63,11 +63,8 @@ impl Policy {
     ) -> Result<Self, ModelError> {
         let adapter = &config.adapter;
         let lora = LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: adapter.targets.clone() };
-        let mut ordinal = 0;
-        model.attach_adapter(&lora, &mut |_, len| {
-            let key = NoiseKey::initial(config.run.seed, Purpose::AdapterInit, 0, ordinal, 0);
-            ordinal += 1;
-            standard_normal(&key, len)
+        model.attach_adapter(&lora, &mut |name, len| {
+            standard_normal(&adapter_key(config.run.seed, name), len)
         })?;
         let parameters = model.adapter_parameters();
         let policy = Self {
@@ -197,6 +194,14 @@ impl Policy {
         self.average.load_state(&load(AVERAGE_FILE)?)?;
         Ok(())
     }
+}
+
+/// Where the first values of an adapter's tensor come from: its name alone, so that targets may come and go beside it.
+fn adapter_key(seed: u64, name: &str) -> NoiseKey {
+    let digest = blake3::hash(name.as_bytes());
+    let [a, b, c, d, e, f, g, h, ..] = *digest.as_bytes();
+    let (slot, seed_index) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+    NoiseKey::initial(seed, Purpose::AdapterInit, 0, slot, seed_index)
 }
 
 /// The moving average in a directory that [`Policy::save`] wrote.

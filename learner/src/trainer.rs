@@ -19,9 +19,11 @@
 //!
 //! 1. **Terms are added in task order**, whatever the order of arrival. Floating-point sums depend on their order; the
 //!    trained adapter must not depend on who was fast.
-//! 2. **Only the first update of an iteration is on-policy.** With more than one, the tasks are cut into contiguous parts
+//! 2. **Tasks are not shuffled.** A stream needs an order that is known before anything arrives, and nothing is lost by
+//!    that: which prompts an iteration has, and in which order, is drawn at random already.
+//! 3. **Only the first update of an iteration is on-policy.** With more than one, the tasks are cut into contiguous parts
 //!    and each part makes an update; the ratios of later parts take account of the updates before them.
-//! 3. **A number that is not finite ends the run** before it can reach a checkpoint.
+//! 4. **A number that is not finite ends the run** before it can reach a checkpoint.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
