@@ -2,6 +2,7 @@
 
 use crate::tasks::TaskName;
 use config::{PromptFileError, PromptRecord, RunConfig, TaskKind, TaskSpec, read_prompts};
+use std::path::Path;
 
 /// The config with its prompts: knows every task of the run.
 #[derive(Clone, Debug)]
@@ -15,10 +16,15 @@ impl Catalog {
     /// Reads the prompt files of a config.
     ///
     /// # Errors
-    /// If one is missing, empty or malformed.
+    /// If one is missing, empty or malformed, or lacks metadata that a reward needs.
     pub fn open(config: RunConfig) -> Result<Self, PromptFileError> {
-        let train = read_prompts(&config.data.train)?;
-        let test = read_prompts(&config.data.test)?;
+        let read = |path: &Path| {
+            let records = read_prompts(path)?;
+            config::check_metadata(path, &records, &config.rewards)?;
+            Ok::<_, PromptFileError>(records)
+        };
+        let train = read(&config.data.train)?;
+        let test = read(&config.data.test)?;
         Ok(Self { config, train, test })
     }
 

@@ -86,13 +86,7 @@ impl Display {
         let due = self.shown_at.is_none_or(|then| now.duration_since(then) >= PLAIN_INTERVAL);
         match &self.style {
             Style::Live(bar) => {
-                let tasks = snapshot.tasks;
-                // Both at once: the next iteration may have fewer tasks than this one has done.
-                bar.update(|state| {
-                    state.set_len(u64::from(tasks.waiting + tasks.leased + tasks.held));
-                    state.set_pos(u64::from(tasks.held));
-                });
-                bar.set_message(status_line(snapshot, &self.rates));
+                bar.set_message(terminal_line(snapshot, &self.rates));
                 bar.tick();
             }
             Style::Plain if due => print_line(&status_line(snapshot, &self.rates)),
@@ -129,8 +123,8 @@ impl Display {
 }
 
 fn live_line() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {bar:16} {pos:>3}/{len} tasks · {wide_msg}")
-        .expect("the template is fixed; anything else is a bug");
+    let style =
+        ProgressStyle::with_template("{wide_msg}").expect("the template is fixed; anything else is a bug");
     ProgressBar::new(0).with_style(style)
 }
 
@@ -142,8 +136,8 @@ fn print_line(line: &str) {
 /// One line that says where the run stands.
 pub fn status_line(snapshot: &Snapshot, rates: &Rates) -> String {
     let progress = &snapshot.progress;
-    let mut parts =
-        vec![format!("{} · iteration {}/{}", progress.phase, progress.iteration, progress.iterations)];
+    let phase = if progress.phase.is_empty() { "starting" } else { progress.phase.as_str() };
+    let mut parts = vec![format!("{phase} · iteration {}/{}", progress.iteration, progress.iterations)];
     if progress.iteration > 0 {
         parts.push(format!("reward {:.4}", progress.reward));
     }
@@ -153,6 +147,27 @@ pub fn status_line(snapshot: &Snapshot, rates: &Rates) -> String {
     parts.push(format!("{:.1} images/s", rates.images_per_second()));
     parts.push(format!("{:.0} NFE/s", rates.network_evaluations_per_second()));
     parts.push(format!("{} of {} workers", snapshot.workers, snapshot.workers_wanted));
+    if let Some(left) = rates.time_left(progress.iterations) {
+        parts.push(format!("ETA {}", clock(left)));
+    }
+    parts.join(" · ")
+}
+
+/// The same, short enough for a terminal of 80 columns.
+fn terminal_line(snapshot: &Snapshot, rates: &Rates) -> String {
+    let progress = &snapshot.progress;
+    if progress.phase.is_empty() {
+        return format!("starting · {} of {} workers", snapshot.workers, snapshot.workers_wanted);
+    }
+    let mut parts = vec![format!("{} {}/{}", progress.phase, progress.iteration, progress.iterations)];
+    if progress.iteration > 0 {
+        parts.push(format!("reward {:.3}", progress.reward));
+    }
+    if progress.held_out_standard_error > 0.0 {
+        parts.push(format!("test {:.3}", progress.held_out_reward));
+    }
+    parts.push(format!("{:.0} img/s", rates.images_per_second()));
+    parts.push(format!("{} workers", snapshot.workers));
     if let Some(left) = rates.time_left(progress.iterations) {
         parts.push(format!("ETA {}", clock(left)));
     }
@@ -311,6 +326,15 @@ mod tests {
             status_line(&snapshot(), &Rates::default()),
             "sampling · iteration 3/10 · reward 0.2500 · held-out 0.5000 · 0.0 images/s · 0 NFE/s · 2 of 3 workers"
         );
+    }
+
+    #[test]
+    fn the_live_line_fits_a_terminal_of_eighty_columns() {
+        let mut snapshot = snapshot();
+        snapshot.progress.phase = "evaluating".to_owned();
+        snapshot.progress.iterations = 150;
+        let line = terminal_line(&snapshot, &Rates::default());
+        assert!(line.chars().count() + " · ETA 59:59".chars().count() <= 80, "{line}");
     }
 
     #[test]

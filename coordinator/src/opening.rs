@@ -37,7 +37,9 @@ pub fn run_directory(config: &RunConfig) -> Result<RunDirectory, CoordinatorErro
 pub async fn open_run(args: &UpArgs, config: &RunConfig) -> Result<(OpenRun, TcpListener), CoordinatorError> {
     let directory = run_directory(config)?;
     let exists = directory.run_file().exists() || directory.config().exists();
-    if exists != args.resume {
+    // A run that never got as far as a checkpoint has nothing to lose: its first config may have been at fault.
+    let is_stillborn = exists && !args.resume && is_stillborn(&directory);
+    if exists != args.resume && !is_stillborn {
         return Err(CoordinatorError::Usage(match exists {
             true => already_there(args, &directory),
             false => format!(
@@ -48,7 +50,7 @@ pub async fn open_run(args: &UpArgs, config: &RunConfig) -> Result<(OpenRun, Tcp
     }
     directory.create()?;
     let lock = RunLock::take(&directory)?;
-    let mut record = match exists {
+    let mut record = match exists && !is_stillborn {
         true => reopen(config, &directory)?,
         false => RunRecord::new(&config.run.name),
     };
@@ -57,6 +59,14 @@ pub async fn open_run(args: &UpArgs, config: &RunConfig) -> Result<(OpenRun, Tcp
     durable::write_file(&directory.config(), config.to_toml().as_bytes())?;
     record.write(&directory)?;
     Ok((OpenRun { directory, record, lock }, listener))
+}
+
+/// Whether a run was started but has no checkpoint and no process.
+fn is_stillborn(directory: &RunDirectory) -> bool {
+    let has_checkpoint =
+        std::fs::read_dir(directory.checkpoints()).is_ok_and(|mut entries| entries.next().is_some());
+    let lives = RunRecord::read(directory).is_ok_and(|record| !record.living_members().is_empty());
+    !has_checkpoint && !lives
 }
 
 fn already_there(args: &UpArgs, directory: &RunDirectory) -> String {
@@ -145,6 +155,9 @@ mod tests {
         let config = config(&home);
         assert!(refusal(&["--resume"], &config).await.contains("no run to resume"));
         drop(open_run(&args(&[]), &config).await.expect("new"));
+        let directory = run_directory(&config).expect("a path");
+        drop(open_run(&args(&[]), &config).await.expect("nothing to lose yet"));
+        std::fs::create_dir(directory.checkpoints().join("iteration-000000")).expect("created");
         assert!(refusal(&[], &config).await.contains("run.toml --resume"));
     }
 

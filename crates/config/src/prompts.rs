@@ -1,6 +1,7 @@
 //! Prompt files: `.txt` with one prompt per line, `.jsonl` with one object per line (`prompt` and free metadata, as
 //! GenEval's).
 
+use crate::RewardSection;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,7 @@ pub struct PromptRecord {
 #[derive(Debug, thiserror::Error)]
 pub enum PromptFileError {
     /// The file cannot be read.
-    #[error("cannot read the prompt file {path}", path = path.display())]
+    #[error("cannot read the prompt file {path} (`data.train` or `data.test`)", path = path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -69,17 +70,50 @@ pub fn read_prompts(path: &Path) -> Result<Vec<PromptRecord>, PromptFileError> {
         }
     }
     if !problems.is_empty() {
-        let more = problems.len().saturating_sub(10);
-        problems.truncate(10);
-        if more > 0 {
-            problems.push(format!("and {more} more lines"));
-        }
-        return Err(PromptFileError::Malformed { path: path.to_owned(), problems });
+        return Err(malformed(path, problems));
     }
     if records.is_empty() {
         return Err(PromptFileError::Empty { path: path.to_owned() });
     }
     Ok(records)
+}
+
+/// Metadata keys that a reward looks at, by its name.
+const NEEDED_METADATA: [(&str, [&str; 2]); 1] = [("shapes", ["tag", "include"])];
+
+/// Finds out before a run starts whether prompts carry what its rewards look at.
+///
+/// # Errors
+/// [`PromptFileError::Malformed`] with every prompt that lacks a key (the first ten).
+pub fn check_metadata(
+    path: &Path,
+    records: &[PromptRecord],
+    rewards: &[RewardSection],
+) -> Result<(), PromptFileError> {
+    let needed = NEEDED_METADATA.iter().filter(|(name, _)| rewards.iter().any(|reward| reward.name == *name));
+    let mut problems = Vec::new();
+    for (name, keys) in needed {
+        for record in records {
+            if let Some(key) = keys.iter().find(|key| record.metadata.get(key).is_none()) {
+                problems.push(format!(
+                    "prompt {} `{}` has no `{key}`, which reward `{name}` needs; use GenEval's JSONL",
+                    record.index + 1,
+                    record.text
+                ));
+            }
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(malformed(path, problems)) }
+}
+
+/// All problems of a file, after the first ten only their number.
+fn malformed(path: &Path, mut problems: Vec<String>) -> PromptFileError {
+    let more = problems.len().saturating_sub(10);
+    problems.truncate(10);
+    if more > 0 {
+        problems.push(format!("and {more} more"));
+    }
+    PromptFileError::Malformed { path: path.to_owned(), problems }
 }
 
 fn empty_object() -> Value {
@@ -129,6 +163,16 @@ mod tests {
         for expected in ["line 1", "line 3", "line 4", "line 5"] {
             assert!(message.contains(expected), "{message}");
         }
+    }
+
+    #[test]
+    fn prompts_without_what_a_reward_needs_are_named_before_anything_starts() {
+        let records = read("a.jsonl", "{\"prompt\": \"a cat\", \"tag\": \"colors\"}\n").expect("valid");
+        let reward = |name: &str| [RewardSection { name: name.to_owned(), weight: 1.0 }];
+        let path = Path::new("a.jsonl");
+        assert!(check_metadata(path, &records, &reward("jpeg_compressibility")).is_ok());
+        let message = check_metadata(path, &records, &reward("shapes")).expect_err("lacking").to_string();
+        assert!(message.contains("`a cat` has no `include`"), "{message}");
     }
 
     #[test]

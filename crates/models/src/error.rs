@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// The operating system refused to read or write a file.
-    #[error("cannot access {}: {source}", path.display())]
+    #[error("cannot access {}: {problem}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// What the operating system said.
-        source: std::io::Error,
+        problem: std::io::Error,
     },
     /// A file that the model needs is not there.
     #[error("{} is missing: {remedy}", path.display())]
@@ -71,8 +71,8 @@ pub enum ModelError {
 
 impl ModelError {
     /// Wraps an operating-system error with the file it happened on.
-    pub fn io(path: &Path, source: std::io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
+    pub fn io(path: &Path, problem: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), problem }
     }
 
     /// Says what is wrong inside a file.

@@ -1,6 +1,6 @@
 //! From a text and a noise to an image: what every model family offers, and how a folder is opened.
 //!
-//! A family is one file under `pipeline/` and one line in [`FAMILIES`].
+//! A family is one file under `pipeline/` and one line in `FAMILIES`.
 
 mod conditioning;
 mod rgb;

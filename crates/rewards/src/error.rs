@@ -17,14 +17,14 @@ pub enum RewardError {
         known: String,
     },
     /// An option that the scorer does not have, or of the wrong kind.
-    #[error("option `{key}` of reward `{name}`: {source}")]
+    #[error("option `{key}` of reward `{name}`: {problem}")]
     Options {
         /// Name of the scorer.
         name: String,
         /// Path of the option.
         key: String,
         /// What serde says.
-        source: serde_json::Error,
+        problem: serde_json::Error,
     },
     /// An option out of its range.
     #[error("option `{key}` of reward `{name}` is {value}; use {allowed}")]
@@ -47,12 +47,12 @@ pub enum RewardError {
         prompts: usize,
     },
     /// A broken image buffer.
-    #[error("image {index}: {source}")]
+    #[error("image {index}: {problem}")]
     Image {
         /// Position in the batch.
         index: usize,
         /// What is wrong with it.
-        source: ImageError,
+        problem: ImageError,
     },
     /// An image of a size that the scorer does not take.
     #[error("image {index} is {width} x {height}; reward `{name}` takes {allowed}")]
@@ -69,14 +69,14 @@ pub enum RewardError {
         allowed: &'static str,
     },
     /// Metadata that lacks a key, or holds a value of the wrong kind.
-    #[error("metadata of prompt `{prompt}`, key `{key}`: {source}")]
+    #[error("metadata of prompt `{prompt}`, key `{key}`: {problem}")]
     Metadata {
         /// The prompt's words.
         prompt: String,
         /// Path of the key.
         key: String,
         /// What serde says.
-        source: serde_json::Error,
+        problem: serde_json::Error,
     },
     /// Metadata with a value that makes no sense.
     #[error("metadata of prompt `{prompt}`, key `{key}`: {problem}")]

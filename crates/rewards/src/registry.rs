@@ -37,7 +37,7 @@ fn parse_options<T: DeserializeOwned>(name: &str, options: &Value) -> Result<T, 
     serde_path_to_error::deserialize(options).map_err(|error| RewardError::Options {
         name: name.to_owned(),
         key: error.path().to_string(),
-        source: error.into_inner(),
+        problem: error.into_inner(),
     })
 }
 

@@ -58,7 +58,7 @@ pub fn score_checked(
     }
     let mut scores = Vec::with_capacity(images.len());
     for (index, (image, prompt)) in images.iter().zip(prompts).enumerate() {
-        image.check().map_err(|source| RewardError::Image { index, source })?;
+        image.check().map_err(|problem| RewardError::Image { index, problem })?;
         let score = score_one(index, image, prompt)?;
         check_finite(name, index, &score)?;
         scores.push(score);

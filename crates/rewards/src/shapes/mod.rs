@@ -95,7 +95,7 @@ fn check_size(index: usize, image: &RgbImage) -> Result<(), RewardError> {
 fn read_spec(record: &PromptRecord) -> Result<PromptSpec, RewardError> {
     let spec: PromptSpec = serde_path_to_error::deserialize(&record.metadata).map_err(|error| {
         let (prompt, key) = (record.prompt.clone(), error.path().to_string());
-        RewardError::Metadata { prompt, key, source: error.into_inner() }
+        RewardError::Metadata { prompt, key, problem: error.into_inner() }
     })?;
     let refuse = |key: String, problem: &str| {
         Err(RewardError::MetadataValue { prompt: record.prompt.clone(), key, problem: problem.to_owned() })
