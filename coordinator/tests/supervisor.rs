@@ -27,6 +27,7 @@ fn plane(home: &Path, workers: usize) -> ControlPlane {
     let mut config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
     config.data.train = home.join("prompts.txt");
     config.data.test = home.join("prompts.txt");
+    config.rewards[0].name = "jpeg_compressibility".to_owned();
     config.resources.workers = workers;
     let patience = Patience { lease: SECOND * 5, task_deadline: SECOND * 60 };
     let members = Members::new("run-a".to_owned(), 1, patience);
