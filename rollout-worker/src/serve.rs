@@ -64,12 +64,7 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
     };
     let joined = until(&shutdown, Membership::join(&options.coordinator, details)).await;
     let Some((membership, reply)) = joined.transpose()? else { return Ok(()) };
-    let mut config = RunConfig::from_toml(&reply.config).map_err(BadInput::from_error)?;
-    if let Some(device) = options.device {
-        config.resources.device = device;
-    }
-    let worker = Worker::start(config, membership.clone()).await;
-    let outcome = match worker {
+    let outcome = match Worker::start(&reply.config, options.device, membership.clone()).await {
         Ok(worker) => tokio::select! {
             outcome = worker.work(shutdown) => outcome,
             error = membership.lost() => Err(error.into()),
@@ -89,7 +84,11 @@ struct Worker {
 }
 
 impl Worker {
-    async fn start(config: RunConfig, membership: Membership) -> anyhow::Result<Self> {
+    async fn start(config: &str, device: Option<String>, membership: Membership) -> anyhow::Result<Self> {
+        let mut config = RunConfig::from_toml(config).map_err(BadInput::from_error)?;
+        if let Some(device) = device {
+            config.resources.device = device;
+        }
         let scorer = Scorer::new(&config.rewards).map_err(BadInput::from_error)?;
         let (n_threads, progress) = (config.resources.worker_threads, membership.clone());
         let open = move || open_sampler(config).map_err(BadInput::from_error);
