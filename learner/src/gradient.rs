@@ -10,7 +10,7 @@ use flow::{
     ClippedObjective, PolicyLoss, TransitionCoefficients, TransitionRows, kl_divergence, log_probability,
     log_ratio, repeat_for_branches, transition_mean,
 };
-use models::Conditioning;
+use models::{AdapterMode, Conditioning, Guidance};
 use tch::{Kind, Tensor};
 
 use crate::outcome::Trajectories;
@@ -145,17 +145,23 @@ impl Objective {
     ) -> Result<LossSums, usize> {
         let n_cells = batch.coefficients.len() as f64;
         let rows = TransitionRows::new(&batch.coefficients, batch.states.device());
-        let guidance = (task.negative.as_ref(), self.guidance_scale);
-        let velocity = policy.velocity_for_training(&batch.states, &batch.sigmas, &task.positive, guidance);
-        let mean = transition_mean(&batch.states, &velocity, &rows);
+        let guidance = Guidance {
+            positive: &task.positive,
+            negative: task.negative.as_ref(),
+            scale: self.guidance_scale,
+        };
+        let mean_with = |mode| {
+            let velocity = policy.velocity(&batch.states, &batch.sigmas, &guidance, mode);
+            transition_mean(&batch.states, &velocity, &rows)
+        };
+        let mean = mean_with(AdapterMode::Trainable);
 
         let (branch_rows, branch_means) = self.for_branches(&rows, &mean);
         let old_means = repeat_for_branches(&batch.old_means, self.n_branches);
         let log_ratio = log_ratio(&batch.next, &branch_means, &old_means, &branch_rows);
         let policy_loss = self.clipped.policy_loss(&log_ratio, &batch.advantages, &batch.weights);
         let kl = (self.kl_beta > 0.0).then(|| {
-            let reference = policy.reference_velocity(&batch.states, &batch.sigmas, &task.positive, guidance);
-            let reference = transition_mean(&batch.states, &reference, &rows);
+            let reference = tch::no_grad(|| mean_with(AdapterMode::Off));
             kl_divergence(&mean, &reference, &batch.coefficients, self.kl_denominator).sum(Kind::Float)
         });
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use config::{RunConfig, TaskKind, TaskSpec};
+use models::TextToImageModel;
 use proto::{ElementType, PushHeader, TaskCost, TensorInfo};
 
 /// Name of a prompt's embedding: the BLAKE3 digest of its tensors.
@@ -72,15 +73,15 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The sizes of a run whose model has latents of `latent_shape`, and takes texts of `embedding_widths`.
-    pub fn new(config: &RunConfig, latent_shape: Vec<i64>, embedding_widths: (i64, i64)) -> Self {
+    /// The sizes of a run that trains `model`, whose latents have `latent_shape`.
+    pub fn new(config: &RunConfig, model: &dyn TextToImageModel, latent_shape: Vec<i64>) -> Self {
         Self {
             latent_shape,
-            embedding_widths,
+            embedding_widths: model.embedding_widths(),
             image_size: (config.sampling.height, config.sampling.width),
             n_branches: config.sampling.branches_per_seed,
             scorers: config.rewards.iter().map(|reward| reward.name.clone()).collect(),
-            is_guided: config.sampling.guidance_scale > 1.0,
+            is_guided: model.negative_prompt(config.sampling.guidance_scale).is_some(),
         }
     }
 

@@ -81,8 +81,8 @@ fn open_with_adapter(model_dir: &Path, adapter: &SavedAdapter) -> anyhow::Result
     let options =
         LoadOptions { kind: Kind::Float, device: Device::Cpu, text_encoders: false, decoder: false };
     let mut model = models::pipeline::open(model_dir, options)?;
-    model.attach_adapter(&adapter.config, &mut |_, length| vec![0.0; length])?;
-    model.load_adapter(&adapter.tensors)?;
+    model.network_mut().attach_adapter(&adapter.config, &mut |_, length| vec![0.0; length])?;
+    model.network_mut().load_adapter(&adapter.tensors)?;
     Ok(model)
 }
 

@@ -6,7 +6,9 @@ use std::path::Path;
 use config::{Dtype, RunConfig};
 use flow::{AdamW, Ema, FlowError, NoiseKey, Purpose, clip_gradient_norm, standard_normal};
 use models::lora::LoraConfig;
-use models::{Conditioning, LoadOptions, ModelError, TextToImageModel, pipeline, weights};
+use models::{
+    AdapterMode, Conditioning, Guidance, LoadOptions, ModelError, TextToImageModel, pipeline, weights,
+};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::LearnerError;
@@ -18,9 +20,6 @@ const AVERAGE_FILE: &str = "ema.safetensors";
 
 /// Tensors by name.
 pub type NamedTensors = Vec<(String, Tensor)>;
-
-/// The negative prompt's embedding, and how far predictions are pushed away from it.
-pub type Guidance<'a> = (Option<&'a Conditioning>, f64);
 
 /// The network with everything that training changes.
 pub struct Policy {
@@ -63,10 +62,10 @@ impl Policy {
     ) -> Result<Self, ModelError> {
         let adapter = &config.adapter;
         let lora = LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: adapter.targets.clone() };
-        model.attach_adapter(&lora, &mut |name, len| {
+        model.network_mut().attach_adapter(&lora, &mut |name, len| {
             standard_normal(&adapter_key(config.run.seed, name), len)
         })?;
-        let parameters = model.adapter_parameters();
+        let parameters = model.network().adapter_parameters();
         let policy = Self {
             optimizer: AdamW::new(&parameters, rules::optimizer(config)),
             average: Ema::new(&parameters, rules::average(config)),
@@ -106,34 +105,18 @@ impl Policy {
         }
     }
 
-    /// Velocities with gradients to the adapter.
+    /// Velocities; with gradients to the adapter if `mode` makes it trainable.
     ///
     /// # Shapes
     /// `states` `[B, latent…]`, `sigmas` `[B]` → `[B, latent…]`, float32.
-    pub fn velocity_for_training(
+    pub fn velocity(
         &self,
         states: &Tensor,
         sigmas: &Tensor,
-        positive: &Conditioning,
-        guidance: Guidance,
+        guidance: &Guidance,
+        mode: AdapterMode,
     ) -> Tensor {
-        let (negative, scale) = guidance;
-        self.model.velocity_for_training(states, sigmas, positive, negative, scale)
-    }
-
-    /// Velocities of the base model, without gradients.
-    ///
-    /// # Shapes
-    /// As [`Self::velocity_for_training`].
-    pub fn reference_velocity(
-        &self,
-        states: &Tensor,
-        sigmas: &Tensor,
-        positive: &Conditioning,
-        guidance: Guidance,
-    ) -> Tensor {
-        let (negative, scale) = guidance;
-        tch::no_grad(|| self.model.reference_velocity(states, sigmas, positive, negative, scale))
+        self.model.velocity(states, sigmas, guidance, mode)
     }
 
     /// Moves the adapter along the gradient gathered so far, and the average after it; returns the gradient's norm.
@@ -156,7 +139,7 @@ impl Policy {
             return Err(NonFiniteParameter { quantity: "weight", parameter: name.clone() });
         }
         self.average.update(&self.parameters, updates);
-        self.model.refresh_adapter();
+        self.model.network_mut().refresh_adapter();
         Ok(norm)
     }
 
@@ -189,7 +172,7 @@ impl Policy {
     /// If a file is missing or does not fit.
     pub fn load(&mut self, directory: &Path) -> Result<(), LearnerError> {
         let load = |name: &str| weights::read_all(&directory.join(name)).map(|(tensors, _)| tensors);
-        self.model.load_adapter(&load(ADAPTER_FILE)?)?;
+        self.model.network_mut().load_adapter(&load(ADAPTER_FILE)?)?;
         self.optimizer.load_state(&load(OPTIMIZER_FILE)?)?;
         self.average.load_state(&load(AVERAGE_FILE)?)?;
         Ok(())

@@ -15,9 +15,11 @@ use anyhow::{Context, bail};
 use flow::adamw::{AdamW, AdamWSettings, clip_gradient_norm};
 use flow::ema::{Ema, EmaSettings};
 use flow::noise::{NoiseKey, Purpose, standard_normal};
+use models::network::Query;
 use models::pipeline::{Conditioning, LoadOptions, TextToImageModel};
 use models::sd3::{Sd3Config, Sd3Transformer};
 use models::weights::Weights;
+use models::{AdapterMode, Network};
 use tch::{Device, Kind, Tensor};
 
 use scene_batch::SceneBatch;
@@ -143,7 +145,15 @@ impl Training {
         let text = self.captions.text.index_select(0, &batch.captions);
         let pooled = self.pooled.index_select(0, &batch.captions);
 
-        let velocity = self.transformer.forward(&latents, &(sigma * TIMESTEPS), &text, &pooled);
+        let query = Query {
+            latents: &latents,
+            timestep: &(sigma * TIMESTEPS),
+            text: &text,
+            pooled: Some(&pooled),
+            text_mask: None,
+            guidance_scale: 1.0,
+        };
+        let velocity = self.transformer.forward(&query, AdapterMode::Off);
         let loss = (velocity - (noise - clean)).square().mean(Kind::Float);
         self.optimizer.zero_gradients();
         loss.backward();

@@ -254,7 +254,7 @@ fn train(
     let latent_shape = policy.model().latent_shape(config.sampling.height, config.sampling.width)?;
     let schedule = rules::schedule(&config, policy.model())?;
     let receiver = Receiver {
-        layout: Layout::new(&config, latent_shape.clone(), policy.model().embedding_widths()),
+        layout: Layout::new(&config, policy.model(), latent_shape.clone()),
         run_seed: config.run.seed,
         stds: rules::move_stds(&config, &schedule)?,
     };

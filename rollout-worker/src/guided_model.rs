@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use flow::{FlowError, Schedule, SchedulerConfig};
 use models::lora::LoraConfig;
-use models::{Conditioning, LoadOptions, ModelError, TextToImageModel, to_rgb8};
+use models::{AdapterMode, Conditioning, Guidance, LoadOptions, ModelError, TextToImageModel, to_rgb8};
 use rewards::RgbImage;
 use tch::{Device, Kind, Tensor};
 
@@ -86,7 +86,7 @@ impl GuidedModel {
     /// # Errors
     /// If rank or alpha is not positive, or a target names no linear module.
     pub fn attach_adapter(&mut self, config: &LoraConfig) -> Result<(), ModelError> {
-        self.model.attach_adapter(config, &mut |_, length| vec![0.0; length])
+        self.model.network_mut().attach_adapter(config, &mut |_, length| vec![0.0; length])
     }
 
     /// Replaces the adapter's values.
@@ -94,7 +94,7 @@ impl GuidedModel {
     /// # Errors
     /// If a name is missing, unexpected or of another shape.
     pub fn load_adapter(&mut self, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
-        self.model.load_adapter(tensors)
+        self.model.network_mut().load_adapter(tensors)
     }
 
     /// The shape of one image's latents.
@@ -137,7 +137,7 @@ impl GuidedModel {
     /// # Errors
     /// As [`Self::embed`].
     pub fn embed_negative(&mut self) -> Result<Option<Rc<Embedding>>, ModelError> {
-        if self.guidance.scale > 1.0 { self.embed("").map(Some) } else { Ok(None) }
+        self.model.negative_prompt(self.guidance.scale).map(|prompt| self.embed(prompt)).transpose()
     }
 
     /// Velocities of latents that all stand at noise level `sigma`.
@@ -154,7 +154,8 @@ impl GuidedModel {
     ) -> Tensor {
         let sigmas = Tensor::full(latents.size()[0], f64::from(sigma), (Kind::Float, self.device));
         let negative = negative.map(|embedding| &embedding.conditioning);
-        tch::no_grad(|| self.model.velocity(latents, &sigmas, positive, negative, self.guidance.scale))
+        let guidance = Guidance { positive, negative, scale: self.guidance.scale };
+        tch::no_grad(|| self.model.velocity(latents, &sigmas, &guidance, AdapterMode::Frozen))
     }
 
     /// Draws finished latents `[B, …]`.

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use models::lora::LoraConfig;
+use models::network::Query;
 use models::sd3::Sd3Transformer;
+use models::{AdapterMode, Network};
 use tch::{Device, Kind, Tensor, no_grad};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -33,11 +35,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("rows,sampling_ms,training_ms");
     for batch in batches {
         let [latents, timestep, text, pooled] = &inputs(&transformer, batch);
+        let query =
+            Query { latents, timestep, text, pooled: Some(pooled), text_mask: None, guidance_scale: 1.0 };
         let sampling = least_ms(|| {
-            let _ = no_grad(|| transformer.forward(latents, timestep, text, pooled));
+            let _ = no_grad(|| transformer.forward(&query, AdapterMode::Frozen));
         });
         let training = least_ms(|| {
-            let velocity = transformer.forward_training(latents, timestep, text, pooled);
+            let velocity = transformer.forward(&query, AdapterMode::Trainable);
             velocity.square().mean(Kind::Float).backward();
         });
         println!("{batch},{sampling:.3},{training:.3}");

@@ -4,6 +4,7 @@ pub mod adapter_file;
 pub mod error;
 pub mod layers;
 pub mod lora;
+pub mod network;
 pub mod projection;
 pub mod safetensors_file;
 pub mod sd3;
@@ -20,4 +21,6 @@ pub mod t5;
 pub mod tensor_bytes;
 pub mod tokenizer;
 
-pub use pipeline::{Conditioning, LoadOptions, PromptTokens, RgbImage, TextToImageModel, to_rgb8};
+pub use network::Network;
+pub use pipeline::{Conditioning, Guidance, LoadOptions, PromptTokens, RgbImage, TextToImageModel, to_rgb8};
+pub use projection::AdapterMode;

@@ -3,6 +3,7 @@
 //! A family is one file under `pipeline/` and one line in `FAMILIES`.
 
 mod conditioning;
+mod model_index;
 mod rgb;
 mod sd3;
 
@@ -14,7 +15,8 @@ pub use conditioning::Conditioning;
 pub use rgb::{RgbImage, to_rgb8};
 
 use crate::ModelError;
-use crate::lora::{LoraConfig, NormalSource};
+use crate::network::Network;
+use crate::projection::AdapterMode;
 use crate::tokenizer::TokenIds;
 
 /// A flow-matching text-to-image model: text encoders, velocity network with its adapter, decoder.
@@ -47,45 +49,45 @@ pub trait TextToImageModel {
     /// As [`Self::encode_prompts`].
     fn token_ids(&self, prompt: &str, max_sequence_length: usize) -> Result<Vec<PromptTokens>, ModelError>;
 
-    /// Predicts the velocity d(latents)/d(sigma), guided towards `positive` and away from `negative`.
-    ///
-    /// Without `negative`, or with a `guidance_scale` of at most 1, only `positive` is evaluated.
+    /// The prompt that guidance of this strength leads away from; `None` if the network evaluates the prompt alone,
+    /// because it applies guidance itself or there is none to apply.
+    fn negative_prompt(&self, guidance_scale: f64) -> Option<&'static str>;
+
+    /// Predicts the velocity d(latents)/d(sigma) under guidance; `mode` says what the adapter has to do with it.
     ///
     /// # Shapes
     /// - `latents`: `[B, …]` as [`Self::latent_shape`]; `sigmas`: `[B]`, f32, in `[0, 1]`
-    /// - `positive`, `negative`: B rows, or one for all
     /// - returns: as `latents`, f32
     ///
     /// # Panics
     /// If the shapes disagree.
-    fn velocity(
-        &self,
-        latents: &Tensor,
-        sigmas: &Tensor,
-        positive: &Conditioning,
-        negative: Option<&Conditioning>,
-        guidance_scale: f64,
-    ) -> Tensor;
+    fn velocity(&self, latents: &Tensor, sigmas: &Tensor, guidance: &Guidance, mode: AdapterMode) -> Tensor;
 
-    /// As [`Self::velocity`], with gradients to the adapter's parameters as they are now.
-    fn velocity_for_training(
-        &self,
-        latents: &Tensor,
-        sigmas: &Tensor,
-        positive: &Conditioning,
-        negative: Option<&Conditioning>,
-        guidance_scale: f64,
-    ) -> Tensor;
+    /// The velocity network, which carries the adapter.
+    fn network(&self) -> &dyn Network;
 
-    /// As [`Self::velocity`], of the base model: the adapter takes no part.
-    fn reference_velocity(
-        &self,
-        latents: &Tensor,
-        sigmas: &Tensor,
-        positive: &Conditioning,
-        negative: Option<&Conditioning>,
-        guidance_scale: f64,
-    ) -> Tensor;
+    /// As [`Self::network`], to change its adapter.
+    fn network_mut(&mut self) -> &mut dyn Network;
+
+    /// Time in the network's own units at sigma 1.
+    fn timestep_scale(&self) -> f64;
+
+    /// Latents in the layout that the family's reference pipeline passes to its network; unchanged where it is ours.
+    fn pack(&self, latents: &Tensor) -> Tensor {
+        latents.shallow_clone()
+    }
+
+    /// Undoes [`Self::pack`] for latents of `latent_shape`.
+    ///
+    /// # Errors
+    /// If `packed` has not as many elements.
+    fn unpack(&self, packed: &Tensor, latent_shape: &[i64]) -> Result<Tensor, ModelError> {
+        let found = packed.size();
+        match found.get(1..) == Some(latent_shape) {
+            true => Ok(packed.shallow_clone()),
+            false => Err(misshaped("latents", &found, &format!("[rows, …] with {latent_shape:?}"))),
+        }
+    }
 
     /// Checks that [`Self::velocity`] can be asked about these: tensors that came from a file or another process.
     ///
@@ -113,24 +115,24 @@ pub trait TextToImageModel {
     /// # Errors
     /// As [`Self::decode`].
     fn decode_signed(&self, latents: &Tensor) -> Result<Tensor, ModelError>;
+}
 
-    /// Attaches a fresh adapter in place of any other; until trained or loaded it changes nothing.
-    ///
-    /// # Errors
-    /// If rank or alpha is not positive, or a target names no linear module.
-    fn attach_adapter(&mut self, config: &LoraConfig, normal: &mut NormalSource) -> Result<(), ModelError>;
+/// Towards what the velocity is steered, away from what, and how hard.
+#[derive(Clone, Copy, Debug)]
+pub struct Guidance<'a> {
+    /// The prompts: as many rows as there are latents, or one for all.
+    pub positive: &'a Conditioning,
+    /// The negative prompt, likewise; where there is one ([`TextToImageModel::negative_prompt`]) it takes part.
+    pub negative: Option<&'a Conditioning>,
+    /// Strength.
+    pub scale: f64,
+}
 
-    /// The adapter's tensors by name: float32 leaves in a fixed order, to be changed in place and then refreshed.
-    fn adapter_parameters(&self) -> Vec<(String, Tensor)>;
-
-    /// Copies values into the attached adapter, all or none, and refreshes.
-    ///
-    /// # Errors
-    /// If a name is missing, unexpected or of another shape; all of them are told.
-    fn load_adapter(&mut self, tensors: &[(String, Tensor)]) -> Result<(), ModelError>;
-
-    /// Makes [`Self::velocity`] use the adapter as it is now; call it after every change.
-    fn refresh_adapter(&mut self);
+impl<'a> Guidance<'a> {
+    /// The velocity of the prompts themselves.
+    pub fn none(positive: &'a Conditioning) -> Self {
+        Self { positive, negative: None, scale: 1.0 }
+    }
 }
 
 /// What one text encoder gets of a prompt.
@@ -175,4 +177,10 @@ pub fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToImageModel
         supported: FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
     })?;
     open_family(dir, options)
+}
+
+fn misshaped(what: &str, found: &[i64], expected: &str) -> ModelError {
+    ModelError::Input(format!(
+        "the {what} have shape {found:?}, which does not fit the model; expected {expected}"
+    ))
 }

@@ -3,7 +3,6 @@
 //! Source: Esser et al. 2024 (MMDiT); the second image attention and query/key norms of SD3.5 as in diffusers'
 //! `SD3Transformer2DModel`, whose folder layout and tensor names are read.
 
-mod adapter;
 mod attention;
 mod block;
 mod config;
@@ -16,6 +15,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::ModelError;
 use crate::layers::layer_norm;
+use crate::network::{Network, OtherTensor, Query, Streams};
 use crate::projection::{AdapterMode, Projection};
 use crate::weights::{Init, Scope, Weights};
 use block::Block;
@@ -32,14 +32,6 @@ pub struct Sd3Transformer {
     modulation: Modulation,
     blocks: Vec<Block>,
     out: Projection,
-}
-
-/// What the network is asked about.
-struct Query<'a> {
-    latents: &'a Tensor,
-    timestep: &'a Tensor,
-    text: &'a Tensor,
-    pooled: &'a Tensor,
 }
 
 impl Sd3Transformer {
@@ -90,53 +82,6 @@ impl Sd3Transformer {
         }
     }
 
-    /// The velocity, with the adapter as of the last refresh if there is one, and without gradients to it.
-    ///
-    /// # Shapes
-    /// `latents` `[batch, channels, height, width]`, `timestep` `[batch]` in 0..1000, `text` `[batch, words, joint
-    /// width]`, `pooled` `[batch, pooled width]` → `[batch, channels, height, width]`.
-    ///
-    /// # Panics
-    /// If the shapes do not fit; [`Sd3Transformer::check_size`] tells beforehand.
-    pub fn forward(&self, latents: &Tensor, timestep: &Tensor, text: &Tensor, pooled: &Tensor) -> Tensor {
-        self.run(&Query { latents, timestep, text, pooled }, AdapterMode::Frozen)
-    }
-
-    /// As [`Sd3Transformer::forward`], but without the adapter: the reference of the KL term.
-    pub fn forward_reference(
-        &self,
-        latents: &Tensor,
-        timestep: &Tensor,
-        text: &Tensor,
-        pooled: &Tensor,
-    ) -> Tensor {
-        self.run(&Query { latents, timestep, text, pooled }, AdapterMode::Off)
-    }
-
-    /// As [`Sd3Transformer::forward`], but with the adapter as it is now and with gradients to it.
-    ///
-    /// In float32, right after a refresh, both use the same effective weights to the last bit.
-    pub fn forward_training(
-        &self,
-        latents: &Tensor,
-        timestep: &Tensor,
-        text: &Tensor,
-        pooled: &Tensor,
-    ) -> Tensor {
-        self.run(&Query { latents, timestep, text, pooled }, AdapterMode::Trainable)
-    }
-
-    fn run(&self, query: &Query, mode: AdapterMode) -> Tensor {
-        let condition = self.condition.forward(query.timestep, query.pooled, mode);
-        let mut chunks = self.modulation.forward(&condition, mode);
-        let mut streams = (self.patches.forward(query.latents), self.text.forward(query.text, mode));
-        for block in &self.blocks {
-            streams = block.forward(streams, &mut chunks, &self.config, mode);
-        }
-        let image = chunks.scale_and_shift(&layer_norm(&streams.0, block::EPSILON));
-        self.unpatchify(&self.out.forward(&image, mode), &query.latents.size())
-    }
-
     /// # Shapes
     /// `[batch, patches, patch² · channels]` → `[batch, channels, height, width]`, of the latents' `size`.
     fn unpatchify(&self, tokens: &Tensor, size: &[i64]) -> Tensor {
@@ -149,45 +94,53 @@ impl Sd3Transformer {
             columns * patch,
         ])
     }
+}
 
-    fn projections(&self) -> impl Iterator<Item = &Projection> {
+impl Network for Sd3Transformer {
+    /// All blocks read from the modulation of the whole network.
+    fn begin(&self, query: &Query, mode: AdapterMode) -> (Streams, Vec<Tensor>) {
+        let pooled = query.pooled.expect("SD3 has pooled features; else this is a bug");
+        let condition = self.condition.forward(query.timestep, pooled, mode);
+        let (image, text) = (self.patches.forward(query.latents), self.text.forward(query.text, mode));
+        (Streams { image, text }, self.modulation.forward(&condition, mode))
+    }
+
+    fn n_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn block(&self, block_idx: usize, streams: Streams, shared: &[Tensor], mode: AdapterMode) -> Streams {
+        let mut chunks = self.modulation.chunks_of_block(shared, block_idx);
+        self.blocks[block_idx].forward(streams, &mut chunks, &self.config, mode)
+    }
+
+    fn end(&self, streams: Streams, shared: &[Tensor], query: &Query, mode: AdapterMode) -> Tensor {
+        let mut chunks = self.modulation.chunks_of_block(shared, self.blocks.len());
+        let image = chunks.scale_and_shift(&layer_norm(&streams.image, block::EPSILON));
+        self.unpatchify(&self.out.forward(&image, mode), &query.latents.size())
+    }
+
+    fn projections(&self) -> Vec<&Projection> {
         let blocks = self.blocks.iter().flat_map(Block::projections);
         self.condition
             .projections()
             .chain([&self.text, self.modulation.projection()])
             .chain(blocks)
             .chain([&self.out])
+            .collect()
     }
 
-    fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
+    fn projections_mut(&mut self) -> Vec<&mut Projection> {
         let blocks = self.blocks.iter_mut().flat_map(Block::projections_mut);
         self.condition
             .projections_mut()
             .chain([&mut self.text, self.modulation.projection_mut()])
             .chain(blocks)
             .chain([&mut self.out])
-    }
-
-    /// The tensors that training the whole network moves, in place; modules evaluated together share one, whose name
-    /// joins theirs with `+`. They require gradients once the caller says so on the returned handles.
-    pub fn parameters(&self) -> Vec<(String, Tensor)> {
-        let norms = self.blocks.iter().flat_map(Block::norms).map(|norm| norm.parameter);
-        self.patches
-            .parameters()
-            .into_iter()
-            .chain(self.projections().flat_map(Projection::parameters))
-            .chain(norms)
             .collect()
     }
 
-    /// The tensors of the network by their names in a checkpoint, without the adapter.
-    pub fn checkpoint(&self) -> Vec<(String, Tensor)> {
-        let norms = self.blocks.iter().flat_map(Block::norms).flat_map(|norm| norm.checkpoint);
-        self.patches
-            .checkpoint()
-            .into_iter()
-            .chain(self.projections().flat_map(Projection::checkpoint))
-            .chain(norms)
-            .collect()
+    fn other_tensors(&self) -> Vec<OtherTensor> {
+        self.patches.tensors().into_iter().chain(self.blocks.iter().flat_map(Block::norms)).collect()
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use models::pipeline::{self, LoadOptions, TextToImageModel};
 use models::safetensors_file::SafetensorsFile;
-use models::{Conditioning, to_rgb8};
+use models::{AdapterMode, Conditioning, Guidance, to_rgb8};
 use tch::{Device, Kind, Tensor};
 
 const ALL: LoadOptions =
@@ -134,10 +134,11 @@ fn guidance_mixes_the_two_velocities_that_it_is_made_of() {
     let (positive, negative) = (embedded.select(&[0, 1]), embedded.select(&[2]));
     let (latents, sigmas) =
         (Tensor::randn([2, 16, 8, 6], (Kind::Float, Device::Cpu)), Tensor::from_slice(&[1.0_f32, 0.3]));
-    let plain = |conditioning: &Conditioning| model.velocity(&latents, &sigmas, conditioning, None, 4.5);
-    let guided = model.velocity(&latents, &sigmas, &positive, Some(&negative), 4.5);
+    let ask = |guidance: Guidance| model.velocity(&latents, &sigmas, &guidance, AdapterMode::Off);
+    let plain = |conditioning: &Conditioning| ask(Guidance::none(conditioning));
+    let guided = ask(Guidance { positive: &positive, negative: Some(&negative), scale: 4.5 });
     assert_close(&guided, &(plain(&negative) + (plain(&positive) - plain(&negative)) * 4.5));
-    assert_eq!(model.velocity(&latents, &sigmas, &positive, Some(&negative), 1.0), plain(&positive));
+    assert_eq!((model.negative_prompt(4.5), model.negative_prompt(1.0)), (Some(""), None));
 }
 
 #[test]
@@ -218,7 +219,12 @@ fn half_precision_stays_near_float32() {
         let embedded = model.encode_prompts(&prompt, 32).unwrap();
         assert_eq!(embedded.text.kind(), kind);
         let latents = Tensor::linspace(-1.0, 1.0, 16 * 8 * 6, (Kind::Float, Device::Cpu)).view([1, 16, 8, 6]);
-        let velocity = model.velocity(&latents, &Tensor::from_slice(&[0.7_f32]), &embedded, None, 1.0);
+        let velocity = model.velocity(
+            &latents,
+            &Tensor::from_slice(&[0.7_f32]),
+            &Guidance::none(&embedded),
+            AdapterMode::Off,
+        );
         assert_eq!(velocity.kind(), Kind::Float);
         (embedded.text.to_kind(Kind::Float), velocity)
     };

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use models::ModelError;
 use models::adapter_file::SavedAdapter;
 use models::lora::LoraConfig;
+use models::network::Query;
 use models::safetensors_file::SafetensorsFile;
 use models::sd3::{Sd3Config, Sd3Transformer};
 use models::weights::{Weights, write};
+use models::{AdapterMode, ModelError, Network};
 use tch::{Device, Kind, Tensor, no_grad};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -27,13 +28,31 @@ impl Case {
         self.0.read(name).unwrap()
     }
 
-    fn ask(&self, network: impl Fn(&Tensor, &Tensor, &Tensor, &Tensor) -> Tensor) -> Tensor {
-        network(
-            &self.get("in.hidden_states"),
-            &self.get("in.timestep"),
-            &self.get("in.encoder_hidden_states"),
-            &self.get("in.pooled_projections"),
+    /// The network's answer to the case's inputs, each changed by `change` before.
+    fn ask_changed(
+        &self,
+        network: &Sd3Transformer,
+        mode: AdapterMode,
+        change: impl Fn(Tensor) -> Tensor,
+    ) -> Tensor {
+        let input = |name: &str| change(self.get(name));
+        let (latents, text) = (input("in.hidden_states"), input("in.encoder_hidden_states"));
+        let (timestep, pooled) = (input("in.timestep"), input("in.pooled_projections"));
+        network.forward(
+            &Query {
+                latents: &latents,
+                timestep: &timestep,
+                text: &text,
+                pooled: Some(&pooled),
+                text_mask: None,
+                guidance_scale: 1.0,
+            },
+            mode,
         )
+    }
+
+    fn ask(&self, network: &Sd3Transformer, mode: AdapterMode) -> Tensor {
+        self.ask_changed(network, mode, |tensor| tensor)
     }
 }
 
@@ -60,7 +79,7 @@ fn relative_error(got: &Tensor, want: &Tensor) -> f64 {
 fn velocity_is_that_of_diffusers() {
     let case = Case::open("transformer.safetensors");
     let transformer = transformer();
-    let got = case.ask(|x, t, text, pooled| transformer.forward(x, t, text, pooled));
+    let got = case.ask(&transformer, AdapterMode::Frozen);
     let error = relative_error(&got, &case.get("out.sample"));
     assert!(error <= 1e-5, "relative error {error:e}");
 }
@@ -69,11 +88,10 @@ fn velocity_is_that_of_diffusers() {
 fn rows_of_a_batch_do_not_depend_on_each_other_and_have_their_own_timesteps() {
     let case = Case::open("transformer.safetensors");
     let transformer = transformer();
-    let both = case.ask(|x, t, text, pooled| transformer.forward(x, t, text, pooled));
+    let both = case.ask(&transformer, AdapterMode::Frozen);
     for row in 0..2 {
         let one = |t: &Tensor| t.narrow(0, row, 1);
-        let alone =
-            case.ask(|x, t, text, pooled| transformer.forward(&one(x), &one(t), &one(text), &one(pooled)));
+        let alone = case.ask_changed(&transformer, AdapterMode::Frozen, |tensor| tensor.narrow(0, row, 1));
         assert!(relative_error(&one(&both), &alone) <= 1e-5);
     }
 }
@@ -82,7 +100,7 @@ fn rows_of_a_batch_do_not_depend_on_each_other_and_have_their_own_timesteps() {
 fn velocity_with_adapter_and_its_gradients_are_those_of_peft() {
     let case = Case::open("lora.safetensors");
     let transformer = with_adapter("transformer_lora");
-    let got = case.ask(|x, t, text, pooled| transformer.forward_training(x, t, text, pooled));
+    let got = case.ask(&transformer, AdapterMode::Trainable);
     let error = relative_error(&got, &case.get("out.sample"));
     assert!(error <= 1e-5, "relative error {error:e}");
 
@@ -101,8 +119,8 @@ fn velocity_with_adapter_and_its_gradients_are_those_of_peft() {
 fn sampling_and_training_use_the_same_weights_to_the_last_bit() {
     let case = Case::open("lora.safetensors");
     let transformer = with_adapter("transformer_lora");
-    let sampled = case.ask(|x, t, text, pooled| no_grad(|| transformer.forward(x, t, text, pooled)));
-    let trained = case.ask(|x, t, text, pooled| transformer.forward_training(x, t, text, pooled));
+    let sampled = no_grad(|| case.ask(&transformer, AdapterMode::Frozen));
+    let trained = case.ask(&transformer, AdapterMode::Trainable);
     assert_eq!(sampled, trained.detach());
 }
 
@@ -110,16 +128,16 @@ fn sampling_and_training_use_the_same_weights_to_the_last_bit() {
 fn the_reference_is_the_network_without_its_adapter() {
     let case = Case::open("transformer.safetensors");
     let (bare, adapted) = (transformer(), with_adapter("transformer_lora"));
-    let want = case.ask(|x, t, text, pooled| bare.forward(x, t, text, pooled));
-    assert_eq!(case.ask(|x, t, text, pooled| adapted.forward_reference(x, t, text, pooled)), want);
-    assert_ne!(case.ask(|x, t, text, pooled| adapted.forward(x, t, text, pooled)), want);
+    let want = case.ask(&bare, AdapterMode::Frozen);
+    assert_eq!(case.ask(&adapted, AdapterMode::Off), want);
+    assert_ne!(case.ask(&adapted, AdapterMode::Frozen), want);
 }
 
 #[test]
 fn a_fresh_adapter_changes_nothing_and_a_changed_one_needs_a_refresh_to_be_sampled() {
     let case = Case::open("transformer.safetensors");
     let mut transformer = transformer();
-    let ask = |network: &Sd3Transformer| case.ask(|x, t, text, p| no_grad(|| network.forward(x, t, text, p)));
+    let ask = |network: &Sd3Transformer| no_grad(|| case.ask(network, AdapterMode::Frozen));
     let before = ask(&transformer);
     let config = LoraConfig { rank: 2, alpha: 4.0, targets: vec!["attn.to_q".into(), "ff.net.2".into()] };
     transformer.attach_adapter(&config, &mut |_, n| vec![1.0; n]).unwrap();
@@ -139,9 +157,8 @@ fn half_precision_keeps_an_adapter_too_small_for_merged_weights() {
         Sd3Transformer::open(&sd3().join("transformer"), Kind::BFloat16, Device::Cpu).unwrap();
     let config = LoraConfig { rank: 2, alpha: 2.0, targets: vec!["attn.to_q".into()] };
     transformer.attach_adapter(&config, &mut |_, n| vec![1.0; n]).unwrap();
-    let half = |t: &Tensor| t.to_kind(Kind::BFloat16);
-    let velocity =
-        case.ask(|x, t, text, pooled| transformer.forward_training(&half(x), t, &half(text), &half(pooled)));
+    let half = |tensor: Tensor| if tensor.dim() == 1 { tensor } else { tensor.to_kind(Kind::BFloat16) };
+    let velocity = case.ask_changed(&transformer, AdapterMode::Trainable, half);
     assert!(relative_error(&velocity.to_kind(Kind::Float), &case.get("out.sample")) < 0.05);
     velocity.sum(Kind::Float).backward();
     for (name, parameter) in
@@ -190,7 +207,7 @@ fn a_network_from_a_seed_learns_in_all_its_parameters() {
     let transformer = Sd3Transformer::new(&weights.scope(""), &config);
     weights.finish().unwrap();
     let case = Case::open("transformer.safetensors");
-    let velocity = case.ask(|x, t, text, pooled| transformer.forward(x, t, text, pooled));
+    let velocity = case.ask(&transformer, AdapterMode::Frozen);
     assert_eq!(velocity.abs().max().double_value(&[]), 0.0);
 
     for (_, parameter) in transformer.parameters() {
@@ -198,7 +215,7 @@ fn a_network_from_a_seed_learns_in_all_its_parameters() {
         let _ = no_grad(|| parameter.shallow_clone().g_add_scalar_(0.01));
         let _ = parameter.set_requires_grad(true);
     }
-    let velocity = case.ask(|x, t, text, pooled| transformer.forward(x, t, text, pooled));
+    let velocity = case.ask(&transformer, AdapterMode::Frozen);
     velocity.square().sum(Kind::Float).backward();
     for (name, parameter) in transformer.parameters() {
         assert!(parameter.grad().defined() && parameter.grad().norm().double_value(&[]) > 0.0, "{name}");

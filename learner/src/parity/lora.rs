@@ -4,18 +4,16 @@ use std::path::Path;
 
 use anyhow::ensure;
 use models::reference_case::{ParityReport, ReferenceCase};
+use models::{AdapterMode, Guidance};
 use tch::Kind;
 
 use super::{Outputs, adapter, conditioning, named_gradients, open_with_adapter};
 
-/// Time steps of a case are counted up to this; noise levels are their share of it.
-const TIMESTEPS: f64 = 1000.0;
-
 pub(super) fn check(model_dir: &Path, case: &ReferenceCase, report: &mut ParityReport) -> anyhow::Result<()> {
     let model = open_with_adapter(model_dir, &adapter(case, "adapter")?)?;
     let conditioning = conditioning(case, "encoder_hidden_states", "pooled_projections")?;
-    let (latents, sigmas) = (case.input("hidden_states")?, case.input("timestep")? / TIMESTEPS);
-    let sample = model.velocity_for_training(&latents, &sigmas, &conditioning, None, 1.0);
+    let (latents, sigmas) = (case.input("hidden_states")?, case.input("timestep")? / model.timestep_scale());
+    let sample = model.velocity(&latents, &sigmas, &Guidance::none(&conditioning), AdapterMode::Trainable);
 
     let cotangent = case.input("cotangent")?;
     ensure!(
@@ -24,7 +22,7 @@ pub(super) fn check(model_dir: &Path, case: &ReferenceCase, report: &mut ParityR
         sample.size()
     );
     (&sample * cotangent).sum(Kind::Float).backward();
-    let mut outputs: Outputs = named_gradients(&model.adapter_parameters()).collect();
+    let mut outputs: Outputs = named_gradients(&model.network().adapter_parameters()).collect();
     outputs.push(("sample".to_owned(), sample.detach()));
     Ok(report.compare_case(case, &outputs)?)
 }

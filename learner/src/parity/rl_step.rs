@@ -9,7 +9,7 @@ use flow::{
     clip_gradient_norm, kl_divergence, log_probability, step_weights, transition_mean,
 };
 use models::reference_case::{ParityReport, ReferenceCase};
-use models::{Conditioning, TextToImageModel};
+use models::{AdapterMode, Conditioning, Guidance, TextToImageModel};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{Outputs, adapter, conditioning, named_gradients, open_with_adapter};
@@ -17,7 +17,7 @@ use super::{Outputs, adapter, conditioning, named_gradients, open_with_adapter};
 pub(super) fn check(model_dir: &Path, case: &ReferenceCase, report: &mut ParityReport) -> anyhow::Result<()> {
     let model = open_with_adapter(model_dir, &adapter(case, "adapter_before")?)?;
     let mut outputs = backward(model.as_ref(), case)?;
-    let parameters = model.adapter_parameters();
+    let parameters = model.network().adapter_parameters();
     outputs.extend(named_gradients(&parameters));
     let norm = clip_gradient_norm(&parameters, case.argument("max_grad_norm")?)?;
     outputs.push(("grad_norm".to_owned(), Tensor::from_slice(&[norm])));
@@ -50,9 +50,10 @@ fn backward(model: &dyn TextToImageModel, case: &ReferenceCase) -> anyhow::Resul
     let (coefficients, weight) = transition(case)?;
     let coefficients = vec![coefficients; rows as usize];
     let transition_rows = TransitionRows::new(&coefficients, Device::Cpu);
-    let mean = transition_mean(&question.latents, &question.velocity(model), &transition_rows);
-    let reference =
-        no_grad(|| transition_mean(&question.latents, &question.reference_velocity(model), &transition_rows));
+    let mean_with =
+        |mode| transition_mean(&question.latents, &question.velocity(model, mode), &transition_rows);
+    let mean = mean_with(AdapterMode::Trainable);
+    let reference = no_grad(|| mean_with(AdapterMode::Off));
 
     let log_prob = log_probability(&case.input("next_latents")?, &mean, &transition_rows);
     let objective = ClippedObjective {
@@ -117,19 +118,9 @@ impl Question {
         })
     }
 
-    fn velocity(&self, model: &dyn TextToImageModel) -> Tensor {
-        let negative = Some(&self.negative);
-        model.velocity_for_training(
-            &self.latents,
-            &self.sigmas,
-            &self.positive,
-            negative,
-            self.guidance_scale,
-        )
-    }
-
-    fn reference_velocity(&self, model: &dyn TextToImageModel) -> Tensor {
-        let negative = Some(&self.negative);
-        model.reference_velocity(&self.latents, &self.sigmas, &self.positive, negative, self.guidance_scale)
+    fn velocity(&self, model: &dyn TextToImageModel, mode: AdapterMode) -> Tensor {
+        let guidance =
+            Guidance { positive: &self.positive, negative: Some(&self.negative), scale: self.guidance_scale };
+        model.velocity(&self.latents, &self.sigmas, &guidance, mode)
     }
 }

@@ -24,7 +24,7 @@ use learner::rules::{self, TrainedSteps};
 use learner::run::{Ended, Run};
 use learner::trainer::Trainer;
 use models::lora::LoraConfig;
-use models::{Conditioning, LoadOptions, TextToImageModel, pipeline, tensor_bytes};
+use models::{AdapterMode, Conditioning, Guidance, LoadOptions, TextToImageModel, pipeline, tensor_bytes};
 use proto::{PushHeader, TaskCost, TaskId, TensorInfo, WeightsRole};
 use tch::{Device, Kind, Tensor};
 
@@ -219,11 +219,11 @@ impl Worker {
         let mut model = pipeline::open(&config.model.path, options).unwrap();
         let adapter = &config.adapter;
         let lora = LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: adapter.targets.clone() };
-        model.attach_adapter(&lora, &mut |_, len| vec![0.0; len]).unwrap();
+        model.network_mut().attach_adapter(&lora, &mut |_, len| vec![0.0; len]).unwrap();
         let schedule = rules::schedule(config, model.as_ref()).unwrap();
         let latent_shape = model.latent_shape(config.sampling.height, config.sampling.width).unwrap();
         let receiver = Receiver {
-            layout: Layout::new(config, latent_shape, model.embedding_widths()),
+            layout: Layout::new(config, model.as_ref(), latent_shape),
             run_seed: config.run.seed,
             stds: rules::move_stds(config, &schedule).unwrap(),
         };
@@ -252,7 +252,7 @@ impl Worker {
                     let publication = publications.get(task.version, WeightsRole::Policy)?;
                     let tensors =
                         tensor_bytes::split(&publication.manifest.tensors, &publication.bytes).unwrap();
-                    self.model.load_adapter(&tensors).unwrap();
+                    self.model.network_mut().load_adapter(&tensors).unwrap();
                     self.loaded = Some(task.version);
                 }
                 Some(tch::no_grad(|| self.trajectories(task)))
@@ -286,8 +286,12 @@ impl Worker {
             let mut trunk = noise(key).unsqueeze(0);
             for step in 0..sampling.steps - 1 {
                 let sigma = Tensor::from_slice(&[schedule.sigmas[step]]);
-                let velocity =
-                    self.model.velocity(&trunk, &sigma, &positive, Some(&negative), sampling.guidance_scale);
+                let guidance = Guidance {
+                    positive: &positive,
+                    negative: Some(&negative),
+                    scale: sampling.guidance_scale,
+                };
+                let velocity = self.model.velocity(&trunk, &sigma, &guidance, AdapterMode::Frozen);
                 if let Some(position) = trained.steps.iter().position(|trained| *trained == step) {
                     let rows = TransitionRows::new(&[trained.coefficients[position]], Device::Cpu);
                     let mean = transition_mean(&trunk, &velocity, &rows);

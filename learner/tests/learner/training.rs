@@ -12,7 +12,7 @@ use learner::outcome::Trajectories;
 use learner::rules::TrainedSteps;
 use learner::run::Ended;
 use learner::trainer::Trainer;
-use models::Conditioning;
+use models::{AdapterMode, Conditioning, Guidance};
 use proto::WeightsRole;
 use tch::{Device, Kind, Tensor};
 
@@ -297,11 +297,11 @@ fn one_batch_loss(
     let (policy, sigmas, scale) =
         (&trainer.policy, Tensor::from_slice(&sigmas), trainer.config.sampling.guidance_scale);
     let rows = TransitionRows::new(&coefficients, Device::Cpu);
-    let guidance = (Some(&negative), scale);
-    let mean =
-        transition_mean(&states, &policy.velocity_for_training(&states, &sigmas, &positive, guidance), &rows);
-    let reference =
-        transition_mean(&states, &policy.reference_velocity(&states, &sigmas, &positive, guidance), &rows);
+    let guidance = Guidance { positive: &positive, negative: Some(&negative), scale };
+    let mean_with =
+        |mode| transition_mean(&states, &policy.velocity(&states, &sigmas, &guidance, mode), &rows);
+    let mean = mean_with(AdapterMode::Trainable);
+    let reference = tch::no_grad(|| mean_with(AdapterMode::Off));
     let kl = kl_divergence(&mean, &reference, &coefficients, KlDenominator::Std).mean(Kind::Float);
 
     let branch_rows = rows.repeat_for_branches(n_branches);

@@ -4,7 +4,7 @@ use anyhow::{Context, ensure};
 use flow::{Schedule, SchedulerConfig, ode_step};
 use models::adapter_file::SavedAdapter;
 use models::reference_case::ReferenceCase;
-use models::{Conditioning, TextToImageModel};
+use models::{AdapterMode, Conditioning, Guidance, TextToImageModel};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
@@ -20,7 +20,7 @@ pub(super) fn prompt_embeds(case: &ReferenceCase, model: &mut LazyModel) -> Comp
     let prompts: Vec<String> = case.argument("prompts")?;
     let length: usize = case.argument("max_sequence_length")?;
     let mut computed = named(model.encode_prompts(&prompts, length)?, "");
-    let negative = model.encode_prompts(&vec![negative_prompt(case)?; prompts.len()], length)?;
+    let negative = model.encode_prompts(&vec![negative_prompt(case, "")?; prompts.len()], length)?;
     computed.extend(named(negative, "negative_"));
     for (tokenizer, name) in TOKEN_IDS {
         let mut ids = Vec::new();
@@ -42,8 +42,8 @@ fn named(conditioning: Conditioning, prefix: &str) -> Vec<(String, Tensor)> {
     all.into_iter().filter_map(|(name, tensor)| Some((format!("{prefix}{name}"), tensor?))).collect()
 }
 
-fn negative_prompt(case: &ReferenceCase) -> anyhow::Result<String> {
-    Ok(case.optional_argument("negative_prompt")?.unwrap_or_default())
+fn negative_prompt(case: &ReferenceCase, own: &str) -> anyhow::Result<String> {
+    Ok(case.optional_argument("negative_prompt")?.unwrap_or_else(|| own.to_owned()))
 }
 
 /// What the network is asked about in a `transformer` or `lora` case.
@@ -70,9 +70,12 @@ impl Query {
             text_mask: optional("encoder_hidden_states_mask")?,
         };
         model.check_inputs(&latents, &conditioning)?;
-        let n_timesteps = scheduler(model)?.num_train_timesteps;
-        let sigmas = timestep.to_kind(Kind::Float) / n_timesteps as f64;
+        let sigmas = timestep.to_kind(Kind::Float) / model.timestep_scale();
         Ok(Self { latents, sigmas, conditioning })
+    }
+
+    fn velocity(&self, model: &dyn TextToImageModel, mode: AdapterMode) -> Tensor {
+        model.velocity(&self.latents, &self.sigmas, &Guidance::none(&self.conditioning), mode)
     }
 }
 
@@ -85,8 +88,7 @@ fn scheduler(model: &dyn TextToImageModel) -> anyhow::Result<SchedulerConfig> {
 pub(super) fn transformer(case: &ReferenceCase, model: &mut LazyModel) -> Computed {
     let model = model.get()?;
     let query = Query::read(case, model)?;
-    let sample =
-        tch::no_grad(|| model.velocity(&query.latents, &query.sigmas, &query.conditioning, None, 1.0));
+    let sample = tch::no_grad(|| query.velocity(model, AdapterMode::Off));
     Ok(vec![("sample".to_owned(), sample)])
 }
 
@@ -96,10 +98,10 @@ pub(super) fn lora(case: &ReferenceCase, model: &mut LazyModel) -> Computed {
     let adapter = SavedAdapter::read(&folder)?;
     // Not the other cases' model, which stays without an adapter.
     let mut model = super::open(&model.dir, false)?;
-    model.attach_adapter(&adapter.config, &mut |_, length| vec![0.0; length])?;
-    model.load_adapter(&adapter.tensors)?;
-    let Query { latents, sigmas, conditioning } = Query::read(case, model.as_ref())?;
-    let sample = tch::no_grad(|| model.velocity(&latents, &sigmas, &conditioning, None, 1.0));
+    model.network_mut().attach_adapter(&adapter.config, &mut |_, length| vec![0.0; length])?;
+    model.network_mut().load_adapter(&adapter.tensors)?;
+    let query = Query::read(case, model.as_ref())?;
+    let sample = tch::no_grad(|| query.velocity(model.as_ref(), AdapterMode::Frozen));
     let cotangent = case.input("cotangent")?;
     ensure!(
         cotangent.size() == sample.size(),
@@ -107,9 +109,9 @@ pub(super) fn lora(case: &ReferenceCase, model: &mut LazyModel) -> Computed {
         cotangent.size(),
         sample.size()
     );
-    let trained = model.velocity_for_training(&latents, &sigmas, &conditioning, None, 1.0);
+    let trained = query.velocity(model.as_ref(), AdapterMode::Trainable);
     (trained * cotangent).sum(Kind::Float).backward();
-    let gradients = model.adapter_parameters().into_iter().map(|(name, parameter)| {
+    let gradients = model.network().adapter_parameters().into_iter().map(|(name, parameter)| {
         let gradient = parameter.grad();
         let gradient = if gradient.defined() { gradient } else { parameter.zeros_like() };
         (format!("grad.base_model.model.{name}"), gradient)
@@ -129,7 +131,8 @@ pub(super) fn pipeline(case: &ReferenceCase, model: &mut LazyModel) -> Computed 
     let guidance_scale: f64 = case.argument("guidance_scale")?;
     let length: usize = case.argument("max_sequence_length")?;
     let positive = model.encode_prompts(&prompts, length)?;
-    let negative = model.encode_prompts(&[negative_prompt(case)?], length)?;
+    let negative = model.negative_prompt(guidance_scale).map(|own| negative_prompt(case, own)).transpose()?;
+    let negative = negative.map(|prompt| model.encode_prompts(&[prompt], length)).transpose()?;
     let initial = case.input("latents")?;
     let n_latents = initial.size().first().copied().unwrap_or_default();
     ensure!(
@@ -145,7 +148,9 @@ pub(super) fn pipeline(case: &ReferenceCase, model: &mut LazyModel) -> Computed 
     let latents = tch::no_grad(|| {
         (0..schedule.steps()).fold(initial, |latents, step| {
             let sigmas = per_row(schedule.sigmas[step]);
-            let velocity = model.velocity(&latents, &sigmas, &positive, Some(&negative), guidance_scale);
+            let guidance =
+                Guidance { positive: &positive, negative: negative.as_ref(), scale: guidance_scale };
+            let velocity = model.velocity(&latents, &sigmas, &guidance, AdapterMode::Off);
             ode_step(&latents, &velocity, &per_row(schedule.delta_sigma(step)))
         })
     });

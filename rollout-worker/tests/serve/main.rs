@@ -124,10 +124,11 @@ fn publish(learner: &FakeLearner, version: u32, role: WeightsRole, value: f64) {
     let targets = run_config().adapter.targets;
     let adapter = LoraConfig { rank: 2, alpha: 4.0, targets };
     model
+        .network_mut()
         .attach_adapter(&adapter, &mut |_, length| (0..length).map(|i| (i % 7) as f32 - 3.0).collect())
         .unwrap();
     let (mut infos, mut bytes) = (Vec::new(), Vec::new());
-    for (name, tensor) in model.adapter_parameters() {
+    for (name, tensor) in model.network().adapter_parameters() {
         let tensor = if name.contains("lora_B") { tensor.full_like(value) } else { tensor };
         infos.push(tensor_bytes::tensor_info(name, &tensor).unwrap());
         bytes.extend(tensor_bytes::to_bytes(&tensor.detach()));

@@ -2,66 +2,23 @@
 
 mod text;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use self::text::TextEncoders;
-use super::{Conditioning, LoadOptions, PromptTokens, TextToImageModel};
+use super::model_index::ModelIndex;
+use super::{Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, misshaped};
 use crate::autoencoder_kl::{AutoencoderKlConfig, AutoencoderKlDecoder};
-use crate::lora::{LoraConfig, NormalSource};
+use crate::network::{Network, Query};
 use crate::projection::AdapterMode;
 use crate::sd3::{Sd3Config, Sd3Transformer};
 use crate::{ModelError, json_file};
 
-/// `model_index.json`: library and class of each component, both null where it is absent.
-struct ModelIndex {
-    path: PathBuf,
-    classes: BTreeMap<String, String>,
-}
-
-impl ModelIndex {
-    fn open(dir: &Path) -> Result<Self, ModelError> {
-        let path = dir.join("model_index.json");
-        let entries: BTreeMap<String, serde_json::Value> = json_file::read(&path)?;
-        let class =
-            |(name, entry): (String, serde_json::Value)| Some((name, entry.get(1)?.as_str()?.to_owned()));
-        let classes = entries.into_iter().filter_map(class).collect();
-        Ok(Self { path, classes })
-    }
-
-    fn has(&self, component: &str) -> bool {
-        self.classes.contains_key(component)
-    }
-
-    fn class(&self, component: &str) -> Option<&str> {
-        self.classes.get(component).map(String::as_str)
-    }
-
-    fn require(&self, component: &str, class: &str) -> Result<(), ModelError> {
-        match self.class(component) {
-            Some(found) if found == class => Ok(()),
-            found => Err(ModelError::UnsupportedClass {
-                path: self.path.clone(),
-                found: format!("{} of `{component}`", found.unwrap_or("null")),
-                supported: class.to_owned(),
-            }),
-        }
-    }
-}
-
 #[derive(Deserialize)]
 struct TrainTimesteps {
     num_train_timesteps: f64,
-}
-
-/// Towards what the velocity is steered, away from what, and how hard.
-struct Guidance<'a> {
-    positive: &'a Conditioning,
-    negative: Option<&'a Conditioning>,
-    scale: f64,
 }
 
 /// One opened folder.
@@ -143,21 +100,6 @@ impl Sd3 {
         })
     }
 
-    fn guided(&self, latents: &Tensor, sigmas: &Tensor, guidance: &Guidance, mode: AdapterMode) -> Tensor {
-        let rows = latents.size()[0];
-        let positive = guidance.positive.expand(rows);
-        // In float32, as the scheduler lays out its time steps.
-        let timesteps = sigmas.to_kind(Kind::Float) * self.num_train_timesteps;
-        let Some(negative) = guidance.negative.filter(|_| guidance.scale > 1.0) else {
-            return self.predict(latents, &timesteps, &positive, mode);
-        };
-        let both = Conditioning::cat(&[&negative.expand(rows), &positive]);
-        let doubled = |x: &Tensor| Tensor::cat(&[x, x], 0);
-        let velocity = self.predict(&doubled(latents), &doubled(&timesteps), &both, mode);
-        let (unconditional, conditional) = (velocity.narrow(0, 0, rows), velocity.narrow(0, rows, rows));
-        &unconditional + (conditional - &unconditional) * guidance.scale
-    }
-
     fn predict(
         &self,
         latents: &Tensor,
@@ -168,12 +110,15 @@ impl Sd3 {
         let kind = self.options.kind;
         let pooled = text.pooled.as_ref().expect("SD3 conditioning has pooled features; else this is a bug");
         let (latents, text, pooled) = (latents.to_kind(kind), text.text.to_kind(kind), pooled.to_kind(kind));
-        let forward = match mode {
-            AdapterMode::Off => Sd3Transformer::forward_reference,
-            AdapterMode::Frozen => Sd3Transformer::forward,
-            AdapterMode::Trainable => Sd3Transformer::forward_training,
+        let query = Query {
+            latents: &latents,
+            timestep: timesteps,
+            text: &text,
+            pooled: Some(&pooled),
+            text_mask: None,
+            guidance_scale: 1.0,
         };
-        forward(&self.transformer, &latents, timesteps, &text, &pooled).to_kind(Kind::Float)
+        self.transformer.forward(&query, mode).to_kind(Kind::Float)
     }
 }
 
@@ -215,52 +160,35 @@ impl TextToImageModel for Sd3 {
         self.text_encoders()?.token_ids(prompt, max_sequence_length)
     }
 
-    fn velocity(
-        &self,
-        latents: &Tensor,
-        sigmas: &Tensor,
-        positive: &Conditioning,
-        negative: Option<&Conditioning>,
-        guidance_scale: f64,
-    ) -> Tensor {
-        self.guided(
-            latents,
-            sigmas,
-            &Guidance { positive, negative, scale: guidance_scale },
-            AdapterMode::Frozen,
-        )
+    fn negative_prompt(&self, guidance_scale: f64) -> Option<&'static str> {
+        (guidance_scale > 1.0).then_some("")
     }
 
-    fn velocity_for_training(
-        &self,
-        latents: &Tensor,
-        sigmas: &Tensor,
-        positive: &Conditioning,
-        negative: Option<&Conditioning>,
-        guidance_scale: f64,
-    ) -> Tensor {
-        self.guided(
-            latents,
-            sigmas,
-            &Guidance { positive, negative, scale: guidance_scale },
-            AdapterMode::Trainable,
-        )
+    fn velocity(&self, latents: &Tensor, sigmas: &Tensor, guidance: &Guidance, mode: AdapterMode) -> Tensor {
+        let rows = latents.size()[0];
+        let positive = guidance.positive.expand(rows);
+        // In float32, as the scheduler lays out its time steps.
+        let timesteps = sigmas.to_kind(Kind::Float) * self.num_train_timesteps;
+        let Some(negative) = guidance.negative else {
+            return self.predict(latents, &timesteps, &positive, mode);
+        };
+        let both = Conditioning::cat(&[&negative.expand(rows), &positive]);
+        let doubled = |x: &Tensor| Tensor::cat(&[x, x], 0);
+        let velocity = self.predict(&doubled(latents), &doubled(&timesteps), &both, mode);
+        let (unconditional, conditional) = (velocity.narrow(0, 0, rows), velocity.narrow(0, rows, rows));
+        &unconditional + (conditional - &unconditional) * guidance.scale
     }
 
-    fn reference_velocity(
-        &self,
-        latents: &Tensor,
-        sigmas: &Tensor,
-        positive: &Conditioning,
-        negative: Option<&Conditioning>,
-        guidance_scale: f64,
-    ) -> Tensor {
-        self.guided(
-            latents,
-            sigmas,
-            &Guidance { positive, negative, scale: guidance_scale },
-            AdapterMode::Off,
-        )
+    fn network(&self) -> &dyn Network {
+        &self.transformer
+    }
+
+    fn network_mut(&mut self) -> &mut dyn Network {
+        &mut self.transformer
+    }
+
+    fn timestep_scale(&self) -> f64 {
+        self.num_train_timesteps
     }
 
     fn check_inputs(&self, latents: &Tensor, conditioning: &Conditioning) -> Result<(), ModelError> {
@@ -301,26 +229,4 @@ impl TextToImageModel for Sd3 {
         }
         Ok(tch::no_grad(|| decoder.decode(latents)))
     }
-
-    fn attach_adapter(&mut self, config: &LoraConfig, normal: &mut NormalSource) -> Result<(), ModelError> {
-        self.transformer.attach_adapter(config, normal)
-    }
-
-    fn adapter_parameters(&self) -> Vec<(String, Tensor)> {
-        self.transformer.adapter_parameters()
-    }
-
-    fn load_adapter(&mut self, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
-        self.transformer.load_adapter(tensors)
-    }
-
-    fn refresh_adapter(&mut self) {
-        self.transformer.refresh_adapter();
-    }
-}
-
-fn misshaped(what: &str, found: &[i64], expected: &str) -> ModelError {
-    ModelError::Input(format!(
-        "the {what} have shape {found:?}, which does not fit the model; expected {expected}"
-    ))
 }

@@ -4,6 +4,7 @@ use tch::Tensor;
 
 use super::config::Sd3Config;
 use crate::layers::{attention, rms_norm};
+use crate::network::OtherTensor;
 use crate::projection::{AdapterMode, Projection};
 use crate::weights::{Init, Scope};
 
@@ -121,7 +122,7 @@ impl JointAttention {
         [&self.image.qkv, &self.image_out, &self.text.qkv].into_iter().chain(&self.text_out)
     }
 
-    pub(super) fn norms(&self) -> impl Iterator<Item = NormTensors> {
+    pub(super) fn norms(&self) -> impl Iterator<Item = OtherTensor> {
         norm_tensors(self.image.norm.iter().chain(&self.text.norm))
     }
 }
@@ -156,20 +157,14 @@ impl ImageAttention {
         [&self.image.qkv, &self.out].into_iter()
     }
 
-    pub(super) fn norms(&self) -> impl Iterator<Item = NormTensors> {
+    pub(super) fn norms(&self) -> impl Iterator<Item = OtherTensor> {
         norm_tensors(self.image.norm.iter())
     }
 }
 
-/// One trained tensor and the checkpoint's tensors that it is made of.
-pub(super) struct NormTensors {
-    pub(super) parameter: (String, Tensor),
-    pub(super) checkpoint: Vec<(String, Tensor)>,
-}
-
-fn norm_tensors<'a>(norms: impl Iterator<Item = &'a QueryKeyNorm>) -> impl Iterator<Item = NormTensors> {
-    norms.map(|norm| NormTensors {
-        parameter: (format!("{}.weight", norm.paths.join("+")), norm.weight.shallow_clone()),
+fn norm_tensors<'a>(norms: impl Iterator<Item = &'a QueryKeyNorm>) -> impl Iterator<Item = OtherTensor> {
+    norms.map(|norm| OtherTensor {
+        parameter: Some((format!("{}.weight", norm.paths.join("+")), norm.weight.shallow_clone())),
         checkpoint: norm.named_weights().collect(),
     })
 }

@@ -2,10 +2,11 @@
 
 use tch::Tensor;
 
-use super::attention::{ImageAttention, JointAttention, NormTensors};
+use super::attention::{ImageAttention, JointAttention};
 use super::config::Sd3Config;
 use super::modulation::Chunks;
 use crate::layers::{Activation, layer_norm};
+use crate::network::{OtherTensor, Streams};
 use crate::projection::{AdapterMode, Projection};
 use crate::weights::Scope;
 
@@ -52,15 +53,15 @@ impl Block {
     }
 
     /// # Shapes
-    /// `image` `[batch, patches, width]`, `text` `[batch, words, width]` → the same.
+    /// Streams `[batch, patches, width]` and `[batch, words, width]` → the same.
     pub(super) fn forward(
         &self,
-        streams: (Tensor, Tensor),
+        streams: Streams,
         chunks: &mut Chunks,
         config: &Sd3Config,
         mode: AdapterMode,
-    ) -> (Tensor, Tensor) {
-        let (image, text) = streams;
+    ) -> Streams {
+        let Streams { image, text } = streams;
         let (attention, feed_forward) = (chunks.branch(), chunks.branch());
         let dual = self.dual.as_ref().map(|layer| (layer, chunks.branch()));
         let normed_image = layer_norm(&image, EPSILON);
@@ -91,7 +92,7 @@ impl Block {
             }
             _ => text,
         };
-        (image, text)
+        Streams { image, text }
     }
 
     pub(super) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
@@ -106,7 +107,7 @@ impl Block {
         self.joint.projections().chain(dual).chain(&self.image_ff.0).chain(text_ff)
     }
 
-    pub(super) fn norms(&self) -> impl Iterator<Item = NormTensors> {
+    pub(super) fn norms(&self) -> impl Iterator<Item = OtherTensor> {
         self.joint.norms().chain(self.dual.iter().flat_map(ImageAttention::norms))
     }
 }

@@ -4,6 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::config::Sd3Config;
 use crate::layers::{timestep_embedding, timestep_frequencies};
+use crate::network::OtherTensor;
 use crate::projection::{AdapterMode, Projection};
 use crate::weights::{Init, Scope};
 
@@ -52,17 +53,13 @@ impl PatchEmbedding {
         self.positions.narrow(1, top, rows).narrow(2, left, columns).flatten(1, 2)
     }
 
-    pub(super) fn parameters(&self) -> Vec<(String, Tensor)> {
-        vec![
-            ("pos_embed.proj.weight".into(), self.weight.shallow_clone()),
-            ("pos_embed.proj.bias".into(), self.bias.shallow_clone()),
+    pub(super) fn tensors(&self) -> [OtherTensor; 3] {
+        let positions = ("pos_embed.pos_embed".to_owned(), self.positions.flatten(1, 2));
+        [
+            OtherTensor::trained("pos_embed.proj.weight".into(), &self.weight),
+            OtherTensor::trained("pos_embed.proj.bias".into(), &self.bias),
+            OtherTensor { parameter: None, checkpoint: vec![positions] },
         ]
-    }
-
-    pub(super) fn checkpoint(&self) -> Vec<(String, Tensor)> {
-        let mut tensors = self.parameters();
-        tensors.push(("pos_embed.pos_embed".into(), self.positions.flatten(1, 2)));
-        tensors.into_iter().map(|(name, tensor)| (name, tensor.detach())).collect()
     }
 }
 

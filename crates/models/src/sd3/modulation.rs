@@ -61,18 +61,22 @@ pub(super) struct Modulation {
     /// One where a scale is, so that `1 + scale` costs one addition for the network.
     ones: Tensor,
     width: i64,
+    /// Where the chunks of each block begin, and after the last block those of the network's output.
+    starts: Vec<usize>,
 }
 
 impl Modulation {
     pub(super) fn new(root: &Scope, config: &Sd3Config) -> Self {
         let width = config.width();
-        let mut layers = Vec::new();
+        let (mut layers, mut starts, mut start) = (Vec::new(), vec![0], 0);
         for i in 0..config.num_layers {
             let block = root.child("transformer_blocks").child(i);
             let branches = if config.dual_attention_layers.contains(&i) { 3 } else { 2 };
             let text = if i == config.num_layers - 1 { Layout::ScaleShift } else { Layout::Branches(2) };
             layers.push((block.child("norm1.linear"), Layout::Branches(branches)));
             layers.push((block.child("norm1_context.linear"), text));
+            start += (Layout::Branches(branches).chunks() + text.chunks()) as usize;
+            starts.push(start);
         }
         layers.push((root.child("norm_out.linear"), Layout::ScaleShift));
         let modules: Vec<_> =
@@ -87,14 +91,22 @@ impl Modulation {
             projection: Projection::new(&modules, width, Init::Zeros),
             ones: ones.to_device(root.device()).to_kind(root.kind()),
             width,
+            starts,
         }
     }
 
+    /// Shifts, scales and gates of the whole network, split at once so that the backward pass joins them at once.
+    ///
     /// # Shapes
-    /// `condition` `[batch, width]`.
-    pub(super) fn forward(&self, condition: &Tensor, mode: AdapterMode) -> Chunks {
+    /// `condition` `[batch, width]` → each `[batch, 1, width]`.
+    pub(super) fn forward(&self, condition: &Tensor, mode: AdapterMode) -> Vec<Tensor> {
         let all = self.projection.forward(&condition.silu(), mode) + &self.ones;
-        Chunks(all.unsqueeze(1).split(self.width, 2).into_iter())
+        all.unsqueeze(1).split(self.width, 2)
+    }
+
+    /// Those of one block, out of what [`Self::forward`] gave; past the last block, those of the network's output.
+    pub(super) fn chunks_of_block<'a>(&self, all: &'a [Tensor], block_idx: usize) -> Chunks<'a> {
+        Chunks(all[self.starts[block_idx]..].iter())
     }
 
     pub(super) fn projection(&self) -> &Projection {
@@ -107,11 +119,14 @@ impl Modulation {
 }
 
 /// The modulation tensors, handed out in the order in which the network uses them.
-pub(super) struct Chunks(std::vec::IntoIter<Tensor>);
+pub(super) struct Chunks<'a>(std::slice::Iter<'a, Tensor>);
 
-impl Chunks {
+impl Chunks<'_> {
     fn next(&mut self) -> Tensor {
-        self.0.next().expect("modulation has as many chunks as the blocks take; fewer is a bug")
+        self.0
+            .next()
+            .map(Tensor::shallow_clone)
+            .expect("modulation has as many chunks as the blocks take; fewer is a bug")
     }
 
     pub(super) fn branch(&mut self) -> Branch {
@@ -144,15 +159,20 @@ mod tests {
         .unwrap();
         let weights = Weights::random(1, Kind::Float, Device::Cpu);
         let modulation = Modulation::new(&weights.scope(""), &config);
-        let mut chunks =
-            modulation.forward(&Tensor::ones([3, 4], (Kind::Float, Device::Cpu)), AdapterMode::Off);
+        let all = modulation.forward(&Tensor::ones([3, 4], (Kind::Float, Device::Cpu)), AdapterMode::Off);
+        let mut chunks = modulation.chunks_of_block(&all, 0);
         let x = Tensor::arange(12, (Kind::Float, Device::Cpu)).view([3, 1, 4]);
-        for _ in 0..3 + 2 + 2 {
+        for _ in 0..3 + 2 {
             let branch = chunks.branch();
             assert_eq!(branch.modulate(&x), x);
             assert_eq!(branch.add(&x, &x), x);
         }
+        assert_eq!(chunks.remaining(), modulation.chunks_of_block(&all, 1).remaining());
+        for _ in 0..2 {
+            assert_eq!(chunks.branch().add(&x, &x), x);
+        }
         assert_eq!(chunks.scale_and_shift(&x), x);
+        assert_eq!(chunks.remaining(), modulation.chunks_of_block(&all, 2).remaining());
         assert_eq!(chunks.scale_and_shift(&x), x);
         assert_eq!(chunks.remaining(), 0);
     }

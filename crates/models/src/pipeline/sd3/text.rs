@@ -7,9 +7,9 @@ use std::path::Path;
 
 use tch::Tensor;
 
-use super::ModelIndex;
 use crate::ModelError;
 use crate::clip_text::ClipTextModel;
+use crate::pipeline::model_index::ModelIndex;
 use crate::pipeline::{Conditioning, LoadOptions, PromptTokens};
 use crate::t5::T5Encoder;
 use crate::tokenizer::Tokenizer;
