@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use models::adapter_file::SavedAdapter;
 pub use models::reference_case::ParityOutcome;
 use models::reference_case::{ParityReport, ReferenceCase};
+use models::weights::WeightOptions;
 use models::{Conditioning, LoadOptions, TextToImageModel};
 use tch::{Device, Kind, Tensor};
 
@@ -78,8 +79,11 @@ fn adapter(case: &ReferenceCase, key: &str) -> anyhow::Result<SavedAdapter> {
 
 /// The model with an adapter in it, as training opens it.
 fn open_with_adapter(model_dir: &Path, adapter: &SavedAdapter) -> anyhow::Result<Box<dyn TextToImageModel>> {
-    let options =
-        LoadOptions { kind: Kind::Float, device: Device::Cpu, text_encoders: false, decoder: false };
+    let options = LoadOptions {
+        weights: WeightOptions::new(Kind::Float, Device::Cpu),
+        text_encoders: false,
+        decoder: false,
+    };
     let mut model = models::pipeline::open(model_dir, options)?;
     model.network_mut().attach_adapter(&adapter.config, &mut |_, length| vec![0.0; length])?;
     model.network_mut().load_adapter(&adapter.tensors)?;

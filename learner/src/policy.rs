@@ -6,6 +6,7 @@ use std::path::Path;
 use config::{Dtype, RunConfig};
 use flow::{AdamW, Ema, FlowError, NoiseKey, Purpose, clip_gradient_norm, standard_normal};
 use models::lora::LoraConfig;
+use models::weights::WeightOptions;
 use models::{
     AdapterMode, Conditioning, Guidance, LoadOptions, ModelError, TextToImageModel, pipeline, weights,
 };
@@ -51,7 +52,8 @@ impl Policy {
             Dtype::Bfloat16 => Kind::BFloat16,
         };
         let device = device(&config.resources.device)?;
-        let options = LoadOptions { kind, device, text_encoders: false, decoder: false };
+        let options =
+            LoadOptions { weights: WeightOptions::new(kind, device), text_encoders: false, decoder: false };
         Ok(Self::new(pipeline::open(&config.model.path, options)?, config, device)?)
     }
 

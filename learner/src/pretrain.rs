@@ -18,6 +18,7 @@ use flow::noise::{NoiseKey, Purpose, standard_normal};
 use models::network::Query;
 use models::pipeline::{Conditioning, LoadOptions, TextToImageModel};
 use models::sd3::{Sd3Config, Sd3Transformer};
+use models::weights::WeightOptions;
 use models::weights::Weights;
 use models::{AdapterMode, Network};
 use tch::{Device, Kind, Tensor};
@@ -60,7 +61,11 @@ fn save(transformer: &Sd3Transformer, folder: &Path) -> anyhow::Result<()> {
 
 /// Embeds every training prompt once; the last row is the empty caption.
 fn encode_captions(folder: &Path) -> anyhow::Result<Conditioning> {
-    let options = LoadOptions { kind: Kind::Float, device: Device::Cpu, text_encoders: true, decoder: false };
+    let options = LoadOptions {
+        weights: WeightOptions::new(Kind::Float, Device::Cpu),
+        text_encoders: true,
+        decoder: false,
+    };
     let pipeline: Box<dyn TextToImageModel> = models::pipeline::open(folder, options)?;
     let prompts: Vec<String> =
         scenes::train_prompts().into_iter().map(|spec| spec.prompt).chain([String::new()]).collect();

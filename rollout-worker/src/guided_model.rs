@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use flow::{FlowError, Schedule, SchedulerConfig};
 use models::lora::LoraConfig;
+use models::weights::WeightOptions;
 use models::{AdapterMode, Conditioning, Guidance, LoadOptions, ModelError, TextToImageModel, to_rgb8};
 use rewards::RgbImage;
 use tch::{Device, Kind, Tensor};
@@ -69,7 +70,8 @@ impl GuidedModel {
         device: Device,
         guidance: GuidanceSettings,
     ) -> Result<Self, ModelError> {
-        let options = LoadOptions { kind, device, text_encoders: true, decoder: true };
+        let options =
+            LoadOptions { weights: WeightOptions::new(kind, device), text_encoders: true, decoder: true };
         let model = models::pipeline::open(dir, options)?;
         let scheduler = serde_json::from_value(model.scheduler_config().clone())
             .map_err(|e| ModelError::damaged(&dir.join("scheduler/scheduler_config.json"), e))?;

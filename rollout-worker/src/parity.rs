@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use models::pipeline::{self, LoadOptions};
 use models::reference_case::{ParityReport, ReferenceCase};
+use models::weights::WeightOptions;
 use models::{ModelError, TextToImageModel};
 use tch::{Device, Kind, Tensor};
 
@@ -50,8 +51,8 @@ impl LazyModel {
 
 /// Opens the model in the precision in which the references are recorded.
 fn open(dir: &Path, whole: bool) -> Result<Box<dyn TextToImageModel>, ModelError> {
-    let (kind, device) = (Kind::Float, Device::Cpu);
-    pipeline::open(dir, LoadOptions { kind, device, text_encoders: whole, decoder: whole })
+    let weights = WeightOptions::new(Kind::Float, Device::Cpu);
+    pipeline::open(dir, LoadOptions { weights, text_encoders: whole, decoder: whole })
 }
 
 /// Runs every case in `cases`, by default `MODEL_DIR/cases` or, where there is none, `MODEL_DIR` itself, and writes a line

@@ -7,12 +7,12 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::json_file;
 use crate::layers::{Activation, Conv2d, GroupNorm, Linear};
-use crate::weights::{Scope, Weights};
+use crate::weights::{Scope, WeightOptions, Weights};
 
 /// `config.json` of an autoencoder.
 #[derive(Debug, Clone, Deserialize)]
@@ -225,15 +225,16 @@ pub struct AutoencoderKlDecoder {
 impl AutoencoderKlDecoder {
     /// Opens `config.json` and the decoder's part of `diffusion_pytorch_model.safetensors` in `dir`.
     ///
-    /// With `force_upcast` the weights are float32 whatever `kind` is.
+    /// With `force_upcast` the weights are float32 whatever `options` say.
     ///
     /// # Errors
     /// If a file is missing or malformed, or the tensors are not those of the configuration.
-    pub fn open(dir: &Path, kind: Kind, device: Device) -> Result<Self, ModelError> {
+    pub fn open(dir: &Path, options: WeightOptions) -> Result<Self, ModelError> {
         let config = AutoencoderKlConfig::open(dir)?;
         let activation = config.activation(&dir.join("config.json"))?;
-        let kind = if config.force_upcast { Kind::Float } else { kind };
-        let weights = Weights::open(dir, "diffusion_pytorch_model", kind, device)?;
+        let kind = if config.force_upcast { Kind::Float } else { options.kind };
+        let options = WeightOptions { kind, ..options };
+        let weights = Weights::open(dir, "diffusion_pytorch_model", options)?;
         let decoder = Self::new(&weights.scope(""), config, activation);
         weights.ignore(&["encoder.", "quant_conv."]);
         weights.finish()?;

@@ -7,12 +7,12 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::json_file;
 use crate::layers::{Activation, LayerNorm, Linear};
-use crate::weights::{Init, Scope, Weights};
+use crate::weights::{Init, Scope, WeightOptions, Weights};
 
 /// `config.json` of a CLIP text encoder.
 #[derive(Debug, Clone, Deserialize)]
@@ -153,11 +153,11 @@ impl ClipTextModel {
     ///
     /// # Errors
     /// If a file is missing or malformed, or the tensors are not those of the configuration.
-    pub fn open(dir: &Path, kind: Kind, device: Device) -> Result<Self, ModelError> {
+    pub fn open(dir: &Path, options: WeightOptions) -> Result<Self, ModelError> {
         let path = dir.join("config.json");
         let config: ClipTextConfig = json_file::read(&path)?;
         let activation = check(&config, &path)?;
-        let weights = Weights::open(dir, "model", kind, device)?;
+        let weights = Weights::open(dir, "model", options)?;
         let model = Self::new(&weights.scope(""), config, activation);
         // Older versions of transformers stored the numbers 0, 1, 2, ….
         weights.ignore(&["text_model.embeddings.position_ids"]);

@@ -9,7 +9,7 @@ mod sd3;
 
 use std::path::Path;
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 pub use conditioning::Conditioning;
 pub use rgb::{RgbImage, to_rgb8};
@@ -18,6 +18,7 @@ use crate::ModelError;
 use crate::network::Network;
 use crate::projection::AdapterMode;
 use crate::tokenizer::TokenIds;
+use crate::weights::WeightOptions;
 
 /// A flow-matching text-to-image model: text encoders, velocity network with its adapter, decoder.
 pub trait TextToImageModel {
@@ -147,10 +148,8 @@ pub struct PromptTokens {
 /// How a model folder is opened, and which of its parts.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadOptions {
-    /// The kind of the transformer's and the text encoders' weights.
-    pub kind: Kind,
-    /// Where the weights live.
-    pub device: Device,
+    /// How tensors are read, and where they go.
+    pub weights: WeightOptions,
     /// Whether to load the text encoders; a learner that receives embeddings does without.
     pub text_encoders: bool,
     /// Whether to load the decoder.

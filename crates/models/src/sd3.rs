@@ -11,13 +11,13 @@ mod modulation;
 
 use std::path::Path;
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use crate::error::ModelError;
 use crate::layers::layer_norm;
 use crate::network::{Network, OtherTensor, Query, Streams};
 use crate::projection::{AdapterMode, Projection};
-use crate::weights::{Init, Scope, Weights};
+use crate::weights::{Init, Scope, WeightOptions, Weights};
 use block::Block;
 pub use config::Sd3Config;
 use embedding::{ConditionEmbedding, PatchEmbedding};
@@ -55,9 +55,9 @@ impl Sd3Transformer {
     ///
     /// # Errors
     /// If a file is missing or damaged, the configuration is not supported, or the tensors do not fit it.
-    pub fn open(folder: &Path, kind: Kind, device: Device) -> Result<Self, ModelError> {
+    pub fn open(folder: &Path, options: WeightOptions) -> Result<Self, ModelError> {
         let config = Sd3Config::read(&folder.join("config.json"))?;
-        let weights = Weights::open(folder, "diffusion_pytorch_model", kind, device)?;
+        let weights = Weights::open(folder, "diffusion_pytorch_model", options)?;
         let transformer = Self::new(&weights.scope(""), &config);
         weights.finish().map(|()| transformer)
     }

@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 use crate::ModelError;
 use crate::json_file;
 use crate::layers::{Activation, Linear};
-use crate::weights::{Init, Scope, Weights};
+use crate::weights::{Init, Scope, WeightOptions, Weights};
 
 /// `config.json` of a T5 encoder.
 #[derive(Debug, Clone, Deserialize)]
@@ -206,7 +206,7 @@ impl T5Encoder {
     ///
     /// # Errors
     /// If a file is missing or malformed, or the tensors are not those of the configuration.
-    pub fn open(dir: &Path, kind: Kind, device: Device) -> Result<Self, ModelError> {
+    pub fn open(dir: &Path, options: WeightOptions) -> Result<Self, ModelError> {
         let path = dir.join("config.json");
         let config: T5Config = json_file::read(&path)?;
         let feed_forward = config.feed_forward(&path)?;
@@ -214,7 +214,7 @@ impl T5Encoder {
             let reason = "needs at least 4: near and far distances, before and after";
             return Err(ModelError::config(&path, "relative_attention_num_buckets", reason));
         }
-        let weights = Weights::open(dir, "model", kind, device)?;
+        let weights = Weights::open(dir, "model", options)?;
         let model = Self::new(&weights.scope(""), config, feed_forward);
         // Some files repeat the embedding under its second name, others hold the whole translation model.
         weights.ignore(&["shared.weight", "encoder.embed_tokens.weight", "decoder.", "lm_head."]);

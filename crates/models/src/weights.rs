@@ -27,6 +27,22 @@ pub enum Init {
     Xavier,
 }
 
+/// How a component's tensors are read, and where they go.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightOptions {
+    /// Element type that tensors are converted to.
+    pub kind: Kind,
+    /// Where they live.
+    pub device: Device,
+}
+
+impl WeightOptions {
+    /// Tensors of this kind on this device.
+    pub const fn new(kind: Kind, device: Device) -> Self {
+        Self { kind, device }
+    }
+}
+
 /// The tensors of one component (a transformer, a text encoder, an autoencoder).
 pub struct Weights {
     shared: Rc<Shared>,
@@ -42,8 +58,7 @@ pub struct Scope {
 struct Shared {
     source: Source,
     path: PathBuf,
-    kind: Kind,
-    device: Device,
+    options: WeightOptions,
     report: RefCell<Report>,
 }
 
@@ -63,11 +78,11 @@ struct Report {
 
 impl Weights {
     /// Opens `STEM.safetensors`, the shards of `STEM.safetensors.index.json`, or `STEM.fp16.safetensors`, whichever the
-    /// folder has first. Tensors are converted to `kind` and moved to `device` one by one as they are asked for.
+    /// folder has first. Tensors are converted and moved one by one as they are asked for.
     ///
     /// # Errors
     /// If there is no such file, or one of them is truncated or malformed.
-    pub fn open(component_dir: &Path, stem: &str, kind: Kind, device: Device) -> Result<Self, ModelError> {
+    pub fn open(component_dir: &Path, stem: &str, options: WeightOptions) -> Result<Self, ModelError> {
         let path = find(component_dir, stem)?;
         let files = match path.extension().is_some_and(|e| e == "json") {
             true => {
@@ -77,18 +92,18 @@ impl Weights {
         };
         let index =
             files.iter().enumerate().flat_map(|(i, f)| f.names().into_iter().map(move |n| (n, i))).collect();
-        Ok(Self::new(Source::Files { files, index }, path, kind, device))
+        Ok(Self::new(Source::Files { files, index }, path, options))
     }
 
     /// Tensors drawn from a seed by the rules that the network passes, for training from nothing.
     ///
     /// A tensor depends on the seed and its name alone.
     pub fn random(seed: u64, kind: Kind, device: Device) -> Self {
-        Self::new(Source::Seed(seed), PathBuf::from("random weights"), kind, device)
+        Self::new(Source::Seed(seed), PathBuf::from("random weights"), WeightOptions::new(kind, device))
     }
 
-    fn new(source: Source, path: PathBuf, kind: Kind, device: Device) -> Self {
-        Self { shared: Rc::new(Shared { source, path, kind, device, report: RefCell::default() }) }
+    fn new(source: Source, path: PathBuf, options: WeightOptions) -> Self {
+        Self { shared: Rc::new(Shared { source, path, options, report: RefCell::default() }) }
     }
 
     /// The tensors whose names start with `prefix` and a dot; all tensors for an empty prefix.
@@ -153,12 +168,12 @@ impl Scope {
 
     /// Element type of all tensors of the component.
     pub fn kind(&self) -> Kind {
-        self.shared.kind
+        self.shared.options.kind
     }
 
     /// Device of all tensors of the component.
     pub fn device(&self) -> Device {
-        self.shared.device
+        self.shared.options.device
     }
 
     /// The tensor of this name and shape; zeros if there is none, which [`Weights::finish`] will report.
@@ -174,7 +189,7 @@ impl Scope {
             Source::Files { files, index } => self.load(files, index, &name, shape),
         };
         self.shared.report.borrow_mut().asked.insert(name);
-        let options = (self.shared.kind, self.shared.device);
+        let options = (self.shared.options.kind, self.shared.options.device);
         found.map_or_else(|| Tensor::zeros(shape, options), |t| t.to_device(options.1).to_kind(options.0))
     }
 
@@ -289,7 +304,8 @@ mod tests {
     #[test]
     fn tensors_arrive_in_the_asked_element_type() {
         let folder = component();
-        let weights = Weights::open(folder.path(), "model", Kind::Float, Device::Cpu).unwrap();
+        let weights =
+            Weights::open(folder.path(), "model", WeightOptions::new(Kind::Float, Device::Cpu)).unwrap();
         let tensor = weights.scope("a").tensor("weight", &[2], Init::Zeros);
         assert_eq!(tensor, Tensor::ones([2], (Kind::Float, Device::Cpu)));
         assert!(weights.scope("").has("other") && !weights.scope("a").has("other"));
@@ -298,7 +314,8 @@ mod tests {
     #[test]
     fn everything_wrong_is_told_at_once() {
         let folder = component();
-        let weights = Weights::open(folder.path(), "model", Kind::Float, Device::Cpu).unwrap();
+        let weights =
+            Weights::open(folder.path(), "model", WeightOptions::new(Kind::Float, Device::Cpu)).unwrap();
         let scope = weights.scope("").child("a");
         for (name, shape) in [("weight", 2), ("bias", 2), ("scale", 4)] {
             let _ = scope.tensor(name, &[shape], Init::Zeros);
@@ -319,7 +336,7 @@ mod tests {
         std::fs::rename(folder.path().join("model.safetensors"), &shard).unwrap();
         let index = r#"{"metadata": {}, "weight_map": {"a.weight": "model-00001-of-00001.safetensors"}}"#;
         std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
-        let open = || Weights::open(folder.path(), "model", Kind::Float, Device::Cpu);
+        let open = || Weights::open(folder.path(), "model", WeightOptions::new(Kind::Float, Device::Cpu));
         assert!(open().unwrap().scope("a").has("bias"));
         std::fs::remove_file(&shard).unwrap();
         assert!(open().err().unwrap().to_string().contains("model-00001-of-00001.safetensors is missing"));

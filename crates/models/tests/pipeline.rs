@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use models::pipeline::{self, LoadOptions, TextToImageModel};
 use models::safetensors_file::SafetensorsFile;
+use models::weights::WeightOptions;
 use models::{AdapterMode, Conditioning, Guidance, to_rgb8};
 use tch::{Device, Kind, Tensor};
 
 const ALL: LoadOptions =
-    LoadOptions { kind: Kind::Float, device: Device::Cpu, text_encoders: true, decoder: true };
+    LoadOptions { weights: WeightOptions::new(Kind::Float, Device::Cpu), text_encoders: true, decoder: true };
 
 fn sd3() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/sd3")
@@ -215,7 +216,9 @@ fn conditioning_survives_its_own_names() {
 fn half_precision_stays_near_float32() {
     let prompt = strings(&["a photo of two red circles"]);
     let run = |kind| {
-        let model = pipeline::open(&sd3(), LoadOptions { kind, ..ALL }).unwrap();
+        let model =
+            pipeline::open(&sd3(), LoadOptions { weights: WeightOptions::new(kind, Device::Cpu), ..ALL })
+                .unwrap();
         let embedded = model.encode_prompts(&prompt, 32).unwrap();
         assert_eq!(embedded.text.kind(), kind);
         let latents = Tensor::linspace(-1.0, 1.0, 16 * 8 * 6, (Kind::Float, Device::Cpu)).view([1, 16, 8, 6]);

@@ -6,6 +6,7 @@ use models::autoencoder_kl::AutoencoderKlDecoder;
 use models::clip_text::ClipTextModel;
 use models::safetensors_file::SafetensorsFile;
 use models::t5::T5Encoder;
+use models::weights::WeightOptions;
 use tch::{Device, Kind, Tensor};
 
 fn sd3() -> PathBuf {
@@ -26,7 +27,9 @@ fn assert_close(got: &Tensor, want: &Tensor) {
 #[test]
 fn clip_features_are_in_the_first_tokens() {
     let case = case("prompt_embeds.safetensors");
-    let encoder = ClipTextModel::open(&sd3().join("text_encoder"), Kind::Float, Device::Cpu).unwrap();
+    let encoder =
+        ClipTextModel::open(&sd3().join("text_encoder"), WeightOptions::new(Kind::Float, Device::Cpu))
+            .unwrap();
     let output = encoder.forward(&case.read("out.clip_ids").unwrap());
     let (length, width) = (encoder.config().max_position_embeddings, encoder.config().hidden_size);
     let embeds = case.read("out.prompt_embeds").unwrap();
@@ -40,7 +43,8 @@ fn clip_features_are_in_the_first_tokens() {
 #[test]
 fn t5_features_are_in_the_last_tokens() {
     let case = case("prompt_embeds.safetensors");
-    let encoder = T5Encoder::open(&sd3().join("text_encoder_3"), Kind::Float, Device::Cpu).unwrap();
+    let encoder =
+        T5Encoder::open(&sd3().join("text_encoder_3"), WeightOptions::new(Kind::Float, Device::Cpu)).unwrap();
     let ids = case.read("out.t5_ids").unwrap();
     let embeds = case.read("out.prompt_embeds").unwrap();
     let length = ids.size()[1];
@@ -50,6 +54,7 @@ fn t5_features_are_in_the_last_tokens() {
 #[test]
 fn decoder_draws_the_recorded_images() {
     let case = case("vae_decode.safetensors");
-    let decoder = AutoencoderKlDecoder::open(&sd3().join("vae"), Kind::Float, Device::Cpu).unwrap();
+    let decoder =
+        AutoencoderKlDecoder::open(&sd3().join("vae"), WeightOptions::new(Kind::Float, Device::Cpu)).unwrap();
     assert_close(&decoder.decode(&case.read("in.latents").unwrap()), &case.read("out.image").unwrap());
 }

@@ -24,6 +24,7 @@ use learner::rules::{self, TrainedSteps};
 use learner::run::{Ended, Run};
 use learner::trainer::Trainer;
 use models::lora::LoraConfig;
+use models::weights::WeightOptions;
 use models::{AdapterMode, Conditioning, Guidance, LoadOptions, TextToImageModel, pipeline, tensor_bytes};
 use proto::{PushHeader, TaskCost, TaskId, TensorInfo, WeightsRole};
 use tch::{Device, Kind, Tensor};
@@ -214,8 +215,11 @@ impl Worker {
     /// A worker of a run.
     pub fn new(config: &RunConfig) -> Self {
         tch::set_num_threads(1);
-        let options =
-            LoadOptions { kind: Kind::Float, device: Device::Cpu, text_encoders: true, decoder: false };
+        let options = LoadOptions {
+            weights: WeightOptions::new(Kind::Float, Device::Cpu),
+            text_encoders: true,
+            decoder: false,
+        };
         let mut model = pipeline::open(&config.model.path, options).unwrap();
         let adapter = &config.adapter;
         let lora = LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: adapter.targets.clone() };

@@ -11,6 +11,7 @@ use config::RunConfig;
 use fakes::{Arrived, FakeCoordinator, FakeLearner, Reaction, Server};
 use flow::{NoiseKey, Purpose, Schedule, SchedulerConfig, TransitionCoefficients};
 use models::lora::LoraConfig;
+use models::weights::WeightOptions;
 use models::{LoadOptions, tensor_bytes};
 use proto::push_reply::Status as PushStatus;
 use proto::{FinishTaskRequest, Prompt, Task, TaskId, TaskKind, WeightsManifest, WeightsRole};
@@ -118,8 +119,11 @@ fn run_config() -> RunConfig {
 
 /// An adapter whose second factors are all `value`.
 fn publish(learner: &FakeLearner, version: u32, role: WeightsRole, value: f64) {
-    let options =
-        LoadOptions { kind: Kind::Float, device: Device::Cpu, text_encoders: false, decoder: false };
+    let options = LoadOptions {
+        weights: WeightOptions::new(Kind::Float, Device::Cpu),
+        text_encoders: false,
+        decoder: false,
+    };
     let mut model = models::pipeline::open(&golden(), options).unwrap();
     let targets = run_config().adapter.targets;
     let adapter = LoraConfig { rank: 2, alpha: 4.0, targets };

@@ -43,16 +43,14 @@ pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToIma
     let scheduler_path = dir.join("scheduler/scheduler_config.json");
     let timesteps: TrainTimesteps = json_file::read(&scheduler_path)?;
     let (vae_dir, vae) = (dir.join("vae"), AutoencoderKlConfig::open(&dir.join("vae"))?);
-    let transformer = Sd3Transformer::open(&dir.join("transformer"), options.kind, options.device)?;
+    let transformer = Sd3Transformer::open(&dir.join("transformer"), options.weights)?;
     let text_encoders = match options.text_encoders {
         true => Some(TextEncoders::open(dir, &index, transformer.config().joint_attention_dim, options)?),
         false => None,
     };
     check_widths(dir, transformer.config(), &vae, text_encoders.as_ref())?;
-    let decoder = options
-        .decoder
-        .then(|| AutoencoderKlDecoder::open(&vae_dir, options.kind, options.device))
-        .transpose()?;
+    let decoder =
+        options.decoder.then(|| AutoencoderKlDecoder::open(&vae_dir, options.weights)).transpose()?;
     Ok(Box::new(Sd3 {
         scheduler_config: json_file::read(&scheduler_path)?,
         num_train_timesteps: timesteps.num_train_timesteps,
@@ -107,7 +105,7 @@ impl Sd3 {
         text: &Conditioning,
         mode: AdapterMode,
     ) -> Tensor {
-        let kind = self.options.kind;
+        let kind = self.options.weights.kind;
         let pooled = text.pooled.as_ref().expect("SD3 conditioning has pooled features; else this is a bug");
         let (latents, text, pooled) = (latents.to_kind(kind), text.text.to_kind(kind), pooled.to_kind(kind));
         let query = Query {

@@ -148,14 +148,14 @@ impl TextEncoders {
             }
             _ => {
                 let size = [1, max_sequence_length as i64, self.joint_width];
-                Ok(Tensor::zeros(size, (self.options.kind, self.options.device)))
+                Ok(Tensor::zeros(size, (self.options.weights.kind, self.options.weights.device)))
             }
         }
     }
 
     fn ids(&self, tokenizer: &Tokenizer, prompt: &str, max_length: usize) -> Result<Tensor, ModelError> {
         let ids = tokenizer.encode(prompt, max_length)?.ids;
-        Ok(Tensor::from_slice(&ids).unsqueeze(0).to_device(self.options.device))
+        Ok(Tensor::from_slice(&ids).unsqueeze(0).to_device(self.options.weights.device))
     }
 }
 
@@ -165,7 +165,7 @@ impl Clip {
         index.require(&encoder, "CLIPTextModelWithProjection")?;
         Ok(Self {
             tokenizer: open_tokenizer(dir, index, &tokenizer)?,
-            encoder: ClipTextModel::open(&dir.join(encoder), options.kind, options.device)?,
+            encoder: ClipTextModel::open(&dir.join(encoder), options.weights)?,
         })
     }
 }
@@ -175,7 +175,7 @@ impl T5 {
         index.require("text_encoder_3", "T5EncoderModel")?;
         Ok(Self {
             tokenizer: open_tokenizer(dir, index, "tokenizer_3")?,
-            encoder: T5Encoder::open(&dir.join("text_encoder_3"), options.kind, options.device)?,
+            encoder: T5Encoder::open(&dir.join("text_encoder_3"), options.weights)?,
         })
     }
 }
