@@ -100,11 +100,16 @@ impl SavedAdapter {
 
     /// Writes the file that diffusers' `load_lora_weights` and ComfyUI load.
     ///
+    /// ComfyUI does not read the settings in the file's header and applies `B·A` as it stands, and so do loaders that
+    /// assume alpha to equal the rank. The scale is therefore multiplied into `B`, and alpha is written as the rank: the
+    /// same adapter whether the settings are read or not. The PEFT folder keeps the factors as they are trained.
+    ///
     /// # Errors
     /// If the file system refuses.
     pub fn write_diffusers(&self, folder: &Path) -> Result<(), ModelError> {
         std::fs::create_dir_all(folder).map_err(|e| ModelError::io(folder, e))?;
-        let settings: serde_json::Map<String, Value> = self
+        let folded = self.with_scale_in_b();
+        let settings: serde_json::Map<String, Value> = folded
             .settings()
             .into_iter()
             .map(|(key, value)| (format!("{DIFFUSERS_PREFIX}{key}"), value))
@@ -113,7 +118,18 @@ impl SavedAdapter {
             ("format".to_owned(), "pt".to_owned()),
             (DIFFUSERS_METADATA.to_owned(), Value::Object(settings).to_string()),
         ]);
-        write(&folder.join(DIFFUSERS_FILE), &with_prefix(&self.tensors, DIFFUSERS_PREFIX), &metadata)
+        write(&folder.join(DIFFUSERS_FILE), &with_prefix(&folded.tensors, DIFFUSERS_PREFIX), &metadata)
+    }
+
+    /// The same adapter with `alpha / rank` multiplied into its second factors, so that alpha equals the rank.
+    fn with_scale_in_b(&self) -> Self {
+        let scale = self.config.scale();
+        let scaled = |(name, tensor): &(String, Tensor)| {
+            let tensor = if name.ends_with(B_ENDING) { tensor * scale } else { tensor.shallow_clone() };
+            (name.clone(), tensor)
+        };
+        let config = LoraConfig { alpha: self.config.rank as f64, ..self.config.clone() };
+        Self { config, tensors: self.tensors.iter().map(scaled).collect() }
     }
 
     fn settings(&self) -> serde_json::Map<String, Value> {
@@ -211,6 +227,7 @@ impl Settings {
 }
 
 const A_ENDING: &str = ".lora_A.weight";
+const B_ENDING: &str = ".lora_B.weight";
 
 fn diffusers_settings(path: &Path, text: &str) -> Result<Settings, ModelError> {
     let malformed = |e: serde_json::Error| ModelError::damaged(path, format!("{DIFFUSERS_METADATA}: {e}"));
@@ -253,17 +270,33 @@ mod tests {
         }
     }
 
+    /// What an adapter adds to the weight of its only module.
+    fn product(adapter: &SavedAdapter) -> Tensor {
+        adapter.tensors[1].1.matmul(&adapter.tensors[0].1) * adapter.config.scale()
+    }
+
     #[test]
-    fn both_formats_give_back_what_was_written() {
+    fn a_peft_folder_gives_back_what_was_written() {
         let folder = tempfile::tempdir().unwrap();
-        let (peft, diffusers) = (folder.path().join("peft"), folder.path().join("diffusers"));
-        adapter().write_peft(&peft, Some("a/model")).unwrap();
-        adapter().write_diffusers(&diffusers).unwrap();
-        for place in [peft, diffusers.clone(), diffusers.join(DIFFUSERS_FILE)] {
-            let read = SavedAdapter::read(&place).unwrap();
-            assert_eq!(read.config, adapter().config);
-            assert_eq!(read.tensors, adapter().tensors);
+        adapter().write_peft(folder.path(), Some("a/model")).unwrap();
+        let read = SavedAdapter::read(folder.path()).unwrap();
+        assert_eq!((read.config, read.tensors), (adapter().config, adapter().tensors));
+    }
+
+    #[test]
+    fn the_diffusers_file_is_the_same_adapter_with_and_without_its_settings() {
+        let folder = tempfile::tempdir().unwrap();
+        adapter().write_diffusers(folder.path()).unwrap();
+        let path = folder.path().join(DIFFUSERS_FILE);
+        for place in [folder.path(), path.as_path()] {
+            let read = SavedAdapter::read(place).unwrap();
+            assert_eq!((read.config.rank, read.config.alpha), (2, 2.0));
+            assert_eq!(read.config.targets, adapter().config.targets);
+            assert_eq!(product(&read), product(&adapter()));
         }
+        let (tensors, _) = read_all(&path).unwrap();
+        write(&path, &tensors, &HashMap::new()).unwrap();
+        assert_eq!(product(&SavedAdapter::read(&path).unwrap()), product(&adapter()));
     }
 
     #[test]
