@@ -8,9 +8,10 @@ use flow::{AdamW, Ema, FlowError, NoiseKey, Purpose, clip_gradient_norm, standar
 use models::lora::LoraConfig;
 use models::weights::WeightOptions;
 use models::{
-    AdapterMode, Conditioning, Guidance, LoadOptions, ModelError, TextToImageModel, pipeline, weights,
+    Activations, AdapterMode, Conditioning, Guidance, LoadOptions, ModelError, TextToImageModel,
+    TrainingVelocity, pipeline, weights,
 };
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::error::LearnerError;
 use crate::rules;
@@ -29,6 +30,7 @@ pub struct Policy {
     optimizer: AdamW,
     average: Ema,
     max_grad_norm: f64,
+    activations: Activations,
     device: Device,
 }
 
@@ -72,6 +74,7 @@ impl Policy {
             optimizer: AdamW::new(&parameters, rules::optimizer(config)),
             average: Ema::new(&parameters, rules::average(config)),
             max_grad_norm: config.training.max_grad_norm,
+            activations: rules::activations(config),
             model,
             parameters,
             device,
@@ -107,18 +110,23 @@ impl Policy {
         }
     }
 
-    /// Velocities; with gradients to the adapter if `mode` makes it trainable.
+    /// Velocities with gradients to what is trained.
     ///
     /// # Shapes
     /// `states` `[B, latent…]`, `sigmas` `[B]` → `[B, latent…]`, float32.
-    pub fn velocity(
+    pub fn training_velocity(
         &self,
         states: &Tensor,
         sigmas: &Tensor,
         guidance: &Guidance,
-        mode: AdapterMode,
-    ) -> Tensor {
-        self.model.velocity(states, sigmas, guidance, mode)
+    ) -> TrainingVelocity<'_> {
+        self.model.training_velocity(states, sigmas, guidance, self.activations)
+    }
+
+    /// Velocities of the model that training started from, without gradients; shapes as
+    /// [`Self::training_velocity`].
+    pub fn reference_velocity(&self, states: &Tensor, sigmas: &Tensor, guidance: &Guidance) -> Tensor {
+        no_grad(|| self.model.velocity(states, sigmas, guidance, AdapterMode::Off))
     }
 
     /// Moves the adapter along the gradient gathered so far, and the average after it; returns the gradient's norm.

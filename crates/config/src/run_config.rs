@@ -203,6 +203,8 @@ pub struct TrainingSection {
     pub kl_denominator: KlDenominator,
     /// Most latents in one training forward (before guidance doubles them).
     pub max_rows: usize,
+    /// Whether the backward pass computes activations again, block by block: less memory for one more forward pass.
+    pub gradient_checkpointing: bool,
 }
 
 /// Which rewards an advantage is measured against, always per step.

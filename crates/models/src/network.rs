@@ -39,6 +39,13 @@ pub struct Streams {
     pub text: Tensor,
 }
 
+impl Streams {
+    /// The same tensors under other handles.
+    pub fn shallow_clone(&self) -> Self {
+        Self { image: self.image.shallow_clone(), text: self.text.shallow_clone() }
+    }
+}
+
 /// A tensor of a network outside its linear modules.
 pub struct OtherTensor {
     /// What training the whole network moves, in place; `None` for a table that stays as it is. Modules that share

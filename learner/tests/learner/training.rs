@@ -298,8 +298,10 @@ fn one_batch_loss(
         (&trainer.policy, Tensor::from_slice(&sigmas), trainer.config.sampling.guidance_scale);
     let rows = TransitionRows::new(&coefficients, Device::Cpu);
     let guidance = Guidance { positive: &positive, negative: Some(&negative), scale };
-    let mean_with =
-        |mode| transition_mean(&states, &policy.velocity(&states, &sigmas, &guidance, mode), &rows);
+    let mean_with = |mode| {
+        let velocity = policy.model().velocity(&states, &sigmas, &guidance, mode);
+        transition_mean(&states, &velocity, &rows)
+    };
     let mean = mean_with(AdapterMode::Trainable);
     let reference = tch::no_grad(|| mean_with(AdapterMode::Off));
     let kl = kl_divergence(&mean, &reference, &coefficients, KlDenominator::Std).mean(Kind::Float);
