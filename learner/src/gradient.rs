@@ -168,7 +168,7 @@ impl Objective {
         if !loss.double_value(&[]).is_finite() {
             return Err(first_non_finite(&mean, &policy_loss, self.n_branches));
         }
-        training.backward(&(loss * scale));
+        policy.differentiate(training, &(loss * scale));
 
         let log_probs = tch::no_grad(|| log_probability(&batch.next, &branch_means, &branch_rows));
         Ok(LossSums::of(&policy_loss, kl, n_cells, &(log_probs - &batch.old_log_probs)))

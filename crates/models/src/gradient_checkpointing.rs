@@ -37,7 +37,7 @@ pub struct TrainingVelocity<'a> {
 
 impl<'a> TrainingVelocity<'a> {
     /// The velocity that `compose` makes of evaluations of `network`, of which there may be any number.
-    pub(crate) fn new(
+    pub fn new(
         network: &'a dyn Network,
         activations: Activations,
         compose: impl FnOnce(&mut dyn FnMut(&Query) -> Tensor) -> Tensor,
