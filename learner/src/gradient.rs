@@ -10,7 +10,7 @@ use flow::{
     ClippedObjective, PolicyLoss, TransitionCoefficients, TransitionRows, kl_divergence, log_probability,
     log_ratio, repeat_for_branches, transition_mean,
 };
-use models::{AdapterMode, Conditioning, Guidance};
+use models::{Conditioning, Guidance};
 use tch::{Kind, Tensor};
 
 use crate::outcome::Trajectories;
@@ -150,18 +150,16 @@ impl Objective {
             negative: task.negative.as_ref(),
             scale: self.guidance_scale,
         };
-        let mean_with = |mode| {
-            let velocity = policy.velocity(&batch.states, &batch.sigmas, &guidance, mode);
-            transition_mean(&batch.states, &velocity, &rows)
-        };
-        let mean = mean_with(AdapterMode::Trainable);
+        let training = policy.training_velocity(&batch.states, &batch.sigmas, &guidance);
+        let mean = transition_mean(&batch.states, training.velocity(), &rows);
 
         let (branch_rows, branch_means) = self.for_branches(&rows, &mean);
         let old_means = repeat_for_branches(&batch.old_means, self.n_branches);
         let log_ratio = log_ratio(&batch.next, &branch_means, &old_means, &branch_rows);
         let policy_loss = self.clipped.policy_loss(&log_ratio, &batch.advantages, &batch.weights);
         let kl = (self.kl_beta > 0.0).then(|| {
-            let reference = tch::no_grad(|| mean_with(AdapterMode::Off));
+            let velocity = policy.reference_velocity(&batch.states, &batch.sigmas, &guidance);
+            let reference = transition_mean(&batch.states, &velocity, &rows);
             kl_divergence(&mean, &reference, &batch.coefficients, self.kl_denominator).sum(Kind::Float)
         });
 
@@ -170,7 +168,7 @@ impl Objective {
         if !loss.double_value(&[]).is_finite() {
             return Err(first_non_finite(&mean, &policy_loss, self.n_branches));
         }
-        (loss * scale).backward();
+        policy.differentiate(training, &(loss * scale));
 
         let log_probs = tch::no_grad(|| log_probability(&batch.next, &branch_means, &branch_rows));
         Ok(LossSums::of(&policy_loss, kl, n_cells, &(log_probs - &batch.old_log_probs)))

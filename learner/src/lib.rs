@@ -36,4 +36,5 @@ mod saving;
 pub mod serve;
 pub mod server;
 pub mod tensorboard;
+mod trained_tensors;
 pub mod trainer;

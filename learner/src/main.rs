@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use learner::pretrain::PretrainSettings;
 use learner::serve::{Exit, ServeError, ServeOptions, serve};
 use learner::{parity, pretrain};
+use models::Activations;
 use service::exit_code;
 use service::logging::{self, LogFormat};
 use service::shutdown;
@@ -51,6 +52,9 @@ struct ParityArgs {
     /// Largest relative error that passes.
     #[arg(long, default_value_t = 1e-4)]
     rtol: f64,
+    /// Compute activations again in the backward pass, block by block, as `training.gradient_checkpointing` does.
+    #[arg(long)]
+    gradient_checkpointing: bool,
 }
 
 #[derive(clap::Args)]
@@ -104,7 +108,9 @@ fn run(args: Args) -> anyhow::Result<u8> {
 }
 
 fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
-    let outcome = parity::run(&args.model_dir, args.cases.as_deref(), args.rtol, &mut std::io::stdout())
+    let activations = if args.gradient_checkpointing { Activations::Recomputed } else { Activations::Kept };
+    let cases = args.cases.as_deref();
+    let outcome = parity::run(&args.model_dir, cases, args.rtol, activations, &mut std::io::stdout())
         .map_err(BadInput)?;
     Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
 }

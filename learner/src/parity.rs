@@ -14,18 +14,19 @@ use models::adapter_file::SavedAdapter;
 pub use models::reference_case::ParityOutcome;
 use models::reference_case::{ParityReport, ReferenceCase};
 use models::weights::WeightOptions;
-use models::{Conditioning, LoadOptions, TextToImageModel};
+use models::{Activations, Conditioning, LoadOptions, TextToImageModel};
 use tch::{Device, Kind, Tensor};
 
 /// A computed output by the name under which cases record it.
 type Outputs = Vec<(String, Tensor)>;
 
 /// What the name of a kind of case starts with, and what runs it.
-type Check = fn(&Path, &ReferenceCase, &mut ParityReport) -> anyhow::Result<()>;
+type Check = fn(&Path, &ReferenceCase, Activations, &mut ParityReport) -> anyhow::Result<()>;
 const KINDS: [(&str, Check); 2] = [("lora", lora::check), ("rl_step", rl_step::check)];
 
 /// Runs the case files `lora*` and `rl_step*` of a folder, by default `cases` in the model's, and writes a line per
-/// output and a line of counts. An output agrees if `‖ours − reference‖ ≤ rtol·‖reference‖`.
+/// output and a line of counts. An output agrees if `‖ours − reference‖ ≤ rtol·‖reference‖`. `activations` says how the
+/// gradients are computed.
 ///
 /// # Errors
 /// If there is no such case, or a case or the model cannot be read or do not fit each other.
@@ -33,6 +34,7 @@ pub fn run(
     model_dir: &Path,
     cases: Option<&Path>,
     rtol: f64,
+    activations: Activations,
     out: &mut dyn Write,
 ) -> anyhow::Result<ParityOutcome> {
     let folder = cases.map_or_else(|| model_dir.join("cases"), Path::to_owned);
@@ -41,7 +43,7 @@ pub fn run(
     for (path, check) in files {
         let case = ReferenceCase::open(&path)?;
         // libtorch's bindings tell shapes that do not fit by panicking.
-        match catch_unwind(AssertUnwindSafe(|| check(model_dir, &case, &mut report))) {
+        match catch_unwind(AssertUnwindSafe(|| check(model_dir, &case, activations, &mut report))) {
             Ok(checked) => checked.with_context(|| format!("cannot run {}", path.display()))?,
             Err(_) => bail!("{} does not fit the model in {}", path.display(), model_dir.display()),
         }

@@ -1,34 +1,35 @@
-//! The policy that is trained: a frozen network, its adapter, the adapter's optimizer and moving average.
+//! The policy that is trained: a network, what of it training moves, that part's optimizer and moving average.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use config::{Dtype, RunConfig};
-use flow::{AdamW, Ema, FlowError, NoiseKey, Purpose, clip_gradient_norm, standard_normal};
-use models::lora::LoraConfig;
+use config::{AdapterMethod, Dtype, RunConfig};
+use flow::{AdamW, Ema, FlowError, clip_gradient_norm};
 use models::weights::WeightOptions;
 use models::{
-    AdapterMode, Conditioning, Guidance, LoadOptions, ModelError, TextToImageModel, pipeline, weights,
+    Activations, AdapterMode, Conditioning, Guidance, LoadOptions, ModelError, TextToImageModel,
+    TrainingVelocity, pipeline, weights,
 };
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::error::LearnerError;
 use crate::rules;
+pub use crate::trained_tensors::NamedTensors;
+use crate::trained_tensors::TrainedTensors;
 
-const ADAPTER_FILE: &str = "adapter.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const AVERAGE_FILE: &str = "ema.safetensors";
-
-/// Tensors by name.
-pub type NamedTensors = Vec<(String, Tensor)>;
 
 /// The network with everything that training changes.
 pub struct Policy {
     model: Box<dyn TextToImageModel>,
-    parameters: NamedTensors,
+    /// What the divergence is measured from; the model without its adapter if absent.
+    reference: Option<Box<dyn TextToImageModel>>,
+    trained: TrainedTensors,
     optimizer: AdamW,
     average: Ema,
     max_grad_norm: f64,
+    activations: Activations,
     device: Device,
 }
 
@@ -42,7 +43,8 @@ pub struct NonFiniteParameter {
 }
 
 impl Policy {
-    /// Opens the model of a run and attaches a fresh adapter, which changes nothing yet.
+    /// Opens the model of a run and makes it trainable; nothing about it has changed yet. A run that trains the whole
+    /// network and measures a divergence holds it twice.
     ///
     /// # Errors
     /// If the model cannot be opened, the adapter does not suit it, or the device is not there.
@@ -54,37 +56,21 @@ impl Policy {
         let device = device(&config.resources.device)?;
         let options =
             LoadOptions { weights: WeightOptions::new(kind, device), text_encoders: false, decoder: false };
-        Ok(Self::new(pipeline::open(&config.model.path, options)?, config, device)?)
-    }
-
-    fn new(
-        mut model: Box<dyn TextToImageModel>,
-        config: &RunConfig,
-        device: Device,
-    ) -> Result<Self, ModelError> {
-        let adapter = &config.adapter;
-        let lora = LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: adapter.targets.clone() };
-        model.network_mut().attach_adapter(&lora, &mut |name, len| {
-            standard_normal(&adapter_key(config.run.seed, name), len)
-        })?;
-        let parameters = model.network().adapter_parameters();
-        let policy = Self {
-            optimizer: AdamW::new(&parameters, rules::optimizer(config)),
-            average: Ema::new(&parameters, rules::average(config)),
+        let open = || pipeline::open(&config.model.path, options);
+        let mut model = open()?;
+        let moves_base = config.adapter.method == AdapterMethod::Full;
+        let reference = (moves_base && config.training.kl_beta > 0.0).then(open).transpose()?;
+        let trained = TrainedTensors::new(model.network_mut(), config)?;
+        Ok(Self {
+            optimizer: AdamW::new(trained.masters(), rules::optimizer(config)),
+            average: Ema::new(trained.masters(), rules::average(config)),
             max_grad_norm: config.training.max_grad_norm,
+            activations: rules::activations(config),
             model,
-            parameters,
+            reference,
+            trained,
             device,
-        };
-        policy.define_gradients();
-        Ok(policy)
-    }
-
-    /// Zero is a gradient too: an update in which nothing was learned decays moments and weights like any other, also
-    /// right after a resume.
-    fn define_gradients(&self) {
-        let zeros: Vec<Tensor> = self.parameters.iter().map(|(_, p)| (p * 0.0).sum(Kind::Float)).collect();
-        Tensor::stack(&zeros, 0).sum(Kind::Float).backward();
+        })
     }
 
     /// The network's file folder, its sizes and its schedule.
@@ -107,28 +93,40 @@ impl Policy {
         }
     }
 
-    /// Velocities; with gradients to the adapter if `mode` makes it trainable.
+    /// Velocities with gradients to what is trained.
     ///
     /// # Shapes
     /// `states` `[B, latent…]`, `sigmas` `[B]` → `[B, latent…]`, float32.
-    pub fn velocity(
+    pub fn training_velocity(
         &self,
         states: &Tensor,
         sigmas: &Tensor,
         guidance: &Guidance,
-        mode: AdapterMode,
-    ) -> Tensor {
-        self.model.velocity(states, sigmas, guidance, mode)
+    ) -> TrainingVelocity<'_> {
+        self.model.training_velocity(states, sigmas, guidance, self.activations)
     }
 
-    /// Moves the adapter along the gradient gathered so far, and the average after it; returns the gradient's norm.
+    /// Velocities of the model that training started from, without gradients; shapes as
+    /// [`Self::training_velocity`].
+    pub fn reference_velocity(&self, states: &Tensor, sigmas: &Tensor, guidance: &Guidance) -> Tensor {
+        let model = self.reference.as_ref().unwrap_or(&self.model);
+        no_grad(|| model.velocity(states, sigmas, guidance, AdapterMode::Off))
+    }
+
+    /// Adds the gradient of a loss formed from `training`'s velocity to that of the policy.
+    pub fn differentiate(&self, training: TrainingVelocity, loss: &Tensor) {
+        training.backward(loss);
+        self.trained.collect_gradients();
+    }
+
+    /// Moves what is trained along the gradient gathered so far, and the average after it; returns the gradient's norm.
     ///
     /// `updates` counts this update, from 1 over the whole run.
     ///
     /// # Errors
     /// If a gradient or, afterwards, a weight is not finite.
     pub fn update(&mut self, updates: u64) -> Result<f64, NonFiniteParameter> {
-        let norm = clip_gradient_norm(&self.parameters, self.max_grad_norm).map_err(|error| {
+        let norm = clip_gradient_norm(self.trained.masters(), self.max_grad_norm).map_err(|error| {
             let FlowError::NonFiniteGradient { parameter } = error else {
                 unreachable!("clipping only fails on gradients; else this is a bug")
             };
@@ -137,22 +135,41 @@ impl Policy {
         self.optimizer.step();
         self.optimizer.zero_gradients();
         let is_finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
-        if let Some((name, _)) = self.parameters.iter().find(|(_, parameter)| !is_finite(parameter)) {
+        if let Some((name, _)) = self.trained.masters().iter().find(|(_, master)| !is_finite(master)) {
             return Err(NonFiniteParameter { quantity: "weight", parameter: name.clone() });
         }
-        self.average.update(&self.parameters, updates);
-        self.model.network_mut().refresh_adapter();
+        self.average.update(self.trained.masters(), updates);
+        self.trained.refresh(self.model.network_mut());
         Ok(norm)
     }
 
-    /// The adapter as it is trained.
-    pub fn adapter(&self) -> &[(String, Tensor)] {
-        &self.parameters
+    /// What is trained, as the optimizer moves it.
+    pub fn trained(&self) -> &[(String, Tensor)] {
+        self.trained.masters()
     }
 
     /// Its moving average.
     pub fn average(&self) -> &[(String, Tensor)] {
         self.average.averages()
+    }
+
+    /// What is trained or its average as workers get it: copies in the element type that networks compute from.
+    pub fn for_workers(&self, tensors: &[(String, Tensor)]) -> NamedTensors {
+        self.trained.for_workers(tensors)
+    }
+
+    /// The whole network by the names of its checkpoint, with the average in place of what is trained, as `look` is
+    /// handed it; for runs that train the whole network.
+    ///
+    /// # Errors
+    /// If `average` is not one of this policy.
+    pub fn with_average<T>(
+        &mut self,
+        average: &[(String, Tensor)],
+        look: impl FnOnce(&[(String, Tensor)]) -> T,
+    ) -> Result<T, ModelError> {
+        let network = self.model.network_mut();
+        TrainedTensors::with_values(network, average, |network| look(&network.checkpoint()))
     }
 
     /// Writes all that training changes into a directory.
@@ -163,7 +180,7 @@ impl Policy {
         let save = |name: &str, tensors: &[(String, Tensor)]| {
             weights::write(&directory.join(name), tensors, &HashMap::new())
         };
-        save(ADAPTER_FILE, &self.parameters)?;
+        save(self.trained.file_name(), self.trained.masters())?;
         save(OPTIMIZER_FILE, &self.optimizer.state())?;
         save(AVERAGE_FILE, self.average.averages())
     }
@@ -174,19 +191,11 @@ impl Policy {
     /// If a file is missing or does not fit.
     pub fn load(&mut self, directory: &Path) -> Result<(), LearnerError> {
         let load = |name: &str| weights::read_all(&directory.join(name)).map(|(tensors, _)| tensors);
-        self.model.network_mut().load_adapter(&load(ADAPTER_FILE)?)?;
+        self.trained.load(self.model.network_mut(), &load(self.trained.file_name())?)?;
         self.optimizer.load_state(&load(OPTIMIZER_FILE)?)?;
         self.average.load_state(&load(AVERAGE_FILE)?)?;
         Ok(())
     }
-}
-
-/// Where the first values of an adapter's tensor come from: its name alone, so that targets may come and go beside it.
-fn adapter_key(seed: u64, name: &str) -> NoiseKey {
-    let digest = blake3::hash(name.as_bytes());
-    let [a, b, c, d, e, f, g, h, ..] = *digest.as_bytes();
-    let (slot, seed_index) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
-    NoiseKey::initial(seed, Purpose::AdapterInit, 0, slot, seed_index)
 }
 
 /// The moving average in a directory that [`Policy::save`] wrote.

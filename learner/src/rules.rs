@@ -5,7 +5,7 @@ use flow::{
     AdamWSettings, ClippedObjective, EmaSettings, FlowError, Schedule, SchedulerConfig,
     TransitionCoefficients, step_weights, trained_steps,
 };
-use models::TextToImageModel;
+use models::{Activations, TextToImageModel};
 
 use crate::error::LearnerError;
 
@@ -77,6 +77,14 @@ pub fn optimizer(config: &RunConfig) -> AdamWSettings {
         beta2: training.adam_beta2,
         epsilon: training.adam_epsilon,
         weight_decay: training.weight_decay,
+    }
+}
+
+/// Where the backward pass gets the network's activations from.
+pub fn activations(config: &RunConfig) -> Activations {
+    match config.training.gradient_checkpointing {
+        true => Activations::Recomputed,
+        false => Activations::Kept,
     }
 }
 

@@ -150,9 +150,14 @@ impl Run {
     fn order(&self, iteration: u32) -> Result<(), LearnerError> {
         let (config, inbox) = (self.config(), &self.trainer.inbox);
         self.trainer.embeddings.begin_iteration(iteration);
-        self.publications.publish(iteration, WeightsRole::Policy, self.trainer.policy.adapter())?;
+        let policy = &self.trainer.policy;
+        self.publications.publish(iteration, WeightsRole::Policy, &policy.for_workers(policy.trained()))?;
         if self.is_evaluation_open(iteration) {
-            self.publications.publish(iteration, WeightsRole::Average, self.trainer.policy.average())?;
+            self.publications.publish(
+                iteration,
+                WeightsRole::Average,
+                &policy.for_workers(policy.average()),
+            )?;
             let tasks = config.evaluation_tasks(self.test_prompts.len(), iteration);
             inbox.want(TaskKind::Evaluate, iteration, Order { tasks, steps: Vec::new() });
         }
@@ -274,8 +279,8 @@ impl Run {
             return;
         }
         let (version, oldest) = (self.state.version, self.config().policy_version(self.state.version));
-        let copies = self.trainer.policy.adapter().iter().map(|(name, t)| (name.clone(), t.detach().copy()));
-        self.earlier.insert(version, copies.collect());
+        let policy = &self.trainer.policy;
+        self.earlier.insert(version, policy.for_workers(policy.trained()));
         self.earlier.retain(|version, _| *version >= oldest);
     }
 

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use config::RunConfig;
+use config::{AdapterMethod, RunConfig};
 use models::weights;
 use proto::Summary;
 use serde::{Deserialize, Serialize};
 use service::{RunDirectory, ServiceError, durable};
+use tch::Tensor;
 
 use crate::checkpoint::CheckpointError;
 use crate::error::LearnerError;
@@ -15,6 +16,7 @@ use crate::export;
 use crate::policy::{self, NamedTensors};
 use crate::run::Run;
 use crate::serve::chain;
+use crate::trainer::Trainer;
 
 const STATE_FILE: &str = "state.json";
 /// Checkpoints in a row that may fail before the run gives up.
@@ -75,7 +77,7 @@ impl SavedState {
 }
 
 impl Run {
-    /// Writes a checkpoint and exports the averaged adapter; a failure is told, and final only if it repeats.
+    /// Writes a checkpoint and exports the average of what is trained; a failure is told, and final only if it repeats.
     pub(crate) fn save(&mut self) -> Result<(), LearnerError> {
         self.trainer.progress.phase("checkpointing");
         let version = self.state.version;
@@ -91,9 +93,9 @@ impl Run {
                 if let Err(error) = self.checkpoints.prune() {
                     tracing::warn!("old checkpoints stay: {error}");
                 }
-                let (config, average) = (self.config(), self.trainer.policy.average());
-                if let Err(error) = export::write(config, average, &self.directory.adapter()) {
-                    tracing::error!("the adapter is exported with the next checkpoint: {error}");
+                let average = shallow_clones(self.trainer.policy.average());
+                if let Err(error) = self.export(&average, &self.directory.adapter()) {
+                    tracing::error!("what is trained is exported with the next checkpoint: {error}");
                 }
                 Ok(())
             }
@@ -117,9 +119,19 @@ impl Run {
     }
 
     /// Exports the average of the checkpoint of `version`, beside the newest adapter.
-    pub(crate) fn export_best(&self, version: u32) -> Result<(), LearnerError> {
+    pub(crate) fn export_best(&mut self, version: u32) -> Result<(), LearnerError> {
         let average = policy::read_average(&self.checkpoints.path(version))?;
-        export::write(self.config(), &average, &self.directory.adapter().join("best"))
+        self.export(&average, &self.directory.adapter().join("best"))
+    }
+
+    fn export(&mut self, average: &[(String, Tensor)], directory: &Path) -> Result<(), LearnerError> {
+        let Trainer { config, policy, .. } = &mut self.trainer;
+        match config.adapter.method {
+            AdapterMethod::Lora => export::write_adapter(config, average, directory),
+            AdapterMethod::Full => policy.with_average(average, |tensors| {
+                export::write_transformer(&config.model.path, tensors, directory)
+            })?,
+        }
     }
 
     /// Seconds since the start of the run, its earlier lives included.
@@ -179,6 +191,10 @@ impl Run {
         let text = serde_json::to_string_pretty(state).expect("the state is plain data; else this is a bug");
         Ok(durable::write_file(&directory.join(STATE_FILE), text.as_bytes())?)
     }
+}
+
+fn shallow_clones(tensors: &[(String, Tensor)]) -> NamedTensors {
+    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
 }
 
 fn policy_file(version: u32) -> String {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use learner::parity::{ParityOutcome, run};
+use models::Activations;
 use models::safetensors_file::{read_all, write};
 
 fn sd3() -> PathBuf {
@@ -11,8 +12,16 @@ fn sd3() -> PathBuf {
 }
 
 fn check(cases: Option<&Path>, rtol: f64) -> (anyhow::Result<ParityOutcome>, String) {
+    check_with(Activations::Kept, cases, rtol)
+}
+
+fn check_with(
+    activations: Activations,
+    cases: Option<&Path>,
+    rtol: f64,
+) -> (anyhow::Result<ParityOutcome>, String) {
     let mut out = Vec::new();
-    let outcome = run(&sd3(), cases, rtol, &mut out);
+    let outcome = run(&sd3(), cases, rtol, activations, &mut out);
     (outcome, String::from_utf8(out).unwrap())
 }
 
@@ -36,11 +45,14 @@ fn copied_cases() -> tempfile::TempDir {
 
 #[test]
 fn recorded_gradients_and_updates_are_reproduced() {
-    let (outcome, text) = check(None, 1e-4);
-    let ParityOutcome { passed, failed } = outcome.unwrap();
-    // 62 adapter tensors: gradients and sample of one case; gradients, six terms, the norm and the update of the other.
-    assert_eq!((passed, failed), (63 + 62 + 7 + 62, 0), "{text}");
-    assert!(text.ends_with("194 passed, 0 failed\n"), "{text}");
+    for activations in [Activations::Kept, Activations::Recomputed] {
+        let (outcome, text) = check_with(activations, None, 1e-4);
+        let ParityOutcome { passed, failed } = outcome.unwrap();
+        // 62 adapter tensors: gradients and sample of one case; gradients, six terms, the norm and the update of the
+        // other.
+        assert_eq!((passed, failed), (63 + 62 + 7 + 62, 0), "{text}");
+        assert!(text.ends_with("194 passed, 0 failed\n"), "{text}");
+    }
 }
 
 #[test]

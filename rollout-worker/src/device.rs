@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
 
 use crate::task::{Sampled, Sampler, TaskError};
-use crate::weights::AdapterWeights;
+use crate::weights::TrainedWeights;
 
 /// A thread with a sampler in it.
 pub struct DeviceThread {
@@ -23,7 +23,7 @@ pub struct DeviceDied;
 
 struct Command {
     task: Task,
-    weights: Arc<AdapterWeights>,
+    weights: Arc<TrainedWeights>,
     span: Span,
     reply: oneshot::Sender<Result<Sampled, TaskError>>,
 }
@@ -68,7 +68,7 @@ impl DeviceThread {
     pub async fn sample(
         &self,
         task: Task,
-        weights: Arc<AdapterWeights>,
+        weights: Arc<TrainedWeights>,
     ) -> Result<Result<Sampled, TaskError>, DeviceDied> {
         let (reply, outcome) = oneshot::channel();
         let command = Command { task, weights, span: Span::current(), reply };

@@ -99,6 +99,14 @@ impl GuidedModel {
         self.model.network_mut().load_adapter(tensors)
     }
 
+    /// Replaces the values of all parameters of the network.
+    ///
+    /// # Errors
+    /// If a name is missing, unexpected or of another shape.
+    pub fn load_parameters(&mut self, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
+        self.model.network_mut().load_parameters(tensors)
+    }
+
     /// The shape of one image's latents.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ mod training;
 
 use std::time::Instant;
 
-use config::RunConfig;
+use config::{AdapterMethod, RunConfig};
 use flow::{FlowError, NoiseKey, Schedule};
 use models::ModelError;
 use proto::{Prompt, Task, TaskKind};
@@ -108,20 +108,25 @@ impl Sampler {
     pub fn new(config: RunConfig, mut model: GuidedModel) -> Result<Self, ModelError> {
         let latent_shape = model.latent_shape(config.sampling.height, config.sampling.width)?;
         let adapter = &config.adapter;
-        model.attach_adapter(&models::lora::LoraConfig {
-            rank: adapter.rank,
-            alpha: adapter.alpha,
-            targets: adapter.targets.clone(),
-        })?;
+        if adapter.method == AdapterMethod::Lora {
+            model.attach_adapter(&models::lora::LoraConfig {
+                rank: adapter.rank,
+                alpha: adapter.alpha,
+                targets: adapter.targets.clone(),
+            })?;
+        }
         Ok(Self { config, model, latent_shape })
     }
 
-    /// Samples with these adapter weights from now on.
+    /// Samples with these weights from now on: an adapter's, or the whole network's, as the config says.
     ///
     /// # Errors
     /// If a name is missing, unexpected or of another shape.
-    pub fn load(&mut self, adapter: &[(String, Tensor)]) -> Result<(), ModelError> {
-        self.model.load_adapter(adapter)
+    pub fn load(&mut self, weights: &[(String, Tensor)]) -> Result<(), ModelError> {
+        match self.config.adapter.method {
+            AdapterMethod::Lora => self.model.load_adapter(weights),
+            AdapterMethod::Full => self.model.load_parameters(weights),
+        }
     }
 
     /// Samples a task; `progressed` is called at every network call.

@@ -1,4 +1,4 @@
-//! Versions of the adapter: fetched from the learner, checked to the last bit, the newest few kept.
+//! Versions of what is trained: fetched from the learner, checked to the last bit, the newest few kept.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,22 +14,22 @@ use crate::learner_link::{Failure, LearnerLink};
 
 /// With lag 1, two policies take turns with one average.
 const KEPT_VERSIONS: usize = 3;
-/// No adapter is larger than this, in bytes.
-const SIZE_LIMIT: usize = 16 << 30;
+/// No network is larger than this, in bytes.
+const SIZE_LIMIT: usize = 256 << 30;
 const DEADLINE: Duration = Duration::from_secs(300);
 /// How often a version may be unavailable before the task is given back.
 const ATTEMPTS_WHILE_UNAVAILABLE: u32 = 10;
 
-/// One version of the adapter in one role.
+/// One version of an adapter, or of the whole network, in one role.
 #[derive(Debug)]
-pub struct AdapterWeights {
+pub struct TrainedWeights {
     /// Version and role.
     pub name: (u32, WeightsRole),
     tensors: Vec<TensorInfo>,
     bytes: Vec<u8>,
 }
 
-impl AdapterWeights {
+impl TrainedWeights {
     /// The tensors by name, on the CPU.
     ///
     /// # Errors
@@ -43,7 +43,7 @@ impl AdapterWeights {
 pub struct WeightsCache {
     link: LearnerLink,
     /// Least recently used first.
-    kept: VecDeque<Arc<AdapterWeights>>,
+    kept: VecDeque<Arc<TrainedWeights>>,
     /// Streams that arrived damaged and were asked for again.
     n_damaged: u64,
 }
@@ -89,7 +89,7 @@ impl WeightsCache {
         &mut self,
         version: u32,
         role: WeightsRole,
-    ) -> Result<Arc<AdapterWeights>, WeightsError> {
+    ) -> Result<Arc<TrainedWeights>, WeightsError> {
         let position = self.kept.iter().position(|weights| weights.name == (version, role));
         let weights = match position.and_then(|position| self.kept.remove(position)) {
             Some(kept) => kept,
@@ -102,7 +102,7 @@ impl WeightsCache {
         Ok(weights)
     }
 
-    async fn fetch(&mut self, version: u32, role: WeightsRole) -> Result<AdapterWeights, WeightsError> {
+    async fn fetch(&mut self, version: u32, role: WeightsRole) -> Result<TrainedWeights, WeightsError> {
         let mut n_unavailable = 0;
         loop {
             match self.attempt(version, role).await {
@@ -143,7 +143,7 @@ impl WeightsCache {
         }
     }
 
-    async fn attempt(&mut self, version: u32, role: WeightsRole) -> Result<AdapterWeights, AttemptError> {
+    async fn attempt(&mut self, version: u32, role: WeightsRole) -> Result<TrainedWeights, AttemptError> {
         let mut client = self.link.client().await;
         let caller = Some(self.link.membership().caller());
         let message = WeightsRequest { caller, version, role: role.into() };
@@ -165,7 +165,7 @@ impl WeightsCache {
         if (manifest.version, manifest.role()) != (version, role) {
             return Err(AttemptError::Damaged(format!("version {} came instead", manifest.version)));
         }
-        Ok(AdapterWeights { name: (version, role), tensors: manifest.tensors, bytes })
+        Ok(TrainedWeights { name: (version, role), tensors: manifest.tensors, bytes })
     }
 }
 

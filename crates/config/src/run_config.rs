@@ -13,7 +13,7 @@ pub struct RunConfig {
     pub run: RunSection,
     /// Which model is trained.
     pub model: ModelSection,
-    /// The low-rank adapter that is trained.
+    /// What of the model is trained.
     pub adapter: AdapterSection,
     /// Prompt files.
     pub data: DataSection,
@@ -21,7 +21,7 @@ pub struct RunConfig {
     pub sampling: SamplingSection,
     /// How the policy is updated.
     pub training: TrainingSection,
-    /// Moving average of the adapter, used for evaluation and export.
+    /// Moving average of what is trained, used for evaluation and export.
     pub ema: EmaSection,
     /// What images are scored by; the reward is the weighted sum of raw scores.
     pub rewards: Vec<RewardSection>,
@@ -72,12 +72,24 @@ pub enum Dtype {
 /// `[adapter]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdapterSection {
+    /// What of the transformer is trained; `full` has no use for the other keys.
+    pub method: AdapterMethod,
     /// Rank of the update.
     pub rank: i64,
     /// The update is scaled by `alpha / rank`.
     pub alpha: f64,
     /// Module names or dotted suffixes, as PEFT matches them.
     pub targets: Vec<String>,
+}
+
+/// What of the transformer is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterMethod {
+    /// Low-rank updates of some linear modules.
+    Lora,
+    /// All parameters, without an adapter.
+    Full,
 }
 
 /// `[data]`
@@ -203,6 +215,8 @@ pub struct TrainingSection {
     pub kl_denominator: KlDenominator,
     /// Most latents in one training forward (before guidance doubles them).
     pub max_rows: usize,
+    /// Whether the backward pass computes activations again, block by block: less memory for one more forward pass.
+    pub gradient_checkpointing: bool,
 }
 
 /// Which rewards an advantage is measured against, always per step.

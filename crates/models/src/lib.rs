@@ -2,6 +2,7 @@
 
 pub mod adapter_file;
 pub mod error;
+pub mod gradient_checkpointing;
 pub mod layers;
 pub mod lora;
 pub mod network;
@@ -21,6 +22,7 @@ pub mod t5;
 pub mod tensor_bytes;
 pub mod tokenizer;
 
+pub use gradient_checkpointing::{Activations, TrainingVelocity};
 pub use network::Network;
 pub use pipeline::{Conditioning, Guidance, LoadOptions, PromptTokens, RgbImage, TextToImageModel, to_rgb8};
 pub use projection::AdapterMode;

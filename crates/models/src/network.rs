@@ -39,6 +39,13 @@ pub struct Streams {
     pub text: Tensor,
 }
 
+impl Streams {
+    /// The same tensors under other handles.
+    pub fn shallow_clone(&self) -> Self {
+        Self { image: self.image.shallow_clone(), text: self.text.shallow_clone() }
+    }
+}
+
 /// A tensor of a network outside its linear modules.
 pub struct OtherTensor {
     /// What training the whole network moves, in place; `None` for a table that stays as it is. Modules that share
@@ -121,8 +128,7 @@ pub trait Network {
     /// # Errors
     /// If a name is missing, unexpected or of another shape; all of them are told.
     fn load_adapter(&mut self, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
-        let pairs = matched(self.adapter_parameters(), tensors)?;
-        no_grad(|| pairs.into_iter().for_each(|(mut parameter, value)| parameter.copy_(value)));
+        copy_values(&self.adapter_parameters(), tensors)?;
         self.refresh_adapter();
         Ok(())
     }
@@ -139,6 +145,16 @@ pub trait Network {
         self.projections().into_iter().flat_map(Projection::parameters).chain(others).collect()
     }
 
+    /// Copies values into [`Self::parameters`], all or none, and refreshes.
+    ///
+    /// # Errors
+    /// If a name is missing, unexpected or of another shape; all of them are told.
+    fn load_parameters(&mut self, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
+        copy_values(&self.parameters(), tensors)?;
+        self.refresh_adapter();
+        Ok(())
+    }
+
     /// The tensors of the network by their names in a checkpoint, without the adapter.
     fn checkpoint(&self) -> Vec<(String, Tensor)> {
         let others = self.other_tensors().into_iter().flat_map(|other| other.checkpoint);
@@ -146,16 +162,26 @@ pub trait Network {
     }
 }
 
+/// Copies values into parameters of the same names, all or none; element types and devices may differ.
+///
+/// # Errors
+/// If a name is missing, unexpected or of another shape; all of them are told.
+pub fn copy_values(parameters: &[(String, Tensor)], values: &[(String, Tensor)]) -> Result<(), ModelError> {
+    let pairs = matched(parameters, values)?;
+    no_grad(|| pairs.into_iter().for_each(|(parameter, value)| parameter.shallow_clone().copy_(value)));
+    Ok(())
+}
+
 /// Each parameter with the given value of its name.
-fn matched(
-    parameters: Vec<(String, Tensor)>,
-    tensors: &[(String, Tensor)],
-) -> Result<Vec<(Tensor, &Tensor)>, ModelError> {
+fn matched<'a>(
+    parameters: &'a [(String, Tensor)],
+    tensors: &'a [(String, Tensor)],
+) -> Result<Vec<(&'a Tensor, &'a Tensor)>, ModelError> {
     let mut given: BTreeMap<&str, &Tensor> = tensors.iter().map(|(name, t)| (name.as_str(), t)).collect();
     let (mut missing, mut misshaped, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
     for (name, parameter) in parameters {
         match given.remove(name.as_str()) {
-            None => missing.push(name),
+            None => missing.push(name.clone()),
             Some(value) if value.size() != parameter.size() => {
                 misshaped.push(format!(
                     "{name} has shape {:?}, expected {:?}",
@@ -170,5 +196,5 @@ fn matched(
         return Ok(pairs);
     }
     let unexpected = given.into_keys().map(str::to_owned).collect();
-    Err(ModelError::Tensors { path: PathBuf::from("adapter"), missing, unexpected, misshaped })
+    Err(ModelError::Tensors { path: PathBuf::from("the trained weights"), missing, unexpected, misshaped })
 }

@@ -15,7 +15,8 @@ pub use conditioning::Conditioning;
 pub use rgb::{RgbImage, to_rgb8};
 
 use crate::ModelError;
-use crate::network::Network;
+use crate::gradient_checkpointing::{Activations, TrainingVelocity};
+use crate::network::{Network, Query};
 use crate::projection::AdapterMode;
 use crate::tokenizer::TokenIds;
 use crate::weights::WeightOptions;
@@ -54,7 +55,10 @@ pub trait TextToImageModel {
     /// because it applies guidance itself or there is none to apply.
     fn negative_prompt(&self, guidance_scale: f64) -> Option<&'static str>;
 
-    /// Predicts the velocity d(latents)/d(sigma) under guidance; `mode` says what the adapter has to do with it.
+    /// Composes the velocity d(latents)/d(sigma) under guidance of what `evaluate` says about the network's answers to
+    /// queries; guidance is applied in float32.
+    ///
+    /// This is what a family writes; callers want [`Self::velocity`] or [`Self::training_velocity`].
     ///
     /// # Shapes
     /// - `latents`: `[B, …]` as [`Self::latent_shape`]; `sigmas`: `[B]`, f32, in `[0, 1]`
@@ -62,7 +66,33 @@ pub trait TextToImageModel {
     ///
     /// # Panics
     /// If the shapes disagree.
-    fn velocity(&self, latents: &Tensor, sigmas: &Tensor, guidance: &Guidance, mode: AdapterMode) -> Tensor;
+    fn compose_velocity(
+        &self,
+        latents: &Tensor,
+        sigmas: &Tensor,
+        guidance: &Guidance,
+        evaluate: &mut dyn FnMut(&Query) -> Tensor,
+    ) -> Tensor;
+
+    /// Predicts the velocity under guidance; `mode` says what the adapter has to do with it. Shapes and panics as
+    /// [`Self::compose_velocity`].
+    fn velocity(&self, latents: &Tensor, sigmas: &Tensor, guidance: &Guidance, mode: AdapterMode) -> Tensor {
+        self.compose_velocity(latents, sigmas, guidance, &mut |query| self.network().forward(query, mode))
+    }
+
+    /// As [`Self::velocity`], with gradients to what is trained: the adapter or, where that was asked of its handles,
+    /// the network itself.
+    fn training_velocity(
+        &self,
+        latents: &Tensor,
+        sigmas: &Tensor,
+        guidance: &Guidance,
+        activations: Activations,
+    ) -> TrainingVelocity<'_> {
+        TrainingVelocity::new(self.network(), activations, |evaluate| {
+            self.compose_velocity(latents, sigmas, guidance, evaluate)
+        })
+    }
 
     /// The velocity network, which carries the adapter.
     fn network(&self) -> &dyn Network;

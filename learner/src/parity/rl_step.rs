@@ -9,14 +9,19 @@ use flow::{
     clip_gradient_norm, kl_divergence, log_probability, step_weights, transition_mean,
 };
 use models::reference_case::{ParityReport, ReferenceCase};
-use models::{AdapterMode, Conditioning, Guidance, TextToImageModel};
+use models::{Activations, AdapterMode, Conditioning, Guidance, TextToImageModel};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{Outputs, adapter, conditioning, named_gradients, open_with_adapter};
 
-pub(super) fn check(model_dir: &Path, case: &ReferenceCase, report: &mut ParityReport) -> anyhow::Result<()> {
+pub(super) fn check(
+    model_dir: &Path,
+    case: &ReferenceCase,
+    activations: Activations,
+    report: &mut ParityReport,
+) -> anyhow::Result<()> {
     let model = open_with_adapter(model_dir, &adapter(case, "adapter_before")?)?;
-    let mut outputs = backward(model.as_ref(), case)?;
+    let mut outputs = backward(model.as_ref(), case, activations)?;
     let parameters = model.network().adapter_parameters();
     outputs.extend(named_gradients(&parameters));
     let norm = clip_gradient_norm(&parameters, case.argument("max_grad_norm")?)?;
@@ -44,16 +49,21 @@ fn optimizer(case: &ReferenceCase) -> anyhow::Result<AdamWSettings> {
 }
 
 /// Computes the loss and its gradients.
-fn backward(model: &dyn TextToImageModel, case: &ReferenceCase) -> anyhow::Result<Outputs> {
+fn backward(
+    model: &dyn TextToImageModel,
+    case: &ReferenceCase,
+    activations: Activations,
+) -> anyhow::Result<Outputs> {
     let question = Question::new(case)?;
     let rows = question.latents.size()[0];
     let (coefficients, weight) = transition(case)?;
     let coefficients = vec![coefficients; rows as usize];
     let transition_rows = TransitionRows::new(&coefficients, Device::Cpu);
-    let mean_with =
-        |mode| transition_mean(&question.latents, &question.velocity(model, mode), &transition_rows);
-    let mean = mean_with(AdapterMode::Trainable);
-    let reference = no_grad(|| mean_with(AdapterMode::Off));
+    let (latents, sigmas, guidance) = (&question.latents, &question.sigmas, question.guidance());
+    let training = model.training_velocity(latents, sigmas, &guidance, activations);
+    let mean = transition_mean(latents, training.velocity(), &transition_rows);
+    let reference = no_grad(|| model.velocity(latents, sigmas, &guidance, AdapterMode::Off));
+    let reference = transition_mean(latents, &reference, &transition_rows);
 
     let log_prob = log_probability(&case.input("next_latents")?, &mean, &transition_rows);
     let objective = ClippedObjective {
@@ -65,7 +75,7 @@ fn backward(model: &dyn TextToImageModel, case: &ReferenceCase) -> anyhow::Resul
     let policy = objective.policy_loss(&log_ratio, &case.input("advantages")?, &weights);
     let kl = kl_divergence(&mean, &reference, &coefficients, KlDenominator::Std).mean(Kind::Float);
     let loss = &policy.loss + &kl * case.argument::<f64>("beta")?;
-    loss.backward();
+    training.backward(&loss);
     let one = |scalar: &Tensor| scalar.detach().view([1]);
     let outputs = [
         ("log_prob", log_prob.detach()),
@@ -118,9 +128,7 @@ impl Question {
         })
     }
 
-    fn velocity(&self, model: &dyn TextToImageModel, mode: AdapterMode) -> Tensor {
-        let guidance =
-            Guidance { positive: &self.positive, negative: Some(&self.negative), scale: self.guidance_scale };
-        model.velocity(&self.latents, &self.sigmas, &guidance, mode)
+    fn guidance(&self) -> Guidance<'_> {
+        Guidance { positive: &self.positive, negative: Some(&self.negative), scale: self.guidance_scale }
     }
 }

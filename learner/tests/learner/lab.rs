@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ::service::RunDirectory;
 use bytes::Bytes;
-use config::{RunConfig, TaskKind, TaskSpec};
+use config::{AdapterMethod, Dtype, RunConfig, TaskKind, TaskSpec};
 use flow::{
     NoiseKey, Purpose, TransitionRows, log_probability, next_latents, ode_step, repeat_for_branches,
     standard_normal, transition_mean,
@@ -215,15 +215,22 @@ impl Worker {
     /// A worker of a run.
     pub fn new(config: &RunConfig) -> Self {
         tch::set_num_threads(1);
+        let kind = match config.model.dtype {
+            Dtype::Float32 => Kind::Float,
+            Dtype::Bfloat16 => Kind::BFloat16,
+        };
         let options = LoadOptions {
-            weights: WeightOptions::new(Kind::Float, Device::Cpu),
+            weights: WeightOptions::new(kind, Device::Cpu),
             text_encoders: true,
             decoder: false,
         };
         let mut model = pipeline::open(&config.model.path, options).unwrap();
         let adapter = &config.adapter;
-        let lora = LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: adapter.targets.clone() };
-        model.network_mut().attach_adapter(&lora, &mut |_, len| vec![0.0; len]).unwrap();
+        if adapter.method == AdapterMethod::Lora {
+            let targets = adapter.targets.clone();
+            let lora = LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets };
+            model.network_mut().attach_adapter(&lora, &mut |_, len| vec![0.0; len]).unwrap();
+        }
         let schedule = rules::schedule(config, model.as_ref()).unwrap();
         let latent_shape = model.latent_shape(config.sampling.height, config.sampling.width).unwrap();
         let receiver = Receiver {
@@ -256,7 +263,11 @@ impl Worker {
                     let publication = publications.get(task.version, WeightsRole::Policy)?;
                     let tensors =
                         tensor_bytes::split(&publication.manifest.tensors, &publication.bytes).unwrap();
-                    self.model.network_mut().load_adapter(&tensors).unwrap();
+                    let network = self.model.network_mut();
+                    match self.config.adapter.method {
+                        AdapterMethod::Lora => network.load_adapter(&tensors).unwrap(),
+                        AdapterMethod::Full => network.load_parameters(&tensors).unwrap(),
+                    }
                     self.loaded = Some(task.version);
                 }
                 Some(tch::no_grad(|| self.trajectories(task)))

@@ -38,7 +38,7 @@ impl Served {
         let lab = Lab::new(|_| {});
         let shared = Shared::default();
         let trainer = lab.trainer(&shared);
-        shared.publications.publish(0, WeightsRole::Policy, trainer.policy.adapter()).unwrap();
+        shared.publications.publish(0, WeightsRole::Policy, trainer.policy.trained()).unwrap();
         let tasks = lab.config.train_tasks(3, 0);
         let task = tasks[1].clone();
         let steps = TrainedSteps::new(&lab.config, &trainer.schedule, 0).unwrap().on_the_wire();

@@ -230,7 +230,7 @@ fn the_streamed_gradient_is_that_of_one_big_batch() {
     let lab = Lab::new(|config| config.training.kl_beta = 0.5);
     let shared = Shared::default();
     let trainer = lab.trainer(&shared);
-    shared.publications.publish(0, WeightsRole::Policy, trainer.policy.adapter()).unwrap();
+    shared.publications.publish(0, WeightsRole::Policy, trainer.policy.trained()).unwrap();
     let steps = TrainedSteps::new(&lab.config, &trainer.schedule, 0).unwrap();
     let tasks = lab.config.train_tasks(3, 0);
     let mut worker = Worker::new(&lab.config);
@@ -243,7 +243,7 @@ fn the_streamed_gradient_is_that_of_one_big_batch() {
         .collect();
     // Away from the sampling policy, so that every term has a gradient.
     tch::no_grad(|| {
-        for (ordinal, (_, parameter)) in trainer.policy.adapter().iter().enumerate() {
+        for (ordinal, (_, parameter)) in trainer.policy.trained().iter().enumerate() {
             let _ = parameter.shallow_clone().g_add_scalar_(1e-3 * (ordinal % 3) as f64);
         }
     });
@@ -257,12 +257,12 @@ fn the_streamed_gradient_is_that_of_one_big_batch() {
         let scale = 1.0 / (tasks.len() * steps.steps.len()) as f64;
         trainer.objective.accumulate(&trainer.policy, &training, &steps, scale).unwrap();
     }
-    let streamed: Vec<Tensor> = trainer.policy.adapter().iter().map(|(_, p)| p.grad().copy()).collect();
-    trainer.policy.adapter().iter().for_each(|(_, p)| p.shallow_clone().zero_grad());
+    let streamed: Vec<Tensor> = trainer.policy.trained().iter().map(|(_, p)| p.grad().copy()).collect();
+    trainer.policy.trained().iter().for_each(|(_, p)| p.shallow_clone().zero_grad());
 
     one_batch_loss(&trainer, &steps, &sampled, &advantages.concat(), &shared).backward();
     let (mut distance, mut norm) = (0.0, 0.0);
-    for ((_, parameter), streamed) in trainer.policy.adapter().iter().zip(&streamed) {
+    for ((_, parameter), streamed) in trainer.policy.trained().iter().zip(&streamed) {
         distance += (parameter.grad() - streamed).square().sum(Kind::Double).double_value(&[]);
         norm += streamed.square().sum(Kind::Double).double_value(&[]);
     }
@@ -298,8 +298,10 @@ fn one_batch_loss(
         (&trainer.policy, Tensor::from_slice(&sigmas), trainer.config.sampling.guidance_scale);
     let rows = TransitionRows::new(&coefficients, Device::Cpu);
     let guidance = Guidance { positive: &positive, negative: Some(&negative), scale };
-    let mean_with =
-        |mode| transition_mean(&states, &policy.velocity(&states, &sigmas, &guidance, mode), &rows);
+    let mean_with = |mode| {
+        let velocity = policy.model().velocity(&states, &sigmas, &guidance, mode);
+        transition_mean(&states, &velocity, &rows)
+    };
     let mean = mean_with(AdapterMode::Trainable);
     let reference = tch::no_grad(|| mean_with(AdapterMode::Off));
     let kl = kl_divergence(&mean, &reference, &coefficients, KlDenominator::Std).mean(Kind::Float);

@@ -12,7 +12,6 @@ use super::model_index::ModelIndex;
 use super::{Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, misshaped};
 use crate::autoencoder_kl::{AutoencoderKlConfig, AutoencoderKlDecoder};
 use crate::network::{Network, Query};
-use crate::projection::AdapterMode;
 use crate::sd3::{Sd3Config, Sd3Transformer};
 use crate::{ModelError, json_file};
 
@@ -103,7 +102,7 @@ impl Sd3 {
         latents: &Tensor,
         timesteps: &Tensor,
         text: &Conditioning,
-        mode: AdapterMode,
+        evaluate: &mut dyn FnMut(&Query) -> Tensor,
     ) -> Tensor {
         let kind = self.options.weights.kind;
         let pooled = text.pooled.as_ref().expect("SD3 conditioning has pooled features; else this is a bug");
@@ -116,7 +115,7 @@ impl Sd3 {
             text_mask: None,
             guidance_scale: 1.0,
         };
-        self.transformer.forward(&query, mode).to_kind(Kind::Float)
+        evaluate(&query).to_kind(Kind::Float)
     }
 }
 
@@ -162,17 +161,23 @@ impl TextToImageModel for Sd3 {
         (guidance_scale > 1.0).then_some("")
     }
 
-    fn velocity(&self, latents: &Tensor, sigmas: &Tensor, guidance: &Guidance, mode: AdapterMode) -> Tensor {
+    fn compose_velocity(
+        &self,
+        latents: &Tensor,
+        sigmas: &Tensor,
+        guidance: &Guidance,
+        evaluate: &mut dyn FnMut(&Query) -> Tensor,
+    ) -> Tensor {
         let rows = latents.size()[0];
         let positive = guidance.positive.expand(rows);
         // In float32, as the scheduler lays out its time steps.
         let timesteps = sigmas.to_kind(Kind::Float) * self.num_train_timesteps;
         let Some(negative) = guidance.negative else {
-            return self.predict(latents, &timesteps, &positive, mode);
+            return self.predict(latents, &timesteps, &positive, evaluate);
         };
         let both = Conditioning::cat(&[&negative.expand(rows), &positive]);
         let doubled = |x: &Tensor| Tensor::cat(&[x, x], 0);
-        let velocity = self.predict(&doubled(latents), &doubled(&timesteps), &both, mode);
+        let velocity = self.predict(&doubled(latents), &doubled(&timesteps), &both, evaluate);
         let (unconditional, conditional) = (velocity.narrow(0, 0, rows), velocity.narrow(0, rows, rows));
         &unconditional + (conditional - &unconditional) * guidance.scale
     }

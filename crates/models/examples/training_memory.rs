@@ -1,0 +1,84 @@
+//! Memory and time of one training step of an SD3 transformer with random weights, in float32 on one CPU thread:
+//! `cargo run --release -p models --example training_memory -- kept|recomputed [WIDTH BLOCKS SIDE BATCH]`.
+//!
+//! SIDE is the latent image's, in latents: SIDE² / 4 image tokens. A line of CSV: resident memory before the step and
+//! the most it came to, in MiB as Linux counts them, then milliseconds. The peak is the process's, so each way of
+//! training wants a process of its own.
+
+use std::time::Instant;
+
+use models::lora::LoraConfig;
+use models::network::Query;
+use models::sd3::{Sd3Config, Sd3Transformer};
+use models::weights::Weights;
+use models::{Activations, Network, TrainingVelocity};
+use tch::{Device, Kind, Tensor};
+
+const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
+const HEAD_WIDTH: i64 = 64;
+/// As many as SD3.5 has: 77 of CLIP and 128 of T5.
+const TEXT_TOKENS: i64 = 205;
+const TEXT_WIDTH: i64 = 1024;
+const CHANNELS: i64 = 16;
+const TARGETS: [&str; 8] =
+    ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    tch::set_num_threads(1);
+    let mut arguments = std::env::args().skip(1);
+    let activations = match arguments.next().as_deref() {
+        Some("kept") => Activations::Kept,
+        Some("recomputed") => Activations::Recomputed,
+        _ => return Err("the first argument is `kept` or `recomputed`".into()),
+    };
+    let mut sizes: Vec<i64> = arguments.map(|argument| argument.parse()).collect::<Result<_, _>>()?;
+    if sizes.is_empty() {
+        sizes = vec![768, 12, 64, 2];
+    }
+    let &[width, n_blocks, side, batch] = sizes.as_slice() else {
+        return Err("the sizes are WIDTH BLOCKS SIDE BATCH".into());
+    };
+    let config: Sd3Config = serde_json::from_value(serde_json::json!({
+        "num_layers": n_blocks, "num_attention_heads": width / HEAD_WIDTH, "attention_head_dim": HEAD_WIDTH,
+        "joint_attention_dim": TEXT_WIDTH, "pooled_projection_dim": TEXT_WIDTH, "in_channels": CHANNELS,
+        "caption_projection_dim": width, "sample_size": side, "pos_embed_max_size": side, "qk_norm": "rms_norm",
+    }))?;
+    let weights = Weights::random(1, CPU.0, CPU.1);
+    let mut transformer = Sd3Transformer::new(&weights.scope(""), &config);
+    weights.finish()?;
+    let lora = LoraConfig { rank: 32, alpha: 64.0, targets: TARGETS.map(|t| format!("attn.{t}")).to_vec() };
+    transformer.attach_adapter(&lora, &mut |_, n| vec![0.01; n])?;
+
+    let latents = Tensor::randn([batch, CHANNELS, side, side], CPU);
+    let (timestep, text) =
+        (Tensor::rand([batch], CPU) * 1000.0, Tensor::randn([batch, TEXT_TOKENS, TEXT_WIDTH], CPU));
+    let pooled = Tensor::randn([batch, TEXT_WIDTH], CPU);
+    let query = Query {
+        latents: &latents,
+        timestep: &timestep,
+        text: &text,
+        pooled: Some(&pooled),
+        text_mask: None,
+        guidance_scale: 1.0,
+    };
+    let before = memory("VmRSS:")?;
+    let start = Instant::now();
+    let training = TrainingVelocity::new(&transformer, activations, |evaluate| evaluate(&query));
+    let loss = training.velocity().square().mean(Kind::Float);
+    training.backward(&loss);
+    let milliseconds = start.elapsed().as_secs_f64() * 1e3;
+    println!("activations,before_mib,peak_mib,step_ms");
+    println!("{activations:?},{before:.0},{:.0},{milliseconds:.0}", memory("VmHWM:")?);
+    Ok(())
+}
+
+/// A line of this process's status, in MiB.
+fn memory(field: &str) -> Result<f64, Box<dyn std::error::Error>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field))
+        .ok_or("no such field in /proc/self/status")?;
+    let kibibytes: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kibibytes / 1024.0)
+}

@@ -1,0 +1,145 @@
+//! What training moves: an adapter's factors, or all parameters of the network.
+//!
+//! The optimizer works on float32 *masters*. An adapter's factors are such, whatever the network's element type, and so
+//! are the parameters of a float32 network. A network in half precision computes from its own tensors instead: after each
+//! backward pass their gradients are added to the masters', and after each update they become the masters' rounded values.
+//!
+//! Parameters have the names of [`Network::parameters`], where modules that are evaluated together share a tensor: what
+//! is trained, saved and sent to workers is the same list in all places. Only what is exported has a checkpoint's names.
+
+use config::{AdapterMethod, RunConfig};
+use flow::{NoiseKey, Purpose, standard_normal};
+use models::lora::LoraConfig;
+use models::{ModelError, Network};
+use tch::{Kind, Tensor, no_grad};
+
+/// Tensors by name.
+pub type NamedTensors = Vec<(String, Tensor)>;
+
+/// The tensors that training moves.
+pub struct TrainedTensors {
+    method: AdapterMethod,
+    masters: NamedTensors,
+    /// The network's own tensors in the order of the masters; none if the masters are what it computes from.
+    rounded: Vec<Tensor>,
+}
+
+impl TrainedTensors {
+    /// Makes a network trainable as the config says: with a fresh adapter, which changes nothing yet, or in all its
+    /// parameters.
+    ///
+    /// # Errors
+    /// If the adapter does not suit the network.
+    pub fn new(network: &mut dyn Network, config: &RunConfig) -> Result<Self, ModelError> {
+        let method = config.adapter.method;
+        let (masters, rounded) = match method {
+            AdapterMethod::Lora => {
+                network.attach_adapter(&lora_config(config), &mut |name, len| {
+                    standard_normal(&adapter_key(config.run.seed, name), len)
+                })?;
+                (network.adapter_parameters(), Vec::new())
+            }
+            AdapterMethod::Full => masters_of(network.parameters()),
+        };
+        let trained = Self { method, masters, rounded };
+        trained.define_gradients();
+        Ok(trained)
+    }
+
+    /// The float32 leaves that the optimizer moves.
+    pub fn masters(&self) -> &[(String, Tensor)] {
+        &self.masters
+    }
+
+    /// Adds what a backward pass left at the network's own tensors to the gradients of the masters.
+    pub fn collect_gradients(&self) {
+        for ((_, master), own) in self.masters.iter().zip(&self.rounded) {
+            let _ = master.grad().g_add_(&own.grad().to_kind(Kind::Float));
+            own.shallow_clone().zero_grad();
+        }
+    }
+
+    /// Lets the network compute from the masters as they are now.
+    pub fn refresh(&self, network: &mut dyn Network) {
+        no_grad(|| {
+            for ((_, master), own) in self.masters.iter().zip(&self.rounded) {
+                own.shallow_clone().copy_(master);
+            }
+        });
+        network.refresh_adapter();
+    }
+
+    /// Copies values into the masters, all or none, and refreshes.
+    ///
+    /// # Errors
+    /// If a name is missing, unexpected or of another shape.
+    pub fn load(&self, network: &mut dyn Network, values: &[(String, Tensor)]) -> Result<(), ModelError> {
+        models::network::copy_values(&self.masters, values)?;
+        self.refresh(network);
+        Ok(())
+    }
+
+    /// Masters or their average as workers get them: in the element type that the network computes from, as copies.
+    pub fn for_workers(&self, tensors: &[(String, Tensor)]) -> NamedTensors {
+        let kind = self.rounded.first().map_or(Kind::Float, Tensor::kind);
+        tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach().to_kind(kind).copy())).collect()
+    }
+
+    /// What `look` makes of the network while its parameters have other values.
+    ///
+    /// # Errors
+    /// If a name is missing, unexpected or of another shape; nothing is changed then.
+    pub fn with_values<T>(
+        network: &mut dyn Network,
+        values: &[(String, Tensor)],
+        look: impl FnOnce(&dyn Network) -> T,
+    ) -> Result<T, ModelError> {
+        let own = network.parameters().into_iter().map(|(name, tensor)| (name, tensor.detach().copy()));
+        let own: NamedTensors = own.collect();
+        network.load_parameters(values)?;
+        let seen = look(network);
+        network.load_parameters(&own)?;
+        Ok(seen)
+    }
+
+    /// How the file of the masters is called in a checkpoint.
+    pub fn file_name(&self) -> &'static str {
+        match self.method {
+            AdapterMethod::Lora => "adapter.safetensors",
+            AdapterMethod::Full => "transformer.safetensors",
+        }
+    }
+
+    /// Zero is a gradient too: an update in which nothing was learned decays moments and weights like any other, also
+    /// right after a resume.
+    fn define_gradients(&self) {
+        let masters = self.masters.iter().map(|(_, master)| master);
+        masters.chain(&self.rounded).for_each(|tensor| (tensor * 0.0).sum(Kind::Float).backward());
+    }
+}
+
+/// Rank, alpha and targets of a run's adapter.
+pub fn lora_config(config: &RunConfig) -> LoraConfig {
+    let adapter = &config.adapter;
+    LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: adapter.targets.clone() }
+}
+
+/// Float32 leaves of a network's parameters, and the parameters themselves where they are in another element type.
+fn masters_of(parameters: NamedTensors) -> (NamedTensors, Vec<Tensor>) {
+    let leaf = |tensor: &Tensor| tensor.set_requires_grad(true);
+    if parameters.iter().all(|(_, parameter)| parameter.kind() == Kind::Float) {
+        return (parameters.iter().map(|(name, tensor)| (name.clone(), leaf(tensor))).collect(), Vec::new());
+    }
+    let masters = parameters
+        .iter()
+        .map(|(name, tensor)| (name.clone(), leaf(&tensor.detach().to_dtype(Kind::Float, false, true))));
+    (masters.collect(), parameters.iter().map(|(_, tensor)| leaf(tensor)).collect())
+}
+
+/// Where the first values of an adapter's tensor come from: its name alone, so that targets may come and go beside it.
+fn adapter_key(seed: u64, name: &str) -> NoiseKey {
+    let digest = blake3::hash(name.as_bytes());
+    let [a, b, c, d, e, f, g, h, ..] = *digest.as_bytes();
+    let (slot, seed_index) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+    NoiseKey::initial(seed, Purpose::AdapterInit, 0, slot, seed_index)
+}
