@@ -2,6 +2,7 @@
 
 mod cost;
 mod identity;
+mod model_inspection;
 mod notation;
 mod parse;
 mod presets;
@@ -12,6 +13,7 @@ mod validate;
 
 pub use cost::*;
 pub use identity::*;
+pub use model_inspection::*;
 pub use parse::*;
 pub use presets::*;
 pub use prompts::*;
