@@ -5,6 +5,7 @@ pub mod error;
 pub mod layers;
 pub mod lora;
 pub mod network;
+pub mod patches;
 pub mod projection;
 pub mod safetensors_file;
 pub mod sd3;
