@@ -2,7 +2,6 @@
 //!
 //! What is run here is what training runs; what a case is, [`models::reference_case`] says.
 
-mod lora;
 mod rl_step;
 
 use std::io::Write;
@@ -10,19 +9,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use models::adapter_file::SavedAdapter;
+use models::AdapterMode;
 pub use models::reference_case::ParityOutcome;
-use models::reference_case::{ParityReport, ReferenceCase};
-use models::weights::WeightOptions;
-use models::{Activations, Conditioning, LoadOptions, TextToImageModel};
-use tch::{Device, Kind, Tensor};
-
-/// A computed output by the name under which cases record it.
-type Outputs = Vec<(String, Tensor)>;
+use models::reference_case::{ParityReport, ReferenceCase, adapter_outputs};
+use models::Activations;
 
 /// What the name of a kind of case starts with, and what runs it.
 type Check = fn(&Path, &ReferenceCase, Activations, &mut ParityReport) -> anyhow::Result<()>;
-const KINDS: [(&str, Check); 2] = [("lora", lora::check), ("rl_step", rl_step::check)];
+const KINDS: [(&str, Check); 2] = [("lora", lora), ("rl_step", rl_step::check)];
 
 /// Runs the case files `lora*` and `rl_step*` of a folder, by default `cases` in the model's, and writes a line per
 /// output and a line of counts. An output agrees if `‖ours − reference‖ ≤ rtol·‖reference‖`. `activations` says how the
@@ -68,35 +62,13 @@ fn case_files(folder: &Path) -> anyhow::Result<Vec<(PathBuf, Check)>> {
     Ok(found)
 }
 
-/// Embeddings that a case has under these two names.
-fn conditioning(case: &ReferenceCase, text: &str, pooled: &str) -> anyhow::Result<Conditioning> {
-    Ok(Conditioning { text: case.input(text)?, pooled: Some(case.input(pooled)?), text_mask: None })
-}
-
-/// The adapter in the folder, beside the case, that argument `key` of its call names.
-fn adapter(case: &ReferenceCase, key: &str) -> anyhow::Result<SavedAdapter> {
-    let folder: String = case.argument(key)?;
-    Ok(SavedAdapter::read(&case.path().with_file_name(folder))?)
-}
-
-/// The model with an adapter in it, as training opens it.
-fn open_with_adapter(model_dir: &Path, adapter: &SavedAdapter) -> anyhow::Result<Box<dyn TextToImageModel>> {
-    let options = LoadOptions {
-        weights: WeightOptions::new(Kind::Float, Device::Cpu),
-        text_encoders: false,
-        decoder: false,
-    };
-    let mut model = models::pipeline::open(model_dir, options)?;
-    model.network_mut().attach_adapter(&adapter.config, &mut |_, length| vec![0.0; length])?;
-    model.network_mut().load_adapter(&adapter.tensors)?;
-    Ok(model)
-}
-
-/// Gradients under the names that cases have for them.
-fn named_gradients(parameters: &[(String, Tensor)]) -> impl Iterator<Item = (String, Tensor)> {
-    parameters.iter().map(|(name, parameter)| {
-        let gradient = parameter.grad();
-        let gradient = if gradient.defined() { gradient.copy() } else { parameter.zeros_like().detach() };
-        (format!("grad.base_model.model.{name}"), gradient)
-    })
+/// The network with an adapter, as training evaluates it, and the gradient of its output's product with a cotangent.
+fn lora(
+    model_dir: &Path,
+    case: &ReferenceCase,
+    activations: Activations,
+    report: &mut ParityReport,
+) -> anyhow::Result<()> {
+    let outputs = adapter_outputs(case, model_dir, AdapterMode::Trainable, activations)?;
+    Ok(report.compare_case(case, &outputs)?)
 }

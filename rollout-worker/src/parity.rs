@@ -12,15 +12,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use models::pipeline::{self, LoadOptions};
-use models::reference_case::{ParityReport, ReferenceCase};
+use models::reference_case::{Outputs, ParityReport, ReferenceCase};
 use models::weights::WeightOptions;
 use models::{ModelError, TextToImageModel};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 pub use models::reference_case::ParityOutcome;
 
 /// A case's outputs as we compute them, by the names under which the case records them.
-type Computed = anyhow::Result<Vec<(String, Tensor)>>;
+type Computed = anyhow::Result<Outputs>;
 type Compute = fn(&ReferenceCase, &mut LazyModel) -> Computed;
 
 /// How a case's name begins, and what computes it.
@@ -43,16 +43,13 @@ struct LazyModel {
 impl LazyModel {
     fn get(&mut self) -> Result<&dyn TextToImageModel, ModelError> {
         if self.model.is_none() {
-            self.model = Some(open(&self.dir, true)?);
+            // In the precision in which the references are recorded.
+            let weights = WeightOptions::new(Kind::Float, Device::Cpu);
+            let options = LoadOptions { weights, text_encoders: true, decoder: true };
+            self.model = Some(pipeline::open(&self.dir, options)?);
         }
         Ok(self.model.as_deref().expect("the model was just opened; else this is a bug"))
     }
-}
-
-/// Opens the model in the precision in which the references are recorded.
-fn open(dir: &Path, whole: bool) -> Result<Box<dyn TextToImageModel>, ModelError> {
-    let weights = WeightOptions::new(Kind::Float, Device::Cpu);
-    pipeline::open(dir, LoadOptions { weights, text_encoders: whole, decoder: whole })
 }
 
 /// Runs every case in `cases`, by default `MODEL_DIR/cases` or, where there is none, `MODEL_DIR` itself, and writes a line

@@ -6,6 +6,7 @@ pub mod gradient_checkpointing;
 pub mod layers;
 pub mod lora;
 pub mod network;
+pub mod patches;
 pub mod projection;
 pub mod safetensors_file;
 pub mod sd3;

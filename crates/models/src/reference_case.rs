@@ -3,6 +3,9 @@
 //! A case is one safetensors file: `in.*` are inputs, `out.*` the reference's results, and the header's `call` is a JSON
 //! object with the remaining arguments. `tests/reference/write_cases.py` writes such files.
 
+mod latents;
+mod network;
+
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +14,11 @@ use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::safetensors_file::SafetensorsFile;
+pub use latents::{RecordedLatents, image_size};
+pub use network::{
+    NetworkQuery, Outputs, adapter_outputs, conditioning, guidance_scale, named_gradients, open_with_adapter,
+    saved_adapter,
+};
 
 const INPUT: &str = "in.";
 const OUTPUT: &str = "out.";
@@ -80,6 +88,12 @@ impl ReferenceCase {
     /// If there is none.
     pub fn output(&self, name: &str) -> Result<Tensor, ModelError> {
         self.file.read(&format!("{OUTPUT}{name}"))
+    }
+
+    /// How many rows an output has; `None` if the case does not record it.
+    pub fn output_rows(&self, name: &str) -> Option<usize> {
+        let shape = self.file.shape(&format!("{OUTPUT}{name}"))?;
+        shape.first().map(|rows| *rows as usize)
     }
 
     /// An argument of the call.

@@ -8,11 +8,12 @@ use flow::{
     AdamW, AdamWSettings, ClippedObjective, Schedule, TransitionCoefficients, TransitionRows,
     clip_gradient_norm, kl_divergence, log_probability, step_weights, transition_mean,
 };
-use models::reference_case::{ParityReport, ReferenceCase};
+use models::reference_case::{
+    Outputs, ParityReport, RecordedLatents, ReferenceCase, conditioning, guidance_scale, named_gradients,
+    open_with_adapter, saved_adapter,
+};
 use models::{Activations, AdapterMode, Conditioning, Guidance, TextToImageModel};
 use tch::{Device, Kind, Tensor, no_grad};
-
-use super::{Outputs, adapter, conditioning, named_gradients, open_with_adapter};
 
 pub(super) fn check(
     model_dir: &Path,
@@ -20,7 +21,7 @@ pub(super) fn check(
     activations: Activations,
     report: &mut ParityReport,
 ) -> anyhow::Result<()> {
-    let model = open_with_adapter(model_dir, &adapter(case, "adapter_before")?)?;
+    let model = open_with_adapter(model_dir, &saved_adapter(case, "adapter_before")?)?;
     let mut outputs = backward(model.as_ref(), case, activations)?;
     let parameters = model.network().adapter_parameters();
     outputs.extend(named_gradients(&parameters));
@@ -29,7 +30,7 @@ pub(super) fn check(
     report.compare_case(case, &outputs)?;
 
     AdamW::new(&parameters, optimizer(case)?).step();
-    for (name, reference) in adapter(case, "adapter_after")?.tensors {
+    for (name, reference) in saved_adapter(case, "adapter_after")?.tensors {
         let parameter = parameters.iter().find(|(known, _)| *known == name);
         let (_, parameter) =
             parameter.ok_or_else(|| anyhow::anyhow!("adapter_after has {name}, adapter_before not"))?;
@@ -54,7 +55,7 @@ fn backward(
     case: &ReferenceCase,
     activations: Activations,
 ) -> anyhow::Result<Outputs> {
-    let question = Question::new(case)?;
+    let question = Question::read(case, model)?;
     let rows = question.latents.size()[0];
     let (coefficients, weight) = transition(case)?;
     let coefficients = vec![coefficients; rows as usize];
@@ -65,7 +66,8 @@ fn backward(
     let reference = no_grad(|| model.velocity(latents, sigmas, &guidance, AdapterMode::Off));
     let reference = transition_mean(latents, &reference, &transition_rows);
 
-    let log_prob = log_probability(&case.input("next_latents")?, &mean, &transition_rows);
+    let next = RecordedLatents::read(case, "next_latents", model)?.latents;
+    let log_prob = log_probability(&next, &mean, &transition_rows);
     let objective = ClippedObjective {
         clip_range: case.argument("clip_range")?,
         advantage_clip: case.argument("adv_clip_max")?,
@@ -112,23 +114,27 @@ struct Question {
     latents: Tensor,
     sigmas: Tensor,
     positive: Conditioning,
-    negative: Conditioning,
+    negative: Option<Conditioning>,
     guidance_scale: f64,
 }
 
 impl Question {
-    fn new(case: &ReferenceCase) -> anyhow::Result<Self> {
-        let (latents, step) = (case.input("latents")?, case.argument("step")?);
+    fn read(case: &ReferenceCase, model: &dyn TextToImageModel) -> anyhow::Result<Self> {
+        let latents = RecordedLatents::read(case, "latents", model)?.latents;
+        let guidance_scale = guidance_scale(case)?;
+        let negative = ["negative_prompt_embeds", "negative_pooled", "negative_mask"];
+        let guided = model.negative_prompt(guidance_scale).is_some();
         Ok(Self {
-            sigmas: case.input("sigmas")?.f_narrow(0, step, 1)?.repeat([latents.size()[0]]),
-            positive: conditioning(case, "prompt_embeds", "pooled")?,
-            negative: conditioning(case, "negative_prompt_embeds", "negative_pooled")?,
-            guidance_scale: case.argument("guidance_scale")?,
+            sigmas: case.input("sigmas")?.f_narrow(0, case.argument("step")?, 1)?.repeat([latents.size()[0]]),
+            positive: conditioning(case, ["prompt_embeds", "pooled", "mask"])?,
+            negative: guided.then(|| conditioning(case, negative)).transpose()?,
+            guidance_scale,
             latents,
         })
     }
 
     fn guidance(&self) -> Guidance<'_> {
-        Guidance { positive: &self.positive, negative: Some(&self.negative), scale: self.guidance_scale }
+        let negative = self.negative.as_ref();
+        Guidance { positive: &self.positive, negative, scale: self.guidance_scale }
     }
 }

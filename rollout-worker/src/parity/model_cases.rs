@@ -2,10 +2,10 @@
 
 use anyhow::{Context, ensure};
 use flow::{Schedule, SchedulerConfig, ode_step};
-use models::adapter_file::SavedAdapter;
-use models::reference_case::ReferenceCase;
-use models::{AdapterMode, Conditioning, Guidance, TextToImageModel};
-use serde_json::Value;
+use models::reference_case::{
+    NetworkQuery, RecordedLatents, ReferenceCase, adapter_outputs, guidance_scale, image_size,
+};
+use models::{Activations, AdapterMode, Conditioning, Guidance, TextToImageModel};
 use tch::{Kind, Tensor};
 
 use super::{Computed, LazyModel};
@@ -19,9 +19,15 @@ pub(super) fn prompt_embeds(case: &ReferenceCase, model: &mut LazyModel) -> Comp
     let model = model.get()?;
     let prompts: Vec<String> = case.argument("prompts")?;
     let length: usize = case.argument("max_sequence_length")?;
-    let mut computed = named(model.encode_prompts(&prompts, length)?, "");
-    let negative = model.encode_prompts(&vec![negative_prompt(case, "")?; prompts.len()], length)?;
-    computed.extend(named(negative, "negative_"));
+    let positive = model.encode_prompts(&prompts, length)?;
+    // The positions of text tokens, which families that have any put at the origin.
+    let positions = Tensor::zeros([positive.text.size()[1], 3], (Kind::Float, positive.text.device()));
+    let mut computed = vec![("txt_ids".to_owned(), positions)];
+    computed.extend(named(positive, ""));
+    if let Some(rows) = case.output_rows("negative_prompt_embeds") {
+        let negative = vec![negative_prompt(case, "")?; rows];
+        computed.extend(named(model.encode_prompts(&negative, length)?, "negative_"));
+    }
     for (tokenizer, name) in TOKEN_IDS {
         let mut ids = Vec::new();
         for prompt in &prompts {
@@ -46,39 +52,6 @@ fn negative_prompt(case: &ReferenceCase, own: &str) -> anyhow::Result<String> {
     Ok(case.optional_argument("negative_prompt")?.unwrap_or_else(|| own.to_owned()))
 }
 
-/// What the network is asked about in a `transformer` or `lora` case.
-struct Query {
-    latents: Tensor,
-    sigmas: Tensor,
-    conditioning: Conditioning,
-}
-
-impl Query {
-    fn read(case: &ReferenceCase, model: &dyn TextToImageModel) -> anyhow::Result<Self> {
-        let latents = case.input("hidden_states")?;
-        let timestep = case.input("timestep")?;
-        ensure!(
-            timestep.dim() == 1 && timestep.size()[0] == latents.size()[0],
-            "in.timestep has shape {:?}, but in.hidden_states has {} rows",
-            timestep.size(),
-            latents.size()[0]
-        );
-        let optional = |name| case.has_input(name).then(|| case.input(name)).transpose();
-        let conditioning = Conditioning {
-            text: case.input("encoder_hidden_states")?,
-            pooled: optional("pooled_projections")?,
-            text_mask: optional("encoder_hidden_states_mask")?,
-        };
-        model.check_inputs(&latents, &conditioning)?;
-        let sigmas = timestep.to_kind(Kind::Float) / model.timestep_scale();
-        Ok(Self { latents, sigmas, conditioning })
-    }
-
-    fn velocity(&self, model: &dyn TextToImageModel, mode: AdapterMode) -> Tensor {
-        model.velocity(&self.latents, &self.sigmas, &Guidance::none(&self.conditioning), mode)
-    }
-}
-
 fn scheduler(model: &dyn TextToImageModel) -> anyhow::Result<SchedulerConfig> {
     serde_json::from_value::<SchedulerConfig>(model.scheduler_config().clone())
         .context("reading scheduler/scheduler_config.json")
@@ -87,61 +60,43 @@ fn scheduler(model: &dyn TextToImageModel) -> anyhow::Result<SchedulerConfig> {
 /// The network's output for given inputs, without an adapter.
 pub(super) fn transformer(case: &ReferenceCase, model: &mut LazyModel) -> Computed {
     let model = model.get()?;
-    let query = Query::read(case, model)?;
-    let sample = tch::no_grad(|| query.velocity(model, AdapterMode::Off));
+    let query = NetworkQuery::read(case, model)?;
+    let sample = tch::no_grad(|| query.sample(model, AdapterMode::Off));
     Ok(vec![("sample".to_owned(), sample)])
 }
 
-/// The network's output with the adapter named in the case, and the gradient of `Σ sample·cotangent` to each factor.
+/// The network's output with the adapter named in the case, as a rollout evaluates it, and the adapter's gradients.
 pub(super) fn lora(case: &ReferenceCase, model: &mut LazyModel) -> Computed {
-    let folder = case.path().with_file_name(case.argument::<String>("adapter")?);
-    let adapter = SavedAdapter::read(&folder)?;
     // Not the other cases' model, which stays without an adapter.
-    let mut model = super::open(&model.dir, false)?;
-    model.network_mut().attach_adapter(&adapter.config, &mut |_, length| vec![0.0; length])?;
-    model.network_mut().load_adapter(&adapter.tensors)?;
-    let query = Query::read(case, model.as_ref())?;
-    let sample = tch::no_grad(|| query.velocity(model.as_ref(), AdapterMode::Frozen));
-    let cotangent = case.input("cotangent")?;
-    ensure!(
-        cotangent.size() == sample.size(),
-        "in.cotangent has shape {:?}, but the network's output has {:?}",
-        cotangent.size(),
-        sample.size()
-    );
-    let trained = query.velocity(model.as_ref(), AdapterMode::Trainable);
-    (trained * cotangent).sum(Kind::Float).backward();
-    let gradients = model.network().adapter_parameters().into_iter().map(|(name, parameter)| {
-        let gradient = parameter.grad();
-        let gradient = if gradient.defined() { gradient } else { parameter.zeros_like() };
-        (format!("grad.base_model.model.{name}"), gradient)
-    });
-    Ok(std::iter::once(("sample".to_owned(), sample)).chain(gradients).collect())
+    Ok(adapter_outputs(case, &model.dir, AdapterMode::Frozen, Activations::Kept)?)
 }
 
 /// Latents of the diffusion space → `image`, black at -1 and white at 1.
 pub(super) fn vae_decode(case: &ReferenceCase, model: &mut LazyModel) -> Computed {
-    Ok(vec![("image".to_owned(), model.get()?.decode_signed(&case.input("latents")?)?)])
+    let model = model.get()?;
+    let recorded = RecordedLatents::read(case, "latents", model)?;
+    Ok(vec![("image".to_owned(), model.decode_signed(&recorded.latents)?)])
 }
 
 /// `prompts` and initial latents → final `latents` and `image`, in `[0, 1]`.
 pub(super) fn pipeline(case: &ReferenceCase, model: &mut LazyModel) -> Computed {
     let model = model.get()?;
     let prompts: Vec<String> = case.argument("prompts")?;
-    let guidance_scale: f64 = case.argument("guidance_scale")?;
+    let guidance_scale = guidance_scale(case)?;
     let length: usize = case.argument("max_sequence_length")?;
     let positive = model.encode_prompts(&prompts, length)?;
     let negative = model.negative_prompt(guidance_scale).map(|own| negative_prompt(case, own)).transpose()?;
     let negative = negative.map(|prompt| model.encode_prompts(&[prompt], length)).transpose()?;
-    let initial = case.input("latents")?;
-    let n_latents = initial.size().first().copied().unwrap_or_default();
+    let recorded = RecordedLatents::read(case, "latents", model)?;
+    let initial = recorded.latents.shallow_clone();
+    let n_latents = initial.size()[0];
     ensure!(
         n_latents == prompts.len() as i64,
         "in.latents has {n_latents} rows, but there are {} prompts",
         prompts.len()
     );
     model.check_inputs(&initial, &positive)?;
-    let (height, width) = image_size(case)?;
+    let (height, width) = pixels(case)?;
     let sequence_length = model.image_sequence_length(height, width);
     let schedule = Schedule::new(&scheduler(model)?, case.argument("steps")?, sequence_length)?;
     let per_row = |value: f32| Tensor::from_slice(&vec![value; prompts.len()]);
@@ -155,14 +110,14 @@ pub(super) fn pipeline(case: &ReferenceCase, model: &mut LazyModel) -> Computed 
         })
     });
     let image = model.decode(&latents)?;
+    let latents = recorded.as_recorded(&latents, model);
     Ok(vec![("latents".to_owned(), latents), ("image".to_owned(), image)])
 }
 
 /// Height and width in pixels: the call's, or those of the recorded image.
-fn image_size(case: &ReferenceCase) -> anyhow::Result<(i64, i64)> {
-    let side = |key| case.optional_argument::<Value>(key).map(|value| value.as_ref().and_then(Value::as_i64));
-    if let (Some(height), Some(width)) = (side("height")?, side("width")?) {
-        return Ok((height, width));
+fn pixels(case: &ReferenceCase) -> anyhow::Result<(i64, i64)> {
+    if let Some(size) = image_size(case)? {
+        return Ok(size);
     }
     let size = case
         .output("image")

@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 use super::config::Sd3Config;
 use crate::layers::{timestep_embedding, timestep_frequencies};
 use crate::network::OtherTensor;
+use crate::patches::to_patches;
 use crate::projection::{AdapterMode, Projection};
 use crate::weights::{Init, Scope};
 
@@ -38,13 +39,10 @@ impl PatchEmbedding {
     /// `[batch, channels, height, width]` → `[batch, patches, width]`, rows of patches from the top.
     pub(super) fn forward(&self, latents: &Tensor) -> Tensor {
         let size = latents.size();
-        let (rows, columns) = (size[2] / self.patch, size[3] / self.patch);
         // A convolution whose stride is its kernel is a matrix product over unfolded patches, which is faster.
-        let patches = latents
-            .reshape([size[0], size[1], rows, self.patch, columns, self.patch])
-            .permute([0, 2, 4, 1, 3, 5])
-            .reshape([size[0], rows * columns, size[1] * self.patch * self.patch]);
-        patches.linear(&self.weight.flatten(1, -1), Some(&self.bias)) + self.window(rows, columns)
+        let patches = to_patches(latents, self.patch);
+        patches.linear(&self.weight.flatten(1, -1), Some(&self.bias))
+            + self.window(size[2] / self.patch, size[3] / self.patch)
     }
 
     fn window(&self, rows: i64, columns: i64) -> Tensor {
