@@ -205,7 +205,7 @@ impl Plan {
 }
 
 /// Bytes with a binary unit, three digits.
-fn human_bytes(bytes: f64) -> String {
+pub fn human_bytes(bytes: f64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes;
     let mut unit = 0;

@@ -3,6 +3,7 @@
 mod commented;
 mod cost;
 mod identity;
+mod model_inspection;
 mod notation;
 mod parse;
 mod presets;
@@ -13,6 +14,7 @@ mod validate;
 
 pub use cost::*;
 pub use identity::*;
+pub use model_inspection::*;
 pub use parse::*;
 pub use presets::*;
 pub use prompts::*;

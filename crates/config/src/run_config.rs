@@ -51,8 +51,12 @@ pub struct RunSection {
 /// `[model]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelSection {
-    /// Pipeline folder in the diffusers layout.
+    /// Pipeline folder in the diffusers layout, or `org/name` or `org/name@revision` in the Hugging Face cache.
     pub path: PathBuf,
+    /// Variant of the weight files, such as `fp16`; empty for the plain files, or the only ones there are.
+    pub variant: String,
+    /// Draws the weights from the run's seed and needs configuration files alone: to measure speed and memory.
+    pub random_weights: bool,
     /// Type of the frozen base weights.
     pub dtype: Dtype,
     /// Tokens of the T5 part of the prompt; without a T5 encoder, that many zero tokens.

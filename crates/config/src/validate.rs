@@ -61,7 +61,12 @@ fn check_run(config: &RunConfig, checks: &mut Checks) {
 
 fn check_model(config: &RunConfig, checks: &mut Checks) {
     checks.require(!config.model.path.as_os_str().is_empty(), "model.path", || {
-        "is missing; name a pipeline folder in the diffusers layout".to_owned()
+        "is missing; name a pipeline folder in the diffusers layout, or a repository `org/name`".to_owned()
+    });
+    let variant = &config.model.variant;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    checks.require(variant.len() <= 32 && variant.chars().all(is_plain), "model.variant", || {
+        format!("is `{variant}`; use at most 32 letters, digits, `-` and `_`, since it is part of file names")
     });
     checks.require(!config.data.train.as_os_str().is_empty(), "data.train", || {
         "is missing; name a .txt or .jsonl prompt file".to_owned()
@@ -321,6 +326,14 @@ mod tests {
                 keys_of(|config| config.run.name = name.to_owned()).contains(&"run.name".to_owned()),
                 "{name}"
             );
+        }
+    }
+
+    #[test]
+    fn a_variant_is_part_of_a_file_name() {
+        for (variant, is_good) in [("", true), ("fp16", true), ("fp8_e4m3fn", true), ("../fp16", false)] {
+            let problems = keys_of(|config| config.model.variant = variant.to_owned());
+            assert_eq!(problems.is_empty(), is_good, "{variant}");
         }
     }
 
