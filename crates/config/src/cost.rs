@@ -69,15 +69,8 @@ fn trained_steps(plan: &BranchSteps, steps: usize) -> TrainedSteps {
         BranchSteps::All => exactly(&(0..steps - 1).collect::<Vec<_>>()),
         BranchSteps::Range { from, to } => exactly(&(*from..*to).collect::<Vec<_>>()),
         BranchSteps::List(list) => exactly(list),
-        BranchSteps::Random { count } => {
-            // Of n steps without replacement: the mean completion is n/2 each, the mean maximum is c(n+1)/(c+1) − 1.
-            let (n, count) = ((steps - 1) as f64, *count as f64);
-            TrainedSteps {
-                count,
-                completion_evaluations: count * n / 2.0 + count * 0.5,
-                trunk_evaluations: count * (n + 1.0) / (count + 1.0),
-            }
-        }
+        BranchSteps::Random { count } => drawn(*count, &(0..steps - 1).collect::<Vec<_>>(), steps),
+        BranchSteps::RandomAmong { count, among } => drawn(*count, among, steps),
         BranchSteps::Window { size, from, to } => {
             let windows: Vec<TrainedSteps> = (*from..=to - size)
                 .map(|start| exactly(&(start..start + size).collect::<Vec<_>>()))
@@ -91,6 +84,22 @@ fn trained_steps(plan: &BranchSteps, steps: usize) -> TrainedSteps {
             }
         }
     }
+}
+
+/// Means over all draws of `count` among rising steps, without replacement: every step is as likely as any other, and the
+/// r-th of n (from 0) is the last one drawn with probability C(r, count − 1) / C(n, count).
+fn drawn(count: usize, among: &[usize], steps: usize) -> TrainedSteps {
+    let (n, drawn) = (among.len(), count as f64);
+    let mean_completion = among.iter().map(|step| (steps - 1 - step) as f64).sum::<f64>() / n as f64;
+    // From the top down: the chance that the step at `rank` is drawn and none above it is.
+    let mut none_above = 1.0;
+    let mut trunk_evaluations = 0.0;
+    for rank in (0..n).rev() {
+        let is_last = none_above * (drawn / (rank + 1) as f64).min(1.0);
+        trunk_evaluations += is_last * (among[rank] + 1) as f64;
+        none_above -= is_last;
+    }
+    TrainedSteps { count: drawn, completion_evaluations: drawn * mean_completion, trunk_evaluations }
 }
 
 /// What `coordinator plan` prints.
@@ -239,6 +248,21 @@ mod tests {
     fn the_trunk_stops_after_the_last_branch() {
         let cost = config(10, BranchSteps::Range { from: 0, to: 3 }).iteration_cost();
         assert_eq!(cost.evaluations_per_seed, 3.0 + 6.0 * (9.0 + 8.0 + 7.0));
+    }
+
+    #[test]
+    fn steps_drawn_from_a_list_cost_what_they_do_on_average() {
+        let means = |trained: &[&[usize]]| {
+            let each = trained.iter().map(|list| trained_steps(&BranchSteps::List(list.to_vec()), 10));
+            let sums = each.fold((0.0, 0.0), |sums, steps| {
+                (sums.0 + steps.completion_evaluations, sums.1 + steps.trunk_evaluations)
+            });
+            (sums.0 / trained.len() as f64, sums.1 / trained.len() as f64)
+        };
+        let (completion, trunk) = means(&[&[1, 2], &[1, 5], &[2, 5]]);
+        let drawn = trained_steps(&BranchSteps::RandomAmong { count: 2, among: vec![1, 2, 5] }, 10);
+        assert!((drawn.completion_evaluations - completion).abs() < 1e-12);
+        assert!((drawn.trunk_evaluations - trunk).abs() < 1e-12);
     }
 
     #[test]

@@ -45,7 +45,7 @@ mod tests {
 
     fn with(setting: &str) -> RunConfig {
         let text = preset("tempflow-tiny-cpu").expect("a preset").text;
-        RunConfig::from_toml_with(text, &[setting.to_owned()]).expect("valid")
+        RunConfig::from_toml_with(&text, &[setting.to_owned()]).expect("valid")
     }
 
     #[test]

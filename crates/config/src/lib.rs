@@ -1,5 +1,6 @@
 //! What a run is told to do: the run config, its validation, the prompts, the tasks and their cost. Never links libtorch.
 
+mod commented;
 mod cost;
 mod identity;
 mod model_inspection;

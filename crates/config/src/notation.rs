@@ -17,8 +17,12 @@ impl FromStr for BranchSteps {
         if text == "all" {
             return Ok(Self::All);
         }
-        if let Some(count) = text.strip_prefix("random:") {
-            return Ok(Self::Random { count: number(count)? });
+        let list = |part: &str| part.split(',').map(number).collect::<Result<Vec<_>, _>>();
+        if let Some(draw) = text.strip_prefix("random:") {
+            return match draw.split_once('@') {
+                None => Ok(Self::Random { count: number(draw)? }),
+                Some((count, among)) => Ok(Self::RandomAmong { count: number(count)?, among: list(among)? }),
+            };
         }
         if let Some(window) = text.strip_prefix("window:") {
             let (size, bounds) = window.split_once('@').ok_or_else(|| unreadable_steps(text))?;
@@ -29,12 +33,18 @@ impl FromStr for BranchSteps {
             let (from, to) = range(text)?;
             return Ok(Self::Range { from, to });
         }
-        text.split(',').map(number).collect::<Result<_, _>>().map(Self::List)
+        list(text).map(Self::List)
     }
 }
 
 fn unreadable_steps(text: &str) -> String {
-    format!("unreadable steps `{text}`; write `all`, `0..4`, `0,2,5`, `random:3` or `window:2@0..5`")
+    format!(
+        "unreadable steps `{text}`; write `all`, `0..4`, `0,2,5`, `random:3`, `random:2@1,2,3` or `window:2@0..5`"
+    )
+}
+
+fn joined(steps: &[usize]) -> String {
+    steps.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
 }
 
 impl fmt::Display for BranchSteps {
@@ -42,10 +52,9 @@ impl fmt::Display for BranchSteps {
         match self {
             Self::All => write!(f, "all"),
             Self::Range { from, to } => write!(f, "{from}..{to}"),
-            Self::List(steps) => {
-                write!(f, "{}", steps.iter().map(usize::to_string).collect::<Vec<_>>().join(","))
-            }
+            Self::List(steps) => write!(f, "{}", joined(steps)),
             Self::Random { count } => write!(f, "random:{count}"),
+            Self::RandomAmong { count, among } => write!(f, "random:{count}@{}", joined(among)),
             Self::Window { size, from, to } => write!(f, "window:{size}@{from}..{to}"),
         }
     }
@@ -112,10 +121,10 @@ mod tests {
 
     #[test]
     fn steps_are_read_as_they_are_written() {
-        for text in ["all", "0..4", "0,2,5", "random:3", "window:2@0..5"] {
+        for text in ["all", "0..4", "0,2,5", "random:3", "random:2@1,2,3", "window:2@0..5"] {
             assert_eq!(text.parse::<BranchSteps>().expect("readable").to_string(), text);
         }
-        for text in ["", "some", "3..", "random:", "window:2", "1,,2", "-1"] {
+        for text in ["", "some", "3..", "random:", "random:2@", "window:2", "1,,2", "-1"] {
             assert!(text.parse::<BranchSteps>().is_err(), "{text}");
         }
     }

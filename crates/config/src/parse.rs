@@ -57,28 +57,9 @@ impl RunConfig {
     /// # Errors
     /// As [`RunConfig::from_toml`].
     pub fn from_toml_with(text: &str, settings: &[String]) -> Result<Self, ConfigErrors> {
-        let mut given = parse_table(text).map_err(|problem| ConfigErrors(vec![problem]))?;
-        let mut problems = Vec::new();
-        for setting in settings {
-            if let Err(problem) = apply_setting(&mut given, setting) {
-                problems.push(problem);
-            }
-        }
-        let rewards = take_rewards(&mut given, &mut problems);
-        let merged = merge_over_defaults(given, &mut problems);
-        let config = build(merged, rewards);
-        match config {
-            Ok(config) => {
-                problems.extend(validate(&config));
-                if problems.is_empty() { Ok(config) } else { Err(ConfigErrors(problems)) }
-            }
-            Err(problem) => {
-                if problems.is_empty() {
-                    problems.push(problem);
-                }
-                Err(ConfigErrors(problems))
-            }
-        }
+        let (config, mut problems) = read(text, settings);
+        problems.extend(config.iter().flat_map(validate));
+        config.filter(|_| problems.is_empty()).ok_or(ConfigErrors(problems))
     }
 
     /// The whole config as TOML, nothing left to defaults.
@@ -87,8 +68,33 @@ impl RunConfig {
     }
 }
 
+/// Reads a config and what is wrong with its syntax, keys and types; ranges and contradictions are not looked at.
+pub(crate) fn read(text: &str, settings: &[String]) -> (Option<RunConfig>, Vec<ConfigProblem>) {
+    let mut given = match parse_table(text) {
+        Ok(given) => given,
+        Err(problem) => return (None, vec![problem]),
+    };
+    let mut problems = Vec::new();
+    for setting in settings {
+        if let Err(problem) = apply_setting(&mut given, setting) {
+            problems.push(problem);
+        }
+    }
+    let rewards = take_rewards(&mut given, &mut problems);
+    let merged = merge_over_defaults(given, &mut problems);
+    match build(merged, rewards) {
+        Ok(config) => (Some(config), problems),
+        Err(problem) => {
+            if problems.is_empty() {
+                problems.push(problem);
+            }
+            (None, problems)
+        }
+    }
+}
+
 /// The defaults as a table, section by section.
-fn defaults() -> Table {
+pub(crate) fn defaults() -> Table {
     parse_table(include_str!("defaults.toml"))
         .expect("the built-in defaults are valid TOML; else this is a bug")
 }
@@ -273,13 +279,13 @@ mod tests {
         RunConfig::from_toml_with(text, &settings).expect_err("a faulty config").0
     }
 
-    fn tiny() -> &'static str {
+    fn tiny() -> String {
         preset("tempflow-tiny-cpu").expect("a preset").text
     }
 
     #[test]
     fn a_config_survives_writing_and_reading() {
-        let config = RunConfig::from_toml(tiny()).expect("valid");
+        let config = RunConfig::from_toml(&tiny()).expect("valid");
         assert_eq!(RunConfig::from_toml(&config.to_toml()).expect("valid"), config);
     }
 
@@ -287,14 +293,14 @@ mod tests {
     fn settings_override_the_file() {
         let settings =
             ["run.seed=7".to_owned(), "run.name=other".to_owned(), "training.kl_beta=1".to_owned()];
-        let config = RunConfig::from_toml_with(tiny(), &settings).expect("valid");
+        let config = RunConfig::from_toml_with(&tiny(), &settings).expect("valid");
         assert_eq!((config.run.seed, config.run.name.as_str(), config.training.kl_beta), (7, "other", 1.0));
     }
 
     #[test]
     fn all_problems_come_at_once_with_key_and_remedy() {
         let found = problems(
-            tiny(),
+            &tiny(),
             &[
                 "sampling.stepz=4",
                 "sampling.guidence_scale=1.0",

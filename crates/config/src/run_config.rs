@@ -156,8 +156,9 @@ pub enum StepRule {
     Cps,
 }
 
-/// Which steps are trained; never the last one. Written `all`, `0..4` (end excluded), `0,2,5`, `random:3`, or
-/// `window:2@0..5` (a window of two consecutive steps whose start is drawn per iteration).
+/// Which steps are trained; never the last one. Written `all`, `0..4` (end excluded), `0,2,5`, `random:3`,
+/// `random:2@1,2,3` (two of the three), or `window:2@0..5` (a window of two consecutive steps whose start is drawn per
+/// iteration).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum BranchSteps {
@@ -176,6 +177,13 @@ pub enum BranchSteps {
     Random {
         /// How many.
         count: usize,
+    },
+    /// That many distinct steps of a list, drawn anew for every iteration.
+    RandomAmong {
+        /// How many.
+        count: usize,
+        /// Which steps can be drawn.
+        among: Vec<usize>,
     },
     /// Consecutive steps, the start drawn anew for every iteration.
     Window {

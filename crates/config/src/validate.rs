@@ -162,6 +162,15 @@ fn check_branch_steps(config: &RunConfig, checks: &mut Checks) {
             });
             checks.require(steps.iter().all(|&step| step < n_trainable), key, || bound.clone());
         }
+        BranchSteps::RandomAmong { count, among } => {
+            checks.require(among.windows(2).all(|pair| pair[0] < pair[1]), key, || {
+                "must draw from a strictly increasing list".to_owned()
+            });
+            checks.require(among.iter().all(|&step| step < n_trainable), key, || bound.clone());
+            checks.require((1..=among.len()).contains(count), key, || {
+                format!("draws {count} of {} steps", among.len())
+            });
+        }
         BranchSteps::Random { count } => {
             checks
                 .require((1..=n_trainable).contains(count), key, || format!("draws {count} steps; {bound}"));
@@ -247,7 +256,7 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
             || format!("is {}; it must be finite and not 0", reward.weight),
         );
         let is_known = REWARD_NAMES.contains(&reward.name.as_str());
-        checks.require(is_known, &format!("rewards[{position}].name"), || unknown_reward(&reward.name));
+        checks.require(is_known, &format!("rewards[{position}].name"), || unavailable_reward(&reward.name));
         let is_repeated = config.rewards[..position].iter().any(|other| other.name == reward.name);
         checks.require(!is_repeated, &format!("rewards[{position}].name"), || {
             format!("`{}` is given twice; add the weights instead", reward.name)
@@ -276,10 +285,14 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
     checks.count(config.resources.learner_threads, "resources.learner_threads");
 }
 
-fn unknown_reward(name: &str) -> String {
-    let likeness = |known: &&&str| (strsim::jaro_winkler(known, name) * 1e6) as i64;
-    let nearest = REWARD_NAMES.iter().max_by_key(likeness).copied().unwrap_or_default();
-    format!("unknown reward `{name}`; did you mean `{nearest}`? known: {}", REWARD_NAMES.join(", "))
+fn unavailable_reward(name: &str) -> String {
+    let likeness = |known: &str| strsim::jaro_winkler(known, name);
+    let nearest = REWARD_NAMES.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    let hint = match nearest.filter(|known| likeness(known) > 0.75) {
+        Some(known) => format!("; did you mean `{known}`?"),
+        None => String::new(),
+    };
+    format!("reward `{name}` is not available in this build{hint}; available: {}", REWARD_NAMES.join(", "))
 }
 
 #[cfg(test)]
@@ -314,6 +327,19 @@ mod tests {
             config.sampling.branch_steps = BranchSteps::List(vec![0, config.sampling.steps - 1]);
         };
         assert_eq!(keys_of(last), ["sampling.branch_steps"]);
+    }
+
+    #[test]
+    fn steps_are_drawn_from_steps_that_can_be_trained() {
+        let draw = |count, among: &[usize]| {
+            keys_of(|config| {
+                config.sampling.branch_steps = BranchSteps::RandomAmong { count, among: among.to_vec() };
+            })
+        };
+        assert_eq!(draw(2, &[1, 2, 4]), Vec::<String>::new());
+        for faulty in [draw(4, &[1, 2, 4]), draw(0, &[1]), draw(1, &[2, 1]), draw(1, &[1, 5])] {
+            assert_eq!(faulty, ["sampling.branch_steps"]);
+        }
     }
 
     #[test]
@@ -385,6 +411,13 @@ mod tests {
         let problems = validate(&config);
         assert_eq!(problems[0].key, "rewards[0].name");
         assert!(problems[0].message.contains("did you mean `shapes`"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_reward_that_this_build_lacks_is_told_from_a_misspelt_one() {
+        let message = unavailable_reward("pickscore");
+        assert!(message.starts_with("reward `pickscore` is not available in this build; available: shapes"));
+        assert!(unavailable_reward("jpeg_compresibility").contains("did you mean `jpeg_compressibility`?"));
     }
 
     #[test]

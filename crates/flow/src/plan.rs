@@ -39,6 +39,12 @@ pub fn trained_steps(
             return Err(misfit(branch_steps, steps, format!("at most {trainable} steps can be drawn")));
         }
         BranchSteps::Random { count } => permutation(&key, trainable)[..*count].to_vec(),
+        BranchSteps::RandomAmong { count, among } if *count > among.len() => {
+            return Err(misfit(branch_steps, steps, format!("only {} steps can be drawn", among.len())));
+        }
+        BranchSteps::RandomAmong { count, among } => {
+            permutation(&key, among.len())[..*count].iter().map(|&position| among[position]).collect()
+        }
         BranchSteps::Window { size, from, to } if from + size > *to || *to > trainable => {
             let problem = format!("the window must lie within 0..{trainable} and hold {size} steps");
             return Err(misfit(branch_steps, steps, problem));
@@ -233,6 +239,14 @@ mod tests {
     }
 
     #[test]
+    fn steps_are_drawn_from_the_list_alone() {
+        let branch_steps = BranchSteps::RandomAmong { count: 2, among: vec![1, 2, 5] };
+        let sets: HashSet<Vec<usize>> =
+            (0..100).map(|iteration| trained_steps(&branch_steps, 10, 5, iteration).unwrap()).collect();
+        assert_eq!(sets, [vec![1, 2], vec![1, 5], vec![2, 5]].into());
+    }
+
+    #[test]
     fn window_stays_in_its_range() {
         for iteration in 0..100 {
             let window = BranchSteps::Window { size: 2, from: 1, to: 5 };
@@ -251,6 +265,8 @@ mod tests {
             BranchSteps::Range { from: 4, to: 10 },
             BranchSteps::Random { count: 0 },
             BranchSteps::Random { count: 10 },
+            BranchSteps::RandomAmong { count: 3, among: vec![1, 2] },
+            BranchSteps::RandomAmong { count: 1, among: vec![9] },
             BranchSteps::Window { size: 3, from: 0, to: 2 },
             BranchSteps::Window { size: 2, from: 5, to: 10 },
             BranchSteps::Window { size: 0, from: 0, to: 5 },
