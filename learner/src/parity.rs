@@ -9,10 +9,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use models::Activations;
 use models::AdapterMode;
 pub use models::reference_case::ParityOutcome;
 use models::reference_case::{ParityReport, ReferenceCase, adapter_outputs};
-use models::Activations;
 
 /// What the name of a kind of case starts with, and what runs it.
 type Check = fn(&Path, &ReferenceCase, Activations, &mut ParityReport) -> anyhow::Result<()>;

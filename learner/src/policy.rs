@@ -5,7 +5,7 @@ use std::path::Path;
 
 use config::{AdapterMethod, Dtype, RunConfig};
 use flow::{AdamW, Ema, FlowError, clip_gradient_norm};
-use models::weights::WeightOptions;
+use models::weights::{TensorSource, WeightOptions};
 use models::{
     Activations, AdapterMode, Conditioning, Guidance, LoadOptions, ModelError, TextToImageModel,
     TrainingVelocity, pipeline, weights,
@@ -43,20 +43,16 @@ pub struct NonFiniteParameter {
 }
 
 impl Policy {
-    /// Opens the model of a run and makes it trainable; nothing about it has changed yet. A run that trains the whole
-    /// network and measures a divergence holds it twice.
+    /// Opens the model of a run, which lies in `folder`, and makes it trainable; nothing about it has changed yet. A run
+    /// that trains the whole network and measures a divergence holds it twice.
     ///
     /// # Errors
     /// If the model cannot be opened, the adapter does not suit it, or the device is not there.
-    pub fn open(config: &RunConfig) -> Result<Self, LearnerError> {
-        let kind = match config.model.dtype {
-            Dtype::Float32 => Kind::Float,
-            Dtype::Bfloat16 => Kind::BFloat16,
-        };
+    pub fn open(config: &RunConfig, folder: &Path) -> Result<Self, LearnerError> {
         let device = device(&config.resources.device)?;
         let options =
-            LoadOptions { weights: WeightOptions::new(kind, device), text_encoders: false, decoder: false };
-        let open = || pipeline::open(&config.model.path, options);
+            LoadOptions { weights: weight_options(config, device), text_encoders: false, decoder: false };
+        let open = || pipeline::open(folder, options);
         let mut model = open()?;
         let moves_base = config.adapter.method == AdapterMethod::Full;
         let reference = (moves_base && config.training.kl_beta > 0.0).then(open).transpose()?;
@@ -204,6 +200,19 @@ impl Policy {
 /// If the file is missing or damaged.
 pub fn read_average(directory: &Path) -> Result<NamedTensors, ModelError> {
     Ok(weights::read_all(&directory.join(AVERAGE_FILE))?.0)
+}
+
+/// The same base weights as the workers'.
+fn weight_options(config: &RunConfig, device: Device) -> WeightOptions<'_> {
+    let model = &config.model;
+    let kind = match model.dtype {
+        Dtype::Float32 => Kind::Float,
+        Dtype::Bfloat16 => Kind::BFloat16,
+    };
+    let variant = Some(model.variant.as_str()).filter(|variant| !variant.is_empty());
+    let source =
+        if model.random_weights { TensorSource::Random(config.run.seed) } else { TensorSource::Files };
+    WeightOptions { kind, device, variant, source }
 }
 
 fn device(name: &str) -> Result<Device, LearnerError> {
