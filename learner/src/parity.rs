@@ -84,7 +84,7 @@ fn open_with_adapter(model_dir: &Path, adapter: &SavedAdapter) -> anyhow::Result
     let options = LoadOptions {
         weights: WeightOptions::new(Kind::Float, Device::Cpu),
         text_encoders: false,
-        decoder: false,
+        decoder: None,
     };
     let mut model = models::pipeline::open(model_dir, options)?;
     model.network_mut().attach_adapter(&adapter.config, &mut |_, length| vec![0.0; length])?;

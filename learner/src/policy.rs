@@ -55,7 +55,7 @@ impl Policy {
         };
         let device = device(&config.resources.device)?;
         let options =
-            LoadOptions { weights: WeightOptions::new(kind, device), text_encoders: false, decoder: false };
+            LoadOptions { weights: WeightOptions::new(kind, device), text_encoders: false, decoder: None };
         let open = || pipeline::open(&config.model.path, options);
         let mut model = open()?;
         let moves_base = config.adapter.method == AdapterMethod::Full;
@@ -85,12 +85,7 @@ impl Policy {
 
     /// An embedding where the network can use it.
     pub fn on_device(&self, embedding: &Conditioning) -> Conditioning {
-        let moved = |tensor: &Tensor| tensor.to_device(self.device);
-        Conditioning {
-            text: moved(&embedding.text),
-            pooled: embedding.pooled.as_ref().map(moved),
-            text_mask: embedding.text_mask.as_ref().map(moved),
-        }
+        embedding.to_device(self.device)
     }
 
     /// Velocities with gradients to what is trained.

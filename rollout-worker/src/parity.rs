@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use models::pipeline::{self, LoadOptions};
 use models::reference_case::{ParityReport, ReferenceCase};
 use models::weights::WeightOptions;
-use models::{ModelError, TextToImageModel};
+use models::{DecoderOptions, ModelError, TextToImageModel};
 use tch::{Device, Kind, Tensor};
 
 pub use models::reference_case::ParityOutcome;
@@ -52,7 +52,8 @@ impl LazyModel {
 /// Opens the model in the precision in which the references are recorded.
 fn open(dir: &Path, whole: bool) -> Result<Box<dyn TextToImageModel>, ModelError> {
     let weights = WeightOptions::new(Kind::Float, Device::Cpu);
-    pipeline::open(dir, LoadOptions { weights, text_encoders: whole, decoder: whole })
+    let decoder = whole.then_some(DecoderOptions::WHOLE);
+    pipeline::open(dir, LoadOptions { weights, text_encoders: whole, decoder })
 }
 
 /// Runs every case in `cases`, by default `MODEL_DIR/cases` or, where there is none, `MODEL_DIR` itself, and writes a line

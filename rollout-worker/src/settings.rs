@@ -1,7 +1,8 @@
 //! What the run config says, in the terms of the maths.
 
-use config::SamplingSection;
+use config::{RunConfig, SamplingSection};
 use flow::{FlowError, RolloutPlan, Schedule, trained_steps};
+use models::DecoderOptions;
 use tch::{Device, Kind};
 
 use crate::wavefront::Rollout;
@@ -21,12 +22,18 @@ pub fn rollout(
     Rollout::new(schedule, plan, sampling.step_rule, sampling.noise_level, sampling.max_rows)
 }
 
-/// The element type of the frozen weights.
+/// The element type that the config means.
 pub fn kind(dtype: config::Dtype) -> Kind {
     match dtype {
         config::Dtype::Float32 => Kind::Float,
         config::Dtype::Bfloat16 => Kind::BFloat16,
     }
+}
+
+/// How images are decoded.
+pub fn decoder(config: &RunConfig) -> DecoderOptions {
+    let tile = (config.sampling.vae_tile > 0).then_some(config.sampling.vae_tile);
+    DecoderOptions { kind: kind(config.model.decoder_dtype), tile }
 }
 
 /// A device that is not here, or that nobody knows.

@@ -9,7 +9,7 @@ mod sd3;
 
 use std::path::Path;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 pub use conditioning::Conditioning;
 pub use rgb::{RgbImage, to_rgb8};
@@ -34,6 +34,15 @@ pub trait TextToImageModel {
 
     /// How many image tokens the network sees, which dynamic schedules depend on.
     fn image_sequence_length(&self, height: i64, width: i64) -> usize;
+
+    /// Opens the text encoders, if they are not open.
+    ///
+    /// # Errors
+    /// As [`open`].
+    fn open_text_encoders(&mut self) -> Result<(), ModelError>;
+
+    /// Frees the text encoders' memory; prompts cannot be encoded until they are opened again.
+    fn drop_text_encoders(&mut self);
 
     /// Encodes each prompt by itself, so that its embedding does not depend on its neighbours to the last bit.
     ///
@@ -182,8 +191,22 @@ pub struct LoadOptions {
     pub weights: WeightOptions,
     /// Whether to load the text encoders; a learner that receives embeddings does without.
     pub text_encoders: bool,
-    /// Whether to load the decoder.
-    pub decoder: bool,
+    /// How the decoder draws, where it is to be loaded.
+    pub decoder: Option<DecoderOptions>,
+}
+
+/// How latents become pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecoderOptions {
+    /// Element type of the decoder, whatever that of the network; a model may insist on float32.
+    pub kind: Kind,
+    /// Side of the tiles, in pixels, that images larger than one are drawn in; images are drawn whole if absent.
+    pub tile: Option<i64>,
+}
+
+impl DecoderOptions {
+    /// Float32, images drawn whole.
+    pub const WHOLE: Self = Self { kind: Kind::Float, tile: None };
 }
 
 type Open = fn(&Path, LoadOptions) -> Result<Box<dyn TextToImageModel>, ModelError>;
