@@ -51,8 +51,8 @@ impl Policy {
     pub fn open(config: &RunConfig, folder: &Path) -> Result<Self, LearnerError> {
         let device = device(&config.resources.device)?;
         let options =
-            LoadOptions { weights: weight_options(config, device), text_encoders: false, decoder: false };
-        let open = || pipeline::open(folder, options);
+            LoadOptions { weights: weight_options(config, device), text_encoders: false, decoder: None };
+        let open = || pipeline::open(folder, options.clone());
         let mut model = open()?;
         let moves_base = config.adapter.method == AdapterMethod::Full;
         let reference = (moves_base && config.training.kl_beta > 0.0).then(open).transpose()?;
@@ -81,12 +81,7 @@ impl Policy {
 
     /// An embedding where the network can use it.
     pub fn on_device(&self, embedding: &Conditioning) -> Conditioning {
-        let moved = |tensor: &Tensor| tensor.to_device(self.device);
-        Conditioning {
-            text: moved(&embedding.text),
-            pooled: embedding.pooled.as_ref().map(moved),
-            text_mask: embedding.text_mask.as_ref().map(moved),
-        }
+        embedding.to_device(self.device)
     }
 
     /// Velocities with gradients to what is trained.
@@ -203,13 +198,13 @@ pub fn read_average(directory: &Path) -> Result<NamedTensors, ModelError> {
 }
 
 /// The same base weights as the workers'.
-fn weight_options(config: &RunConfig, device: Device) -> WeightOptions<'_> {
+fn weight_options(config: &RunConfig, device: Device) -> WeightOptions {
     let model = &config.model;
     let kind = match model.dtype {
         Dtype::Float32 => Kind::Float,
         Dtype::Bfloat16 => Kind::BFloat16,
     };
-    let variant = Some(model.variant.as_str()).filter(|variant| !variant.is_empty());
+    let variant = (!model.variant.is_empty()).then(|| model.variant.as_str().into());
     let source =
         if model.random_weights { TensorSource::Random(config.run.seed) } else { TensorSource::Files };
     WeightOptions { kind, device, variant, source }

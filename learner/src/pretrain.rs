@@ -64,7 +64,7 @@ fn encode_captions(folder: &Path) -> anyhow::Result<Conditioning> {
     let options = LoadOptions {
         weights: WeightOptions::new(Kind::Float, Device::Cpu),
         text_encoders: true,
-        decoder: false,
+        decoder: None,
     };
     let pipeline: Box<dyn TextToImageModel> = models::pipeline::open(folder, options)?;
     let prompts: Vec<String> =

@@ -7,10 +7,13 @@ use std::rc::Rc;
 use flow::{FlowError, Schedule, SchedulerConfig};
 use models::lora::LoraConfig;
 use models::weights::WeightOptions;
-use models::{AdapterMode, Conditioning, Guidance, LoadOptions, ModelError, TextToImageModel, to_rgb8};
+use models::{
+    AdapterMode, Conditioning, DecoderOptions, Guidance, LoadOptions, ModelError, TextToImageModel, to_rgb8,
+};
 use rewards::RgbImage;
 use tch::{Device, Kind, Tensor};
 
+use crate::embedding_cache::EmbeddingCache;
 use crate::truncated_prompts::TruncatedPrompts;
 
 /// Embeddings that are kept; a prompt's tasks come one after another, so few are enough.
@@ -43,6 +46,7 @@ pub struct GuidedModel {
     scheduler: SchedulerConfig,
     device: Device,
     guidance: GuidanceSettings,
+    cache: Option<EmbeddingCache>,
     embeddings: HashMap<String, (Rc<Embedding>, u64)>,
     truncated: TruncatedPrompts,
     lookups: u64,
@@ -68,13 +72,27 @@ impl GuidedModel {
     /// # Errors
     /// If a file is missing or does not fit the others.
     pub fn open(dir: &Path, weights: WeightOptions, guidance: GuidanceSettings) -> Result<Self, ModelError> {
-        let device = weights.device;
-        let options = LoadOptions { weights, text_encoders: true, decoder: true };
+        let options = LoadOptions { weights, text_encoders: true, decoder: Some(DecoderOptions::WHOLE) };
+        Self::open_with(dir, options, guidance, None)
+    }
+
+    /// As [`Self::open`], as `options` say. With a cache of its embeddings, text encoders may be left out: they are
+    /// opened where a prompt is not in it.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(
+        dir: &Path,
+        options: LoadOptions,
+        guidance: GuidanceSettings,
+        cache: Option<EmbeddingCache>,
+    ) -> Result<Self, ModelError> {
+        let device = options.weights.device;
         let model = models::pipeline::open(dir, options)?;
         let scheduler = serde_json::from_value(model.scheduler_config().clone())
             .map_err(|e| ModelError::damaged(&dir.join("scheduler/scheduler_config.json"), e))?;
         let (embeddings, truncated) = (HashMap::new(), TruncatedPrompts::default());
-        Ok(Self { model, scheduler, device, guidance, embeddings, truncated, lookups: 0 })
+        Ok(Self { model, scheduler, device, guidance, cache, embeddings, truncated, lookups: 0 })
     }
 
     /// Height and width that the model was made for, in pixels.
@@ -143,10 +161,7 @@ impl GuidedModel {
             *used = self.lookups;
             return Ok(embedding.clone());
         }
-        let max_sequence_length = self.guidance.max_sequence_length;
-        self.truncated.note(prompt, &self.model.token_ids(prompt, max_sequence_length)?);
-        let conditioning = self.model.encode_prompts(&[prompt.to_owned()], max_sequence_length)?;
-        let embedding = Rc::new(Embedding { digest: conditioning.digest(), conditioning });
+        let embedding = Rc::new(self.read_or_encode(prompt)?);
         self.make_room();
         self.embeddings.insert(prompt.to_owned(), (embedding.clone(), self.lookups));
         Ok(embedding)
@@ -158,6 +173,45 @@ impl GuidedModel {
     /// As [`Self::embed`].
     pub fn embed_negative(&mut self) -> Result<Option<Rc<Embedding>>, ModelError> {
         self.model.negative_prompt(self.guidance.scale).map(|prompt| self.embed(prompt)).transpose()
+    }
+
+    /// Sees to it that the cache has these prompts and what guidance leads away from, then frees the text encoders;
+    /// returns how many were missing. Without a cache it does nothing.
+    ///
+    /// # Errors
+    /// As [`Self::embed`].
+    pub fn cache_prompts(&mut self, prompts: &[String]) -> Result<usize, ModelError> {
+        let negative = self.model.negative_prompt(self.guidance.scale);
+        let mut n_missing = 0;
+        for prompt in prompts.iter().map(String::as_str).chain(negative) {
+            // Asked anew for each: other workers are filling it as well.
+            if self.cache.as_ref().is_some_and(|cache| !cache.has(prompt)) {
+                self.read_or_encode(prompt)?;
+                n_missing += 1;
+            }
+        }
+        if self.cache.is_some() {
+            self.model.drop_text_encoders();
+        }
+        Ok(n_missing)
+    }
+
+    fn read_or_encode(&mut self, prompt: &str) -> Result<Embedding, ModelError> {
+        if let Some((conditioning, digest)) = self.cache.as_ref().and_then(|cache| cache.read(prompt)) {
+            return Ok(Embedding { conditioning, digest });
+        }
+        if self.cache.is_some() {
+            self.model.open_text_encoders()?;
+        }
+        let max_length = self.guidance.max_sequence_length;
+        self.truncated.note(prompt, &self.model.token_ids(prompt, max_length)?);
+        let conditioning = self.model.encode_prompts(&[prompt.to_owned()], max_length)?;
+        let digest = conditioning.digest();
+        let written = self.cache.as_ref().map(|cache| cache.write(prompt, &conditioning, &digest));
+        if let Some(Err(error)) = written {
+            tracing::warn!("an embedding is not cached: {error}");
+        }
+        Ok(Embedding { conditioning, digest })
     }
 
     /// Velocities of latents that all stand at noise level `sigma`.
@@ -211,5 +265,49 @@ impl GuidedModel {
         if let Some(prompt) = oldest {
             self.embeddings.remove(&prompt);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedding_cache::EmbeddingSettings;
+
+    const GUIDANCE: GuidanceSettings = GuidanceSettings { scale: 2.0, max_sequence_length: 8 };
+
+    fn golden() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/sd3")
+    }
+
+    /// A model whose text encoders are opened only if the cache below `root` lacks a prompt.
+    fn with_cache(root: &Path) -> GuidedModel {
+        let weights = WeightOptions::new(Kind::Float, Device::Cpu);
+        let settings = EmbeddingSettings { kind: Kind::Float, device: Device::Cpu, max_sequence_length: 8 };
+        let cache = EmbeddingCache::open(root, &golden(), settings).unwrap();
+        let options = LoadOptions { weights, text_encoders: false, decoder: None };
+        GuidedModel::open_with(&golden(), options, GUIDANCE, Some(cache)).unwrap()
+    }
+
+    #[test]
+    fn cached_embeddings_are_the_fresh_ones_to_the_last_bit_and_need_no_encoders() {
+        let root = tempfile::tempdir().unwrap();
+        let prompts = ["a red circle".to_owned(), "two dogs".to_owned(), "a red circle".to_owned()];
+        let mut fresh =
+            GuidedModel::open(&golden(), WeightOptions::new(Kind::Float, Device::Cpu), GUIDANCE).unwrap();
+        assert_eq!(with_cache(root.path()).cache_prompts(&prompts).unwrap(), 3, "two, and the negative one");
+
+        let mut cached = with_cache(root.path());
+        assert_eq!(cached.cache_prompts(&prompts).unwrap(), 0);
+        for prompt in &prompts {
+            let (one, other) = (fresh.embed(prompt).unwrap(), cached.embed(prompt).unwrap());
+            assert_eq!((one.digest, one.digest), (other.digest, other.conditioning.digest()));
+        }
+        let negative = cached.embed_negative().unwrap().unwrap();
+        assert_eq!(negative.digest, fresh.embed_negative().unwrap().unwrap().digest);
+        assert!(cached.model.encode_prompts(&prompts, 8).is_err(), "no encoder was opened");
+
+        let late = "a prompt that no file has";
+        assert_eq!(cached.embed(late).unwrap().digest, fresh.embed(late).unwrap().digest);
+        assert!(with_cache(root.path()).cache.unwrap().has(late));
     }
 }

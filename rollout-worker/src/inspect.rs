@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use config::{AdapterInspection, ComponentInspection, Dtype, ImageInspection, ModelInspection};
 use models::lora::LoraConfig;
 use models::weights::{Inventory, TensorSource, WeightOptions};
-use models::{LoadOptions, ModelError, TextToImageModel, pipeline};
+use models::{DecoderOptions, LoadOptions, ModelError, TextToImageModel, pipeline};
 use tch::Device;
 
 use crate::guided_model::GuidanceSettings;
@@ -42,12 +42,17 @@ pub struct InspectOptions {
 pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
     let inventory = Inventory::default();
     let source = match options.random_weights {
-        true => TensorSource::Shapes(&inventory),
-        false => TensorSource::Headers(&inventory),
+        true => TensorSource::Shapes(inventory.clone()),
+        false => TensorSource::Headers(inventory.clone()),
     };
     let kind = settings::kind(options.dtype);
-    let weights = WeightOptions { kind, device: Device::Cpu, variant: options.variant.as_deref(), source };
-    let load = LoadOptions { weights, text_encoders: true, decoder: true };
+    let weights = WeightOptions {
+        kind,
+        device: Device::Cpu,
+        variant: options.variant.as_deref().map(Into::into),
+        source,
+    };
+    let load = LoadOptions { weights, text_encoders: true, decoder: Some(DecoderOptions::WHOLE) };
     let model = pipeline::open(&options.model, load)?;
     let network = model.network();
     Ok(ModelInspection {

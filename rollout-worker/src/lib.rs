@@ -6,6 +6,7 @@
 pub mod bad_input;
 pub mod delivery;
 pub mod device;
+pub mod embedding_cache;
 pub mod finisher;
 pub mod guided_model;
 pub mod image_file;

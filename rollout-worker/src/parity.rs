@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use models::pipeline::{self, LoadOptions};
 use models::reference_case::{Outputs, ParityReport, ReferenceCase};
 use models::weights::WeightOptions;
-use models::{ModelError, TextToImageModel};
+use models::{DecoderOptions, ModelError, TextToImageModel};
 use tch::{Device, Kind};
 
 pub use models::reference_case::ParityOutcome;
@@ -45,7 +45,7 @@ impl LazyModel {
         if self.model.is_none() {
             // In the precision in which the references are recorded.
             let weights = WeightOptions::new(Kind::Float, Device::Cpu);
-            let options = LoadOptions { weights, text_encoders: true, decoder: true };
+            let options = LoadOptions { weights, text_encoders: true, decoder: Some(DecoderOptions::WHOLE) };
             self.model = Some(pipeline::open(&self.dir, options)?);
         }
         Ok(self.model.as_deref().expect("the model was just opened; else this is a bug"))

@@ -121,7 +121,7 @@ fn open(options: &SampleOptions) -> anyhow::Result<GuidedModel> {
         false => TensorSource::Files,
     };
     let (kind, device) = (settings::kind(options.dtype), options.device);
-    let weights = WeightOptions { kind, device, variant: options.variant.as_deref(), source };
+    let weights = WeightOptions { kind, device, variant: options.variant.as_deref().map(Into::into), source };
     let mut model = GuidedModel::open(&options.model, weights, options.guidance.clone())?;
     if let Some(path) = &options.adapter {
         let adapter = SavedAdapter::read(path)?;

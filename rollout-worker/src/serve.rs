@@ -12,17 +12,21 @@
 //! 3. However a task ends, the coordinator hears of it, or of this worker's end.
 
 use std::future::Future;
+use std::path::Path;
 use std::time::Duration;
 
 use config::RunConfig;
+use models::{LoadOptions, ModelError};
 use proto::heartbeat_reply::Order;
 use proto::{Role, Task, TaskId, TaskKind, WeightsRole};
 use service::{Hub, JoinDetails, Membership};
+use tch::Device;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::bad_input::BadInput;
 use crate::device::DeviceThread;
+use crate::embedding_cache::{EmbeddingCache, EmbeddingSettings};
 use crate::finisher::Finisher;
 use crate::guided_model::{GuidanceSettings, GuidedModel};
 use crate::learner_link::LearnerLink;
@@ -200,7 +204,6 @@ fn open_sampler(config: RunConfig, hub: &Hub) -> anyhow::Result<Sampler> {
         max_sequence_length: config.model.max_sequence_length,
     };
     let folder = hub.resolve(&config.model.path)?;
-    let weights = settings::weights(&config, device);
     if config.model.random_weights {
         let absent = models::pipeline::absent_tokenizers(&folder)?;
         tracing::warn!(
@@ -208,8 +211,51 @@ fn open_sampler(config: RunConfig, hub: &Hub) -> anyhow::Result<Sampler> {
             "the weights are random: images mean nothing; bytes stand in for absent tokenizers"
         );
     }
-    let model = GuidedModel::open(&folder, weights, guidance)?;
+    let cache = open_embedding_cache(&config, &folder, device);
+    let options = LoadOptions {
+        weights: settings::weights(&config, device),
+        text_encoders: cache.is_none(),
+        decoder: Some(settings::decoder(&config)),
+    };
+    let is_caching = cache.is_some();
+    let mut model = GuidedModel::open_with(&folder, options, guidance, cache)?;
+    if is_caching {
+        cache_prompts(&config, &mut model)?;
+    }
     Ok(Sampler::new(config, model)?)
+}
+
+/// The cache that the config asks for; a worker that cannot use it keeps its text encoders instead.
+fn open_embedding_cache(config: &RunConfig, folder: &Path, device: Device) -> Option<EmbeddingCache> {
+    if config.model.embedding_cache.as_os_str().is_empty() {
+        return None;
+    }
+    let root = config.run.directory.join(&config.model.embedding_cache);
+    let embedding_settings = EmbeddingSettings {
+        kind: settings::kind(config.model.dtype),
+        device,
+        max_sequence_length: config.model.max_sequence_length,
+    };
+    EmbeddingCache::open(&root, folder, embedding_settings)
+        .inspect_err(|error| tracing::warn!("embeddings are not cached, text encoders stay: {error}"))
+        .ok()
+}
+
+/// Embeds all prompts of the run that nobody has embedded yet.
+fn cache_prompts(config: &RunConfig, model: &mut GuidedModel) -> Result<(), ModelError> {
+    let mut prompts = Vec::new();
+    for path in [&config.data.train, &config.data.test] {
+        match config::read_prompts(path) {
+            Ok(records) => prompts.extend(records.into_iter().map(|record| record.text)),
+            Err(error) => tracing::warn!("prompts are embedded as tasks bring them: {error}"),
+        }
+    }
+    // Workers that start together begin in different places.
+    let n_prompts = prompts.len().max(1);
+    prompts.rotate_left(std::process::id() as usize % n_prompts);
+    let embedded = model.cache_prompts(&prompts)?;
+    tracing::info!(prompts = prompts.len(), embedded, "all prompts are embedded, text encoders are dropped");
+    Ok(())
 }
 
 async fn stop_when_ordered(membership: Membership, stop: CancellationToken) {

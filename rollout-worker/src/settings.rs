@@ -2,6 +2,7 @@
 
 use config::{RunConfig, SamplingSection};
 use flow::{FlowError, RolloutPlan, Schedule, trained_steps};
+use models::DecoderOptions;
 use models::weights::{TensorSource, WeightOptions};
 use tch::{Device, Kind};
 
@@ -22,7 +23,7 @@ pub fn rollout(
     Rollout::new(schedule, plan, sampling.step_rule, sampling.noise_level, sampling.max_rows)
 }
 
-/// The element type of the frozen weights.
+/// The element type that the config means.
 pub fn kind(dtype: config::Dtype) -> Kind {
     match dtype {
         config::Dtype::Float32 => Kind::Float,
@@ -31,12 +32,18 @@ pub fn kind(dtype: config::Dtype) -> Kind {
 }
 
 /// Where the base weights of a run come from, and where they go.
-pub fn weights(config: &RunConfig, device: Device) -> WeightOptions<'_> {
+pub fn weights(config: &RunConfig, device: Device) -> WeightOptions {
     let model = &config.model;
-    let variant = Some(model.variant.as_str()).filter(|variant| !variant.is_empty());
+    let variant = (!model.variant.is_empty()).then(|| model.variant.as_str().into());
     let source =
         if model.random_weights { TensorSource::Random(config.run.seed) } else { TensorSource::Files };
     WeightOptions { kind: kind(model.dtype), device, variant, source }
+}
+
+/// How images are decoded.
+pub fn decoder(config: &RunConfig) -> DecoderOptions {
+    let tile = (config.sampling.vae_tile > 0).then_some(config.sampling.vae_tile);
+    DecoderOptions { kind: kind(config.model.decoder_dtype), tile }
 }
 
 /// A device that is not here, or that nobody knows.

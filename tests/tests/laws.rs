@@ -25,6 +25,19 @@ fn undisturbed(lag: u32) -> &'static Digests {
     })
 }
 
+/// Three iterations in which all parameters of the network are trained; `cache` is where embeddings are kept.
+fn full_fine_tuning(cache: &str) -> Run {
+    Run::new(&[
+        ("model.embedding_cache", cache),
+        ("adapter.method", "\"full\""),
+        ("adapter.rank", "32"),
+        ("adapter.alpha", "64"),
+        ("training.learning_rate", "1e-4"),
+        ("run.iterations", "3"),
+        ("evaluation.every", "3"),
+    ])
+}
+
 /// Disturbs a run after its second iteration and expects it to end as if nothing had happened.
 fn survives(lag: u32, workers: &str, disturb: impl FnOnce(&mut Run)) {
     let mut run = Run::new(&with_lag(lag));
@@ -104,4 +117,22 @@ fn a_stopped_run_goes_on_where_it_was() {
     assert_eq!(run.wait(), Some(75), "{}", run.output());
     run.complete(&["--resume", "--workers", "1"]);
     assert_eq!(&run.adapter_digests(), undisturbed(0));
+}
+
+#[test]
+fn a_network_trained_as_a_whole_and_embeddings_from_disk_obey_the_same_law() {
+    let mut straight = full_fine_tuning("\"\"");
+    straight.complete(&["--workers", "1"]);
+    let expected = straight.adapter_digests();
+    assert!(
+        expected.keys().any(|name| name.ends_with("diffusion_pytorch_model.safetensors")),
+        "{expected:?}"
+    );
+
+    let mut disturbed = full_fine_tuning("\"embeddings\"");
+    disturbed.start(&["--workers", "3"]);
+    disturbed.wait_for_iterations(1);
+    kill_member(&disturbed, "learner");
+    assert_eq!(disturbed.wait(), Some(0), "the run failed:\n{}", disturbed.output());
+    assert_eq!(disturbed.adapter_digests(), expected, "{}", disturbed.output());
 }

@@ -57,10 +57,15 @@ pub struct ModelSection {
     pub variant: String,
     /// Draws the weights from the run's seed and needs configuration files alone: to measure speed and memory.
     pub random_weights: bool,
-    /// Type of the frozen base weights.
+    /// Type that network and text encoders compute in; what is trained is float32 all the same.
     pub dtype: Dtype,
+    /// Type that images are decoded in; a decoder that overflows in half precision has float32 anyway.
+    pub decoder_dtype: Dtype,
     /// Tokens of the T5 part of the prompt; without a T5 encoder, that many zero tokens.
     pub max_sequence_length: usize,
+    /// Where workers keep prompt embeddings, below `run.directory` unless absolute, so that text encoders are in memory
+    /// only until every prompt is embedded; empty for nowhere. SD3.5 takes 1.7 MB a prompt.
+    pub embedding_cache: PathBuf,
 }
 
 /// Element type of the base weights.
@@ -134,6 +139,9 @@ pub struct SamplingSection {
     pub seeds_per_task: usize,
     /// Most latents in one network call (before guidance doubles them).
     pub max_rows: usize,
+    /// Side of the overlapping tiles that larger images are decoded in, in pixels; 0 for images decoded whole. Less
+    /// memory, and slightly other pixels.
+    pub vae_tile: i64,
 }
 
 /// Which trajectories are sampled.

@@ -127,6 +127,9 @@ fn check_sampling(config: &RunConfig, checks: &mut Checks) {
     ] {
         checks.count(value, key);
     }
+    checks.require(sampling.vae_tile >= 0, "sampling.vae_tile", || {
+        format!("is {}; give the side of a tile in pixels, or 0 to decode images whole", sampling.vae_tile)
+    });
     checks.require(sampling.height.max(sampling.width) <= 65_536, "sampling.height", || {
         format!("and width are {} and {}; at most 65536", sampling.height, sampling.width)
     });
@@ -276,11 +279,13 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
     checks.require(["cpu", "cuda"].contains(&config.resources.device.as_str()), "resources.device", || {
         format!("is `{}`; write `cpu` or `cuda`", config.resources.device)
     });
-    checks.require(
-        config.resources.device != "cpu" || config.model.dtype == Dtype::Float32,
-        "model.dtype",
-        || "is bfloat16, which is only of use with resources.device = \"cuda\"; write `float32`".to_owned(),
-    );
+    let on_cpu = config.resources.device == "cpu";
+    let model = &config.model;
+    for (dtype, key) in [(model.dtype, "model.dtype"), (model.decoder_dtype, "model.decoder_dtype")] {
+        checks.require(!on_cpu || dtype == Dtype::Float32, key, || {
+            "is bfloat16, which is only of use with resources.device = \"cuda\"; write `float32`".to_owned()
+        });
+    }
     checks.count(config.resources.worker_threads, "resources.worker_threads");
     checks.count(config.resources.learner_threads, "resources.learner_threads");
 }

@@ -12,6 +12,8 @@ use tch::{Kind, Tensor};
 use crate::ModelError;
 use crate::json_file;
 use crate::layers::{Activation, Conv2d, GroupNorm, Linear};
+use crate::pipeline::DecoderOptions;
+use crate::tiled_decoding::{decode_in_tiles, is_tile};
 use crate::weights::{Scope, WeightOptions, Weights};
 
 /// `config.json` of an autoencoder.
@@ -220,25 +222,36 @@ pub struct AutoencoderKlDecoder {
     activation: Activation,
     config: AutoencoderKlConfig,
     kind: Kind,
+    /// Side of a tile, in latents.
+    tile: Option<i64>,
 }
 
 impl AutoencoderKlDecoder {
     /// Opens `config.json` and the decoder's part of `diffusion_pytorch_model.safetensors` in `dir`.
     ///
-    /// With `force_upcast` the weights are float32 whatever `options` say.
+    /// The weights have the element type that `decoder` says, or float32 where the configuration has `force_upcast`.
     ///
     /// # Errors
-    /// If a file is missing or malformed, or the tensors are not those of the configuration.
-    pub fn open(dir: &Path, options: WeightOptions) -> Result<Self, ModelError> {
+    /// If a file is missing or malformed, the tensors are not those of the configuration, or tiles of the size asked for
+    /// do not overlap by whole latents.
+    pub fn open(dir: &Path, weights: &WeightOptions, decoder: DecoderOptions) -> Result<Self, ModelError> {
         let config = AutoencoderKlConfig::open(dir)?;
         let activation = config.activation(&dir.join("config.json"))?;
-        let kind = if config.force_upcast { Kind::Float } else { options.kind };
-        let options = WeightOptions { kind, ..options };
-        let weights = Weights::open(dir, "diffusion_pytorch_model", options)?;
-        let decoder = Self::new(&weights.scope(""), config, activation);
+        let scale = config.scale();
+        if let Some(tile) = decoder.tile.filter(|tile| !is_tile(*tile, scale)) {
+            return Err(ModelError::Input(format!(
+                "an image cannot be decoded in tiles of {tile} pixels; take a multiple of {}, or draw images whole",
+                4 * scale
+            )));
+        }
+        let kind = if config.force_upcast { Kind::Float } else { decoder.kind };
+        let weights =
+            Weights::open(dir, "diffusion_pytorch_model", &WeightOptions { kind, ..weights.clone() })?;
+        let mut decoder_network = Self::new(&weights.scope(""), config, activation);
+        decoder_network.tile = decoder.tile.map(|tile| tile / scale);
         weights.ignore(&["encoder.", "quant_conv."]);
         weights.finish()?;
-        Ok(decoder)
+        Ok(decoder_network)
     }
 
     fn new(scope: &Scope, config: AutoencoderKlConfig, activation: Activation) -> Self {
@@ -262,6 +275,7 @@ impl AutoencoderKlDecoder {
             conv_out: Conv2d::new(&decoder.child("conv_out"), (finest, config.out_channels), 3, 1, 1),
             activation,
             kind: scope.kind(),
+            tile: None,
             config,
         }
     }
@@ -271,7 +285,8 @@ impl AutoencoderKlDecoder {
         &self.config
     }
 
-    /// Decodes latents of the diffusion space: undoes `scaling_factor` and `shift_factor`, then draws.
+    /// Decodes latents of the diffusion space: undoes `scaling_factor` and `shift_factor`, then draws; in tiles, if so
+    /// opened, where a side is longer than a tile.
     ///
     /// # Shapes
     /// - `latents`: `[B, Z, H, W]`
@@ -282,9 +297,18 @@ impl AutoencoderKlDecoder {
     pub fn decode(&self, latents: &Tensor) -> Tensor {
         let latents = latents.to_kind(Kind::Float) / self.config.scaling_factor;
         let latents = (latents + self.config.shift_factor.unwrap_or_default()).to_kind(self.kind);
+        match self.tile {
+            Some(tile) if latents.size()[2..].iter().any(|side| *side > tile) => {
+                decode_in_tiles(&latents, tile, self.config.scale(), |part| self.draw(part))
+            }
+            _ => self.draw(&latents),
+        }
+    }
+
+    fn draw(&self, latents: &Tensor) -> Tensor {
         let hidden = match &self.post_quant_conv {
-            Some(conv) => self.conv_in.forward(&conv.forward(&latents)),
-            None => self.conv_in.forward(&latents),
+            Some(conv) => self.conv_in.forward(&conv.forward(latents)),
+            None => self.conv_in.forward(latents),
         };
         let hidden = self.mid_block.forward(&hidden);
         let hidden = self.up_blocks.iter().fold(hidden, |hidden, block| block.forward(hidden));

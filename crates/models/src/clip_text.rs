@@ -153,7 +153,7 @@ impl ClipTextModel {
     ///
     /// # Errors
     /// If a file is missing or malformed, or the tensors are not those of the configuration.
-    pub fn open(dir: &Path, options: WeightOptions) -> Result<Self, ModelError> {
+    pub fn open(dir: &Path, options: &WeightOptions) -> Result<Self, ModelError> {
         let path = dir.join("config.json");
         let config: ClipTextConfig = json_file::read(&path)?;
         let activation = check(&config, &path)?;

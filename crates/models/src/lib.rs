@@ -21,9 +21,12 @@ pub mod pipeline;
 pub mod reference_case;
 pub mod t5;
 pub mod tensor_bytes;
+pub mod tiled_decoding;
 pub mod tokenizer;
 
 pub use gradient_checkpointing::{Activations, TrainingVelocity};
 pub use network::Network;
-pub use pipeline::{Conditioning, Guidance, LoadOptions, PromptTokens, RgbImage, TextToImageModel, to_rgb8};
+pub use pipeline::{
+    Conditioning, DecoderOptions, Guidance, LoadOptions, PromptTokens, RgbImage, TextToImageModel, to_rgb8,
+};
 pub use projection::AdapterMode;

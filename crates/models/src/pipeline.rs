@@ -10,7 +10,7 @@ mod sd3;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use self::model_index::ModelIndex;
 
@@ -47,6 +47,15 @@ pub trait TextToImageModel {
 
     /// How many image tokens the network sees, which dynamic schedules depend on.
     fn image_sequence_length(&self, height: i64, width: i64) -> usize;
+
+    /// Opens the text encoders, if they are not open.
+    ///
+    /// # Errors
+    /// As [`open`].
+    fn open_text_encoders(&mut self) -> Result<(), ModelError>;
+
+    /// Frees the text encoders' memory; prompts cannot be encoded until they are opened again.
+    fn drop_text_encoders(&mut self);
 
     /// Encodes each prompt by itself, so that its embedding does not depend on its neighbours to the last bit.
     ///
@@ -189,14 +198,28 @@ pub struct PromptTokens {
 }
 
 /// How a model folder is opened, and which of its parts.
-#[derive(Debug, Clone, Copy)]
-pub struct LoadOptions<'a> {
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
     /// How tensors are read, and where they go.
-    pub weights: WeightOptions<'a>,
+    pub weights: WeightOptions,
     /// Whether to load the text encoders; a learner that receives embeddings does without.
     pub text_encoders: bool,
-    /// Whether to load the decoder.
-    pub decoder: bool,
+    /// How the decoder draws, where it is to be loaded.
+    pub decoder: Option<DecoderOptions>,
+}
+
+/// How latents become pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecoderOptions {
+    /// Element type of the decoder, whatever that of the network; a model may insist on float32.
+    pub kind: Kind,
+    /// Side of the tiles, in pixels, that images larger than one are drawn in; images are drawn whole if absent.
+    pub tile: Option<i64>,
+}
+
+impl DecoderOptions {
+    /// Float32, images drawn whole.
+    pub const WHOLE: Self = Self { kind: Kind::Float, tile: None };
 }
 
 type Open = fn(&Path, LoadOptions) -> Result<Box<dyn TextToImageModel>, ModelError>;
@@ -221,8 +244,8 @@ pub fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToImageModel
         found: class,
         supported: FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
     })?;
-    check_kind(options.weights)?;
-    check_variant(dir, options.weights)?;
+    check_kind(&options.weights)?;
+    check_variant(dir, &options.weights)?;
     open_family(dir, options)
 }
 
@@ -251,16 +274,16 @@ fn open_tokenizer(
     index: &ModelIndex,
     component: &str,
     vocab_size: i64,
-    options: LoadOptions,
+    weights: &WeightOptions,
 ) -> Result<Tokenizer, ModelError> {
     let folder = dir.join(component);
-    if options.weights.source.is_without_files() && !Tokenizer::is_in(&folder) {
+    if weights.source.is_without_files() && !Tokenizer::is_in(&folder) {
         return Ok(Tokenizer::Bytes(ByteTokenizer::new(vocab_size)));
     }
     Tokenizer::open(&folder, index.class(component).unwrap_or_default())
 }
 
-fn check_kind(options: WeightOptions) -> Result<(), ModelError> {
+fn check_kind(options: &WeightOptions) -> Result<(), ModelError> {
     let multiplied = Tensor::f_ones([8, 8], (options.kind, options.device)).and_then(|x| x.f_matmul(&x));
     multiplied.map(drop).map_err(|error| {
         ModelError::Input(format!(
@@ -271,8 +294,10 @@ fn check_kind(options: WeightOptions) -> Result<(), ModelError> {
 }
 
 /// A misspelt variant would otherwise read as one that no component happens to have.
-fn check_variant(dir: &Path, options: WeightOptions) -> Result<(), ModelError> {
-    let Some(asked) = options.variant.filter(|_| !options.source.is_without_files()) else { return Ok(()) };
+fn check_variant(dir: &Path, options: &WeightOptions) -> Result<(), ModelError> {
+    let Some(asked) = options.variant.as_deref().filter(|_| !options.source.is_without_files()) else {
+        return Ok(());
+    };
     let mut present = BTreeSet::new();
     for component in ModelIndex::open(dir)?.components() {
         let folder = dir.join(component);

@@ -55,7 +55,7 @@ impl Sd3Transformer {
     ///
     /// # Errors
     /// If a file is missing or damaged, the configuration is not supported, or the tensors do not fit it.
-    pub fn open(folder: &Path, options: WeightOptions) -> Result<Self, ModelError> {
+    pub fn open(folder: &Path, options: &WeightOptions) -> Result<Self, ModelError> {
         let config = Sd3Config::read(&folder.join("config.json"))?;
         let weights = Weights::open(folder, "diffusion_pytorch_model", options)?;
         let transformer = Self::new(&weights.scope(""), &config);

@@ -206,7 +206,7 @@ impl T5Encoder {
     ///
     /// # Errors
     /// If a file is missing or malformed, or the tensors are not those of the configuration.
-    pub fn open(dir: &Path, options: WeightOptions) -> Result<Self, ModelError> {
+    pub fn open(dir: &Path, options: &WeightOptions) -> Result<Self, ModelError> {
         let path = dir.join("config.json");
         let config: T5Config = json_file::read(&path)?;
         let feed_forward = config.feed_forward(&path)?;

@@ -38,46 +38,46 @@ pub enum Init {
 }
 
 /// How a component's tensors are read, and where they go.
-#[derive(Clone, Copy, Debug)]
-pub struct WeightOptions<'a> {
+#[derive(Clone, Debug)]
+pub struct WeightOptions {
     /// Element type that tensors are converted to.
     pub kind: Kind,
     /// Where they live.
     pub device: Device,
     /// Variant of the files, such as `fp16`; a component that lacks it has its plain files read.
-    pub variant: Option<&'a str>,
+    pub variant: Option<Rc<str>>,
     /// Where their values come from.
-    pub source: TensorSource<'a>,
+    pub source: TensorSource,
 }
 
 /// Where the values of tensors come from.
-#[derive(Clone, Copy, Debug)]
-pub enum TensorSource<'a> {
+#[derive(Clone, Debug)]
+pub enum TensorSource {
     /// The files of the component's folder.
     Files,
     /// A seed: fast, of the spread of weights, and good for measuring alone; configurations are all that is needed.
     Random(u64),
     /// Nowhere: tensors hold no memory, but must be those of the files' headers. Sizes are added to the inventory.
-    Headers(&'a Inventory),
+    Headers(Inventory),
     /// Nowhere, by the configurations alone, likewise.
-    Shapes(&'a Inventory),
+    Shapes(Inventory),
 }
 
-impl TensorSource<'_> {
+impl TensorSource {
     /// Whether weight files take no part.
     pub fn is_without_files(&self) -> bool {
         matches!(self, Self::Random(_) | Self::Shapes(_))
     }
 }
 
-impl<'a> WeightOptions<'a> {
+impl WeightOptions {
     /// Tensors of this kind on this device, from plain files, or the only variant where there are none.
     pub const fn new(kind: Kind, device: Device) -> Self {
         Self { kind, device, variant: None, source: TensorSource::Files }
     }
 
     /// The same from another source.
-    pub const fn from_source(self, source: TensorSource<'a>) -> Self {
+    pub fn from_source(self, source: TensorSource) -> Self {
         Self { source, ..self }
     }
 }
@@ -133,14 +133,14 @@ impl Weights {
     ///
     /// # Errors
     /// If there is no such file, or one of them is truncated or malformed.
-    pub fn open(component_dir: &Path, stem: &str, options: WeightOptions) -> Result<Self, ModelError> {
-        let files = || Files::open(component_dir, stem, options.variant);
-        let source = match options.source {
+    pub fn open(component_dir: &Path, stem: &str, options: &WeightOptions) -> Result<Self, ModelError> {
+        let files = || Files::open(component_dir, stem, options.variant.as_deref());
+        let source = match &options.source {
             TensorSource::Files => Source::Files(files()?),
             TensorSource::Headers(inventory) => Source::Nowhere(Some(files()?), inventory.clone()),
             TensorSource::Shapes(inventory) => Source::Nowhere(None, inventory.clone()),
             TensorSource::Random(seed) => {
-                Source::Generator(Generator::Repeated(Block::new(seed, &options)), seed)
+                Source::Generator(Generator::Repeated(Block::new(*seed, options)), *seed)
             }
         };
         Ok(Self::new(source, component_dir, options))
@@ -151,11 +151,11 @@ impl Weights {
     /// A tensor depends on the seed and its name alone.
     pub fn random(seed: u64, kind: Kind, device: Device) -> Self {
         let source = Source::Generator(Generator::Drawn, seed);
-        Self::new(source, Path::new("random weights"), WeightOptions::new(kind, device))
+        Self::new(source, Path::new("random weights"), &WeightOptions::new(kind, device))
     }
 
-    fn new(source: Source, path: &Path, options: WeightOptions) -> Self {
-        let WeightOptions { kind, device, .. } = options;
+    fn new(source: Source, path: &Path, options: &WeightOptions) -> Self {
+        let WeightOptions { kind, device, .. } = *options;
         let path = path.to_owned();
         Self { shared: Rc::new(Shared { source, path, kind, device, report: RefCell::default() }) }
     }
@@ -326,7 +326,7 @@ mod tests {
     fn tensors_arrive_in_the_asked_element_type() {
         let folder = component();
         let weights =
-            Weights::open(folder.path(), "model", WeightOptions::new(Kind::Float, Device::Cpu)).unwrap();
+            Weights::open(folder.path(), "model", &WeightOptions::new(Kind::Float, Device::Cpu)).unwrap();
         let tensor = weights.scope("a").tensor("weight", &[2], Init::Zeros);
         assert_eq!(tensor, Tensor::ones([2], (Kind::Float, Device::Cpu)));
         assert!(weights.scope("").has("other") && !weights.scope("a").has("other"));
@@ -336,7 +336,7 @@ mod tests {
     fn everything_wrong_is_told_at_once() {
         let folder = component();
         let weights =
-            Weights::open(folder.path(), "model", WeightOptions::new(Kind::Float, Device::Cpu)).unwrap();
+            Weights::open(folder.path(), "model", &WeightOptions::new(Kind::Float, Device::Cpu)).unwrap();
         let scope = weights.scope("").child("a");
         for (name, shape) in [("weight", 2), ("bias", 2), ("scale", 4)] {
             let _ = scope.tensor(name, &[shape], Init::Zeros);
@@ -357,7 +357,7 @@ mod tests {
         std::fs::rename(folder.path().join("model.safetensors"), &shard).unwrap();
         let index = r#"{"metadata": {}, "weight_map": {"a.weight": "model-00001-of-00001.safetensors"}}"#;
         std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
-        let open = || Weights::open(folder.path(), "model", WeightOptions::new(Kind::Float, Device::Cpu));
+        let open = || Weights::open(folder.path(), "model", &WeightOptions::new(Kind::Float, Device::Cpu));
         assert!(open().unwrap().scope("a").has("bias"));
         std::fs::remove_file(&shard).unwrap();
         assert!(open().err().unwrap().to_string().contains("model-00001-of-00001.safetensors is missing"));
@@ -367,7 +367,7 @@ mod tests {
     fn stacked_tensors_are_those_of_their_scopes_and_both_are_reported() {
         let folder = component();
         let options = WeightOptions::new(Kind::Float, Device::Cpu);
-        let weights = Weights::open(folder.path(), "model", options).unwrap();
+        let weights = Weights::open(folder.path(), "model", &options).unwrap();
         let scopes = [(weights.scope("encoder"), 1), (weights.scope("a"), 3)];
         let stacked = Scope::stacked(&scopes, "w", &[], Init::Zeros);
         assert_eq!(Vec::<f32>::try_from(stacked).unwrap(), [1.0, 0.0, 0.0, 0.0]);
@@ -379,8 +379,9 @@ mod tests {
     fn without_values_tensors_hold_no_memory_but_must_still_be_those_of_the_files() {
         let (folder, inventory) = (component(), Inventory::default());
         let options = WeightOptions::new(Kind::Float, Device::Cpu);
-        let open = |source| Weights::open(folder.path(), "model", options.from_source(source)).unwrap();
-        let weights = open(TensorSource::Headers(&inventory));
+        let open =
+            |source| Weights::open(folder.path(), "model", &options.clone().from_source(source)).unwrap();
+        let weights = open(TensorSource::Headers(inventory.clone()));
         let scope = weights.scope("a");
         let tensor = scope.tensor("weight", &[2], Init::Ones);
         let _ = scope.tensor("bias", &[4], Init::Ones);
@@ -389,7 +390,7 @@ mod tests {
         assert!(error.contains("a.bias has shape [3], expected [4]"), "{error}");
 
         let inventory = Inventory::default();
-        let weights = open(TensorSource::Shapes(&inventory));
+        let weights = open(TensorSource::Shapes(inventory.clone()));
         let _ = weights.scope("a").tensor("anything", &[1 << 20, 1 << 20], Init::Xavier);
         weights.finish().unwrap();
         let (_, size) = &inventory.components()[0];

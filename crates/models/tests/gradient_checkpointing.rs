@@ -32,7 +32,7 @@ fn numbers(shape: &[i64], seed: f64) -> Tensor {
 
 fn model(kind: Kind) -> Box<dyn TextToImageModel> {
     let weights = WeightOptions::new(kind, Device::Cpu);
-    pipeline::open(&sd3(), LoadOptions { weights, text_encoders: false, decoder: false }).unwrap()
+    pipeline::open(&sd3(), LoadOptions { weights, text_encoders: false, decoder: None }).unwrap()
 }
 
 fn with_adapter(targets: &[&str], kind: Kind) -> Box<dyn TextToImageModel> {

@@ -17,7 +17,7 @@ fn golden() -> PathBuf {
 }
 
 fn whole(weights: WeightOptions) -> LoadOptions {
-    LoadOptions { weights, text_encoders: true, decoder: true }
+    LoadOptions { weights, text_encoders: true, decoder: Some(models::DecoderOptions::WHOLE) }
 }
 
 fn from_source(source: TensorSource) -> LoadOptions {
@@ -62,7 +62,7 @@ fn transformer_sum(model: &dyn TextToImageModel) -> f64 {
 #[test]
 fn headers_alone_tell_the_sizes_of_what_would_be_loaded() {
     let inventory = Inventory::default();
-    let sized = pipeline::open(&golden(), from_source(TensorSource::Headers(&inventory))).unwrap();
+    let sized = pipeline::open(&golden(), from_source(TensorSource::Headers(inventory.clone()))).unwrap();
     let loaded = pipeline::open(&golden(), whole(FLOAT)).unwrap();
     let components: HashMap<_, _> = inventory.components().into_iter().collect();
     let mut names: Vec<&str> = components.keys().map(String::as_str).collect();
@@ -91,7 +91,7 @@ fn an_adapter_is_sized_as_it_would_be_attached() {
     let targets = vec!["attn.to_q".to_owned(), "ff.net.2".to_owned()];
     let config = LoraConfig { rank: 3, alpha: 3.0, targets };
     let inventory = Inventory::default();
-    let sized = pipeline::open(&golden(), from_source(TensorSource::Headers(&inventory))).unwrap();
+    let sized = pipeline::open(&golden(), from_source(TensorSource::Headers(inventory.clone()))).unwrap();
     let mut loaded = pipeline::open(&golden(), whole(FLOAT)).unwrap();
     loaded.network_mut().attach_adapter(&config, &mut |_, length| vec![0.0; length]).unwrap();
     let attached: usize =
@@ -115,7 +115,7 @@ fn headers_tell_what_is_wrong_with_a_file_as_loading_would() {
     write(&path, &tensors, &metadata.into_iter().collect()).unwrap();
     let inventory = Inventory::default();
     let told = |options| pipeline::open(folder.path(), options).err().unwrap().to_string();
-    let error = told(from_source(TensorSource::Headers(&inventory)));
+    let error = told(from_source(TensorSource::Headers(inventory.clone())));
     assert_eq!(error, told(whole(FLOAT)));
     for part in ["1 missing", "1 unexpected", "_misspelt", "1 mis-shaped"] {
         assert!(error.contains(part), "{part} is not in {error}");
@@ -151,10 +151,10 @@ fn a_variant_is_read_where_a_component_has_it_and_must_be_had_by_one() {
     let variant = plain.with_file_name("diffusion_pytorch_model.fp16.safetensors");
     write(&variant, &doubled, &metadata.into_iter().collect()).unwrap();
     let open = |variant| pipeline::open(folder.path(), whole(WeightOptions { variant, ..FLOAT }));
-    let (plain, half) = (open(None).unwrap(), open(Some("fp16")).unwrap());
+    let (plain, half) = (open(None).unwrap(), open(Some("fp16".into())).unwrap());
     let ratio = transformer_sum(half.as_ref()) / transformer_sum(plain.as_ref());
     assert!((ratio - 2.0).abs() < 1e-3, "{ratio}");
-    let error = open(Some("fp61")).err().unwrap().to_string();
+    let error = open(Some("fp61".into())).err().unwrap().to_string();
     assert!(error.contains("`fp61`") && error.contains("present: fp16"), "{error}");
 }
 

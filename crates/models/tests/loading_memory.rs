@@ -23,7 +23,7 @@ fn loading_takes_the_model_and_little_more_than_its_largest_tensor() {
     println!("source    as        model MiB  largest tensor MiB  peak beyond the model MiB  seconds");
     for (source, name) in [(TensorSource::Files, "float32"), (TensorSource::Random(1), "random")] {
         for kind in [Kind::Float, Kind::BFloat16] {
-            let options = WeightOptions::new(kind, Device::Cpu).from_source(source);
+            let options = WeightOptions::new(kind, Device::Cpu).from_source(source.clone());
             let loaded = load(folder.path(), options);
             let largest = (SIDE * SIDE) as f64 * kind.elt_size_in_bytes() as f64;
             println!(
@@ -51,7 +51,7 @@ fn load(folder: &Path, options: WeightOptions) -> Loaded {
     // Sets the peak to what is resident now.
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
     let (before, start) = (status("VmRSS"), Instant::now());
-    let weights = Weights::open(folder, "model", options).unwrap();
+    let weights = Weights::open(folder, "model", &options).unwrap();
     let scope = |idx: usize| weights.scope(&format!("matrix.{idx}"));
     let single = scope(0).tensor("weight", &[SIDE, SIDE], Init::Xavier);
     let rest: Vec<_> = (1..2 * N_SHARDS).map(|idx| (scope(idx), SIDE)).collect();

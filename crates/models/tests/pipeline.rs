@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 use models::pipeline::{self, LoadOptions, TextToImageModel};
 use models::safetensors_file::SafetensorsFile;
 use models::weights::WeightOptions;
-use models::{AdapterMode, Conditioning, Guidance, to_rgb8};
+use models::{AdapterMode, Conditioning, DecoderOptions, Guidance, to_rgb8};
 use tch::{Device, Kind, Tensor};
 
-const ALL: LoadOptions =
-    LoadOptions { weights: WeightOptions::new(Kind::Float, Device::Cpu), text_encoders: true, decoder: true };
+const ALL: LoadOptions = LoadOptions {
+    weights: WeightOptions::new(Kind::Float, Device::Cpu),
+    text_encoders: true,
+    decoder: Some(DecoderOptions::WHOLE),
+};
 
 fn sd3() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/sd3")
@@ -189,11 +192,18 @@ fn parts_that_do_not_fit_each_other_are_named() {
 
 #[test]
 fn a_folder_opened_in_part_says_what_it_lacks() {
-    let model = pipeline::open(&sd3(), LoadOptions { text_encoders: false, decoder: false, ..ALL }).unwrap();
+    let mut model =
+        pipeline::open(&sd3(), LoadOptions { text_encoders: false, decoder: None, ..ALL }).unwrap();
     let message = model.encode_prompts(&strings(&["a"]), 8).unwrap_err().to_string();
     assert!(message.contains("without its text encoders"), "{message}");
     let latents = Tensor::zeros([1, 16, 4, 4], (Kind::Float, Device::Cpu));
     assert!(model.decode(&latents).unwrap_err().to_string().contains("without its decoder"));
+
+    model.open_text_encoders().unwrap();
+    let embedded = model.encode_prompts(&strings(&["a"]), 8).unwrap();
+    assert_eq!(embedded.digest(), open().encode_prompts(&strings(&["a"]), 8).unwrap().digest());
+    model.drop_text_encoders();
+    assert!(model.encode_prompts(&strings(&["a"]), 8).is_err());
 }
 
 #[test]

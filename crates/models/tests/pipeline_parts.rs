@@ -7,6 +7,7 @@ use models::clip_text::ClipTextModel;
 use models::safetensors_file::SafetensorsFile;
 use models::t5::T5Encoder;
 use models::weights::WeightOptions;
+use models::{DecoderOptions, ModelError};
 use tch::{Device, Kind, Tensor};
 
 fn sd3() -> PathBuf {
@@ -28,7 +29,7 @@ fn assert_close(got: &Tensor, want: &Tensor) {
 fn clip_features_are_in_the_first_tokens() {
     let case = case("prompt_embeds.safetensors");
     let encoder =
-        ClipTextModel::open(&sd3().join("text_encoder"), WeightOptions::new(Kind::Float, Device::Cpu))
+        ClipTextModel::open(&sd3().join("text_encoder"), &WeightOptions::new(Kind::Float, Device::Cpu))
             .unwrap();
     let output = encoder.forward(&case.read("out.clip_ids").unwrap());
     let (length, width) = (encoder.config().max_position_embeddings, encoder.config().hidden_size);
@@ -44,17 +45,38 @@ fn clip_features_are_in_the_first_tokens() {
 fn t5_features_are_in_the_last_tokens() {
     let case = case("prompt_embeds.safetensors");
     let encoder =
-        T5Encoder::open(&sd3().join("text_encoder_3"), WeightOptions::new(Kind::Float, Device::Cpu)).unwrap();
+        T5Encoder::open(&sd3().join("text_encoder_3"), &WeightOptions::new(Kind::Float, Device::Cpu))
+            .unwrap();
     let ids = case.read("out.t5_ids").unwrap();
     let embeds = case.read("out.prompt_embeds").unwrap();
     let length = ids.size()[1];
     assert_close(&encoder.forward(&ids), &embeds.narrow(1, embeds.size()[1] - length, length));
 }
 
+fn decoder(tile: Option<i64>) -> Result<AutoencoderKlDecoder, ModelError> {
+    let weights = WeightOptions::new(Kind::BFloat16, Device::Cpu);
+    AutoencoderKlDecoder::open(&sd3().join("vae"), &weights, DecoderOptions { tile, ..DecoderOptions::WHOLE })
+}
+
+#[test]
+fn tiles_are_blended_as_diffusers_does() {
+    let path = sd3().join("../tiled_decode/tiled_decode.safetensors");
+    let case = SafetensorsFile::open(&path).unwrap();
+    let (latents, want) = (case.read("latents").unwrap(), case.read("image").unwrap());
+    let tiled = decoder(Some(32)).unwrap().decode(&latents);
+    assert_close(&tiled, &want);
+    assert!((&tiled - &want).abs().max().double_value(&[]) < 1e-5);
+
+    let whole = decoder(None).unwrap().decode(&latents);
+    let relative = (&tiled - &whole).norm().double_value(&[]) / whole.norm().double_value(&[]);
+    assert!((1e-4..0.5).contains(&relative), "tiles do not see each other, but nearly agree: {relative}");
+    assert_eq!(decoder(Some(64)).unwrap().decode(&latents), whole, "one tile is the whole image");
+    assert!(decoder(Some(40)).err().unwrap().to_string().contains("multiple of 16"));
+}
+
 #[test]
 fn decoder_draws_the_recorded_images() {
     let case = case("vae_decode.safetensors");
-    let decoder =
-        AutoencoderKlDecoder::open(&sd3().join("vae"), WeightOptions::new(Kind::Float, Device::Cpu)).unwrap();
+    let decoder = decoder(None).unwrap();
     assert_close(&decoder.decode(&case.read("in.latents").unwrap()), &case.read("out.image").unwrap());
 }

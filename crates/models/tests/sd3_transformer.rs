@@ -57,7 +57,7 @@ impl Case {
 }
 
 fn transformer() -> Sd3Transformer {
-    Sd3Transformer::open(&sd3().join("transformer"), WeightOptions::new(CPU.0, CPU.1)).unwrap()
+    Sd3Transformer::open(&sd3().join("transformer"), &WeightOptions::new(CPU.0, CPU.1)).unwrap()
 }
 
 fn with_adapter(folder: &str) -> Sd3Transformer {
@@ -154,7 +154,7 @@ fn a_fresh_adapter_changes_nothing_and_a_changed_one_needs_a_refresh_to_be_sampl
 fn half_precision_keeps_an_adapter_too_small_for_merged_weights() {
     let case = Case::open("transformer.safetensors");
     let mut transformer =
-        Sd3Transformer::open(&sd3().join("transformer"), WeightOptions::new(Kind::BFloat16, Device::Cpu))
+        Sd3Transformer::open(&sd3().join("transformer"), &WeightOptions::new(Kind::BFloat16, Device::Cpu))
             .unwrap();
     let config = LoraConfig { rank: 2, alpha: 2.0, targets: vec!["attn.to_q".into()] };
     transformer.attach_adapter(&config, &mut |_, n| vec![1.0; n]).unwrap();

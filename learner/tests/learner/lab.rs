@@ -15,6 +15,8 @@ use learner::embeddings::Embeddings;
 use learner::error::LearnerError;
 use learner::gradient::Objective;
 use learner::inbox::{Inbox, Outcome, Standing};
+use learner::journal::Journal;
+use learner::metrics::IterationMetrics;
 use learner::outcome::Layout;
 use learner::policy::Policy;
 use learner::progress::ProgressBoard;
@@ -222,7 +224,7 @@ impl Worker {
         let options = LoadOptions {
             weights: WeightOptions::new(kind, Device::Cpu),
             text_encoders: true,
-            decoder: false,
+            decoder: None,
         };
         let mut model = pipeline::open(&config.model.path, options).unwrap();
         let adapter = &config.adapter;
@@ -415,6 +417,11 @@ impl Sample {
         let id = TaskId { kind, iteration: task.iteration, index: task.index };
         (PushHeader { task: Some(id), tensors: infos, ..self.header.clone() }, bytes)
     }
+}
+
+/// The rows of a run's iterations.
+pub fn metrics(lab: &Lab) -> Vec<IterationMetrics> {
+    Journal::open(&lab.directory().metrics(), |_| true).unwrap().rows().to_vec()
 }
 
 /// The trajectories in an outcome.

@@ -1,13 +1,12 @@
 //! Training on a tiny real model: the same update whoever delivers what when, through stops, damage and bad numbers.
 
-use crate::lab::{Delivery, Lab, Shared, Worker, trajectories};
+use crate::lab::{Delivery, Lab, Shared, Worker, metrics, trajectories};
 use config::{AdvantageGroup, KlDenominator, RunConfig, TaskKind};
 use flow::{TransitionRows, kl_divergence, log_probability, repeat_for_branches, transition_mean};
 use learner::error::LearnerError;
 use learner::evaluation::Evaluation;
 use learner::gradient::TrainingTask;
 use learner::journal::Journal;
-use learner::metrics::IterationMetrics;
 use learner::outcome::Trajectories;
 use learner::rules::TrainedSteps;
 use learner::run::Ended;
@@ -17,10 +16,6 @@ use proto::WeightsRole;
 use tch::{Device, Kind, Tensor};
 
 const TRAINED_FILES: [&str; 3] = ["adapter.safetensors", "optimizer.safetensors", "ema.safetensors"];
-
-fn metrics(lab: &Lab) -> Vec<IterationMetrics> {
-    Journal::open(&lab.directory().metrics(), |_| true).unwrap().rows().to_vec()
-}
 
 fn assert_same_checkpoint(one: &Lab, other: &Lab, version: u32) {
     for file in TRAINED_FILES {

@@ -124,7 +124,7 @@ fn publish(learner: &FakeLearner, version: u32, role: WeightsRole, value: f64) {
     let options = LoadOptions {
         weights: WeightOptions::new(Kind::Float, Device::Cpu),
         text_encoders: false,
-        decoder: false,
+        decoder: None,
     };
     let mut model = models::pipeline::open(&golden(), options).unwrap();
     let targets = run_config().adapter.targets;

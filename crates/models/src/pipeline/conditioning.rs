@@ -2,7 +2,7 @@
 //!
 //! Letters: B rows, L text tokens, C features of a token, P features of the pooled text.
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::ModelError;
 
@@ -38,6 +38,11 @@ impl Conditioning {
     /// If an index is not below [`Self::rows`].
     pub fn select(&self, indices: &[i64]) -> Self {
         self.map(|tensor| tensor.index_select(0, &Tensor::from_slice(indices).to_device(tensor.device())))
+    }
+
+    /// The same on another device.
+    pub fn to_device(&self, device: Device) -> Self {
+        self.map(|tensor| tensor.to_device(device))
     }
 
     /// Stretches a single row over `rows` rows without copying; as many rows as asked for stay as they are.

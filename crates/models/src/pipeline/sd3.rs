@@ -13,6 +13,7 @@ use super::{Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel,
 use crate::autoencoder_kl::{AutoencoderKlConfig, AutoencoderKlDecoder};
 use crate::network::{Network, Query};
 use crate::sd3::{Sd3Config, Sd3Transformer};
+use crate::weights::WeightOptions;
 use crate::{ModelError, json_file};
 
 #[derive(Deserialize)]
@@ -30,8 +31,7 @@ struct Sd3 {
     decoder: Option<AutoencoderKlDecoder>,
     /// Pixels along the side of one latent.
     scale: i64,
-    /// Element type of the network.
-    kind: Kind,
+    weights: WeightOptions,
     dir: PathBuf,
 }
 
@@ -43,39 +43,36 @@ pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToIma
     let scheduler_path = dir.join("scheduler/scheduler_config.json");
     let timesteps: TrainTimesteps = json_file::read(&scheduler_path)?;
     let (vae_dir, vae) = (dir.join("vae"), AutoencoderKlConfig::open(&dir.join("vae"))?);
-    let transformer = Sd3Transformer::open(&dir.join("transformer"), options.weights)?;
-    let text_encoders = match options.text_encoders {
-        true => Some(TextEncoders::open(dir, &index, transformer.config().joint_attention_dim, options)?),
-        false => None,
-    };
-    check_widths(dir, transformer.config(), &vae, text_encoders.as_ref())?;
-    let decoder =
-        options.decoder.then(|| AutoencoderKlDecoder::open(&vae_dir, options.weights)).transpose()?;
-    Ok(Box::new(Sd3 {
+    let transformer = Sd3Transformer::open(&dir.join("transformer"), &options.weights)?;
+    check_channels(dir, transformer.config(), &vae)?;
+    let open_decoder = |decoder| AutoencoderKlDecoder::open(&vae_dir, &options.weights, decoder);
+    let mut sd3 = Sd3 {
         scheduler_config: json_file::read(&scheduler_path)?,
         num_train_timesteps: timesteps.num_train_timesteps,
         scale: vae.scale(),
         transformer,
-        text_encoders,
-        decoder,
-        kind: options.weights.kind,
+        text_encoders: None,
+        decoder: options.decoder.map(open_decoder).transpose()?,
+        weights: options.weights.clone(),
         dir: dir.to_owned(),
-    }))
+    };
+    if options.text_encoders {
+        sd3.open_text_encoders()?;
+    }
+    Ok(Box::new(sd3))
 }
 
-fn check_widths(
-    dir: &Path,
-    transformer: &Sd3Config,
-    vae: &AutoencoderKlConfig,
-    text_encoders: Option<&TextEncoders>,
-) -> Result<(), ModelError> {
+fn check_channels(dir: &Path, transformer: &Sd3Config, vae: &AutoencoderKlConfig) -> Result<(), ModelError> {
     let (channels, expected) = (vae.latent_channels, transformer.in_channels);
     if channels != expected {
         let reason = format!("{channels} differs from the transformer's `in_channels` {expected}");
         return Err(ModelError::config(&dir.join("vae/config.json"), "latent_channels", reason));
     }
-    let expected = transformer.pooled_projection_dim;
-    let pooled = text_encoders.map_or(expected, TextEncoders::pooled_width);
+    Ok(())
+}
+
+fn check_pooled(dir: &Path, transformer: &Sd3Config, encoders: &TextEncoders) -> Result<(), ModelError> {
+    let (pooled, expected) = (encoders.pooled_width(), transformer.pooled_projection_dim);
     if pooled != expected {
         let reason = format!("{expected} differs from the {pooled} pooled features of both CLIP encoders");
         let path = dir.join("transformer/config.json");
@@ -106,8 +103,11 @@ impl Sd3 {
         evaluate: &mut dyn FnMut(&Query) -> Tensor,
     ) -> Tensor {
         let pooled = text.pooled.as_ref().expect("SD3 conditioning has pooled features; else this is a bug");
-        let (latents, text, pooled) =
-            (latents.to_kind(self.kind), text.text.to_kind(self.kind), pooled.to_kind(self.kind));
+        let (latents, text, pooled) = (
+            latents.to_kind(self.weights.kind),
+            text.text.to_kind(self.weights.kind),
+            pooled.to_kind(self.weights.kind),
+        );
         let query = Query {
             latents: &latents,
             timestep: timesteps,
@@ -153,6 +153,20 @@ impl TextToImageModel for Sd3 {
     fn image_sequence_length(&self, height: i64, width: i64) -> usize {
         let (patch, _) = self.patch_pixels();
         ((height / patch) * (width / patch)) as usize
+    }
+
+    fn open_text_encoders(&mut self) -> Result<(), ModelError> {
+        if self.text_encoders.is_none() {
+            let (index, config) = (ModelIndex::open(&self.dir)?, self.transformer.config());
+            let encoders = TextEncoders::open(&self.dir, &index, config.joint_attention_dim, &self.weights)?;
+            check_pooled(&self.dir, config, &encoders)?;
+            self.text_encoders = Some(encoders);
+        }
+        Ok(())
+    }
+
+    fn drop_text_encoders(&mut self) {
+        self.text_encoders = None;
     }
 
     fn encode_prompts(

@@ -132,7 +132,7 @@ pub fn open_with_adapter(
     adapter: &SavedAdapter,
 ) -> Result<Box<dyn TextToImageModel>, ModelError> {
     let weights = WeightOptions::new(Kind::Float, Device::Cpu);
-    let mut model = pipeline::open(model_dir, LoadOptions { weights, text_encoders: false, decoder: false })?;
+    let mut model = pipeline::open(model_dir, LoadOptions { weights, text_encoders: false, decoder: None })?;
     model.network_mut().attach_adapter(&adapter.config, &mut |_, length| vec![0.0; length])?;
     model.network_mut().load_adapter(&adapter.tensors)?;
     Ok(model)

@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use crate::ModelError;
 use crate::clip_text::ClipTextModel;
 use crate::pipeline::model_index::ModelIndex;
-use crate::pipeline::{Conditioning, LoadOptions, PromptTokens, open_tokenizer};
+use crate::pipeline::{Conditioning, PromptTokens, open_tokenizer};
 use crate::t5::T5Encoder;
 use crate::tokenizer::Tokenizer;
 use crate::weights::WeightOptions;
@@ -47,13 +47,13 @@ impl TextEncoders {
         dir: &Path,
         index: &ModelIndex,
         joint_width: i64,
-        options: LoadOptions,
+        weights: &WeightOptions,
     ) -> Result<Self, ModelError> {
-        let clips = [Clip::open(dir, index, "", options)?, Clip::open(dir, index, "_2", options)?];
-        let t5 = index.has("text_encoder_3").then(|| T5::open(dir, index, options)).transpose()?;
+        let clips = [Clip::open(dir, index, "", weights)?, Clip::open(dir, index, "_2", weights)?];
+        let t5 = index.has("text_encoder_3").then(|| T5::open(dir, index, weights)).transpose()?;
         // The pipeline asks the first tokenizer for the length of both.
         let clip_length = clips[0].tokenizer.model_max_length().unwrap_or(CLIP_LENGTH);
-        let WeightOptions { kind, device, .. } = options.weights;
+        let WeightOptions { kind, device, .. } = *weights;
         let encoders = Self { clips, t5, clip_length, joint_width, kind, device };
         encoders.check(dir)?;
         Ok(encoders)
@@ -171,20 +171,25 @@ impl TextEncoders {
 }
 
 impl Clip {
-    fn open(dir: &Path, index: &ModelIndex, suffix: &str, options: LoadOptions) -> Result<Self, ModelError> {
+    fn open(
+        dir: &Path,
+        index: &ModelIndex,
+        suffix: &str,
+        weights: &WeightOptions,
+    ) -> Result<Self, ModelError> {
         let (encoder, tokenizer) = (format!("text_encoder{suffix}"), format!("tokenizer{suffix}"));
         index.require(&encoder, "CLIPTextModelWithProjection")?;
-        let encoder = ClipTextModel::open(&dir.join(encoder), options.weights)?;
+        let encoder = ClipTextModel::open(&dir.join(encoder), weights)?;
         let vocab_size = encoder.config().vocab_size;
-        Ok(Self { tokenizer: open_tokenizer(dir, index, &tokenizer, vocab_size, options)?, encoder })
+        Ok(Self { tokenizer: open_tokenizer(dir, index, &tokenizer, vocab_size, weights)?, encoder })
     }
 }
 
 impl T5 {
-    fn open(dir: &Path, index: &ModelIndex, options: LoadOptions) -> Result<Self, ModelError> {
+    fn open(dir: &Path, index: &ModelIndex, weights: &WeightOptions) -> Result<Self, ModelError> {
         index.require("text_encoder_3", "T5EncoderModel")?;
-        let encoder = T5Encoder::open(&dir.join("text_encoder_3"), options.weights)?;
+        let encoder = T5Encoder::open(&dir.join("text_encoder_3"), weights)?;
         let vocab_size = encoder.config().vocab_size;
-        Ok(Self { tokenizer: open_tokenizer(dir, index, "tokenizer_3", vocab_size, options)?, encoder })
+        Ok(Self { tokenizer: open_tokenizer(dir, index, "tokenizer_3", vocab_size, weights)?, encoder })
     }
 }
