@@ -6,14 +6,22 @@ use std::path::{Path, PathBuf};
 use learner::parity::{ParityOutcome, run};
 use models::safetensors_file::{read_all, write};
 
+fn golden(family: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(family)
+}
+
 fn sd3() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/sd3")
+    golden("sd3")
+}
+
+fn check_family(family: &str, cases: Option<&Path>, rtol: f64) -> (anyhow::Result<ParityOutcome>, String) {
+    let mut out = Vec::new();
+    let outcome = run(&golden(family), cases, rtol, &mut out);
+    (outcome, String::from_utf8(out).unwrap())
 }
 
 fn check(cases: Option<&Path>, rtol: f64) -> (anyhow::Result<ParityOutcome>, String) {
-    let mut out = Vec::new();
-    let outcome = run(&sd3(), cases, rtol, &mut out);
-    (outcome, String::from_utf8(out).unwrap())
+    check_family("sd3", cases, rtol)
 }
 
 /// A folder with copies of everything that the recorded update consists of.
@@ -41,6 +49,13 @@ fn recorded_gradients_and_updates_are_reproduced() {
     // 62 adapter tensors: gradients and sample of one case; gradients, six terms, the norm and the update of the other.
     assert_eq!((passed, failed), (63 + 62 + 7 + 62, 0), "{text}");
     assert!(text.ends_with("194 passed, 0 failed\n"), "{text}");
+}
+
+#[test]
+fn recorded_gradients_of_flux_are_reproduced() {
+    let (outcome, text) = check_family("flux", None, 1e-4);
+    // Twelve modules of each block over two streams and three of each over one have two factors each; and the sample.
+    assert_eq!(outcome.unwrap(), ParityOutcome { passed: 2 * (2 * 12 + 3 * 3) + 1, failed: 0 }, "{text}");
 }
 
 #[test]
