@@ -7,21 +7,26 @@ use learner::parity::{ParityOutcome, run};
 use models::Activations;
 use models::safetensors_file::{read_all, write};
 
+fn golden(family: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(family)
+}
+
 fn sd3() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/sd3")
+    golden("sd3")
 }
 
 fn check(cases: Option<&Path>, rtol: f64) -> (anyhow::Result<ParityOutcome>, String) {
-    check_with(Activations::Kept, cases, rtol)
+    check_with("sd3", Activations::Kept, cases, rtol)
 }
 
 fn check_with(
+    family: &str,
     activations: Activations,
     cases: Option<&Path>,
     rtol: f64,
 ) -> (anyhow::Result<ParityOutcome>, String) {
     let mut out = Vec::new();
-    let outcome = run(&sd3(), cases, rtol, activations, &mut out);
+    let outcome = run(&golden(family), cases, rtol, activations, &mut out);
     (outcome, String::from_utf8(out).unwrap())
 }
 
@@ -46,12 +51,22 @@ fn copied_cases() -> tempfile::TempDir {
 #[test]
 fn recorded_gradients_and_updates_are_reproduced() {
     for activations in [Activations::Kept, Activations::Recomputed] {
-        let (outcome, text) = check_with(activations, None, 1e-4);
+        let (outcome, text) = check_with("sd3", activations, None, 1e-4);
         let ParityOutcome { passed, failed } = outcome.unwrap();
         // 62 adapter tensors: gradients and sample of one case; gradients, six terms, the norm and the update of the
         // other.
         assert_eq!((passed, failed), (63 + 62 + 7 + 62, 0), "{text}");
         assert!(text.ends_with("194 passed, 0 failed\n"), "{text}");
+    }
+}
+
+#[test]
+fn recorded_gradients_of_flux_are_reproduced() {
+    for activations in [Activations::Kept, Activations::Recomputed] {
+        let (outcome, text) = check_with("flux", activations, None, 1e-4);
+        // Twelve modules of each block over two streams and three of each over one have two factors each; and the
+        // sample.
+        assert_eq!(outcome.unwrap(), ParityOutcome { passed: 2 * (2 * 12 + 3 * 3) + 1, failed: 0 }, "{text}");
     }
 }
 

@@ -3,9 +3,12 @@
 //! A family is one file under `pipeline/` and one line in `FAMILIES`.
 
 mod conditioning;
+mod flux;
+mod image_sizes;
 mod model_index;
 mod rgb;
 mod sd3;
+mod text_encoders;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -18,6 +21,7 @@ pub use conditioning::Conditioning;
 pub use rgb::{RgbImage, to_rgb8};
 
 use crate::ModelError;
+use crate::autoencoder_kl::AutoencoderKlDecoder;
 use crate::gradient_checkpointing::{Activations, TrainingVelocity};
 use crate::network::{Network, Query};
 use crate::projection::AdapterMode;
@@ -229,7 +233,7 @@ const INDEX: &str = "model_index.json";
 const WEIGHT_FILE_STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 
 /// `_class_name` of `model_index.json`, and who opens it.
-const FAMILIES: &[(&str, Open)] = &[("StableDiffusion3Pipeline", sd3::open)];
+const FAMILIES: &[(&str, Open)] = &[("StableDiffusion3Pipeline", sd3::open), ("FluxPipeline", flux::open)];
 
 /// Opens a folder in the diffusers layout.
 ///
@@ -316,6 +320,20 @@ fn check_variant(dir: &Path, options: &WeightOptions) -> Result<(), ModelError> 
         "no component of {} has weight files of the variant `{asked}`; variants present: {present}",
         dir.display()
     )))
+}
+
+/// A part of a model that its folder may have been opened without.
+fn opened<'a, T>(part: &'a Option<T>, name: &str, dir: &Path) -> Result<&'a T, ModelError> {
+    part.as_ref().ok_or_else(|| ModelError::Input(format!("{} was opened without its {name}", dir.display())))
+}
+
+/// [`TextToImageModel::decode_signed`] of families that have this decoder.
+fn decode_with(decoder: &AutoencoderKlDecoder, latents: &Tensor) -> Result<Tensor, ModelError> {
+    let (size, channels) = (latents.size(), decoder.config().latent_channels);
+    if size.len() != 4 || size[1] != channels {
+        return Err(misshaped("latents", &size, &format!("[rows, {channels}, height, width]")));
+    }
+    Ok(tch::no_grad(|| decoder.decode(latents)))
 }
 
 fn misshaped(what: &str, found: &[i64], expected: &str) -> ModelError {

@@ -2,8 +2,11 @@
 //!
 //! Letters: B rows, L text tokens, C features of a token, P features of the pooled text.
 
+use std::collections::BTreeMap;
+
 use tch::{Device, Tensor};
 
+use super::misshaped;
 use crate::ModelError;
 
 const TEXT: &str = "text";
@@ -19,6 +22,29 @@ pub struct Conditioning {
     pub pooled: Option<Tensor>,
     /// Which tokens count, where the family masks padding: `[B, L]`.
     pub text_mask: Option<Tensor>,
+}
+
+/// Encodes each distinct prompt once and alone, so that its embedding does not depend on its neighbours.
+///
+/// # Errors
+/// If there are no prompts, or the first error of `encode`, which makes one row of one prompt.
+pub(super) fn encode_each(
+    prompts: &[String],
+    encode: impl Fn(&str) -> Result<Conditioning, ModelError>,
+) -> Result<Conditioning, ModelError> {
+    let mut rows = BTreeMap::new();
+    let mut distinct = Vec::new();
+    for prompt in prompts {
+        if !rows.contains_key(prompt) {
+            rows.insert(prompt, distinct.len() as i64);
+            distinct.push(encode(prompt)?);
+        }
+    }
+    if distinct.is_empty() {
+        return Err(ModelError::Input("there are no prompts to encode".to_owned()));
+    }
+    let order: Vec<i64> = prompts.iter().map(|prompt| rows[prompt]).collect();
+    Ok(Conditioning::cat(&distinct.iter().collect::<Vec<_>>()).select(&order))
 }
 
 impl Conditioning {
@@ -68,6 +94,27 @@ impl Conditioning {
             pooled: cat_optional(parts, |part| &part.pooled),
             text_mask: cat_optional(parts, |part| &part.text_mask),
         }
+    }
+
+    /// Checks that there are tokens of one width and pooled features of another, in one row or one per latent.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another shape.
+    pub(super) fn check_shapes(
+        &self,
+        n_latents: i64,
+        (text_width, pooled_width): (i64, i64),
+    ) -> Result<(), ModelError> {
+        let (text, rows) = (self.text.size(), self.rows());
+        if text.len() != 3 || text[2] != text_width || (rows != n_latents && rows != 1) {
+            let expected = format!("[{n_latents}, tokens, {text_width}]");
+            return Err(misshaped("text embeddings", &text, &expected));
+        }
+        let pooled = self.pooled.as_ref().map(Tensor::size).unwrap_or_default();
+        if pooled != [rows, pooled_width] {
+            return Err(misshaped("pooled embeddings", &pooled, &format!("[{rows}, {pooled_width}]")));
+        }
+        Ok(())
     }
 
     /// The tensors under the names they have on the wire.

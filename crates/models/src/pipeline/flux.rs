@@ -1,0 +1,201 @@
+//! FLUX.1.
+
+mod text;
+
+use std::path::{Path, PathBuf};
+
+use tch::{Kind, Tensor};
+
+use self::text::TextEncoders;
+use super::image_sizes::ImageSizes;
+use super::model_index::ModelIndex;
+use super::{
+    Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, decode_with, misshaped, opened,
+};
+use crate::autoencoder_kl::{AutoencoderKlConfig, AutoencoderKlDecoder};
+use crate::flux::FluxTransformer;
+use crate::network::{Network, Query};
+use crate::patches::{PACKED_SIDE, from_patches, to_patches};
+use crate::weights::WeightOptions;
+use crate::{ModelError, json_file};
+
+/// Pixels along the side of the images that FLUX.1 was made for; its configuration does not say.
+const USUAL_SIDE: i64 = 1024;
+
+/// One opened folder.
+struct Flux {
+    scheduler_config: serde_json::Value,
+    transformer: FluxTransformer,
+    text_encoders: Option<TextEncoders>,
+    decoder: Option<AutoencoderKlDecoder>,
+    /// Pixels along the side of one latent.
+    scale: i64,
+    weights: WeightOptions,
+    dir: PathBuf,
+}
+
+/// Opens a folder whose class is `FluxPipeline`.
+pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToImageModel>, ModelError> {
+    let index = ModelIndex::open(dir)?;
+    index.require("transformer", "FluxTransformer2DModel")?;
+    index.require("vae", "AutoencoderKL")?;
+    let scheduler_config = json_file::read(&dir.join("scheduler/scheduler_config.json"))?;
+    let (vae_dir, vae) = (dir.join("vae"), AutoencoderKlConfig::open(&dir.join("vae"))?);
+    let transformer = FluxTransformer::open(&dir.join("transformer"), &options.weights)?;
+    let (channels, expected) = (vae.latent_channels, transformer.config().latent_channels());
+    if channels != expected {
+        let reason =
+            format!("{channels} differs from a quarter of the transformer's `in_channels`, {expected}");
+        return Err(ModelError::config(&vae_dir.join("config.json"), "latent_channels", reason));
+    }
+    let open_decoder = |decoder| AutoencoderKlDecoder::open(&vae_dir, &options.weights, decoder);
+    let mut flux = Flux {
+        scheduler_config,
+        transformer,
+        text_encoders: None,
+        decoder: options.decoder.map(open_decoder).transpose()?,
+        scale: vae.scale(),
+        weights: options.weights.clone(),
+        dir: dir.to_owned(),
+    };
+    if options.text_encoders {
+        flux.open_text_encoders()?;
+    }
+    Ok(Box::new(flux))
+}
+
+impl Flux {
+    fn sizes(&self) -> ImageSizes {
+        ImageSizes { patch: self.scale * PACKED_SIDE, longest: None }
+    }
+
+    fn text_encoders(&self) -> Result<&TextEncoders, ModelError> {
+        opened(&self.text_encoders, "text encoders", &self.dir)
+    }
+}
+
+impl TextToImageModel for Flux {
+    fn scheduler_config(&self) -> &serde_json::Value {
+        &self.scheduler_config
+    }
+
+    fn latent_shape(&self, height: i64, width: i64) -> Result<Vec<i64>, ModelError> {
+        self.sizes().check(height, width, &self.dir)?;
+        Ok(vec![self.transformer.config().latent_channels(), height / self.scale, width / self.scale])
+    }
+
+    fn image_sequence_length(&self, height: i64, width: i64) -> usize {
+        self.sizes().patches(height, width)
+    }
+
+    fn usual_size(&self) -> (i64, i64) {
+        (USUAL_SIDE, USUAL_SIDE)
+    }
+
+    fn text_sequence_length(&self, max_sequence_length: usize) -> usize {
+        max_sequence_length
+    }
+
+    fn open_text_encoders(&mut self) -> Result<(), ModelError> {
+        if self.text_encoders.is_none() {
+            let index = ModelIndex::open(&self.dir)?;
+            let config = self.transformer.config();
+            self.text_encoders = Some(TextEncoders::open(&self.dir, &index, config, &self.weights)?);
+        }
+        Ok(())
+    }
+
+    fn drop_text_encoders(&mut self) {
+        self.text_encoders = None;
+    }
+
+    fn encode_prompts(
+        &self,
+        prompts: &[String],
+        max_sequence_length: usize,
+    ) -> Result<Conditioning, ModelError> {
+        tch::no_grad(|| self.text_encoders()?.encode(prompts, max_sequence_length))
+    }
+
+    fn token_ids(&self, prompt: &str, max_sequence_length: usize) -> Result<Vec<PromptTokens>, ModelError> {
+        self.text_encoders()?.token_ids(prompt, max_sequence_length)
+    }
+
+    /// None: the network was distilled to apply guidance itself, or to need none.
+    fn negative_prompt(&self, _: f64) -> Option<&'static str> {
+        None
+    }
+
+    fn compose_velocity(
+        &self,
+        latents: &Tensor,
+        sigmas: &Tensor,
+        guidance: &Guidance,
+        evaluate: &mut dyn FnMut(&Query) -> Tensor,
+    ) -> Tensor {
+        let kind = self.weights.kind;
+        let text = guidance.positive.expand(latents.size()[0]);
+        let pooled = text.pooled.as_ref().expect("FLUX conditioning has pooled features; else this is a bug");
+        let query = Query {
+            latents: &latents.to_kind(kind),
+            timestep: sigmas,
+            text: &text.text.to_kind(kind),
+            pooled: Some(&pooled.to_kind(kind)),
+            text_mask: None,
+            guidance_scale: guidance.scale,
+        };
+        evaluate(&query).to_kind(Kind::Float)
+    }
+
+    fn network(&self) -> &dyn Network {
+        &self.transformer
+    }
+
+    fn network_mut(&mut self) -> &mut dyn Network {
+        &mut self.transformer
+    }
+
+    fn timestep_scale(&self) -> f64 {
+        1.0
+    }
+
+    fn pack(&self, latents: &Tensor) -> Tensor {
+        to_patches(latents, PACKED_SIDE)
+    }
+
+    fn unpack(&self, packed: &Tensor, latent_shape: &[i64]) -> Result<Tensor, ModelError> {
+        let (found, features) = (packed.size(), self.transformer.config().in_channels);
+        match *latent_shape {
+            [_, height, width]
+                if found.get(1..) == Some(&[height / PACKED_SIDE * (width / PACKED_SIDE), features]) =>
+            {
+                Ok(from_patches(packed, (height, width), PACKED_SIDE))
+            }
+            _ => {
+                let expected = format!("[rows, patches, {features}] for {latent_shape:?}");
+                Err(misshaped("packed latents", &found, &expected))
+            }
+        }
+    }
+
+    fn check_inputs(&self, latents: &Tensor, conditioning: &Conditioning) -> Result<(), ModelError> {
+        let (config, size) = (self.transformer.config(), latents.size());
+        let &[n_latents, channels, height, width] = size.as_slice() else {
+            return Err(misshaped("latents", &size, "[rows, channels, height, width]"));
+        };
+        if channels != config.latent_channels() {
+            return Err(misshaped("latents", &size, &format!("{} channels", config.latent_channels())));
+        }
+        self.transformer.check_size(height, width)?;
+        conditioning.check_shapes(n_latents, self.embedding_widths())
+    }
+
+    fn embedding_widths(&self) -> (i64, i64) {
+        let config = self.transformer.config();
+        (config.joint_attention_dim, config.pooled_projection_dim)
+    }
+
+    fn decode_signed(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
+        decode_with(opened(&self.decoder, "decoder", &self.dir)?, latents)
+    }
+}
