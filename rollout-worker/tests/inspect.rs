@@ -72,7 +72,7 @@ fn published() -> tempfile::TempDir {
     });
     let vae = json!({
         "_class_name": "AutoencoderKL", "out_channels": 3, "latent_channels": 16, "layers_per_block": 2,
-        "block_out_channels": [128, 256, 512, 512], "up_block_types": ["UpDecoderBlock2D"; 4],
+        "block_out_channels": [128, 256, 512, 512], "up_block_types": vec!["UpDecoderBlock2D"; 4],
         "norm_num_groups": 32, "act_fn": "silu", "scaling_factor": 1.5305, "shift_factor": 0.0609,
         "use_post_quant_conv": false,
     });
