@@ -102,7 +102,7 @@ fn exit_code_of(error: &anyhow::Error) -> u8 {
 fn run(args: Args) -> anyhow::Result<u8> {
     // A run names its device after its processes have started.
     let device = if matches!(args.command, Command::Serve(_)) { None } else { Some("cpu") };
-    cuda::load_where_wanted(device)?;
+    cuda::load_where_wanted(device).map_err(|error| BadInput(error.into()))?;
     match args.command {
         Command::Serve(args) => run_serve(args),
         Command::Parity(args) => run_parity(&args),

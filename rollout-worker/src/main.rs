@@ -185,7 +185,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
-    cuda::load_where_wanted(args.command.device())?;
+    cuda::load_where_wanted(args.command.device()).map_err(BadInput::from_error)?;
     // Once per process, before the first tensor.
     tch::set_num_interop_threads(1);
     match args.command {

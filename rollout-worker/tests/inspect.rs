@@ -146,6 +146,20 @@ fn what_does_not_fit_is_bad_input() {
 }
 
 #[test]
+fn a_device_that_cannot_be_used_is_bad_input() {
+    // Where there is a GPU, the device is there and the prompts are not.
+    let golden = golden();
+    let model = golden.to_str().unwrap();
+    let arguments =
+        ["sample", "--model", model, "--prompts", "/nowhere.txt", "--out", "/nowhere", "--device", "cuda"];
+    let error = refused(Path::new("/nowhere"), &arguments);
+    assert!(
+        error.contains("device `cpu`") || error.contains("use `cpu`") || error.contains("nowhere.txt"),
+        "{error}"
+    );
+}
+
+#[test]
 fn images_are_drawn_by_configurations_alone_and_cut_prompts_are_counted() {
     let folder = tempfile::tempdir().unwrap();
     for part in ["scheduler", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae"] {

@@ -2,7 +2,7 @@
 //!
 //! The programs are linked with `libtorch_cpu.so` alone, so that they start anywhere. Its CUDA half registers itself
 //! when it is loaded, which must be before the first tensor. Loading a library is unsafe; starting oneself again with
-//! `LD_PRELOAD` is not, and costs a few milliseconds, once.
+//! `LD_PRELOAD` is not. This has never been run where a GPU is.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
@@ -15,23 +15,52 @@ const PRELOAD: &str = "LD_PRELOAD";
 /// There where an NVIDIA driver runs.
 const CONTROL_DEVICE: &str = "/dev/nvidiactl";
 
+/// libtorch's CUDA half is there but does not load.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot load {}: {reason}; install the CUDA libraries that PyTorch of this version needs, or use the device `cpu`",
+    library.display()
+)]
+pub struct CudaError {
+    library: PathBuf,
+    reason: String,
+}
+
 /// Replaces this process by itself with libtorch's CUDA half loaded, if that is wanted, there and not loaded yet. To be
-/// called before any thread or tensor. `device` is the one asked for; where none is, a GPU that is there counts.
+/// called before any thread or tensor. `device` is the one asked for; where none is, a GPU that is there counts, and a
+/// half that does not load is done without.
+///
+/// The program must answer `--version`: the loader ends a process whose preloaded library lacks another, so that is tried
+/// first.
 ///
 /// # Errors
-/// If the program cannot be started again.
-pub fn load_where_wanted(device: Option<&str>) -> std::io::Result<()> {
+/// If the device asked for is CUDA, and its half does not load.
+pub fn load_where_wanted(device: Option<&str>) -> Result<(), CudaError> {
     let is_wanted = device.map_or_else(|| Path::new(CONTROL_DEVICE).exists(), is_cuda);
     let preloaded = std::env::var_os(PRELOAD);
     // Elsewhere than on Linux there is no such file, and nothing to load.
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let library = library_to_load(&maps, preloaded.as_deref()).filter(|library| library.is_file());
-    match library.filter(|_| is_wanted) {
-        None => Ok(()),
-        Some(library) => Err(Command::new(std::env::current_exe()?)
-            .args(std::env::args_os().skip(1))
-            .env(PRELOAD, with_library(preloaded, &library))
-            .exec()),
+    let Some(library) = library.filter(|_| is_wanted) else { return Ok(()) };
+    match (start_again(&with_library(preloaded, &library)), device) {
+        (_, None) => Ok(()),
+        (reason, Some(_)) => Err(CudaError { library, reason }),
+    }
+}
+
+/// Becomes this program again with other libraries preloaded; returns only if that fails, with the reason.
+fn start_again(preload: &OsStr) -> String {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return error.to_string(),
+    };
+    match Command::new(&program).arg("--version").env(PRELOAD, preload).output() {
+        Ok(trial) if trial.status.success() => {
+            let arguments = std::env::args_os().skip(1);
+            Command::new(&program).args(arguments).env(PRELOAD, preload).exec().to_string()
+        }
+        Ok(trial) => String::from_utf8_lossy(&trial.stderr).trim().to_owned(),
+        Err(error) => error.to_string(),
     }
 }
 
