@@ -59,7 +59,7 @@ pub enum Command {
     Validate(ConfigArgs),
     /// Shows what a run will cost.
     Plan(ConfigArgs),
-    /// Copies the trained adapter, as PEFT folder and diffusers LoRA file.
+    /// Copies what was trained: the adapter, as PEFT folder and diffusers LoRA file, or the whole transformer.
     Export {
         /// Directory of the run, or its name below `runs/`.
         run: String,

@@ -12,9 +12,7 @@ fn ratio_deviation(method: AdapterMethod, max_rows: usize) -> f64 {
         config.training.learning_rate = 1e-3;
     });
     lab.train(Delivery::InOrder, |_, _| {}).unwrap();
-    let d = metrics(&lab).iter().map(|row| row.policy.ratio_deviation).fold(0.0, f64::max);
-    eprintln!("DEV {method:?} {max_rows} {d:e}");
-    d
+    metrics(&lab).iter().map(|row| row.policy.ratio_deviation).fold(0.0, f64::max)
 }
 
 #[test]
@@ -26,7 +24,7 @@ fn the_same_rows_in_bfloat16_give_a_ratio_of_one() {
 }
 
 #[test]
-fn rows_in_other_batches_round_differently_in_bfloat16_within_a_bound() {
+fn rows_in_other_batches_keep_the_ratio_within_the_bound_that_the_learner_warns_at() {
     let deviation = ratio_deviation(AdapterMethod::Lora, 2);
-    assert!(deviation < 1e-3, "{deviation:e}");
+    assert!(deviation < 1e-5, "{deviation:e}");
 }
