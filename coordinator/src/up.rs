@@ -47,6 +47,7 @@ pub async fn up(args: UpArgs, display: Display) -> Result<u8, CoordinatorError> 
         )));
     }
     let catalog = config_file::open(&with_workers(&args).config)?;
+    catalog.notes().iter().for_each(|note| display.say(note));
     if args.dry_run {
         return dry_run(&args, catalog.config());
     }

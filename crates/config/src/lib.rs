@@ -3,6 +3,7 @@
 mod commented;
 mod cost;
 mod identity;
+mod importer;
 mod model_inspection;
 mod notation;
 mod parse;
@@ -14,6 +15,7 @@ mod validate;
 
 pub use cost::*;
 pub use identity::*;
+pub use importer::{Fate, Import, ImportEntry, ImportError, ImportReport, import_flow_factory};
 pub use model_inspection::*;
 pub use parse::*;
 pub use presets::*;
