@@ -4,6 +4,7 @@ use crate::catalog::Catalog;
 use crate::cli::ConfigArgs;
 use crate::error::CoordinatorError;
 use config::RunConfig;
+use service::Hub;
 use std::io::Write;
 use std::path::Path;
 
@@ -28,21 +29,29 @@ pub fn read(args: &ConfigArgs) -> Result<RunConfig, CoordinatorError> {
 ///
 /// # Errors
 /// As [`read`], and if a prompt file or the model is missing or malformed: both are named at once.
-pub fn open(args: &ConfigArgs) -> Result<Catalog, CoordinatorError> {
+pub fn open(args: &ConfigArgs, hub: &Hub) -> Result<Catalog, CoordinatorError> {
     let config = read(args)?;
-    let model = config.model.path.join("model_index.json");
-    let missing = (!model.is_file()).then(|| {
-        format!(
-            "`model.path`: {} is missing; give the folder of a pipeline in the diffusers layout",
-            model.display()
-        )
-    });
+    let missing = missing_model(&config.model.path, hub);
     match (Catalog::open(config), missing) {
         (Ok(catalog), None) => Ok(catalog),
         (Ok(_), Some(missing)) => Err(CoordinatorError::Usage(missing)),
         (Err(error), None) => Err(error.into()),
         (Err(error), Some(missing)) => Err(CoordinatorError::Usage(format!("{missing}\n{error}"))),
     }
+}
+
+fn missing_model(model: &Path, hub: &Hub) -> Option<String> {
+    let index = match hub.resolve(model) {
+        Ok(folder) => folder.join("model_index.json"),
+        Err(error) => return Some(format!("`model.path`: {error}")),
+    };
+    (!index.is_file()).then(|| {
+        format!(
+            "`model.path`: {} is missing; give the folder of a pipeline in the diffusers layout, or a repository \
+             `org/name`",
+            index.display()
+        )
+    })
 }
 
 /// Writes a commented config.
@@ -142,8 +151,8 @@ mod tests {
         let home = tempfile::tempdir().expect("a directory");
         let path = home.path().join("run.toml");
         init(config::preset_names()[0], &path).expect("written");
-        let settings = ["model.path=no/model", "data.train=no/prompts.txt"];
-        let error = open(&args(path, &settings)).expect_err("missing");
+        let settings = ["model.path=./no/model", "data.train=no/prompts.txt"];
+        let error = open(&args(path, &settings), &Hub::at("no/cache")).expect_err("missing");
         let message = error.to_string();
         assert!(
             message.contains("no/model/model_index.json") && message.contains("no/prompts.txt"),

@@ -5,7 +5,7 @@ use coordinator::cli::{Cli, Command};
 use coordinator::display::Display;
 use coordinator::error::CoordinatorError;
 use coordinator::{admin, config_file, up};
-use service::{exit_code, logging};
+use service::{Hub, exit_code, logging};
 use std::process::ExitCode;
 
 #[tokio::main]
@@ -22,11 +22,12 @@ async fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
+    let hub = Hub::from_environment(|name| std::env::var_os(name));
     match cli.command {
         Command::Up(args) => {
             let display = Display::new(cli.log_format);
             logging::init_to(cli.log_format, "info", display.log_writer())?;
-            return up::up(args, display).await;
+            return up::up(args, &hub, display).await;
         }
         Command::Status { run } => admin::status(&run, cli.log_format).await?,
         Command::Scale { run, workers } => admin::scale(&run, workers).await?,
@@ -44,7 +45,7 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
             println!("wrote {}; next: `coordinator validate {}`", file.display(), file.display());
         }
         Command::Validate(args) => {
-            config_file::open(&args)?.notes().iter().for_each(|note| eprintln!("note: {note}"));
+            config_file::open(&args, &hub)?.notes().iter().for_each(|note| eprintln!("note: {note}"));
             println!("{} is valid", args.file.display());
         }
         Command::Plan(args) => println!("{}", config::plan(&config_file::read(&args)?)),

@@ -12,7 +12,7 @@ use crate::run_state::{Ending, RunState};
 use crate::server::ControlPlane;
 use config::RunConfig;
 use nix::sys::signal::Signal;
-use service::{exit_code, shutdown};
+use service::{Hub, exit_code, shutdown};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -39,14 +39,14 @@ enum Stop {
 ///
 /// # Errors
 /// Usage errors before anything is started; else whatever made the run fail.
-pub async fn up(args: UpArgs, display: Display) -> Result<u8, CoordinatorError> {
+pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, CoordinatorError> {
     if args.on != Place::Local {
         let place = if args.on == Place::Slurm { "slurm" } else { "kubernetes" };
         return Err(CoordinatorError::Usage(format!(
             "`--on {place}` is not available yet; leave it out to run on this machine"
         )));
     }
-    let catalog = config_file::open(&with_workers(&args).config)?;
+    let catalog = config_file::open(&with_workers(&args).config, hub)?;
     catalog.notes().iter().for_each(|note| display.say(note));
     if args.dry_run {
         return dry_run(&args, catalog.config());

@@ -2,7 +2,7 @@
 
 use flow::FlowError;
 use models::ModelError;
-use service::ServiceError;
+use service::{ModelNotFound, ServiceError};
 
 use crate::checkpoint::CheckpointError;
 use crate::inbox::Stopped;
@@ -92,6 +92,9 @@ pub enum LearnerError {
     /// The prompts.
     #[error(transparent)]
     Prompts(#[from] config::PromptFileError),
+    /// The model is not on this machine.
+    #[error(transparent)]
+    ModelNotFound(#[from] ModelNotFound),
     /// Anything about the surroundings that has no name of its own.
     #[error("{0}")]
     Setting(String),
@@ -101,7 +104,11 @@ impl LearnerError {
     /// Whether the config, the model's files or the prompts cannot be used, so that trying again will not help.
     pub fn is_bad_input(&self) -> bool {
         match self {
-            Self::Model(_) | Self::Prompts(_) | Self::OtherConfig { .. } | Self::Setting(_) => true,
+            Self::Model(_)
+            | Self::ModelNotFound(_)
+            | Self::Prompts(_)
+            | Self::OtherConfig { .. }
+            | Self::Setting(_) => true,
             Self::Stopped(_)
             | Self::NonFinite { .. }
             | Self::NonFiniteParameter { .. }

@@ -10,9 +10,9 @@ use clap::{Parser, Subcommand};
 use learner::pretrain::PretrainSettings;
 use learner::serve::{Exit, ServeError, ServeOptions, serve};
 use learner::{parity, pretrain};
-use service::exit_code;
 use service::logging::{self, LogFormat};
 use service::shutdown;
+use service::{Hub, cuda, exit_code};
 
 /// Trains the policy of a run.
 #[derive(Parser)]
@@ -96,6 +96,9 @@ fn exit_code_of(error: &anyhow::Error) -> u8 {
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
+    // A run names its device after its processes have started.
+    let device = if matches!(args.command, Command::Serve(_)) { None } else { Some("cpu") };
+    cuda::load_where_wanted(device)?;
     match args.command {
         Command::Serve(args) => run_serve(args),
         Command::Parity(args) => run_parity(&args),
@@ -123,8 +126,9 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
     logging::init(args.log_format, "info")?;
     let grace = Duration::try_from_secs_f64(args.coordinator_grace)
         .map_err(|error| BadInput(anyhow!("`--coordinator-grace {}`: {error}", args.coordinator_grace)))?;
-    let options =
-        ServeOptions { coordinator: args.coordinator, member_id: args.member_id, listen: args.listen, grace };
+    let hub = Hub::from_environment(|name| std::env::var_os(name));
+    let ServeArgs { coordinator, member_id, listen, .. } = args;
+    let options = ServeOptions { coordinator, member_id, listen, grace, hub };
     // Sockets need little; the training thread has the cores.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let exit = runtime.block_on(async {

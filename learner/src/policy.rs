@@ -6,7 +6,7 @@ use std::path::Path;
 use config::{Dtype, RunConfig};
 use flow::{AdamW, Ema, FlowError, NoiseKey, Purpose, clip_gradient_norm, standard_normal};
 use models::lora::LoraConfig;
-use models::weights::WeightOptions;
+use models::weights::{TensorSource, WeightOptions};
 use models::{
     AdapterMode, Conditioning, Guidance, LoadOptions, ModelError, TextToImageModel, pipeline, weights,
 };
@@ -42,19 +42,15 @@ pub struct NonFiniteParameter {
 }
 
 impl Policy {
-    /// Opens the model of a run and attaches a fresh adapter, which changes nothing yet.
+    /// Opens the model of a run, which lies in `folder`, and attaches a fresh adapter, which changes nothing yet.
     ///
     /// # Errors
     /// If the model cannot be opened, the adapter does not suit it, or the device is not there.
-    pub fn open(config: &RunConfig) -> Result<Self, LearnerError> {
-        let kind = match config.model.dtype {
-            Dtype::Float32 => Kind::Float,
-            Dtype::Bfloat16 => Kind::BFloat16,
-        };
+    pub fn open(config: &RunConfig, folder: &Path) -> Result<Self, LearnerError> {
         let device = device(&config.resources.device)?;
         let options =
-            LoadOptions { weights: WeightOptions::new(kind, device), text_encoders: false, decoder: false };
-        Ok(Self::new(pipeline::open(&config.model.path, options)?, config, device)?)
+            LoadOptions { weights: weight_options(config, device), text_encoders: false, decoder: false };
+        Ok(Self::new(pipeline::open(folder, options)?, config, device)?)
     }
 
     fn new(
@@ -195,6 +191,19 @@ fn adapter_key(seed: u64, name: &str) -> NoiseKey {
 /// If the file is missing or damaged.
 pub fn read_average(directory: &Path) -> Result<NamedTensors, ModelError> {
     Ok(weights::read_all(&directory.join(AVERAGE_FILE))?.0)
+}
+
+/// The same base weights as the workers'.
+fn weight_options(config: &RunConfig, device: Device) -> WeightOptions<'_> {
+    let model = &config.model;
+    let kind = match model.dtype {
+        Dtype::Float32 => Kind::Float,
+        Dtype::Bfloat16 => Kind::BFloat16,
+    };
+    let variant = Some(model.variant.as_str()).filter(|variant| !variant.is_empty());
+    let source =
+        if model.random_weights { TensorSource::Random(config.run.seed) } else { TensorSource::Files };
+    WeightOptions { kind, device, variant, source }
 }
 
 fn device(name: &str) -> Result<Device, LearnerError> {

@@ -8,7 +8,7 @@ use config::RunConfig;
 use proto::Role;
 use proto::heartbeat_reply::Order;
 use proto::learner_server::LearnerServer;
-use service::{JoinDetails, MESSAGE_LIMIT, Membership, RunDirectory, ServiceError, exit_code};
+use service::{Hub, JoinDetails, MESSAGE_LIMIT, Membership, RunDirectory, ServiceError, exit_code};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
@@ -44,6 +44,8 @@ pub struct ServeOptions {
     pub listen: SocketAddr,
     /// How long an absent coordinator is waited for.
     pub grace: Duration,
+    /// Where models are found by name.
+    pub hub: Hub,
 }
 
 /// Why the process ends, when nothing is wrong with it.
@@ -132,8 +134,8 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
     let config = RunConfig::from_toml(&reply.config).map_err(ServeError::Config)?;
     let shared = Shared::default();
     let (receiver_ready, receiver) = oneshot::channel();
-    let ended =
-        spawn_training(config, RunDirectory::new(&reply.run_directory), shared.clone(), receiver_ready);
+    let places = Places { directory: RunDirectory::new(&reply.run_directory), hub: options.hub };
+    let ended = spawn_training(config, places, shared.clone(), receiver_ready);
 
     let stop_network = CancellationToken::new();
     let _stop_network = stop_network.clone().drop_guard();
@@ -226,16 +228,22 @@ async fn say_goodbye(
     }
 }
 
+/// Where the training thread reads and writes.
+struct Places {
+    directory: RunDirectory,
+    hub: Hub,
+}
+
 /// The thread owns the network, whose tensors never leave it. Embeddings, which never change, are shared with it.
 fn spawn_training(
     config: RunConfig,
-    directory: RunDirectory,
+    places: Places,
     shared: Shared,
     receiver_ready: oneshot::Sender<Receiver>,
 ) -> oneshot::Receiver<Result<Ended, LearnerError>> {
     let (ended_sender, ended) = oneshot::channel();
     std::thread::spawn(move || {
-        let result = train(config, directory, shared, receiver_ready);
+        let result = train(config, places, shared, receiver_ready);
         // Nobody listens once the process is being torn down.
         let _ = ended_sender.send(result);
     });
@@ -244,13 +252,14 @@ fn spawn_training(
 
 fn train(
     config: RunConfig,
-    directory: RunDirectory,
+    places: Places,
     shared: Shared,
     receiver_ready: oneshot::Sender<Receiver>,
 ) -> Result<Ended, LearnerError> {
     tch::set_num_threads(config.resources.learner_threads as i32);
     tch::set_num_interop_threads(1);
-    let policy = Policy::open(&config)?;
+    let Places { directory, hub } = places;
+    let policy = Policy::open(&config, &hub.resolve(&config.model.path)?)?;
     let latent_shape = policy.model().latent_shape(config.sampling.height, config.sampling.width)?;
     let schedule = rules::schedule(&config, policy.model())?;
     let receiver = Receiver {

@@ -25,7 +25,7 @@ fn main() -> anyhow::Result<()> {
         max_sequence_length: config.model.max_sequence_length,
     };
     let device = settings::device(&config.resources.device)?;
-    let model = GuidedModel::open(&config.model.path, settings::kind(config.model.dtype), device, guidance)?;
+    let model = GuidedModel::open(&config.model.path, settings::weights(&config, device), guidance)?;
     let scorer = Scorer::new(&config.rewards)?;
     let prompts = config.data.train_prompts()?;
     let specs = config.train_tasks(prompts.len(), 0);

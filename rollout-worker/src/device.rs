@@ -104,4 +104,7 @@ fn serve(mut sampler: Sampler, mut commands: mpsc::Receiver<Command>, progressed
         let outcome = outcome.map_err(TaskError::from).and_then(|()| sampler.sample(&task, progressed));
         let _ = reply.send(outcome);
     }
+    if !sampler.truncated().is_empty() {
+        tracing::warn!("{}", sampler.truncated());
+    }
 }

@@ -11,6 +11,8 @@ use models::{AdapterMode, Conditioning, Guidance, LoadOptions, ModelError, TextT
 use rewards::RgbImage;
 use tch::{Device, Kind, Tensor};
 
+use crate::truncated_prompts::TruncatedPrompts;
+
 /// Embeddings that are kept; a prompt's tasks come one after another, so few are enough.
 const KEPT_EMBEDDINGS: usize = 64;
 /// Latent elements that are decoded at once: two images of SD3 at 512 pixels, or many small ones. Fixed, since
@@ -42,6 +44,7 @@ pub struct GuidedModel {
     device: Device,
     guidance: GuidanceSettings,
     embeddings: HashMap<String, (Rc<Embedding>, u64)>,
+    truncated: TruncatedPrompts,
     lookups: u64,
 }
 
@@ -64,18 +67,24 @@ impl GuidedModel {
     ///
     /// # Errors
     /// If a file is missing or does not fit the others.
-    pub fn open(
-        dir: &Path,
-        kind: Kind,
-        device: Device,
-        guidance: GuidanceSettings,
-    ) -> Result<Self, ModelError> {
-        let options =
-            LoadOptions { weights: WeightOptions::new(kind, device), text_encoders: true, decoder: true };
+    pub fn open(dir: &Path, weights: WeightOptions, guidance: GuidanceSettings) -> Result<Self, ModelError> {
+        let device = weights.device;
+        let options = LoadOptions { weights, text_encoders: true, decoder: true };
         let model = models::pipeline::open(dir, options)?;
         let scheduler = serde_json::from_value(model.scheduler_config().clone())
             .map_err(|e| ModelError::damaged(&dir.join("scheduler/scheduler_config.json"), e))?;
-        Ok(Self { model, scheduler, device, guidance, embeddings: HashMap::new(), lookups: 0 })
+        let (embeddings, truncated) = (HashMap::new(), TruncatedPrompts::default());
+        Ok(Self { model, scheduler, device, guidance, embeddings, truncated, lookups: 0 })
+    }
+
+    /// Height and width that the model was made for, in pixels.
+    pub fn usual_size(&self) -> (i64, i64) {
+        self.model.usual_size()
+    }
+
+    /// The prompts met so far that are longer than a text encoder takes.
+    pub fn truncated(&self) -> &TruncatedPrompts {
+        &self.truncated
     }
 
     /// Where its tensors live.
@@ -126,8 +135,9 @@ impl GuidedModel {
             *used = self.lookups;
             return Ok(embedding.clone());
         }
-        let conditioning =
-            self.model.encode_prompts(&[prompt.to_owned()], self.guidance.max_sequence_length)?;
+        let max_sequence_length = self.guidance.max_sequence_length;
+        self.truncated.note(prompt, &self.model.token_ids(prompt, max_sequence_length)?);
+        let conditioning = self.model.encode_prompts(&[prompt.to_owned()], max_sequence_length)?;
         let embedding = Rc::new(Embedding { digest: conditioning.digest(), conditioning });
         self.make_room();
         self.embeddings.insert(prompt.to_owned(), (embedding.clone(), self.lookups));

@@ -1,18 +1,21 @@
 //! Command line of the rollout worker.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use config::Dtype;
+use models::lora::LoraConfig;
 use rollout_worker::bad_input::BadInput;
 use rollout_worker::guided_model::GuidanceSettings;
+use rollout_worker::inspect::{self, InspectOptions};
 use rollout_worker::sample::{self, SampleOptions};
 use rollout_worker::score::{self, ScoreOptions};
 use rollout_worker::serve::{self, ServeOptions};
 use rollout_worker::{parity, settings};
 use service::logging::{self, LogFormat};
-use service::{ServiceError, exit_code, shutdown};
+use service::{Hub, ServiceError, cuda, exit_code, shutdown};
 
 /// Samples images: for a training run, or by itself.
 #[derive(Parser)]
@@ -32,6 +35,8 @@ enum Command {
     Sample(SampleArgs),
     /// Scores image files.
     Score(ScoreArgs),
+    /// Says what a model is, and what is wrong with its folder, without reading its weights.
+    Inspect(InspectArgs),
 }
 
 #[derive(clap::Args)]
@@ -65,11 +70,27 @@ struct ParityArgs {
     rtol: f64,
 }
 
+/// Which model, and where its weights come from.
+#[derive(clap::Args)]
+struct ModelArgs {
+    /// Variant of the weight files, such as `fp16`; by default the plain files, or the only ones there are.
+    #[arg(long)]
+    variant: Option<String>,
+    /// Random weights, by the model's config.json files alone: to measure speed and memory.
+    #[arg(long)]
+    random_weights: bool,
+    /// Type of the base weights, `float32` or `bfloat16`.
+    #[arg(long, default_value = "float32", value_parser = dtype)]
+    dtype: Dtype,
+}
+
 #[derive(clap::Args)]
 struct SampleArgs {
-    /// Pipeline folder in the diffusers layout.
+    /// Pipeline folder in the diffusers layout, or `org/name` or `org/name@revision` in the Hugging Face cache.
     #[arg(long)]
     model: PathBuf,
+    #[command(flatten)]
+    weights: ModelArgs,
     /// Adapter: a PEFT folder, or a LoRA file as diffusers writes it.
     #[arg(long)]
     adapter: Option<PathBuf>,
@@ -124,6 +145,35 @@ struct ScoreArgs {
     json: bool,
 }
 
+#[derive(clap::Args)]
+struct InspectArgs {
+    /// Pipeline folder in the diffusers layout, or `org/name` or `org/name@revision` in the Hugging Face cache.
+    model: PathBuf,
+    #[command(flatten)]
+    weights: ModelArgs,
+    /// Height in pixels; the model's own if not given.
+    #[arg(long)]
+    height: Option<i64>,
+    /// Width in pixels; the model's own if not given.
+    #[arg(long)]
+    width: Option<i64>,
+    /// Strength of guidance.
+    #[arg(long, default_value_t = 4.5)]
+    guidance: f64,
+    /// Tokens of the long part of a prompt.
+    #[arg(long, default_value_t = 128)]
+    max_sequence_length: usize,
+    /// Rank of an adapter.
+    #[arg(long, requires = "target")]
+    rank: Option<i64>,
+    /// A module that gets an adapter, by its name or the end of its path; may be given often.
+    #[arg(long, requires = "rank")]
+    target: Vec<String>,
+    /// One JSON object in place of a table.
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(code) => code.into(),
@@ -135,6 +185,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
+    cuda::load_where_wanted(args.command.device())?;
     // Once per process, before the first tensor.
     tch::set_num_interop_threads(1);
     match args.command {
@@ -142,7 +193,28 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Parity(args) => run_parity(&args),
         Command::Sample(args) => run_sample(args),
         Command::Score(args) => run_score(args),
+        Command::Inspect(args) => run_inspect(args),
     }
+}
+
+impl Command {
+    /// The device asked for; `None` where the run will name it.
+    fn device(&self) -> Option<&str> {
+        match self {
+            Self::Serve(args) => args.device.as_deref(),
+            Self::Sample(args) => Some(&args.device),
+            Self::Parity(_) | Self::Score(_) | Self::Inspect(_) => Some("cpu"),
+        }
+    }
+}
+
+/// The models of this machine.
+fn hub() -> Hub {
+    Hub::from_environment(|name| std::env::var_os(name))
+}
+
+fn dtype(name: &str) -> Result<Dtype, serde_json::Error> {
+    serde_json::from_value(name.into())
 }
 
 fn exit_code_of(error: &anyhow::Error) -> u8 {
@@ -165,7 +237,7 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
         settings::device(device).map_err(BadInput::from_error)?;
     }
     let (coordinator, member_id, device) = (args.coordinator, args.member_id, args.device);
-    let options = ServeOptions { coordinator, member_id, device, grace };
+    let options = ServeOptions { coordinator, member_id, device, grace, hub: hub() };
     // Sockets and scores need little; the device thread has the cores.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async { serve::run(options, shutdown::on_signals()?).await })?;
@@ -181,8 +253,13 @@ fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
 fn run_sample(args: SampleArgs) -> anyhow::Result<u8> {
     tch::set_num_threads(i32::from(args.threads.max(1)));
     let device = settings::device(&args.device).map_err(BadInput::from_error)?;
+    let model = hub().resolve(&args.model).map_err(BadInput::from_error)?;
+    say_stand_ins(&model, args.weights.random_weights)?;
     let report = sample::run(&SampleOptions {
-        model: args.model,
+        model,
+        variant: args.weights.variant,
+        random_weights: args.weights.random_weights,
+        dtype: args.weights.dtype,
         adapter: args.adapter,
         prompts: args.prompts,
         out: args.out.clone(),
@@ -202,7 +279,40 @@ fn run_sample(args: SampleArgs) -> anyhow::Result<u8> {
         report.images as f64 / seconds,
         report.network_evaluations as f64 / seconds
     );
+    if let Some(truncated) = report.truncated {
+        eprintln!("warning: {truncated}");
+    }
     Ok(exit_code::DONE)
+}
+
+fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
+    let model = hub().resolve(&args.model).map_err(BadInput::from_error)?;
+    say_stand_ins(&model, args.weights.random_weights)?;
+    let options = InspectOptions {
+        model,
+        variant: args.weights.variant,
+        random_weights: args.weights.random_weights,
+        dtype: args.weights.dtype,
+        height: args.height,
+        width: args.width,
+        guidance: GuidanceSettings { scale: args.guidance, max_sequence_length: args.max_sequence_length },
+        adapter: args.rank.map(|rank| LoraConfig { rank, alpha: rank as f64, targets: args.target }),
+    };
+    let inspection = inspect::run(&options).map_err(BadInput::from_error)?;
+    match args.json {
+        true => println!("{}", serde_json::to_string(&inspection)?),
+        false => print!("{inspection}"),
+    }
+    Ok(exit_code::DONE)
+}
+
+/// Random weights mean nothing, and what stands in for absent tokenizers neither.
+fn say_stand_ins(model: &Path, random_weights: bool) -> anyhow::Result<()> {
+    if random_weights {
+        let lines = inspect::stand_ins(model).map_err(BadInput::from_error)?;
+        lines.iter().for_each(|line| eprintln!("warning: {line}"));
+    }
+    Ok(())
 }
 
 fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {

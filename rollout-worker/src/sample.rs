@@ -4,30 +4,35 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use config::PromptRecord;
+use config::{Dtype, PromptRecord};
 use flow::Schedule;
 use models::Conditioning;
 use models::adapter_file::SavedAdapter;
-use models::autoencoder_kl::AutoencoderKlConfig;
+use models::weights::{TensorSource, WeightOptions};
 use rewards::RgbImage;
-use tch::{Device, Kind};
+use tch::Device;
 
 use crate::bad_input::BadInput;
 use crate::guided_model::{GuidanceSettings, GuidedModel};
 use crate::image_file;
+use crate::settings;
 use crate::task_noise::TaskNoise;
 use crate::wavefront::{Noise, sample_deterministically};
 
 /// Rows of one network call.
 const ROWS_AT_ONCE: usize = 16;
-/// SD3's size where the transformer's settings name none.
-const USUAL_SAMPLE_SIZE: i64 = 128;
 
 /// What is to be drawn, and how.
 #[derive(Clone, Debug)]
 pub struct SampleOptions {
     /// Pipeline folder in the diffusers layout.
     pub model: PathBuf,
+    /// Variant of the weight files.
+    pub variant: Option<String>,
+    /// Draws the weights from the seed, to measure by configurations alone.
+    pub random_weights: bool,
+    /// Element type of the base weights.
+    pub dtype: Dtype,
     /// Adapter as PEFT folder or diffusers file.
     pub adapter: Option<PathBuf>,
     /// `.txt` or `.jsonl`.
@@ -51,7 +56,7 @@ pub struct SampleOptions {
 }
 
 /// What was drawn.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct SampleReport {
     /// Number of images.
     pub images: usize,
@@ -59,6 +64,8 @@ pub struct SampleReport {
     pub network_evaluations: usize,
     /// Time from noise to pixels, without opening the model or embedding the prompts.
     pub duration: Duration,
+    /// How many prompts were longer than a text encoder takes, if any were.
+    pub truncated: Option<String>,
 }
 
 /// One image to be drawn.
@@ -74,7 +81,8 @@ struct Row<'a> {
 pub fn run(options: &SampleOptions) -> anyhow::Result<SampleReport> {
     let prompts = config::read_prompts(&options.prompts).map_err(BadInput::from_error)?;
     let mut model = open(options).map_err(BadInput::from_error)?;
-    let (height, width) = size(options).map_err(BadInput::from_error)?;
+    let (usual_height, usual_width) = model.usual_size();
+    let (height, width) = (options.height.unwrap_or(usual_height), options.width.unwrap_or(usual_width));
     let latent_shape = model.latent_shape(height, width).map_err(BadInput::from_error)?;
     let schedule = model.schedule(options.steps, height, width).map_err(BadInput::from_error)?;
     std::fs::create_dir_all(&options.out).with_context(|| format!("creating {}", options.out.display()))?;
@@ -98,29 +106,29 @@ pub fn run(options: &SampleOptions) -> anyhow::Result<SampleReport> {
             image_file::write(&options.out.join(name), image)?;
         }
     }
-    Ok(SampleReport { images: rows.len(), network_evaluations: rows.len() * options.steps, duration })
+    let truncated = (!model.truncated().is_empty()).then(|| model.truncated().to_string());
+    Ok(SampleReport {
+        images: rows.len(),
+        network_evaluations: rows.len() * options.steps,
+        duration,
+        truncated,
+    })
 }
 
 fn open(options: &SampleOptions) -> anyhow::Result<GuidedModel> {
-    let mut model = GuidedModel::open(&options.model, Kind::Float, options.device, options.guidance.clone())?;
+    let source = match options.random_weights {
+        true => TensorSource::Random(options.seed),
+        false => TensorSource::Files,
+    };
+    let (kind, device) = (settings::kind(options.dtype), options.device);
+    let weights = WeightOptions { kind, device, variant: options.variant.as_deref(), source };
+    let mut model = GuidedModel::open(&options.model, weights, options.guidance.clone())?;
     if let Some(path) = &options.adapter {
         let adapter = SavedAdapter::read(path)?;
         model.attach_adapter(&adapter.config)?;
         model.load_adapter(&adapter.tensors)?;
     }
     Ok(model)
-}
-
-/// The size asked for, or the one the model was made for.
-fn size(options: &SampleOptions) -> anyhow::Result<(i64, i64)> {
-    let own_size = || -> anyhow::Result<i64> {
-        let transformer: serde_json::Value =
-            models::json_file::read(&options.model.join("transformer/config.json"))?;
-        let latents = transformer["sample_size"].as_i64().unwrap_or(USUAL_SAMPLE_SIZE);
-        Ok(latents * AutoencoderKlConfig::open(&options.model.join("vae"))?.scale())
-    };
-    let side = |asked: Option<i64>| asked.map_or_else(own_size, Ok);
-    Ok((side(options.height)?, side(options.width)?))
 }
 
 fn draw(

@@ -17,7 +17,7 @@ use std::time::Duration;
 use config::RunConfig;
 use proto::heartbeat_reply::Order;
 use proto::{Role, Task, TaskId, TaskKind, WeightsRole};
-use service::{JoinDetails, Membership};
+use service::{Hub, JoinDetails, Membership};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -47,6 +47,8 @@ pub struct ServeOptions {
     pub device: Option<String>,
     /// How long an absent coordinator is waited for.
     pub grace: Duration,
+    /// Where models are found by name.
+    pub hub: Hub,
 }
 
 /// Works for the run until `shutdown`, the coordinator's order to drain, or its loss.
@@ -64,7 +66,7 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
     };
     let joined = until(&shutdown, Membership::join(&options.coordinator, details)).await;
     let Some((membership, reply)) = joined.transpose()? else { return Ok(()) };
-    let outcome = match Worker::start(&reply.config, options.device, membership.clone()).await {
+    let outcome = match Worker::start(&reply.config, options.device, options.hub, membership.clone()).await {
         Ok(worker) => tokio::select! {
             outcome = worker.work(shutdown) => outcome,
             error = membership.lost() => Err(error.into()),
@@ -84,14 +86,19 @@ struct Worker {
 }
 
 impl Worker {
-    async fn start(config: &str, device: Option<String>, membership: Membership) -> anyhow::Result<Self> {
+    async fn start(
+        config: &str,
+        device: Option<String>,
+        hub: Hub,
+        membership: Membership,
+    ) -> anyhow::Result<Self> {
         let mut config = RunConfig::from_toml(config).map_err(BadInput::from_error)?;
         if let Some(device) = device {
             config.resources.device = device;
         }
         let scorer = Scorer::new(&config.rewards).map_err(BadInput::from_error)?;
         let (n_threads, progress) = (config.resources.worker_threads, membership.clone());
-        let open = move || open_sampler(config).map_err(BadInput::from_error);
+        let open = move || open_sampler(config, &hub).map_err(BadInput::from_error);
         let device = DeviceThread::start(n_threads, open, move || progress.progressed()).await?;
         tracing::info!("ready");
         Ok(Self {
@@ -186,13 +193,22 @@ fn kind_name(kind: TaskKind) -> &'static str {
     }
 }
 
-fn open_sampler(config: RunConfig) -> anyhow::Result<Sampler> {
+fn open_sampler(config: RunConfig, hub: &Hub) -> anyhow::Result<Sampler> {
     let device = settings::device(&config.resources.device)?;
     let guidance = GuidanceSettings {
         scale: config.sampling.guidance_scale,
         max_sequence_length: config.model.max_sequence_length,
     };
-    let model = GuidedModel::open(&config.model.path, settings::kind(config.model.dtype), device, guidance)?;
+    let folder = hub.resolve(&config.model.path)?;
+    let weights = settings::weights(&config, device);
+    if config.model.random_weights {
+        let absent = models::pipeline::absent_tokenizers(&folder)?;
+        tracing::warn!(
+            ?absent,
+            "the weights are random: images mean nothing; bytes stand in for absent tokenizers"
+        );
+    }
+    let model = GuidedModel::open(&folder, weights, guidance)?;
     Ok(Sampler::new(config, model)?)
 }
 

@@ -1,7 +1,8 @@
 //! What the run config says, in the terms of the maths.
 
-use config::SamplingSection;
+use config::{RunConfig, SamplingSection};
 use flow::{FlowError, RolloutPlan, Schedule, trained_steps};
+use models::weights::{TensorSource, WeightOptions};
 use tch::{Device, Kind};
 
 use crate::wavefront::Rollout;
@@ -27,6 +28,15 @@ pub fn kind(dtype: config::Dtype) -> Kind {
         config::Dtype::Float32 => Kind::Float,
         config::Dtype::Bfloat16 => Kind::BFloat16,
     }
+}
+
+/// Where the base weights of a run come from, and where they go.
+pub fn weights(config: &RunConfig, device: Device) -> WeightOptions<'_> {
+    let model = &config.model;
+    let variant = Some(model.variant.as_str()).filter(|variant| !variant.is_empty());
+    let source =
+        if model.random_weights { TensorSource::Random(config.run.seed) } else { TensorSource::Files };
+    WeightOptions { kind: kind(model.dtype), device, variant, source }
 }
 
 /// A device that is not here, or that nobody knows.

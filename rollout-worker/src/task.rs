@@ -15,6 +15,7 @@ use tch::Tensor;
 use crate::delivery::{WireEmbedding, WireTensor};
 use crate::guided_model::{GuidedModel, ImageError};
 use crate::task_noise::TaskNoise;
+use crate::truncated_prompts::TruncatedPrompts;
 use crate::wavefront::NonFinite;
 
 /// Samples the tasks of one run.
@@ -114,6 +115,11 @@ impl Sampler {
             targets: adapter.targets.clone(),
         })?;
         Ok(Self { config, model, latent_shape })
+    }
+
+    /// The prompts met so far that are longer than a text encoder takes.
+    pub fn truncated(&self) -> &TruncatedPrompts {
+        self.model.truncated()
     }
 
     /// Samples with these adapter weights from now on.

@@ -87,7 +87,7 @@ impl ModelError {
 }
 
 /// How many names of one kind an error spells out before it only counts.
-const NAMES_SHOWN: usize = 8;
+const NAMES_SHOWN: usize = 20;
 
 fn differences(missing: &[String], unexpected: &[String], misshaped: &[String]) -> String {
     [("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped)]
@@ -114,14 +114,17 @@ mod tests {
     fn tensor_differences_are_named_together_and_long_lists_are_counted() {
         let error = ModelError::Tensors {
             path: "a/model.safetensors".into(),
-            missing: (0..10).map(|i| format!("m{i}")).collect(),
+            missing: (0..22).map(|i| format!("m{i}")).collect(),
             unexpected: vec!["u".into()],
             misshaped: vec!["w has shape [2], expected [3]".into()],
         };
         assert_eq!(
             error.to_string(),
-            "a/model.safetensors does not fit its configuration: 10 missing: m0, m1, m2, m3, m4, m5, m6, m7 \
-             and 2 more; 1 unexpected: u; 1 mis-shaped: w has shape [2], expected [3]"
+            format!(
+                "a/model.safetensors does not fit its configuration: 22 missing: {} and 2 more; 1 unexpected: u; \
+                 1 mis-shaped: w has shape [2], expected [3]",
+                (0..20).map(|i| format!("m{i}")).collect::<Vec<_>>().join(", ")
+            )
         );
     }
 }

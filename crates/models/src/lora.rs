@@ -23,6 +23,11 @@ impl LoraConfig {
         self.alpha / self.rank as f64
     }
 
+    /// Shapes of the two factors of a module with a weight `[outputs, inputs]`.
+    pub(crate) fn factor_shapes(&self, [outputs, inputs]: [i64; 2]) -> [[i64; 2]; 2] {
+        [[self.rank, inputs], [outputs, self.rank]]
+    }
+
     /// PEFT's rule for whether the module at `path` is adapted.
     pub fn targets_module(&self, path: &str) -> bool {
         self.targets.iter().any(|target| path_matches(path, target))
@@ -74,10 +79,10 @@ pub type NormalSource<'a> = dyn FnMut(&str, usize) -> Vec<f32> + 'a;
 impl LoraFactors {
     /// PEFT's gaussian start: `A` normal with standard deviation `1 / rank`, `B` zero, so the adapter changes nothing.
     pub(crate) fn new(path: &str, shape: [i64; 2], config: &LoraConfig, normal: &mut NormalSource) -> Self {
-        let [outputs, inputs] = shape;
-        let values = normal(&a_name(path), (config.rank * inputs) as usize);
-        let a = Tensor::from_slice(&values).view([config.rank, inputs]) / config.rank as f64;
-        let b = Tensor::zeros([outputs, config.rank], (Kind::Float, Device::Cpu));
+        let [a, b] = config.factor_shapes(shape);
+        let values = normal(&a_name(path), a.iter().product::<i64>() as usize);
+        let a = Tensor::from_slice(&values).view(a) / config.rank as f64;
+        let b = Tensor::zeros(b, (Kind::Float, Device::Cpu));
         Self { a, b, scale: config.scale() }
     }
 

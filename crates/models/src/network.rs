@@ -66,6 +66,9 @@ pub trait Network {
     /// Number of blocks.
     fn n_blocks(&self) -> usize;
 
+    /// Features of a token between two blocks.
+    fn width(&self) -> i64;
+
     /// Runs one block on the tokens; `shared` is what [`Self::begin`] made for all of them.
     fn block(&self, block_idx: usize, streams: Streams, shared: &[Tensor], mode: AdapterMode) -> Streams;
 
@@ -94,6 +97,17 @@ pub trait Network {
         self.end(streams, &shared, query, mode)
     }
 
+    /// How many numbers an adapter would have in each module that gets one, without attaching it.
+    ///
+    /// # Errors
+    /// As [`Self::attach_adapter`].
+    fn adapter_sizes(&self, config: &LoraConfig) -> Result<Vec<i64>, ModelError> {
+        let projections = self.projections();
+        let paths: Vec<&str> = projections.iter().flat_map(|projection| projection.paths()).collect();
+        config.check(paths.into_iter())?;
+        Ok(projections.iter().flat_map(|projection| projection.adapter_sizes(config)).collect())
+    }
+
     /// Attaches a fresh adapter in place of any other; until trained or loaded it changes nothing.
     ///
     /// `normal` gives standard normal numbers for the tensor of a name, so the start depends on its seed and the names
@@ -102,9 +116,7 @@ pub trait Network {
     /// # Errors
     /// If rank or alpha is not positive, or a target names no linear module.
     fn attach_adapter(&mut self, config: &LoraConfig, normal: &mut NormalSource) -> Result<(), ModelError> {
-        let paths: Vec<String> =
-            self.projections().into_iter().flat_map(Projection::paths).map(str::to_owned).collect();
-        config.check(paths.iter().map(String::as_str))?;
+        self.adapter_sizes(config)?;
         self.projections_mut().into_iter().for_each(|projection| projection.attach(config, normal));
         Ok(())
     }

@@ -7,9 +7,12 @@ mod model_index;
 mod rgb;
 mod sd3;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use tch::Tensor;
+
+use self::model_index::ModelIndex;
 
 pub use conditioning::Conditioning;
 pub use rgb::{RgbImage, to_rgb8};
@@ -17,8 +20,8 @@ pub use rgb::{RgbImage, to_rgb8};
 use crate::ModelError;
 use crate::network::Network;
 use crate::projection::AdapterMode;
-use crate::tokenizer::TokenIds;
-use crate::weights::WeightOptions;
+use crate::tokenizer::{ByteTokenizer, TokenIds, Tokenizer};
+use crate::weights::{WeightOptions, variants_in};
 
 /// A flow-matching text-to-image model: text encoders, velocity network with its adapter, decoder.
 pub trait TextToImageModel {
@@ -30,6 +33,16 @@ pub trait TextToImageModel {
     /// # Errors
     /// If the model cannot draw `height` × `width` pixels; the error names the sizes that fit.
     fn latent_shape(&self, height: i64, width: i64) -> Result<Vec<i64>, ModelError>;
+
+    /// Height and width that the model was made for, in pixels.
+    fn usual_size(&self) -> (i64, i64) {
+        (1024, 1024)
+    }
+
+    /// How many text tokens the network sees of a prompt.
+    fn text_sequence_length(&self, max_sequence_length: usize) -> usize {
+        max_sequence_length
+    }
 
     /// How many image tokens the network sees, which dynamic schedules depend on.
     fn image_sequence_length(&self, height: i64, width: i64) -> usize;
@@ -147,9 +160,9 @@ pub struct PromptTokens {
 
 /// How a model folder is opened, and which of its parts.
 #[derive(Debug, Clone, Copy)]
-pub struct LoadOptions {
+pub struct LoadOptions<'a> {
     /// How tensors are read, and where they go.
-    pub weights: WeightOptions,
+    pub weights: WeightOptions<'a>,
     /// Whether to load the text encoders; a learner that receives embeddings does without.
     pub text_encoders: bool,
     /// Whether to load the decoder.
@@ -158,24 +171,96 @@ pub struct LoadOptions {
 
 type Open = fn(&Path, LoadOptions) -> Result<Box<dyn TextToImageModel>, ModelError>;
 
+const INDEX: &str = "model_index.json";
+/// Beginnings of the names of weight files, as diffusers and transformers have them.
+const WEIGHT_FILE_STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+
 /// `_class_name` of `model_index.json`, and who opens it.
 const FAMILIES: &[(&str, Open)] = &[("StableDiffusion3Pipeline", sd3::open)];
 
 /// Opens a folder in the diffusers layout.
 ///
 /// # Errors
-/// If a file is missing or does not fit the others, or the family is not among those supported.
+/// If a file is missing or does not fit the others, the family is not among those supported, no component has the variant
+/// asked for, or the device cannot compute in the element type.
 pub fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToImageModel>, ModelError> {
-    let path = dir.join("model_index.json");
-    let index: serde_json::Value = crate::json_file::read(&path)?;
-    let class = index["_class_name"].as_str().unwrap_or_default();
+    let class = class(dir)?;
     let family = FAMILIES.iter().find(|(name, _)| *name == class);
     let (_, open_family) = family.ok_or_else(|| ModelError::UnsupportedClass {
-        path,
-        found: class.to_owned(),
+        path: dir.join(INDEX),
+        found: class,
         supported: FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
     })?;
+    check_kind(options.weights)?;
+    check_variant(dir, options.weights)?;
     open_family(dir, options)
+}
+
+/// The class that `model_index.json` of a folder names.
+///
+/// # Errors
+/// If the file is missing or damaged.
+pub fn class(dir: &Path) -> Result<String, ModelError> {
+    let index: serde_json::Value = crate::json_file::read(&dir.join(INDEX))?;
+    Ok(index["_class_name"].as_str().unwrap_or_default().to_owned())
+}
+
+/// The tokenizers that `model_index.json` names but whose files are not there; weights that come from no file do without.
+///
+/// # Errors
+/// If `model_index.json` is missing or damaged.
+pub fn absent_tokenizers(dir: &Path) -> Result<Vec<String>, ModelError> {
+    let mut names = ModelIndex::open(dir)?.components();
+    names.retain(|name| name.starts_with("tokenizer") && !Tokenizer::is_in(&dir.join(name)));
+    Ok(names)
+}
+
+/// Opens the tokenizer of a text encoder; `vocab_size` bounds the ids of what stands in for an absent one.
+fn open_tokenizer(
+    dir: &Path,
+    index: &ModelIndex,
+    component: &str,
+    vocab_size: i64,
+    options: LoadOptions,
+) -> Result<Tokenizer, ModelError> {
+    let folder = dir.join(component);
+    if options.weights.source.is_without_files() && !Tokenizer::is_in(&folder) {
+        return Ok(Tokenizer::Bytes(ByteTokenizer::new(vocab_size)));
+    }
+    Tokenizer::open(&folder, index.class(component).unwrap_or_default())
+}
+
+fn check_kind(options: WeightOptions) -> Result<(), ModelError> {
+    let multiplied = Tensor::f_ones([8, 8], (options.kind, options.device)).and_then(|x| x.f_matmul(&x));
+    multiplied.map(drop).map_err(|error| {
+        ModelError::Input(format!(
+            "the device {:?} cannot compute in {:?} ({error}); choose another `model.dtype`",
+            options.device, options.kind
+        ))
+    })
+}
+
+/// A misspelt variant would otherwise read as one that no component happens to have.
+fn check_variant(dir: &Path, options: WeightOptions) -> Result<(), ModelError> {
+    let Some(asked) = options.variant.filter(|_| !options.source.is_without_files()) else { return Ok(()) };
+    let mut present = BTreeSet::new();
+    for component in ModelIndex::open(dir)?.components() {
+        let folder = dir.join(component);
+        for stem in if folder.is_dir() { WEIGHT_FILE_STEMS.as_slice() } else { &[] } {
+            present.extend(variants_in(&folder, stem)?);
+        }
+    }
+    if present.contains(asked) {
+        return Ok(());
+    }
+    let present = match present.is_empty() {
+        true => "none".to_owned(),
+        false => present.into_iter().collect::<Vec<_>>().join(", "),
+    };
+    Err(ModelError::Input(format!(
+        "no component of {} has weight files of the variant `{asked}`; variants present: {present}",
+        dir.display()
+    )))
 }
 
 fn misshaped(what: &str, found: &[i64], expected: &str) -> ModelError {

@@ -2,7 +2,7 @@
 //!
 //! Three calls for query, key and value become one; a checkpoint and an adapter still see three modules.
 
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::lora::{LoraConfig, LoraFactors, NormalSource, a_name, b_name};
 use crate::weights::{Init, Scope};
@@ -35,20 +35,17 @@ struct Part {
 impl Projection {
     /// Takes `weight` and `bias` of each module from its scope; `modules` pairs scopes with output widths.
     pub fn new(modules: &[(Scope, i64)], inputs: i64, init: Init) -> Self {
-        let total: i64 = modules.iter().map(|(_, outputs)| outputs).sum();
-        let options =
-            modules.first().map_or((Kind::Float, Device::Cpu), |(scope, _)| (scope.kind(), scope.device()));
-        let (weight, bias) = (Tensor::empty([total, inputs], options), Tensor::empty([total], options));
-        let mut parts = Vec::with_capacity(modules.len());
-        let mut start = 0;
-        // Filled module by module, so that a large network is never in memory twice while it is read.
-        for (scope, outputs) in modules {
-            weight.narrow(0, start, *outputs).copy_(&scope.tensor("weight", &[*outputs, inputs], init));
-            bias.narrow(0, start, *outputs).copy_(&scope.tensor("bias", &[*outputs], Init::Zeros));
-            parts.push(Part { path: scope.path().to_owned(), outputs: *outputs, adapter: None });
-            start += outputs;
+        let part = |(scope, outputs): &(Scope, i64)| Part {
+            path: scope.path().to_owned(),
+            outputs: *outputs,
+            adapter: None,
+        };
+        Self {
+            parts: modules.iter().map(part).collect(),
+            weight: Scope::stacked(modules, "weight", &[inputs], init),
+            bias: Scope::stacked(modules, "bias", &[], Init::Zeros),
+            merged: None,
         }
-        Self { parts, weight, bias, merged: None }
     }
 
     /// One module alone.
@@ -105,6 +102,16 @@ impl Projection {
     /// Paths of the modules.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().map(|part| part.path.as_str())
+    }
+
+    /// How many numbers an adapter would have in each module that `config` targets.
+    pub fn adapter_sizes(&self, config: &LoraConfig) -> Vec<i64> {
+        let inputs = self.weight.size()[1];
+        let targeted = self.parts.iter().filter(|part| config.targets_module(&part.path));
+        let size = |part: &Part| {
+            config.factor_shapes([part.outputs, inputs]).iter().map(|[rows, columns]| rows * columns).sum()
+        };
+        targeted.map(size).collect()
     }
 
     /// Gives every module that `config` targets a fresh adapter, and takes it from the others.

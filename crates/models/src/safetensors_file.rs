@@ -1,23 +1,29 @@
 //! Safetensors files, read one tensor at a time and written atomically with the same bytes every time.
+//!
+//! Tensors are read at their positions, slice by slice, into memory that the caller has. Mapping the file would save a
+//! copy, but is sound only as long as nobody truncates the file, so it needs `unsafe`; and what is read is kept by the
+//! page cache either way. Beyond its target a read holds two slices, however large the tensor.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::ModelError;
 
 /// Bytes of the header's length, which a file starts with.
 const LENGTH_BYTES: u64 = 8;
+/// Bytes that are read at once; a multiple of every element's size.
+const SLICE_BYTES: usize = 8 << 20;
 
 /// An open safetensors file: its header in memory, its tensors on disk.
 pub struct SafetensorsFile {
     path: PathBuf,
-    file: RefCell<File>,
+    file: File,
     header: Metadata,
     data_start: u64,
 }
@@ -49,7 +55,7 @@ impl SafetensorsFile {
             let reason = format!("it has {file_length} bytes but its header describes {expected}");
             return Err(ModelError::damaged(path, reason));
         }
-        Ok(Self { path: path.to_owned(), file: RefCell::new(file), header, data_start })
+        Ok(Self { path: path.to_owned(), file, header, data_start })
     }
 
     /// Names of all tensors, in the order in which they are stored.
@@ -72,25 +78,46 @@ impl SafetensorsFile {
     /// # Errors
     /// If there is no such tensor, its element type is unknown to libtorch, or reading fails.
     pub fn read(&self, name: &str) -> Result<Tensor, ModelError> {
-        let info = self
-            .header
-            .info(name)
-            .ok_or_else(|| ModelError::damaged(&self.path, format!("no tensor {name}")))?;
-        let kind = kind_of(info.dtype).ok_or_else(|| {
-            ModelError::damaged(
-                &self.path,
-                format!("tensor {name} has element type {:?}, which is not supported", info.dtype),
-            )
-        })?;
-        let (start, end) = info.data_offsets;
-        let mut bytes = vec![0; end - start];
-        let mut file = self.file.borrow_mut();
-        file.seek(SeekFrom::Start(self.data_start + start as u64))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|e| ModelError::io(&self.path, e))?;
+        let (info, kind) = self.info(name)?;
         let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
-        Tensor::f_from_data_size(&bytes, &shape, kind)
-            .map_err(|e| ModelError::damaged(&self.path, format!("{name}: {e}")))
+        let tensor = Tensor::empty(&shape, (kind, Device::Cpu));
+        self.read_into(name, &tensor)?;
+        Ok(tensor)
+    }
+
+    /// Reads one tensor into a contiguous one of as many elements, converted to its element type and on its device.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and if the numbers of elements differ.
+    pub fn read_into(&self, name: &str, target: &Tensor) -> Result<(), ModelError> {
+        let (info, kind) = self.info(name)?;
+        let (start, end) = info.data_offsets;
+        let (element, length) = (kind.elt_size_in_bytes(), end - start);
+        if target.numel() * element != length {
+            let reason = format!("tensor {name} has {length} bytes, not {} elements", target.numel());
+            return Err(ModelError::damaged(&self.path, reason));
+        }
+        let target = target.view(-1);
+        let mut bytes = vec![0; length.min(SLICE_BYTES)];
+        for offset in (0..length).step_by(SLICE_BYTES) {
+            let bytes = &mut bytes[..(length - offset).min(SLICE_BYTES)];
+            let position = self.data_start + (start + offset) as u64;
+            self.file.read_exact_at(bytes, position).map_err(|e| ModelError::io(&self.path, e))?;
+            let count = (bytes.len() / element) as i64;
+            let slice = Tensor::f_from_data_size(bytes, &[count], kind)
+                .map_err(|e| ModelError::damaged(&self.path, format!("{name}: {e}")))?;
+            target.narrow(0, (offset / element) as i64, count).copy_(&slice);
+        }
+        Ok(())
+    }
+
+    fn info(&self, name: &str) -> Result<(&TensorInfo, Kind), ModelError> {
+        let damaged = |reason| ModelError::damaged(&self.path, reason);
+        let info = self.header.info(name).ok_or_else(|| damaged(format!("no tensor {name}")))?;
+        let kind = kind_of(info.dtype).ok_or_else(|| {
+            damaged(format!("tensor {name} has element type {:?}, which is not supported", info.dtype))
+        })?;
+        Ok((info, kind))
     }
 }
 
@@ -249,7 +276,6 @@ fn dtype_of(kind: Kind) -> Option<Dtype> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
 
     fn example() -> Vec<(String, Tensor)> {
         let a = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([2, 3]);
@@ -284,6 +310,21 @@ mod tests {
         reversed.reverse();
         write(&two, &reversed, &keys.into_iter().rev().collect()).unwrap();
         assert_eq!(std::fs::read(one).unwrap(), std::fs::read(two).unwrap());
+    }
+
+    #[test]
+    fn a_tensor_of_many_slices_is_converted_into_a_part_of_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let length = (2 * SLICE_BYTES / 4 + 3) as i64;
+        let stored = Tensor::arange(length, (Kind::Float, Device::Cpu)).remainder(251.0);
+        write(&path, &[("x".to_owned(), stored.shallow_clone())], &HashMap::new()).unwrap();
+        let target = Tensor::zeros([2, length], (Kind::BFloat16, Device::Cpu));
+        let file = SafetensorsFile::open(&path).unwrap();
+        file.read_into("x", &target.narrow(0, 1, 1)).unwrap();
+        assert_eq!(target.select(0, 1).to_kind(Kind::Float), stored);
+        assert_eq!(target.select(0, 0).abs().max().double_value(&[]), 0.0);
+        assert!(file.read_into("x", &target).is_err());
     }
 
     #[test]

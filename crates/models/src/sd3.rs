@@ -109,6 +109,10 @@ impl Network for Sd3Transformer {
         self.blocks.len()
     }
 
+    fn width(&self) -> i64 {
+        self.config.width()
+    }
+
     fn block(&self, block_idx: usize, streams: Streams, shared: &[Tensor], mode: AdapterMode) -> Streams {
         let mut chunks = self.modulation.chunks_of_block(shared, block_idx);
         self.blocks[block_idx].forward(streams, &mut chunks, &self.config, mode)

@@ -3,12 +3,14 @@
 //! Two kinds of folder occur: CLIP's `vocab.json` + `merges.txt` (byte-pair encoding, [`ClipTokenizer`]) and a
 //! self-contained `tokenizer.json` (T5 and the fast tokenizers, [`JsonTokenizer`]).
 
+mod bytes;
 mod clip;
 mod json;
 mod settings;
 
 use std::path::Path;
 
+pub use bytes::ByteTokenizer;
 pub use clip::ClipTokenizer;
 pub use json::JsonTokenizer;
 
@@ -30,6 +32,8 @@ pub enum Tokenizer {
     Clip(Box<ClipTokenizer>),
     /// `tokenizer.json`.
     Json(Box<JsonTokenizer>),
+    /// No files.
+    Bytes(ByteTokenizer),
 }
 
 impl Tokenizer {
@@ -52,6 +56,11 @@ impl Tokenizer {
         Err(crate::json_file::missing(&dir.join("tokenizer.json")))
     }
 
+    /// Whether `dir` has the file that every tokenizer of its kind begins with.
+    pub fn is_in(dir: &Path) -> bool {
+        ["tokenizer.json", "vocab.json"].iter().any(|name| dir.join(name).is_file())
+    }
+
     /// Encodes `text` with the model's special tokens, cut and padded to `max_length`.
     ///
     /// # Errors
@@ -60,6 +69,7 @@ impl Tokenizer {
         match self {
             Self::Clip(tokenizer) => tokenizer.encode(text, max_length),
             Self::Json(tokenizer) => tokenizer.encode(text, max_length),
+            Self::Bytes(tokenizer) => Ok(tokenizer.encode(text, max_length)),
         }
     }
 
@@ -68,6 +78,7 @@ impl Tokenizer {
         match self {
             Self::Clip(tokenizer) => tokenizer.model_max_length(),
             Self::Json(tokenizer) => tokenizer.model_max_length(),
+            Self::Bytes(_) => None,
         }
     }
 }

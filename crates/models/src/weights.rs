@@ -1,17 +1,27 @@
-//! Where a network's tensors come from: the files of a component's folder, or a seed.
+//! Where a network's tensors come from: the files of a component's folder, or a seed; or nowhere, to learn their sizes.
 //!
 //! A network asks for its tensors by name and shape. Whatever is wrong is collected and told by [`Weights::finish`]
 //! in one message, so a user sees all differences between a checkpoint and its configuration at once.
+//!
+//! Each tensor is made once, in the run's element type and on its device, and filled in place slice by slice; so a model
+//! is never in memory twice, however its files are stored.
+
+mod files;
+mod generator;
+mod inventory;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use tch::{Device, Kind, Tensor};
 
+use self::files::Files;
+pub use self::files::variants_in;
+use self::generator::{Block, Generator, hash};
+pub use self::inventory::{ComponentSize, Inventory};
 use crate::error::ModelError;
-use crate::safetensors_file::SafetensorsFile;
 pub use crate::safetensors_file::{NamedTensors, read_all, write};
 
 /// How a tensor starts when there is no file to read it from.
@@ -29,17 +39,46 @@ pub enum Init {
 
 /// How a component's tensors are read, and where they go.
 #[derive(Clone, Copy, Debug)]
-pub struct WeightOptions {
+pub struct WeightOptions<'a> {
     /// Element type that tensors are converted to.
     pub kind: Kind,
     /// Where they live.
     pub device: Device,
+    /// Variant of the files, such as `fp16`; a component that lacks it has its plain files read.
+    pub variant: Option<&'a str>,
+    /// Where their values come from.
+    pub source: TensorSource<'a>,
 }
 
-impl WeightOptions {
-    /// Tensors of this kind on this device.
+/// Where the values of tensors come from.
+#[derive(Clone, Copy, Debug)]
+pub enum TensorSource<'a> {
+    /// The files of the component's folder.
+    Files,
+    /// A seed: fast, of the spread of weights, and good for measuring alone; configurations are all that is needed.
+    Random(u64),
+    /// Nowhere: tensors hold no memory, but must be those of the files' headers. Sizes are added to the inventory.
+    Headers(&'a Inventory),
+    /// Nowhere, by the configurations alone, likewise.
+    Shapes(&'a Inventory),
+}
+
+impl TensorSource<'_> {
+    /// Whether weight files take no part.
+    pub fn is_without_files(&self) -> bool {
+        matches!(self, Self::Random(_) | Self::Shapes(_))
+    }
+}
+
+impl<'a> WeightOptions<'a> {
+    /// Tensors of this kind on this device, from plain files, or the only variant where there are none.
     pub const fn new(kind: Kind, device: Device) -> Self {
-        Self { kind, device }
+        Self { kind, device, variant: None, source: TensorSource::Files }
+    }
+
+    /// The same from another source.
+    pub const fn from_source(self, source: TensorSource<'a>) -> Self {
+        Self { source, ..self }
     }
 }
 
@@ -58,13 +97,25 @@ pub struct Scope {
 struct Shared {
     source: Source,
     path: PathBuf,
-    options: WeightOptions,
+    kind: Kind,
+    device: Device,
     report: RefCell<Report>,
 }
 
 enum Source {
-    Files { files: Vec<SafetensorsFile>, index: BTreeMap<String, usize> },
-    Seed(u64),
+    Files(Files),
+    Generator(Generator, u64),
+    /// Tensors without memory, checked against files where there are some.
+    Nowhere(Option<Files>, Inventory),
+}
+
+impl Source {
+    fn files(&self) -> Option<&Files> {
+        match self {
+            Self::Files(files) | Self::Nowhere(Some(files), _) => Some(files),
+            Self::Generator(..) | Self::Nowhere(None, _) => None,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -77,33 +128,36 @@ struct Report {
 }
 
 impl Weights {
-    /// Opens `STEM.safetensors`, the shards of `STEM.safetensors.index.json`, or `STEM.fp16.safetensors`, whichever the
-    /// folder has first. Tensors are converted and moved one by one as they are asked for.
+    /// Opens `STEM.safetensors`, or the shards of `STEM.safetensors.index.json`, or a variant of them; unless the options
+    /// name another source.
     ///
     /// # Errors
     /// If there is no such file, or one of them is truncated or malformed.
     pub fn open(component_dir: &Path, stem: &str, options: WeightOptions) -> Result<Self, ModelError> {
-        let path = find(component_dir, stem)?;
-        let files = match path.extension().is_some_and(|e| e == "json") {
-            true => {
-                shards(&path)?.iter().map(|shard| SafetensorsFile::open(shard)).collect::<Result<_, _>>()?
+        let files = || Files::open(component_dir, stem, options.variant);
+        let source = match options.source {
+            TensorSource::Files => Source::Files(files()?),
+            TensorSource::Headers(inventory) => Source::Nowhere(Some(files()?), inventory.clone()),
+            TensorSource::Shapes(inventory) => Source::Nowhere(None, inventory.clone()),
+            TensorSource::Random(seed) => {
+                Source::Generator(Generator::Repeated(Block::new(seed, &options)), seed)
             }
-            false => vec![SafetensorsFile::open(&path)?],
         };
-        let index =
-            files.iter().enumerate().flat_map(|(i, f)| f.names().into_iter().map(move |n| (n, i))).collect();
-        Ok(Self::new(Source::Files { files, index }, path, options))
+        Ok(Self::new(source, component_dir, options))
     }
 
     /// Tensors drawn from a seed by the rules that the network passes, for training from nothing.
     ///
     /// A tensor depends on the seed and its name alone.
     pub fn random(seed: u64, kind: Kind, device: Device) -> Self {
-        Self::new(Source::Seed(seed), PathBuf::from("random weights"), WeightOptions::new(kind, device))
+        let source = Source::Generator(Generator::Drawn, seed);
+        Self::new(source, Path::new("random weights"), WeightOptions::new(kind, device))
     }
 
-    fn new(source: Source, path: PathBuf, options: WeightOptions) -> Self {
-        Self { shared: Rc::new(Shared { source, path, options, report: RefCell::default() }) }
+    fn new(source: Source, path: &Path, options: WeightOptions) -> Self {
+        let WeightOptions { kind, device, .. } = options;
+        let path = path.to_owned();
+        Self { shared: Rc::new(Shared { source, path, kind, device, report: RefCell::default() }) }
     }
 
     /// The tensors whose names start with `prefix` and a dot; all tensors for an empty prefix.
@@ -125,24 +179,35 @@ impl Weights {
         if let Some(error) = report.unreadable.take() {
             return Err(error);
         }
-        let unexpected: Vec<String> = match &self.shared.source {
-            Source::Files { index, .. } => {
-                index.keys().filter(|name| report.is_unexpected(name)).cloned().collect()
-            }
-            Source::Seed(_) => Vec::new(),
-        };
+        let files = self.shared.source.files();
+        let names = files.into_iter().flat_map(Files::names);
+        let unexpected: Vec<String> =
+            names.filter(|name| report.is_unexpected(name)).map(str::to_owned).collect();
         let (missing, misshaped) =
             (std::mem::take(&mut report.missing), std::mem::take(&mut report.misshaped));
         if missing.is_empty() && misshaped.is_empty() && unexpected.is_empty() {
             return Ok(());
         }
-        Err(ModelError::Tensors { path: self.shared.path.clone(), missing, unexpected, misshaped })
+        let path = files.map_or(&self.shared.path, |files| &files.path).clone();
+        Err(ModelError::Tensors { path, missing, unexpected, misshaped })
     }
 }
 
 impl Report {
     fn is_unexpected(&self, name: &str) -> bool {
         !self.asked.contains(name) && !self.ignored.iter().any(|prefix| name.starts_with(prefix.as_str()))
+    }
+
+    /// Notes that a tensor was asked for, and whether the files can give it.
+    fn admit(&mut self, files: Option<&Files>, name: &str, shape: &[i64]) -> bool {
+        self.asked.insert(name.to_owned());
+        let Some(files) = files else { return true };
+        match files.shape(name) {
+            Some(found) if found == shape => return true,
+            Some(found) => self.misshaped.push(format!("{name} has shape {found:?}, expected {shape:?}")),
+            None => self.missing.push(name.to_owned()),
+        }
+        false
     }
 }
 
@@ -161,130 +226,86 @@ impl Scope {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }
 
-    /// Whether the files hold a tensor of this name; never so for random weights.
+    /// Whether the files hold a tensor of this name; never so where weight files take no part.
     pub fn has(&self, name: &str) -> bool {
-        matches!(&self.shared.source, Source::Files { index, .. } if index.contains_key(&self.name_of(&name)))
+        self.shared.source.files().is_some_and(|files| files.has(&self.name_of(&name)))
     }
 
     /// Element type of all tensors of the component.
     pub fn kind(&self) -> Kind {
-        self.shared.options.kind
+        self.shared.kind
     }
 
     /// Device of all tensors of the component.
     pub fn device(&self) -> Device {
-        self.shared.options.device
+        self.shared.device
     }
 
     /// The tensor of this name and shape; zeros if there is none, which [`Weights::finish`] will report.
     pub fn tensor(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
-        self.tensor_or(name, shape, |seed| initial(seed, shape, init))
+        let mut tensor = self.room(shape);
+        self.fill(name, &mut tensor, |generator, seed, target| generator.fill(target, seed, init));
+        tensor
     }
 
     /// As [`Scope::tensor`], but random weights take what `make` returns for the tensor's own seed.
     pub fn tensor_or(&self, name: &str, shape: &[i64], make: impl FnOnce(u64) -> Tensor) -> Tensor {
-        let name = self.name_of(&name);
-        let found = match &self.shared.source {
-            Source::Seed(seed) => Some(make(seed ^ hash(&name))),
-            Source::Files { files, index } => self.load(files, index, &name, shape),
-        };
-        self.shared.report.borrow_mut().asked.insert(name);
-        let options = (self.shared.options.kind, self.shared.options.device);
-        found.map_or_else(|| Tensor::zeros(shape, options), |t| t.to_device(options.1).to_kind(options.0))
+        let mut tensor = self.room(shape);
+        self.fill(name, &mut tensor, |_, seed, target| target.copy_(&make(seed)));
+        tensor
     }
 
-    fn load(
-        &self,
-        files: &[SafetensorsFile],
-        index: &BTreeMap<String, usize>,
-        name: &str,
-        shape: &[i64],
-    ) -> Option<Tensor> {
+    /// The tensors of one name in several scopes of a component, one below the other in a single one; scopes come with
+    /// the number of their rows. Takes no more memory than the result.
+    ///
+    /// # Shapes
+    /// Each `[rows, row…]`, where `row` is the shape of a row → `[sum of rows, row…]`.
+    ///
+    /// # Panics
+    /// If there are no scopes.
+    pub fn stacked(scopes: &[(Self, i64)], name: &str, row: &[i64], init: Init) -> Tensor {
+        let (first, _) = scopes.first().expect("there is something to stack; nothing is a bug");
+        let total = scopes.iter().map(|(_, rows)| rows).sum();
+        let all = first.room(&[&[total], row].concat());
+        let mut start = 0;
+        for (scope, rows) in scopes {
+            let mut part = all.narrow(0, start, *rows);
+            scope.fill(name, &mut part, |generator, seed, target| generator.fill(target, seed, init));
+            start += rows;
+        }
+        all
+    }
+
+    /// A tensor to be filled; where there is nothing to fill it with, one number that stands for all.
+    fn room(&self, shape: &[i64]) -> Tensor {
+        let options = (self.shared.kind, self.shared.device);
+        match self.shared.source {
+            Source::Nowhere(..) => Tensor::zeros(vec![1; shape.len()], options).expand(shape, false),
+            Source::Files(_) | Source::Generator(..) => Tensor::empty(shape, options),
+        }
+    }
+
+    /// Fills a contiguous tensor, or a stretch of rows of one.
+    fn fill(&self, name: &str, target: &mut Tensor, draw: impl FnOnce(&Generator, u64, &mut Tensor)) {
+        let (name, shape) = (self.name_of(&name), target.size());
         let mut report = self.shared.report.borrow_mut();
-        let Some(file) = index.get(name).map(|&i| &files[i]) else {
-            report.missing.push(name.to_owned());
-            return None;
-        };
-        if let Some(found) = file.shape(name).filter(|found| found != shape) {
-            report.misshaped.push(format!("{name} has shape {found:?}, expected {shape:?}"));
-            return None;
+        let is_there = report.admit(self.shared.source.files(), &name, &shape);
+        match &self.shared.source {
+            Source::Nowhere(_, inventory) => inventory.add(&self.component(), &shape, self.kind()),
+            Source::Generator(generator, seed) => draw(generator, seed ^ hash(&name), target),
+            Source::Files(_) if !is_there => drop(target.zero_()),
+            Source::Files(files) => {
+                if let Err(error) = files.read_into(&name, target) {
+                    report.unreadable.get_or_insert(error);
+                }
+            }
         }
-        file.read(name).map_err(|e| report.unreadable.get_or_insert(e)).ok()
-    }
-}
-
-fn find(folder: &Path, stem: &str) -> Result<PathBuf, ModelError> {
-    let names = ["safetensors", "safetensors.index.json", "fp16.safetensors", "safetensors.index.fp16.json"];
-    let found =
-        names.iter().map(|ending| folder.join(format!("{stem}.{ending}"))).find(|path| path.is_file());
-    found.ok_or_else(|| ModelError::MissingFile {
-        path: folder.join(format!("{stem}.safetensors")),
-        remedy: format!("download the folder {} of the model again, in safetensors format", folder.display()),
-    })
-}
-
-/// The shard files that an index file names, each once.
-fn shards(index: &Path) -> Result<BTreeSet<PathBuf>, ModelError> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let text = std::fs::read(index).map_err(|e| ModelError::io(index, e))?;
-    let parsed: Index = serde_json::from_slice(&text).map_err(|e| ModelError::damaged(index, e))?;
-    let paths: BTreeSet<PathBuf> =
-        parsed.weight_map.values().map(|shard| index.with_file_name(shard)).collect();
-    match paths.iter().find(|path| !path.is_file()) {
-        None => Ok(paths),
-        Some(missing) => Err(ModelError::MissingFile {
-            path: missing.clone(),
-            remedy: format!("{} names it; download it again", index.display()),
-        }),
-    }
-}
-
-fn initial(seed: u64, shape: &[i64], init: Init) -> Tensor {
-    let count = shape.iter().product::<i64>() as usize;
-    let mut bits = SplitMix(seed);
-    let values: Vec<f32> = match init {
-        Init::Zeros => vec![0.0; count],
-        Init::Ones => vec![1.0; count],
-        Init::Normal(std) => (0..count).map(|_| (std * bits.normal()) as f32).collect(),
-        Init::Xavier => {
-            let area: i64 = shape.iter().skip(2).product();
-            let fans = shape.iter().take(2).sum::<i64>() * area;
-            let bound = (6.0 / fans as f64).sqrt();
-            (0..count).map(|_| (bound * (2.0 * bits.uniform() - 1.0)) as f32).collect()
-        }
-    };
-    Tensor::from_slice(&values).view(shape)
-}
-
-/// FNV-1a over a tensor's name.
-fn hash(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
-}
-
-/// The SplitMix64 generator: enough for initial weights, which only need to be alike on every machine.
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
     }
 
-    /// Uniform in (0, 1).
-    fn uniform(&mut self) -> f64 {
-        ((self.next() >> 12) as f64 + 0.5) / (1_u64 << 52) as f64
-    }
-
-    /// Standard normal, by Box and Muller's method.
-    fn normal(&mut self) -> f64 {
-        let radius = (-2.0 * self.uniform().ln()).sqrt();
-        radius * (std::f64::consts::TAU * self.uniform()).cos()
+    /// Name of the component's folder.
+    fn component(&self) -> String {
+        let name = self.shared.path.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
     }
 }
 
@@ -340,6 +361,40 @@ mod tests {
         assert!(open().unwrap().scope("a").has("bias"));
         std::fs::remove_file(&shard).unwrap();
         assert!(open().err().unwrap().to_string().contains("model-00001-of-00001.safetensors is missing"));
+    }
+
+    #[test]
+    fn stacked_tensors_are_those_of_their_scopes_and_both_are_reported() {
+        let folder = component();
+        let options = WeightOptions::new(Kind::Float, Device::Cpu);
+        let weights = Weights::open(folder.path(), "model", options).unwrap();
+        let scopes = [(weights.scope("encoder"), 1), (weights.scope("a"), 3)];
+        let stacked = Scope::stacked(&scopes, "w", &[], Init::Zeros);
+        assert_eq!(Vec::<f32>::try_from(stacked).unwrap(), [1.0, 0.0, 0.0, 0.0]);
+        let error = weights.finish().unwrap_err().to_string();
+        assert!(error.contains("1 missing: a.w") && error.contains("other"), "{error}");
+    }
+
+    #[test]
+    fn without_values_tensors_hold_no_memory_but_must_still_be_those_of_the_files() {
+        let (folder, inventory) = (component(), Inventory::default());
+        let options = WeightOptions::new(Kind::Float, Device::Cpu);
+        let open = |source| Weights::open(folder.path(), "model", options.from_source(source)).unwrap();
+        let weights = open(TensorSource::Headers(&inventory));
+        let scope = weights.scope("a");
+        let tensor = scope.tensor("weight", &[2], Init::Ones);
+        let _ = scope.tensor("bias", &[4], Init::Ones);
+        assert_eq!((tensor.size(), tensor.stride()), (vec![2], vec![0]));
+        let error = weights.finish().unwrap_err().to_string();
+        assert!(error.contains("a.bias has shape [3], expected [4]"), "{error}");
+
+        let inventory = Inventory::default();
+        let weights = open(TensorSource::Shapes(&inventory));
+        let _ = weights.scope("a").tensor("anything", &[1 << 20, 1 << 20], Init::Xavier);
+        weights.finish().unwrap();
+        let (_, size) = &inventory.components()[0];
+        let bytes = 4 << 40;
+        assert_eq!(*size, ComponentSize { parameters: 1 << 40, bytes, largest_tensor_bytes: bytes });
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! What every process of a run needs: connecting and serving, membership of the run, shutdown on signals, logs, the
-//! layout of the run directory, files that survive a power cut. Never links libtorch.
+//! layout of the run directory, files that survive a power cut, models by name. Never links libtorch.
 
 mod backoff;
 mod chunks;
 mod connect;
+pub mod cuda;
 pub mod durable;
 mod error;
 pub mod exit_code;
+mod hub;
 pub mod logging;
 mod membership;
 mod run_directory;
@@ -16,5 +18,6 @@ pub use backoff::Backoff;
 pub use chunks::{Assembly, ChunkError, chunks};
 pub use connect::{CHUNK_BYTES, MESSAGE_LIMIT, connect, coordinator_client, learner_client, request, server};
 pub use error::ServiceError;
+pub use hub::{Hub, ModelNotFound};
 pub use membership::{JoinDetails, Membership, Standing};
 pub use run_directory::RunDirectory;

@@ -107,7 +107,7 @@ impl Lab {
     /// A trainer with a fresh policy.
     pub fn trainer(&self, shared: &Shared) -> Trainer {
         tch::set_num_threads(1);
-        let policy = Policy::open(&self.config).unwrap();
+        let policy = Policy::open(&self.config, &self.config.model.path).unwrap();
         let latent_shape = self.latent_shape(policy.model());
         Trainer {
             schedule: rules::schedule(&self.config, policy.model()).unwrap(),

@@ -17,6 +17,7 @@ use proto::push_reply::Status as PushStatus;
 use proto::{FinishTaskRequest, Prompt, Task, TaskId, TaskKind, WeightsManifest, WeightsRole};
 use rollout_worker::bad_input::BadInput;
 use rollout_worker::serve::{self, ServeOptions};
+use service::Hub;
 use tch::{Device, Kind, Tensor};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -61,6 +62,7 @@ impl World {
             member_id: "worker-0".to_owned(),
             device: None,
             grace: PATIENCE,
+            hub: Hub::at("/nowhere"),
         };
         let shutdown = CancellationToken::new();
         let worker = tokio::spawn(serve::run(options, shutdown.clone()));

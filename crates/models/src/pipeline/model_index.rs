@@ -21,6 +21,11 @@ impl ModelIndex {
         Ok(Self { path, classes })
     }
 
+    /// Names of the components that are not absent, sorted.
+    pub(in crate::pipeline) fn components(&self) -> Vec<String> {
+        self.classes.keys().cloned().collect()
+    }
+
     pub(in crate::pipeline) fn has(&self, component: &str) -> bool {
         self.classes.contains_key(component)
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
-use self::text::TextEncoders;
+use self::text::{CLIP_LENGTH, TextEncoders};
 use super::model_index::ModelIndex;
 use super::{Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, misshaped};
 use crate::autoencoder_kl::{AutoencoderKlConfig, AutoencoderKlDecoder};
@@ -31,7 +31,8 @@ struct Sd3 {
     decoder: Option<AutoencoderKlDecoder>,
     /// Pixels along the side of one latent.
     scale: i64,
-    options: LoadOptions,
+    /// Element type of the network.
+    kind: Kind,
     dir: PathBuf,
 }
 
@@ -58,7 +59,7 @@ pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToIma
         transformer,
         text_encoders,
         decoder,
-        options,
+        kind: options.weights.kind,
         dir: dir.to_owned(),
     }))
 }
@@ -105,9 +106,9 @@ impl Sd3 {
         text: &Conditioning,
         mode: AdapterMode,
     ) -> Tensor {
-        let kind = self.options.weights.kind;
         let pooled = text.pooled.as_ref().expect("SD3 conditioning has pooled features; else this is a bug");
-        let (latents, text, pooled) = (latents.to_kind(kind), text.text.to_kind(kind), pooled.to_kind(kind));
+        let (latents, text, pooled) =
+            (latents.to_kind(self.kind), text.text.to_kind(self.kind), pooled.to_kind(self.kind));
         let query = Query {
             latents: &latents,
             timestep: timesteps,
@@ -139,6 +140,15 @@ impl TextToImageModel for Sd3 {
             )));
         }
         Ok(vec![self.transformer.config().in_channels, height / self.scale, width / self.scale])
+    }
+
+    fn usual_size(&self) -> (i64, i64) {
+        let side = self.transformer.config().sample_size * self.scale;
+        (side, side)
+    }
+
+    fn text_sequence_length(&self, max_sequence_length: usize) -> usize {
+        self.text_encoders.as_ref().map_or(CLIP_LENGTH, TextEncoders::clip_length) + max_sequence_length
     }
 
     fn image_sequence_length(&self, height: i64, width: i64) -> usize {

@@ -76,10 +76,11 @@ fn sinusoidal_positions(config: &Sd3Config) -> Tensor {
     let options = (Kind::Double, tch::Device::Cpu);
     let frequencies = (Tensor::arange(quarter, options) * (-(10_000_f64.ln()) / quarter as f64)).exp();
     let angles = (Tensor::arange(side, options) * scale).unsqueeze(1) * frequencies;
-    let axis = Tensor::cat(&[angles.sin(), angles.cos()], 1);
+    // Narrowed before it is repeated: at published sizes the table has hundreds of millions of numbers.
+    let axis = Tensor::cat(&[angles.sin(), angles.cos()], 1).to_kind(Kind::Float);
     let across = axis.unsqueeze(0).expand([side, side, width / 2], false);
     let down = axis.unsqueeze(1).expand([side, side, width / 2], false);
-    Tensor::cat(&[across, down], 2).view([1, side * side, width]).to_kind(Kind::Float)
+    Tensor::cat(&[across, down], 2).view([1, side * side, width])
 }
 
 /// Timestep and pooled text as one vector per row.

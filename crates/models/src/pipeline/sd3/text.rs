@@ -5,14 +5,18 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 use crate::clip_text::ClipTextModel;
 use crate::pipeline::model_index::ModelIndex;
-use crate::pipeline::{Conditioning, LoadOptions, PromptTokens};
+use crate::pipeline::{Conditioning, LoadOptions, PromptTokens, open_tokenizer};
 use crate::t5::T5Encoder;
 use crate::tokenizer::Tokenizer;
+use crate::weights::WeightOptions;
+
+/// Tokens that a CLIP encoder gets where its tokenizer does not say.
+pub(super) const CLIP_LENGTH: usize = 77;
 
 struct Clip {
     tokenizer: Tokenizer,
@@ -33,7 +37,8 @@ pub(super) struct TextEncoders {
     clip_length: usize,
     /// Features of a token, as the transformer takes them.
     joint_width: i64,
-    options: LoadOptions,
+    kind: Kind,
+    device: Device,
 }
 
 impl TextEncoders {
@@ -47,10 +52,16 @@ impl TextEncoders {
         let clips = [Clip::open(dir, index, "", options)?, Clip::open(dir, index, "_2", options)?];
         let t5 = index.has("text_encoder_3").then(|| T5::open(dir, index, options)).transpose()?;
         // The pipeline asks the first tokenizer for the length of both.
-        let clip_length = clips[0].tokenizer.model_max_length().unwrap_or(77);
-        let encoders = Self { clips, t5, clip_length, joint_width, options };
+        let clip_length = clips[0].tokenizer.model_max_length().unwrap_or(CLIP_LENGTH);
+        let WeightOptions { kind, device, .. } = options.weights;
+        let encoders = Self { clips, t5, clip_length, joint_width, kind, device };
         encoders.check(dir)?;
         Ok(encoders)
+    }
+
+    /// Tokens that both CLIP encoders get.
+    pub fn clip_length(&self) -> usize {
+        self.clip_length
     }
 
     /// Features of the pooled text.
@@ -148,14 +159,14 @@ impl TextEncoders {
             }
             _ => {
                 let size = [1, max_sequence_length as i64, self.joint_width];
-                Ok(Tensor::zeros(size, (self.options.weights.kind, self.options.weights.device)))
+                Ok(Tensor::zeros(size, (self.kind, self.device)))
             }
         }
     }
 
     fn ids(&self, tokenizer: &Tokenizer, prompt: &str, max_length: usize) -> Result<Tensor, ModelError> {
         let ids = tokenizer.encode(prompt, max_length)?.ids;
-        Ok(Tensor::from_slice(&ids).unsqueeze(0).to_device(self.options.weights.device))
+        Ok(Tensor::from_slice(&ids).unsqueeze(0).to_device(self.device))
     }
 }
 
@@ -163,23 +174,17 @@ impl Clip {
     fn open(dir: &Path, index: &ModelIndex, suffix: &str, options: LoadOptions) -> Result<Self, ModelError> {
         let (encoder, tokenizer) = (format!("text_encoder{suffix}"), format!("tokenizer{suffix}"));
         index.require(&encoder, "CLIPTextModelWithProjection")?;
-        Ok(Self {
-            tokenizer: open_tokenizer(dir, index, &tokenizer)?,
-            encoder: ClipTextModel::open(&dir.join(encoder), options.weights)?,
-        })
+        let encoder = ClipTextModel::open(&dir.join(encoder), options.weights)?;
+        let vocab_size = encoder.config().vocab_size;
+        Ok(Self { tokenizer: open_tokenizer(dir, index, &tokenizer, vocab_size, options)?, encoder })
     }
 }
 
 impl T5 {
     fn open(dir: &Path, index: &ModelIndex, options: LoadOptions) -> Result<Self, ModelError> {
         index.require("text_encoder_3", "T5EncoderModel")?;
-        Ok(Self {
-            tokenizer: open_tokenizer(dir, index, "tokenizer_3")?,
-            encoder: T5Encoder::open(&dir.join("text_encoder_3"), options.weights)?,
-        })
+        let encoder = T5Encoder::open(&dir.join("text_encoder_3"), options.weights)?;
+        let vocab_size = encoder.config().vocab_size;
+        Ok(Self { tokenizer: open_tokenizer(dir, index, "tokenizer_3", vocab_size, options)?, encoder })
     }
-}
-
-fn open_tokenizer(dir: &Path, index: &ModelIndex, component: &str) -> Result<Tokenizer, ModelError> {
-    Tokenizer::open(&dir.join(component), index.class(component).unwrap_or_default())
 }

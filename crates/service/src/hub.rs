@@ -1,0 +1,168 @@
+//! Models by name: a folder, or a repository in the Hugging Face cache of this machine.
+//!
+//! The cache has for each repository a folder `models--ORG--NAME` with `refs/REVISION`, a file that names a commit, and
+//! `snapshots/COMMIT`, the files as they are in the repository.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+const DEFAULT_REVISION: &str = "main";
+
+/// Where this machine keeps models.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    cache: PathBuf,
+}
+
+/// A name that stands for no model here.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "`{model}` is neither a folder nor in the Hugging Face cache {}, where {missing} is missing; download it with \
+     `hf download {repository}{}`, or set HF_HOME to where it is", cache.display(), revision_argument(revision)
+)]
+pub struct ModelNotFound {
+    /// As given.
+    model: String,
+    repository: String,
+    revision: String,
+    cache: PathBuf,
+    /// The first path below the cache that is not there.
+    missing: String,
+}
+
+impl Hub {
+    /// The cache below this folder.
+    pub fn at(cache: impl Into<PathBuf>) -> Self {
+        Self { cache: cache.into() }
+    }
+
+    /// The cache that the environment names, by Hugging Face's own rules; `variable` looks a variable up.
+    pub fn from_environment(variable: impl Fn(&str) -> Option<OsString>) -> Self {
+        let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let home = || path("HOME").unwrap_or_default();
+        let hugging_face = || {
+            let caches = || path("XDG_CACHE_HOME").unwrap_or_else(|| home().join(".cache"));
+            path("HF_HOME").unwrap_or_else(|| caches().join("huggingface"))
+        };
+        let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
+        Self { cache: cache.unwrap_or_else(|| hugging_face().join("hub")) }
+    }
+
+    /// The folder of a model: what is given, unless that is no folder but reads as `org/name` or `org/name@revision`.
+    ///
+    /// # Errors
+    /// If it reads as a repository that the cache does not have.
+    pub fn resolve(&self, model: &Path) -> Result<PathBuf, ModelNotFound> {
+        let repository = model.to_str().filter(|_| !model.is_dir()).and_then(Repository::parse);
+        let Some(Repository { name, revision }) = repository else { return Ok(model.to_owned()) };
+        let folder = PathBuf::from(format!("models--{}", name.replace('/', "--")));
+        let reference = std::fs::read_to_string(self.cache.join(&folder).join("refs").join(revision));
+        // A full commit needs no reference.
+        let commit = reference.as_deref().map_or(revision, str::trim);
+        let snapshot = folder.join("snapshots").join(commit);
+        if self.cache.join(&snapshot).is_dir() {
+            return Ok(self.cache.join(snapshot));
+        }
+        let is_there = |path: &PathBuf| self.cache.join(path).exists();
+        let missing = if is_there(&folder) { snapshot } else { folder };
+        Err(ModelNotFound {
+            model: model.display().to_string(),
+            repository: name.to_owned(),
+            revision: revision.to_owned(),
+            cache: self.cache.clone(),
+            missing: missing.display().to_string(),
+        })
+    }
+}
+
+/// `org/name@revision`.
+struct Repository<'a> {
+    name: &'a str,
+    revision: &'a str,
+}
+
+impl<'a> Repository<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let (name, revision) = text.split_once('@').unwrap_or((text, DEFAULT_REVISION));
+        let is_word = |word: &str| {
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            !word.is_empty() && !word.starts_with('.') && word.chars().all(is_plain)
+        };
+        let (organisation, repository) = name.split_once('/')?;
+        let is_revision = !revision.is_empty() && revision.split('/').all(is_word);
+        (is_word(organisation) && is_word(repository) && is_revision).then_some(Self { name, revision })
+    }
+}
+
+fn revision_argument(revision: &str) -> String {
+    match revision {
+        DEFAULT_REVISION => String::new(),
+        _ => format!(" --revision {revision}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    /// A cache with `org/tiny` at `main` and at `refs/pr/1`.
+    fn cache() -> tempfile::TempDir {
+        let cache = tempfile::tempdir().expect("a folder");
+        let folder = cache.path().join("models--org--tiny");
+        std::fs::create_dir_all(folder.join("refs/refs/pr")).expect("made");
+        std::fs::create_dir_all(folder.join("snapshots").join(COMMIT)).expect("made");
+        std::fs::write(folder.join("refs/main"), format!("{COMMIT}\n")).expect("written");
+        std::fs::write(folder.join("refs/refs/pr/1"), COMMIT).expect("written");
+        cache
+    }
+
+    #[test]
+    fn a_repository_is_found_by_branch_pull_request_and_commit() {
+        let cache = cache();
+        let expected = cache.path().join("models--org--tiny/snapshots").join(COMMIT);
+        let commit = format!("org/tiny@{COMMIT}");
+        for model in ["org/tiny", "org/tiny@main", "org/tiny@refs/pr/1", commit.as_str()] {
+            assert_eq!(Hub::at(cache.path()).resolve(Path::new(model)).expect("found"), expected, "{model}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_named_with_the_command_that_gets_it() {
+        let cache = cache();
+        for (model, missing, command) in [
+            ("org/other", "models--org--other", "`hf download org/other`"),
+            ("org/tiny@v2", "snapshots/v2", "`hf download org/tiny --revision v2`"),
+        ] {
+            let error = Hub::at(cache.path()).resolve(Path::new(model)).expect_err("missing").to_string();
+            assert!(error.contains(missing) && error.contains(command), "{error}");
+        }
+    }
+
+    #[test]
+    fn paths_are_left_alone() {
+        let (cache, folder) = (cache(), tempfile::tempdir().expect("a folder"));
+        let hub = Hub::at(cache.path());
+        let given = ["/nowhere", "./org/tiny", "../tiny", "a/b/c", "tiny", "org/tiny@../../x", "org/.."];
+        for path in given.iter().map(Path::new).chain([folder.path()]) {
+            assert_eq!(hub.resolve(path).expect("left alone"), path);
+        }
+    }
+
+    #[test]
+    fn the_cache_is_where_hugging_face_keeps_it() {
+        let all = [
+            ("HF_HUB_CACHE", "/a", "/a"),
+            ("HUGGINGFACE_HUB_CACHE", "/b", "/b"),
+            ("HF_HOME", "/c", "/c/hub"),
+            ("XDG_CACHE_HOME", "/d", "/d/huggingface/hub"),
+            ("HOME", "/e", "/e/.cache/huggingface/hub"),
+        ];
+        for first in 0..all.len() {
+            let given = &all[first..];
+            let look_up = |name: &str| given.iter().find(|(known, _, _)| *known == name).map(|v| v.1.into());
+            assert_eq!(Hub::from_environment(look_up).cache, Path::new(given[0].2));
+        }
+    }
+}
