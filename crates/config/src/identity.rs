@@ -5,10 +5,11 @@ use crate::{CheckpointSection, RunConfig};
 /// Keys, or sections ending in a dot, that decide nothing about the iterations done: what [`RunConfig::identity`] leaves
 /// out. Thread counts and the device are not among them, since matrix products round differently on others; nor is what
 /// an evaluation measures, since gains are taken against the first one.
-pub const CHANGEABLE_KEYS: [&str; 7] = [
+pub const CHANGEABLE_KEYS: [&str; 8] = [
     "run.name",
     "run.directory",
     "run.iterations",
+    "model.embedding_cache",
     "evaluation.every",
     "evaluation.grid",
     "checkpoints.",
@@ -22,6 +23,7 @@ impl RunConfig {
         identity.run.name.clear();
         identity.run.directory.clear();
         identity.run.iterations = 0;
+        identity.model.embedding_cache.clear();
         identity.evaluation.every = 0;
         identity.evaluation.grid = 0;
         identity.checkpoints = CheckpointSection { every: 0, keep_last: 0 };
@@ -56,6 +58,9 @@ mod tests {
             "run.iterations=7",
             "run.seed=7",
             "run.lag=1",
+            "model.embedding_cache=embeddings",
+            "sampling.vae_tile=512",
+            "training.gradient_checkpointing=true",
             "evaluation.every=7",
             "evaluation.grid=7",
             "evaluation.prompts=7",

@@ -3,7 +3,7 @@
 //! Every problem is collected before anything is reported, so that a user mends a config in one go. The trick that
 //! makes single keys accountable: each given value is tried alone in an otherwise valid section.
 
-use crate::{RewardSection, RunConfig, validate};
+use crate::{AdapterSection, RewardSection, RunConfig, validate};
 use serde::de::DeserializeOwned;
 use std::fmt;
 use toml::{Table, Value};
@@ -97,6 +97,13 @@ pub(crate) fn read(text: &str, settings: &[String]) -> (Option<RunConfig>, Vec<C
 pub(crate) fn defaults() -> Table {
     parse_table(include_str!("defaults.toml"))
         .expect("the built-in defaults are valid TOML; else this is a bug")
+}
+
+/// The adapter of a run config that says nothing about it.
+pub(crate) fn default_adapter() -> AdapterSection {
+    let mut defaults = defaults();
+    let adapter = defaults.remove("adapter").and_then(|adapter| adapter.try_into().ok());
+    adapter.expect("the built-in defaults have an adapter; else this is a bug")
 }
 
 fn parse_table(text: &str) -> Result<Table, ConfigProblem> {

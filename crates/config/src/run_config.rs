@@ -13,7 +13,7 @@ pub struct RunConfig {
     pub run: RunSection,
     /// Which model is trained.
     pub model: ModelSection,
-    /// The low-rank adapter that is trained.
+    /// What of the model is trained.
     pub adapter: AdapterSection,
     /// Prompt files.
     pub data: DataSection,
@@ -21,7 +21,7 @@ pub struct RunConfig {
     pub sampling: SamplingSection,
     /// How the policy is updated.
     pub training: TrainingSection,
-    /// Moving average of the adapter, used for evaluation and export.
+    /// Moving average of what is trained, used for evaluation and export.
     pub ema: EmaSection,
     /// What images are scored by; the reward is the weighted sum of raw scores.
     pub rewards: Vec<RewardSection>,
@@ -57,10 +57,15 @@ pub struct ModelSection {
     pub variant: String,
     /// Draws the weights from the run's seed and needs configuration files alone: to measure speed and memory.
     pub random_weights: bool,
-    /// Type of the frozen base weights.
+    /// Type that network and text encoders compute in; what is trained is float32 all the same.
     pub dtype: Dtype,
+    /// Type that images are decoded in; a decoder that overflows in half precision has float32 anyway.
+    pub decoder_dtype: Dtype,
     /// Tokens of the T5 part of the prompt; without a T5 encoder, that many zero tokens.
     pub max_sequence_length: usize,
+    /// Where workers keep prompt embeddings, below `run.directory` unless absolute, so that text encoders are in memory
+    /// only until every prompt is embedded; empty for nowhere. SD3.5 takes 1.7 MB a prompt.
+    pub embedding_cache: PathBuf,
 }
 
 /// Element type of the base weights.
@@ -76,12 +81,24 @@ pub enum Dtype {
 /// `[adapter]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdapterSection {
+    /// What of the transformer is trained; `full` has no use for the other keys.
+    pub method: AdapterMethod,
     /// Rank of the update.
     pub rank: i64,
     /// The update is scaled by `alpha / rank`.
     pub alpha: f64,
     /// Module names or dotted suffixes, as PEFT matches them.
     pub targets: Vec<String>,
+}
+
+/// What of the transformer is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterMethod {
+    /// Low-rank updates of some linear modules.
+    Lora,
+    /// All parameters, without an adapter.
+    Full,
 }
 
 /// `[data]`
@@ -123,6 +140,9 @@ pub struct SamplingSection {
     pub seeds_per_task: usize,
     /// Most latents in one network call (before guidance doubles them).
     pub max_rows: usize,
+    /// Side of the overlapping tiles that larger images are decoded in, in pixels; 0 for images decoded whole. Less
+    /// memory, and slightly other pixels.
+    pub vae_tile: i64,
 }
 
 /// Which trajectories are sampled.
@@ -216,6 +236,8 @@ pub struct TrainingSection {
     pub kl_denominator: KlDenominator,
     /// Most latents in one training forward (before guidance doubles them).
     pub max_rows: usize,
+    /// Whether the backward pass computes activations again, block by block: less memory for one more forward pass.
+    pub gradient_checkpointing: bool,
 }
 
 /// Which rewards an advantage is measured against, always per step.

@@ -1,6 +1,10 @@
 //! Ranges and contradictions of a run config.
 
-use crate::{Algorithm, BranchSteps, ConfigProblem, Dtype, REWARD_NAMES, RunConfig, StepRule, StepWeight};
+use crate::parse::default_adapter;
+use crate::{
+    AdapterMethod, AdapterSection, Algorithm, BranchSteps, ConfigProblem, Dtype, REWARD_NAMES, RunConfig,
+    StepRule, StepWeight,
+};
 
 /// More of anything than a run can have; keeps products of counts and casts to 32 bits safe.
 const MOST: usize = 1_000_000;
@@ -74,9 +78,27 @@ fn check_model(config: &RunConfig, checks: &mut Checks) {
     checks.require(!config.data.test.as_os_str().is_empty(), "data.test", || {
         "is missing; name a .txt or .jsonl file of held-out prompts".to_owned()
     });
-    checks.require(config.adapter.rank >= 1, "adapter.rank", || format!("is {}", config.adapter.rank));
-    checks.positive(config.adapter.alpha, "adapter.alpha");
-    checks.require(!config.adapter.targets.is_empty(), "adapter.targets", || {
+    check_adapter(&config.adapter, checks);
+}
+
+fn check_adapter(adapter: &AdapterSection, checks: &mut Checks) {
+    if adapter.method == AdapterMethod::Full {
+        let unused = default_adapter();
+        let remedy = "but with method = \"full\" there is no adapter; remove this key";
+        checks.require(adapter.rank == unused.rank, "adapter.rank", || {
+            format!("is {}, {remedy}", adapter.rank)
+        });
+        checks.require(adapter.alpha == unused.alpha, "adapter.alpha", || {
+            format!("is {}, {remedy}", adapter.alpha)
+        });
+        checks.require(adapter.targets == unused.targets, "adapter.targets", || {
+            format!("is {:?}, {remedy}", adapter.targets)
+        });
+        return;
+    }
+    checks.require(adapter.rank >= 1, "adapter.rank", || format!("is {}", adapter.rank));
+    checks.positive(adapter.alpha, "adapter.alpha");
+    checks.require(!adapter.targets.is_empty(), "adapter.targets", || {
         "is empty; name the modules that get an adapter, such as `attn.to_q`".to_owned()
     });
 }
@@ -105,6 +127,9 @@ fn check_sampling(config: &RunConfig, checks: &mut Checks) {
     ] {
         checks.count(value, key);
     }
+    checks.require(sampling.vae_tile >= 0, "sampling.vae_tile", || {
+        format!("is {}; give the side of a tile in pixels, or 0 to decode images whole", sampling.vae_tile)
+    });
     checks.require(sampling.height.max(sampling.width) <= 65_536, "sampling.height", || {
         format!("and width are {} and {}; at most 65536", sampling.height, sampling.width)
     });
@@ -254,11 +279,13 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
     checks.require(["cpu", "cuda"].contains(&config.resources.device.as_str()), "resources.device", || {
         format!("is `{}`; write `cpu` or `cuda`", config.resources.device)
     });
-    checks.require(
-        config.resources.device != "cpu" || config.model.dtype == Dtype::Float32,
-        "model.dtype",
-        || "is bfloat16, which is only of use with resources.device = \"cuda\"; write `float32`".to_owned(),
-    );
+    let on_cpu = config.resources.device == "cpu";
+    let model = &config.model;
+    for (dtype, key) in [(model.dtype, "model.dtype"), (model.decoder_dtype, "model.decoder_dtype")] {
+        checks.require(!on_cpu || dtype == Dtype::Float32, key, || {
+            "is bfloat16, which is only of use with resources.device = \"cuda\"; write `float32`".to_owned()
+        });
+    }
     checks.count(config.resources.worker_threads, "resources.worker_threads");
     checks.count(config.resources.learner_threads, "resources.learner_threads");
 }
@@ -287,6 +314,16 @@ mod tests {
     #[test]
     fn the_preset_is_valid() {
         assert_eq!(keys_of(|_| {}), Vec::<String>::new());
+    }
+
+    #[test]
+    fn settings_of_an_adapter_contradict_training_all_parameters() {
+        let keys = keys_of(|config| config.adapter.method = AdapterMethod::Full);
+        assert_eq!(keys, ["adapter.rank", "adapter.alpha"], "the preset has its own");
+        let silent = |config: &mut RunConfig| {
+            config.adapter = AdapterSection { method: AdapterMethod::Full, ..default_adapter() };
+        };
+        assert_eq!(keys_of(silent), Vec::<String>::new());
     }
 
     #[test]

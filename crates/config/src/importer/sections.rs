@@ -5,8 +5,8 @@ use super::report::{Fate, ImportEntry, ImportReport};
 use super::unused_keys;
 use crate::presets::base_model::{BaseModel, FLUX1_DEV, QWEN_IMAGE, SD35_MEDIUM};
 use crate::{
-    AdvantageGroup, Algorithm, BranchSteps, Dtype, KlDenominator, RewardSection, RunConfig, StepRule,
-    StepWeight, parse,
+    AdapterMethod, AdvantageGroup, Algorithm, BranchSteps, Dtype, KlDenominator, RewardSection, RunConfig,
+    StepRule, StepWeight, parse,
 };
 
 /// Most seeds of one prompt that an imported run samples together.
@@ -148,11 +148,6 @@ impl Translation {
             "model.master_weight_dtype",
             "the weights that are trained, and their moments, are always float32",
         );
-        if self.document.text("model.finetune_type", "lora") == "lora" {
-            self.not_carried("model.finetune_type", "an adapter is trained, as there");
-        } else {
-            self.not_carried("model.finetune_type", "an adapter is trained, of the rank below");
-        }
         let components = self.document.get("model.target_components").map(written);
         match components.as_deref() {
             None | Some("transformer" | "[\"transformer\"]") => {
@@ -160,6 +155,23 @@ impl Translation {
             }
             Some(_) => self.not_carried("model.target_components", "only the transformer can be trained"),
         }
+        self.carried("model.finetune_type", "adapter.method");
+        match self.document.text("model.finetune_type", "lora").as_str() {
+            "full" => {
+                self.config.adapter.method = AdapterMethod::Full;
+                for key in ["model.lora_rank", "model.lora_alpha", "model.target_modules"] {
+                    self.not_carried(key, "all parameters of the transformer are trained");
+                }
+            }
+            "lora" => self.adapter(base),
+            other => {
+                let problem = format!("`model.finetune_type` is {other}; lora and full exist here");
+                self.document.problems.push(problem);
+            }
+        }
+    }
+
+    fn adapter(&mut self, base: &BaseModel) {
         let rank = self.carried_count("model.lora_rank", 8, "adapter.rank");
         self.config.adapter.rank = rank as i64;
         self.config.adapter.alpha =
@@ -226,6 +238,9 @@ impl Translation {
         self.config.sampling.width = self.side("train.width", width, "sampling.width");
         let note = "latents in one training forward; lower it where memory runs out";
         self.translated("train.per_device_batch_size", "training.max_rows", note);
+        self.config.training.gradient_checkpointing =
+            self.document.flag("train.enable_gradient_checkpointing", false);
+        self.carried("train.enable_gradient_checkpointing", "training.gradient_checkpointing");
         self.config.training.max_rows = self.document.count("train.per_device_batch_size", 1);
     }
 

@@ -1,5 +1,7 @@
 use super::*;
-use crate::{AdvantageGroup, Algorithm, BranchSteps, Dtype, KlDenominator, StepRule, validate};
+use crate::{
+    AdapterMethod, AdvantageGroup, Algorithm, BranchSteps, Dtype, KlDenominator, StepRule, validate,
+};
 
 const SD35: &str = include_str!("../../tests/flow-factory/sd35-lora.yaml");
 const FLUX: &str = include_str!("../../tests/flow-factory/flux-full.yaml");
@@ -104,7 +106,9 @@ fn silent_keys_have_the_defaults_of_their_authors() {
 fn full_fine_tuning_and_unequal_evaluation_are_told() {
     let import = import(FLUX);
     let report = import.report.to_string();
-    assert!(report.contains("model.finetune_type = full"), "{report}");
+    assert!(report.contains("adapter.method ← model.finetune_type = full"), "{report}");
+    assert_eq!(import.config.adapter.method, AdapterMethod::Full);
+    assert!(import.config.training.gradient_checkpointing);
     assert!(
         report.contains("eval.resolution = 1024: evaluation is as training is; theirs was NOT"),
         "{report}"
