@@ -3,7 +3,7 @@
 use crate::catalog::Catalog;
 use crate::cli::ConfigArgs;
 use crate::error::CoordinatorError;
-use config::RunConfig;
+use config::{ConfigErrors, ConfigProblem, RunConfig};
 use service::Hub;
 use std::io::Write;
 use std::path::Path;
@@ -13,16 +13,28 @@ use std::path::Path;
 /// # Errors
 /// If the file cannot be read (a usage error) or is not valid.
 pub fn read(args: &ConfigArgs) -> Result<RunConfig, CoordinatorError> {
-    let path = &args.file;
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    RunConfig::from_toml_with(&text(args)?, &args.settings).map_err(|problems| invalid(args, problems))
+}
+
+/// Reads a config to see what it would cost, and what it lacks before it can run.
+///
+/// # Errors
+/// As [`read`], but for rewards that this build lacks.
+pub fn read_to_plan(args: &ConfigArgs) -> Result<(RunConfig, Vec<ConfigProblem>), CoordinatorError> {
+    RunConfig::from_toml_to_plan(&text(args)?, &args.settings).map_err(|problems| invalid(args, problems))
+}
+
+fn text(args: &ConfigArgs) -> Result<String, CoordinatorError> {
+    let path = args.file.display();
+    std::fs::read_to_string(&args.file).map_err(|error| {
         CoordinatorError::Usage(format!(
-            "cannot read the run config {}: {error}; write one with `coordinator init {}`",
-            path.display(),
-            path.display()
+            "cannot read the run config {path}: {error}; write one with `coordinator init {path}`"
         ))
-    })?;
-    RunConfig::from_toml_with(&text, &args.settings)
-        .map_err(|problems| CoordinatorError::Config { path: path.clone(), problems })
+    })
+}
+
+fn invalid(args: &ConfigArgs, problems: ConfigErrors) -> CoordinatorError {
+    CoordinatorError::Config { path: args.file.clone(), problems }
 }
 
 /// Reads a config and what it points to.
@@ -40,7 +52,8 @@ pub fn open(args: &ConfigArgs, hub: &Hub) -> Result<Catalog, CoordinatorError> {
     }
 }
 
-fn missing_model(model: &Path, hub: &Hub) -> Option<String> {
+/// Why there is no model at a path; `None` where there is one.
+pub(crate) fn missing_model(model: &Path, hub: &Hub) -> Option<String> {
     let index = match hub.resolve(model) {
         Ok(folder) => folder.join("model_index.json"),
         Err(error) => return Some(format!("`model.path`: {error}")),
@@ -82,7 +95,7 @@ pub fn import(yaml: &Path, path: &Path) -> Result<String, CoordinatorError> {
     let problems = config::validate(&import.config);
     let mut report = import.report.to_string();
     if !problems.is_empty() {
-        report.push_str(&format!("to be mended before it runs\n{}\n", config::ConfigErrors(problems)));
+        report.push_str(&format!("to be mended before it runs\n{}\n", ConfigErrors(problems)));
     }
     Ok(report)
 }

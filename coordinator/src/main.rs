@@ -4,7 +4,7 @@ use clap::Parser;
 use coordinator::cli::{Cli, Command};
 use coordinator::display::Display;
 use coordinator::error::CoordinatorError;
-use coordinator::{admin, config_file, up};
+use coordinator::{admin, config_file, launch, planning, up};
 use service::{Hub, exit_code, logging};
 use std::process::ExitCode;
 
@@ -48,7 +48,11 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
             config_file::open(&args, &hub)?.notes().iter().for_each(|note| eprintln!("note: {note}"));
             println!("{} is valid", args.file.display());
         }
-        Command::Plan(args) => println!("{}", config::plan(&config_file::read(&args)?)),
+        Command::Plan(args) => {
+            let (plan, notes) = planning::plan(&args, &hub, &launch::programs()?)?;
+            notes.iter().for_each(|note| eprintln!("note: {note}"));
+            print!("{plan}");
+        }
         Command::Export { run, to } => admin::export(&run, &to)?,
     }
     Ok(exit_code::DONE)
