@@ -1,7 +1,9 @@
 //! From the name of a task to the task itself: what the config and the prompt files make of it.
 
 use crate::tasks::TaskName;
-use config::{PromptFileError, PromptRecord, RunConfig, TaskKind, TaskSpec, read_prompts};
+use config::{
+    PromptFileError, PromptRecord, PromptSplit, RunConfig, TaskKind, TaskSpec, prompt_file, read_prompts,
+};
 use std::path::Path;
 
 /// The config with its prompts: knows every task of the run.
@@ -10,6 +12,7 @@ pub struct Catalog {
     config: RunConfig,
     train: Vec<PromptRecord>,
     test: Vec<PromptRecord>,
+    notes: Vec<String>,
 }
 
 impl Catalog {
@@ -18,14 +21,22 @@ impl Catalog {
     /// # Errors
     /// If one is missing, empty or malformed, or lacks metadata that a reward needs.
     pub fn open(config: RunConfig) -> Result<Self, PromptFileError> {
-        let read = |path: &Path| {
-            let records = read_prompts(path)?;
-            config::check_metadata(path, &records, &config.rewards)?;
+        let mut notes = Vec::new();
+        let mut read = |path: &Path, split| {
+            let path = prompt_file(path, split)?;
+            let records = read_prompts(&path)?;
+            config::check_metadata(&path, &records, &config.rewards)?;
+            notes.extend(config::unused_prompt_keys(&path, &records));
             Ok::<_, PromptFileError>(records)
         };
-        let train = read(&config.data.train)?;
-        let test = read(&config.data.test)?;
-        Ok(Self { config, train, test })
+        let train = read(&config.data.train, PromptSplit::Train)?;
+        let test = read(&config.data.test, PromptSplit::Test)?;
+        Ok(Self { config, train, test, notes })
+    }
+
+    /// What the user should know about the prompts.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The config.
@@ -142,7 +153,12 @@ mod tests {
             text: format!("scene {index}"),
             metadata: serde_json::json!({ "prompt": format!("scene {index}") }),
         };
-        Catalog { config, train: (0..9).map(record).collect(), test: (0..4).map(record).collect() }
+        Catalog {
+            config,
+            train: (0..9).map(record).collect(),
+            test: (0..4).map(record).collect(),
+            notes: Vec::new(),
+        }
     }
 
     #[test]

@@ -52,7 +52,18 @@ pub enum Command {
         /// Which one to start from.
         #[arg(long, default_value = config::preset_names()[0])]
         preset: String,
+        /// Only list the presets: name, model, algorithm, reward and where the numbers come from.
+        #[arg(long)]
+        list: bool,
         /// Where to write it.
+        #[arg(required_unless_present = "list")]
+        file: Option<PathBuf>,
+    },
+    /// Makes a run config of a Flow-Factory YAML and reports what became of every key.
+    Import {
+        /// The YAML.
+        yaml: PathBuf,
+        /// Where to write the run config.
         file: PathBuf,
     },
     /// Checks a run config and its files and names every error.

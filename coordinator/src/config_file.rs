@@ -3,7 +3,7 @@
 use crate::catalog::Catalog;
 use crate::cli::ConfigArgs;
 use crate::error::CoordinatorError;
-use config::RunConfig;
+use config::{ConfigErrors, ConfigProblem, RunConfig};
 use service::Hub;
 use std::io::Write;
 use std::path::Path;
@@ -13,16 +13,28 @@ use std::path::Path;
 /// # Errors
 /// If the file cannot be read (a usage error) or is not valid.
 pub fn read(args: &ConfigArgs) -> Result<RunConfig, CoordinatorError> {
-    let path = &args.file;
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    RunConfig::from_toml_with(&text(args)?, &args.settings).map_err(|problems| invalid(args, problems))
+}
+
+/// Reads a config to see what it would cost, and what it lacks before it can run.
+///
+/// # Errors
+/// As [`read`], but for rewards that this build lacks.
+pub fn read_to_plan(args: &ConfigArgs) -> Result<(RunConfig, Vec<ConfigProblem>), CoordinatorError> {
+    RunConfig::from_toml_to_plan(&text(args)?, &args.settings).map_err(|problems| invalid(args, problems))
+}
+
+fn text(args: &ConfigArgs) -> Result<String, CoordinatorError> {
+    let path = args.file.display();
+    std::fs::read_to_string(&args.file).map_err(|error| {
         CoordinatorError::Usage(format!(
-            "cannot read the run config {}: {error}; write one with `coordinator init {}`",
-            path.display(),
-            path.display()
+            "cannot read the run config {path}: {error}; write one with `coordinator init {path}`"
         ))
-    })?;
-    RunConfig::from_toml_with(&text, &args.settings)
-        .map_err(|problems| CoordinatorError::Config { path: path.clone(), problems })
+    })
+}
+
+fn invalid(args: &ConfigArgs, problems: ConfigErrors) -> CoordinatorError {
+    CoordinatorError::Config { path: args.file.clone(), problems }
 }
 
 /// Reads a config and what it points to.
@@ -40,7 +52,8 @@ pub fn open(args: &ConfigArgs, hub: &Hub) -> Result<Catalog, CoordinatorError> {
     }
 }
 
-fn missing_model(model: &Path, hub: &Hub) -> Option<String> {
+/// Why there is no model at a path; `None` where there is one.
+pub(crate) fn missing_model(model: &Path, hub: &Hub) -> Option<String> {
     let index = match hub.resolve(model) {
         Ok(folder) => folder.join("model_index.json"),
         Err(error) => return Some(format!("`model.path`: {error}")),
@@ -65,9 +78,33 @@ pub fn init(preset: &str, path: &Path) -> Result<(), CoordinatorError> {
             config::preset_names().join(", ")
         ))
     })?;
+    create(path, &preset.text)
+}
+
+/// Makes a run config of a Flow-Factory YAML, and returns what became of its keys and what stands in the run's way.
+///
+/// # Errors
+/// A usage error if the YAML cannot be read or imported, or the file exists.
+pub fn import(yaml: &Path, path: &Path) -> Result<String, CoordinatorError> {
+    let name = yaml.display().to_string();
+    let text = std::fs::read_to_string(yaml)
+        .map_err(|error| CoordinatorError::Usage(format!("cannot read {name}: {error}")))?;
+    let import = config::import_flow_factory(&text, &name)
+        .map_err(|error| CoordinatorError::Usage(error.to_string()))?;
+    create(path, &import.text)?;
+    let problems = config::validate(&import.config);
+    let mut report = import.report.to_string();
+    if !problems.is_empty() {
+        report.push_str(&format!("to be mended before it runs\n{}\n", ConfigErrors(problems)));
+    }
+    Ok(report)
+}
+
+/// Writes a file that must not exist yet.
+fn create(path: &Path, text: &str) -> Result<(), CoordinatorError> {
     let failed = |source| CoordinatorError::File { action: "write", path: path.to_owned(), source };
     match std::fs::File::create_new(path) {
-        Ok(mut file) => file.write_all(preset.text.as_bytes()).map_err(failed),
+        Ok(mut file) => file.write_all(text.as_bytes()).map_err(failed),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(CoordinatorError::Usage(
             format!("{} exists; remove it or choose another name", path.display()),
         )),
@@ -100,6 +137,26 @@ mod tests {
     fn an_unknown_preset_is_answered_with_the_known_ones() {
         let error = init("unheard-of", Path::new("unused")).expect_err("unknown").to_string();
         assert!(error.contains(config::preset_names()[0]), "{error}");
+    }
+
+    #[test]
+    fn an_imported_run_is_written_with_a_report_and_never_over_another() {
+        let home = tempfile::tempdir().expect("a directory");
+        let (yaml, path) = (home.path().join("theirs.yaml"), home.path().join("run.toml"));
+        let text = "model: {model_type: sd3-5}\ndata: {dataset_dir: prompts}\ntrain: {group_size: 8, odd: 1}\n\
+                    rewards: [{name: size, reward_model: jpeg_compressibility}, {name: b, reward_model: OCR}]\n";
+        std::fs::write(&yaml, text).expect("writable");
+        let report = import(&yaml, &path).expect("imported");
+        assert!(report.contains("sampling.seeds_per_prompt ← train.group_size = 8"), "{report}");
+        assert!(report.contains("train.odd = 1: nothing here corresponds to it"), "{report}");
+        assert!(report.contains("to be mended before it runs\n`rewards[1].name`: reward `ocr`"), "{report}");
+        let error = read(&args(path.clone(), &[])).expect_err("no such reward").to_string();
+        assert!(error.contains("reward `ocr` is not available in this build"), "{error}");
+        assert!(import(&yaml, &path).expect_err("exists").to_string().contains("run.toml exists"));
+        std::fs::write(&yaml, "train: [\n").expect("writable");
+        let error = import(&yaml, &path).expect_err("malformed");
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("theirs.yaml:"), "{error}");
     }
 
     #[test]

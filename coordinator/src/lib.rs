@@ -22,4 +22,5 @@ pub mod cli;
 pub mod config_file;
 pub mod display;
 pub mod error;
+pub mod planning;
 pub mod rates;

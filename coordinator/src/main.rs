@@ -4,7 +4,7 @@ use clap::Parser;
 use coordinator::cli::{Cli, Command};
 use coordinator::display::Display;
 use coordinator::error::CoordinatorError;
-use coordinator::{admin, config_file, up};
+use coordinator::{admin, config_file, launch, planning, up};
 use service::{Hub, exit_code, logging};
 use std::process::ExitCode;
 
@@ -33,15 +33,26 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
         Command::Scale { run, workers } => admin::scale(&run, workers).await?,
         Command::Down { run } => admin::down(&run).await?,
         Command::Logs { run, follow } => admin::logs(&run, follow).await?,
-        Command::Init { preset, file } => {
-            config_file::init(&preset, &file)?;
-            println!("wrote {}; next: `coordinator plan {}`", file.display(), file.display());
+        Command::Init { preset, list, file } => match file {
+            Some(file) if !list => {
+                config_file::init(&preset, &file)?;
+                println!("wrote {}; next: `coordinator plan {}`", file.display(), file.display());
+            }
+            _ => println!("{}", config::preset_list()),
+        },
+        Command::Import { yaml, file } => {
+            eprint!("{}", config_file::import(&yaml, &file)?);
+            println!("wrote {}; next: `coordinator validate {}`", file.display(), file.display());
         }
         Command::Validate(args) => {
-            config_file::open(&args, &hub)?;
+            config_file::open(&args, &hub)?.notes().iter().for_each(|note| eprintln!("note: {note}"));
             println!("{} is valid", args.file.display());
         }
-        Command::Plan(args) => println!("{}", config::plan(&config_file::read(&args)?)),
+        Command::Plan(args) => {
+            let (plan, notes) = planning::plan(&args, &hub, &launch::programs()?)?;
+            notes.iter().for_each(|note| eprintln!("note: {note}"));
+            print!("{plan}");
+        }
         Command::Export { run, to } => admin::export(&run, &to)?,
     }
     Ok(exit_code::DONE)

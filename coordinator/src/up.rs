@@ -47,6 +47,7 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
         )));
     }
     let catalog = config_file::open(&with_workers(&args).config, hub)?;
+    catalog.notes().iter().for_each(|note| display.say(note));
     if args.dry_run {
         return dry_run(&args, catalog.config());
     }

@@ -85,7 +85,7 @@ impl Run {
         }
         let mut run = Self {
             records: Records::open(&directory, state.version)?,
-            test_prompts: config::read_prompts(&trainer.config.data.test)?,
+            test_prompts: trainer.config.data.test_prompts()?,
             saved: newest.checkpoint.map(|(version, _)| version),
             trainer,
             publications,

@@ -269,7 +269,7 @@ fn train(
     };
     let trainer = Trainer {
         objective: Objective::new(&config, &latent_shape),
-        prompts: config::read_prompts(&config.data.train)?,
+        prompts: config.data.train_prompts()?,
         inbox: shared.inbox,
         embeddings: shared.embeddings,
         progress: shared.progress,

@@ -27,7 +27,7 @@ fn main() -> anyhow::Result<()> {
     let device = settings::device(&config.resources.device)?;
     let model = GuidedModel::open(&config.model.path, settings::weights(&config, device), guidance)?;
     let scorer = Scorer::new(&config.rewards)?;
-    let prompts = config::read_prompts(&config.data.train)?;
+    let prompts = config.data.train_prompts()?;
     let specs = config.train_tasks(prompts.len(), 0);
     let mut sampler = Sampler::new(config, model)?;
 

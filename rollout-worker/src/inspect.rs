@@ -62,6 +62,7 @@ pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
         components: components(&inventory),
         n_blocks: network.n_blocks(),
         width: network.width(),
+        decoder_width: decoder_width(&options.model)?,
         image: image(model.as_ref(), options)?,
         text_tokens: model.text_sequence_length(options.guidance.max_sequence_length),
         embedding_widths: model.embedding_widths(),
@@ -91,6 +92,24 @@ fn components(inventory: &Inventory) -> Vec<ComponentInspection> {
         largest_tensor_bytes: size.largest_tensor_bytes,
     };
     inventory.components().into_iter().map(component).collect()
+}
+
+/// The second level of the decoder is the widest that works on all pixels: it is widened before it is narrowed.
+fn decoder_width(model: &Path) -> Result<i64, ModelError> {
+    let path = model.join("vae/config.json");
+    let damaged = |reason: String| ModelError::Damaged { path: path.clone(), reason };
+    let text = std::fs::read_to_string(&path).map_err(|error| damaged(error.to_string()))?;
+    let config: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+    let numbers = |key: &str| -> Option<Vec<i64>> {
+        config.get(key)?.as_array()?.iter().map(serde_json::Value::as_i64).collect()
+    };
+    let widths = numbers("block_out_channels").or_else(|| {
+        let base = config.get("base_dim")?.as_i64()?;
+        Some(numbers("dim_mult")?.into_iter().map(|factor| base * factor).collect())
+    });
+    let widest = widths.iter().flatten().take(2).max().copied();
+    widest.ok_or_else(|| damaged("it names no widths of its levels".to_owned()))
 }
 
 fn image(model: &dyn TextToImageModel, options: &InspectOptions) -> Result<ImageInspection, ModelError> {

@@ -80,19 +80,26 @@ struct Process {
     child: Option<Child>,
 }
 
+/// The folder of this program, where the others of the project are too.
+///
+/// # Errors
+/// If the system does not tell.
+pub fn programs() -> Result<PathBuf, CoordinatorError> {
+    let own = std::env::current_exe().map_err(|source| CoordinatorError::File {
+        action: "find",
+        path: PathBuf::from("this program"),
+        source,
+    })?;
+    Ok(own.parent().unwrap_or(Path::new(".")).to_owned())
+}
+
 impl LocalLauncher {
     /// A launcher of the programs that stand beside this one.
     ///
     /// # Errors
     /// A usage error if one of them is missing.
     pub fn new(port: u16, directory: RunDirectory) -> Result<Self, CoordinatorError> {
-        let own = std::env::current_exe().map_err(|source| CoordinatorError::File {
-            action: "find",
-            path: PathBuf::from("this program"),
-            source,
-        })?;
-        let programs = own.parent().unwrap_or(Path::new(".")).to_owned();
-        Self::with_programs(programs, port, directory)
+        Self::with_programs(programs()?, port, directory)
     }
 
     /// A launcher of the programs in a folder.

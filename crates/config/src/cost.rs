@@ -1,10 +1,8 @@
-//! What a run config costs: network evaluations, images, bytes. Counting only; nothing is measured here.
+//! What a run config costs in network evaluations, images and updates. Counting only; nothing is measured here.
 //!
 //! Source of the counts: TempFlow-GRPO (arXiv 2508.04324) with the trunk stopped after the last branch.
 
 use crate::{Algorithm, BranchSteps, RunConfig};
-use std::fmt;
-use std::path::Path;
 
 /// What one iteration costs. A network evaluation is one guided evaluation of one latent.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,9 +17,8 @@ pub struct IterationCost {
     pub trained_cells: f64,
     /// Optimizer updates.
     pub updates: usize,
-    /// Network rows per evaluation: 2 under classifier-free guidance.
-    pub rows_per_evaluation: usize,
-    /// Forward-equivalents of the learner: 3 per trained cell, and one more with a KL term.
+    /// Forward-equivalents of the learner: 3 per trained cell, and one more each for a KL term and for activations that
+    /// are computed twice.
     pub training_forward_equivalents: f64,
 }
 
@@ -52,9 +49,16 @@ impl RunConfig {
             images: n_seeds * images_per_seed,
             trained_cells,
             updates: self.training.updates_per_iteration,
-            rows_per_evaluation: if sampling.guidance_scale > 1.0 { 2 } else { 1 },
-            training_forward_equivalents: trained_cells * if self.training.kl_beta > 0.0 { 4.0 } else { 3.0 },
+            training_forward_equivalents: trained_cells * self.forwards_per_cell(),
         }
+    }
+}
+
+impl RunConfig {
+    fn forwards_per_cell(&self) -> f64 {
+        let training = &self.training;
+        let further = [training.kl_beta > 0.0, training.gradient_checkpointing];
+        3.0 + further.iter().filter(|&&is_on| is_on).count() as f64
     }
 }
 
@@ -102,120 +106,6 @@ fn drawn(count: usize, among: &[usize], steps: usize) -> TrainedSteps {
     TrainedSteps { count: drawn, completion_evaluations: drawn * mean_completion, trunk_evaluations }
 }
 
-/// What `coordinator plan` prints.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    cost: IterationCost,
-    iterations: u32,
-    latent_elements: Option<f64>,
-    n_seeds: f64,
-    branches: f64,
-    components: Vec<(String, u64)>,
-}
-
-/// Works out what a run will cost; facts about the model are read from its folder where it exists.
-pub fn plan(config: &RunConfig) -> Plan {
-    Plan {
-        cost: config.iteration_cost(),
-        iterations: config.run.iterations,
-        latent_elements: latent_elements(config),
-        n_seeds: (config.sampling.prompts_per_iteration * config.sampling.seeds_per_prompt) as f64,
-        branches: config.sampling.branches_per_seed as f64,
-        components: component_sizes(&config.model.path),
-    }
-}
-
-/// Elements of one latent, from the model's config files.
-fn latent_elements(config: &RunConfig) -> Option<f64> {
-    let read = |part: &str| -> Option<serde_json::Value> {
-        let text = std::fs::read_to_string(config.model.path.join(part).join("config.json")).ok()?;
-        serde_json::from_str(&text).ok()
-    };
-    let vae = read("vae")?;
-    let n_blocks = vae.get("block_out_channels")?.as_array()?.len() as u32;
-    let channels = vae.get("latent_channels")?.as_f64()?;
-    let scale = f64::from(1u32.checked_shl(n_blocks.checked_sub(1)?)?);
-    Some(channels * (config.sampling.height as f64 / scale) * (config.sampling.width as f64 / scale))
-}
-
-/// Bytes of the weight files of every component of the pipeline folder.
-fn component_sizes(model: &Path) -> Vec<(String, u64)> {
-    let Ok(entries) = std::fs::read_dir(model) else { return Vec::new() };
-    let mut sizes: Vec<(String, u64)> = entries
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let files = std::fs::read_dir(entry.path()).ok()?;
-            let weights = files
-                .filter_map(Result::ok)
-                .filter(|file| file.path().extension().is_some_and(|extension| extension == "safetensors"));
-            let bytes: u64 = weights.filter_map(|file| file.metadata().ok()).map(|data| data.len()).sum();
-            let name = entry.file_name().to_string_lossy().into_owned();
-            (bytes > 0 && name != "cases").then_some((name, bytes))
-        })
-        .collect();
-    sizes.sort();
-    sizes
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cost = &self.cost;
-        let sampling_rows = cost.sampling_evaluations * cost.rows_per_evaluation as f64;
-        writeln!(f, "per iteration ({} in all)", self.iterations)?;
-        writeln!(f, "  seeds                    {:>12}", self.n_seeds)?;
-        writeln!(
-            f,
-            "  network evaluations      {:>12.0}  ({:.0} per seed)",
-            cost.sampling_evaluations, cost.evaluations_per_seed
-        )?;
-        writeln!(
-            f,
-            "  network rows             {:>12.0}  ({} per evaluation)",
-            sampling_rows, cost.rows_per_evaluation
-        )?;
-        writeln!(f, "  images decoded, scored   {:>12.0}", cost.images)?;
-        writeln!(f, "  cells trained            {:>12.0}  in {} updates", cost.trained_cells, cost.updates)?;
-        let ratio = cost.sampling_evaluations / cost.training_forward_equivalents;
-        writeln!(
-            f,
-            "  rollout : learner work   {ratio:>12.2}  (forward-equivalents, decoding and rewards left out)"
-        )?;
-        match self.latent_elements {
-            Some(elements) => {
-                let bytes = self.bytes_on_the_wire(elements);
-                writeln!(f, "  trajectories on the wire {:>12}", human_bytes(bytes))?;
-            }
-            None => writeln!(f, "  trajectories on the wire      unknown: the model folder was not found")?,
-        }
-        if !self.components.is_empty() {
-            writeln!(f, "weights on disk")?;
-            for (name, bytes) in &self.components {
-                writeln!(f, "  {name:<24} {:>12}", human_bytes(*bytes as f64))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Plan {
-    /// Per trained cell a state and a mean in f32, and per branch a log-probability, a reward and an 8-byte hash.
-    fn bytes_on_the_wire(&self, latent_elements: f64) -> f64 {
-        self.cost.trained_cells * (8.0 * latent_elements + 16.0 * self.branches)
-    }
-}
-
-/// Bytes with a binary unit, three digits.
-pub fn human_bytes(bytes: f64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{value:.0} B") } else { format!("{value:.1} {}", units[unit]) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,6 +138,17 @@ mod tests {
     fn the_trunk_stops_after_the_last_branch() {
         let cost = config(10, BranchSteps::Range { from: 0, to: 3 }).iteration_cost();
         assert_eq!(cost.evaluations_per_seed, 3.0 + 6.0 * (9.0 + 8.0 + 7.0));
+    }
+
+    #[test]
+    fn a_divergence_and_checkpointing_cost_a_forward_each() {
+        let mut config = config(10, BranchSteps::All);
+        config.training.kl_beta = 0.0;
+        let cost = |config: &RunConfig| config.iteration_cost().training_forward_equivalents;
+        assert_eq!(cost(&config), 4.0 * 9.0 * 3.0);
+        config.training.kl_beta = 0.1;
+        config.training.gradient_checkpointing = true;
+        assert_eq!(cost(&config), 4.0 * 9.0 * 5.0);
     }
 
     #[test]

@@ -3,9 +3,12 @@
 mod commented;
 mod cost;
 mod identity;
+mod importer;
+mod memory;
 mod model_inspection;
 mod notation;
 mod parse;
+mod plan;
 mod presets;
 mod prompts;
 mod run_config;
@@ -14,8 +17,11 @@ mod validate;
 
 pub use cost::*;
 pub use identity::*;
+pub use importer::{Fate, Import, ImportEntry, ImportError, ImportReport, import_flow_factory};
+pub use memory::*;
 pub use model_inspection::*;
 pub use parse::*;
+pub use plan::*;
 pub use presets::*;
 pub use prompts::*;
 pub use run_config::*;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Dtype, human_bytes};
+use crate::Dtype;
 
 /// A model as its configurations and the headers of its files describe it, under the settings asked about.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,6 +22,8 @@ pub struct ModelInspection {
     pub n_blocks: usize,
     /// Features of a token between its blocks.
     pub width: i64,
+    /// Features of a pixel in the widest full-size layer of the image decoder.
+    pub decoder_width: i64,
     /// The size asked about, or the model's own.
     pub image: ImageInspection,
     /// Tokens of a prompt's text at the `max_sequence_length` asked about.
@@ -92,6 +94,18 @@ impl fmt::Display for ModelInspection {
     }
 }
 
+/// Bytes with a binary unit, three digits.
+pub fn human_bytes(bytes: f64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{value:.0} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,6 +124,7 @@ mod tests {
             components: vec![component("text_encoder", 1024), component("transformer", 1 << 20)],
             n_blocks: 24,
             width: 1536,
+            decoder_width: 256,
             image: ImageInspection { height: 512, width: 256, latent_shape: vec![16, 64, 32], tokens: 512 },
             text_tokens: 205,
             embedding_widths: (4096, 2048),

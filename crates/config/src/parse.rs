@@ -3,7 +3,8 @@
 //! Every problem is collected before anything is reported, so that a user mends a config in one go. The trick that
 //! makes single keys accountable: each given value is tried alone in an otherwise valid section.
 
-use crate::{AdapterSection, RewardSection, RunConfig, validate};
+use crate::validate::{unavailable_rewards, validate};
+use crate::{AdapterSection, RewardSection, RunConfig};
 use serde::de::DeserializeOwned;
 use std::fmt;
 use toml::{Table, Value};
@@ -60,6 +61,21 @@ impl RunConfig {
         let (config, mut problems) = read(text, settings);
         problems.extend(config.iter().flat_map(validate));
         config.filter(|_| problems.is_empty()).ok_or(ConfigErrors(problems))
+    }
+
+    /// Reads a config to see what it would cost: rewards that this build lacks are no error, but returned as problems.
+    ///
+    /// # Errors
+    /// As [`RunConfig::from_toml`] otherwise.
+    pub fn from_toml_to_plan(
+        text: &str,
+        settings: &[String],
+    ) -> Result<(Self, Vec<ConfigProblem>), ConfigErrors> {
+        let (config, mut problems) = read(text, settings);
+        let unavailable = config.as_ref().map(unavailable_rewards).unwrap_or_default();
+        problems.extend(config.iter().flat_map(validate).filter(|problem| !unavailable.contains(problem)));
+        let config = config.filter(|_| problems.is_empty()).ok_or(ConfigErrors(problems))?;
+        Ok((config, unavailable))
     }
 
     /// The whole config as TOML, nothing left to defaults.
@@ -338,6 +354,22 @@ mod tests {
         let text = format!("{}\n[[rewards]]\nnmae = \"shapes\"\n", tiny());
         let found = problems(&text, &[]);
         assert!(found.iter().any(|problem| problem.key == "rewards[1].nmae"), "{found:?}");
+    }
+
+    #[test]
+    fn a_plan_needs_no_reward_but_all_else() {
+        let text = preset("dgx-geneval-sd3-pr").expect("a preset").text;
+        let (_, problems) = RunConfig::from_toml_to_plan(&text, &[]).expect("can be planned");
+        assert_eq!(
+            problems.iter().map(|problem| problem.key.as_str()).collect::<Vec<_>>(),
+            ["rewards[0].name"]
+        );
+        let settings = ["sampling.steps=1".to_owned()];
+        let ConfigErrors(problems) = RunConfig::from_toml_to_plan(&text, &settings).expect_err("too few");
+        assert_eq!(
+            problems.iter().map(|problem| problem.key.as_str()).collect::<Vec<_>>(),
+            ["sampling.steps"]
+        );
     }
 
     #[test]

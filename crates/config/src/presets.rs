@@ -1,11 +1,11 @@
 //! Ready run configs for `coordinator init`: the shipped ones of `deploy/configs/`, and one for every published run that
 //! this trainer can repeat.
 
-mod base_model;
+pub(crate) mod base_model;
 mod published;
 mod recipe;
 
-use crate::{Algorithm, RunConfig, parse};
+use crate::{Algorithm, RunConfig};
 use published::PUBLISHED;
 
 /// A ready run config.
@@ -76,7 +76,7 @@ pub fn preset_list() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{REWARD_NAMES, validate};
+    use crate::{REWARD_NAMES, parse, validate};
 
     #[test]
     fn every_preset_is_valid_but_for_rewards_that_this_build_lacks() {

@@ -1,8 +1,9 @@
 //! Prompt files: `.txt` with one prompt per line, `.jsonl` with one object per line (`prompt` and free metadata, as
-//! GenEval's).
+//! GenEval's), and folders of both as Flow-GRPO and Flow-Factory lay them out.
 
-use crate::RewardSection;
+use crate::{DataSection, RewardSection};
 use serde_json::Value;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// One prompt and what came with it.
@@ -35,12 +36,113 @@ pub enum PromptFileError {
         /// One sentence per line at fault (the first ten).
         problems: Vec<String>,
     },
+    /// A folder does not hold exactly one file of prompts for its purpose.
+    #[error(
+        "the folder {path} holds {}; `data.{split}` needs exactly one of {}, or name a file",
+        if found.is_empty() { "no prompt file".to_owned() } else { found.join(" and ") },
+        split.file_names().join(", "),
+        path = path.display()
+    )]
+    AmbiguousFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What the prompts are for.
+        split: PromptSplit,
+        /// The files that would do.
+        found: Vec<String>,
+    },
     /// The file has no prompt.
     #[error("the prompt file {path} holds no prompt; write one prompt per line", path = path.display())]
     Empty {
         /// The file.
         path: PathBuf,
     },
+}
+
+/// What prompts are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PromptSplit {
+    /// Training.
+    Train,
+    /// Held-out evaluation.
+    Test,
+}
+
+impl PromptSplit {
+    /// How a folder's file of such prompts can be called.
+    fn file_names(self) -> [String; 3] {
+        [format!("{self}.txt"), format!("{self}.jsonl"), format!("{self}_metadata.jsonl")]
+    }
+}
+
+impl fmt::Display for PromptSplit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::Test => "test",
+        })
+    }
+}
+
+/// The prompt file that a path of the config means: itself, or the one for the split in a folder.
+///
+/// # Errors
+/// If the path is a folder with no such file or several.
+pub fn prompt_file(path: &Path, split: PromptSplit) -> Result<PathBuf, PromptFileError> {
+    if !path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let is_there = |name: &String| path.join(name).is_file();
+    let found: Vec<String> = split.file_names().into_iter().filter(is_there).collect();
+    match found.as_slice() {
+        [name] => Ok(path.join(name)),
+        _ => Err(PromptFileError::AmbiguousFolder { path: path.to_owned(), split, found }),
+    }
+}
+
+impl DataSection {
+    /// Reads the training prompts.
+    ///
+    /// # Errors
+    /// As [`prompt_file`] and [`read_prompts`].
+    pub fn train_prompts(&self) -> Result<Vec<PromptRecord>, PromptFileError> {
+        read_prompts(&prompt_file(&self.train, PromptSplit::Train)?)
+    }
+
+    /// Reads the held-out prompts.
+    ///
+    /// # Errors
+    /// As [`prompt_file`] and [`read_prompts`].
+    pub fn test_prompts(&self) -> Result<Vec<PromptRecord>, PromptFileError> {
+        read_prompts(&prompt_file(&self.test, PromptSplit::Test)?)
+    }
+}
+
+/// Keys that other trainers read and this one does not, and why.
+const UNUSED_KEYS: [(&str, &str); 6] = [
+    ("negative_prompt", "guidance is against the model's own negative prompt"),
+    ("image", TEXT_ALONE),
+    ("images", TEXT_ALONE),
+    ("video", TEXT_ALONE),
+    ("videos", TEXT_ALONE),
+    ("audio", TEXT_ALONE),
+];
+const TEXT_ALONE: &str = "pictures are drawn from text alone";
+
+/// One sentence for every key that prompts carry and that has no effect here, for a user to be told.
+pub fn unused_prompt_keys(path: &Path, records: &[PromptRecord]) -> Vec<String> {
+    let carries = |record: &&PromptRecord, key: &str| match record.metadata.get(key) {
+        None | Some(Value::Null) => false,
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(Value::Array(items)) => !items.is_empty(),
+        Some(_) => true,
+    };
+    let sentence = |(key, reason): (&str, &str)| {
+        let n_records = records.iter().filter(|record| carries(record, key)).count();
+        (n_records > 0)
+            .then(|| format!("{}: `{key}` of {n_records} prompts is not used; {reason}", path.display()))
+    };
+    UNUSED_KEYS.into_iter().filter_map(sentence).collect()
 }
 
 /// Reads a prompt file.
@@ -173,6 +275,37 @@ mod tests {
         assert!(check_metadata(path, &records, &reward("jpeg_compressibility")).is_ok());
         let message = check_metadata(path, &records, &reward("shapes")).expect_err("lacking").to_string();
         assert!(message.contains("`a cat` has no `include`"), "{message}");
+    }
+
+    #[test]
+    fn a_folder_means_its_one_file_for_the_split() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let path = folder.path();
+        let write = |name: &str| std::fs::write(path.join(name), "a cat\n").expect("writable");
+        write("train.txt");
+        write("test_metadata.jsonl");
+        assert_eq!(prompt_file(path, PromptSplit::Train).expect("one"), path.join("train.txt"));
+        assert_eq!(prompt_file(path, PromptSplit::Test).expect("one"), path.join("test_metadata.jsonl"));
+        write("train.jsonl");
+        let message = prompt_file(path, PromptSplit::Train).expect_err("two").to_string();
+        assert!(message.contains("holds train.txt and train.jsonl"), "{message}");
+        std::fs::remove_file(path.join("test_metadata.jsonl")).expect("removable");
+        let message = prompt_file(path, PromptSplit::Test).expect_err("none").to_string();
+        assert!(
+            message.contains("holds no prompt file; `data.test` needs exactly one of test.txt"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn what_prompts_carry_in_vain_is_told() {
+        let rows = "{\"prompt\": \"a\", \"negative_prompt\": \"blurry\", \"images\": []}\n\
+                    {\"prompt\": \"b\", \"negative_prompt\": \"\", \"image\": \"b.png\"}\n";
+        let records = read("a.jsonl", rows).expect("valid");
+        let notes = unused_prompt_keys(Path::new("a.jsonl"), &records);
+        assert_eq!(notes.len(), 2, "{notes:?}");
+        assert!(notes[0].starts_with("a.jsonl: `negative_prompt` of 1 prompts is not used"), "{notes:?}");
+        assert!(notes[1].contains("`image`"), "{notes:?}");
     }
 
     #[test]

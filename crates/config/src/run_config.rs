@@ -104,7 +104,8 @@ pub enum AdapterMethod {
 /// `[data]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DataSection {
-    /// Training prompts, `.txt` (one per line) or `.jsonl` (`prompt` and metadata).
+    /// Training prompts, `.txt` (one per line) or `.jsonl` (`prompt` and metadata), or a folder with `train.txt`,
+    /// `train.jsonl` or `train_metadata.jsonl`.
     pub train: PathBuf,
     /// Held-out prompts, likewise.
     pub test: PathBuf,

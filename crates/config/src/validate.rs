@@ -2,8 +2,8 @@
 
 use crate::parse::default_adapter;
 use crate::{
-    AdapterMethod, AdapterSection, Algorithm, BranchSteps, ConfigProblem, Dtype, REWARD_NAMES, RunConfig,
-    StepRule, StepWeight,
+    AdapterMethod, AdapterSection, Algorithm, BranchSteps, ConfigProblem, Dtype, REWARD_NAMES, RewardSection,
+    RunConfig, StepRule, StepWeight,
 };
 
 /// More of anything than a run can have; keeps products of counts and casts to 32 bits safe.
@@ -258,13 +258,12 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
             &format!("rewards[{position}].weight"),
             || format!("is {}; it must be finite and not 0", reward.weight),
         );
-        let is_known = REWARD_NAMES.contains(&reward.name.as_str());
-        checks.require(is_known, &format!("rewards[{position}].name"), || unavailable_reward(&reward.name));
         let is_repeated = config.rewards[..position].iter().any(|other| other.name == reward.name);
         checks.require(!is_repeated, &format!("rewards[{position}].name"), || {
             format!("`{}` is given twice; add the weights instead", reward.name)
         });
     }
+    checks.0.extend(unavailable_rewards(config));
     checks.count(config.evaluation.every as usize, "evaluation.every");
     checks.require(config.evaluation.steps >= 2, "evaluation.steps", || {
         format!("is {}; at least 2 are needed", config.evaluation.steps)
@@ -288,6 +287,16 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
     }
     checks.count(config.resources.worker_threads, "resources.worker_threads");
     checks.count(config.resources.learner_threads, "resources.learner_threads");
+}
+
+/// The rewards that no scorer of this build is called by.
+pub(crate) fn unavailable_rewards(config: &RunConfig) -> Vec<ConfigProblem> {
+    let rewards = config.rewards.iter().enumerate();
+    let unavailable = rewards.filter(|(_, reward)| !REWARD_NAMES.contains(&reward.name.as_str()));
+    let problem = |(position, reward): (usize, &RewardSection)| {
+        ConfigProblem::new(format!("rewards[{position}].name"), unavailable_reward(&reward.name))
+    };
+    unavailable.map(problem).collect()
 }
 
 fn unavailable_reward(name: &str) -> String {

@@ -21,6 +21,8 @@ pub(crate) struct BaseModel {
     pub max_sequence_length: usize,
     /// Linear layers that get an adapter besides those of the attention.
     pub further_targets: &'static [&'static str],
+    /// Whether the published runs compute activations twice to save memory.
+    pub gradient_checkpointing: bool,
     /// What `sampling.guidance_scale` does.
     pub guidance: &'static str,
 }
@@ -37,6 +39,7 @@ pub(crate) static SD35_MEDIUM: BaseModel = BaseModel {
     repository: "stabilityai/stable-diffusion-3.5-medium",
     max_sequence_length: 128,
     further_targets: &[],
+    gradient_checkpointing: false,
     guidance: "Classifier-free guidance, in sampling and in training alike; 1 or less means none.",
 };
 
@@ -45,6 +48,7 @@ pub(crate) static FLUX1_DEV: BaseModel = BaseModel {
     repository: "black-forest-labs/FLUX.1-dev",
     max_sequence_length: 128,
     further_targets: &["ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"],
+    gradient_checkpointing: true,
     guidance: "Fed to the network, which was distilled with it: no second evaluation.",
 };
 
@@ -53,5 +57,6 @@ pub(crate) static QWEN_IMAGE: BaseModel = BaseModel {
     repository: "Qwen/Qwen-Image",
     max_sequence_length: 512,
     further_targets: &["img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"],
+    gradient_checkpointing: true,
     guidance: "Classifier-free guidance against an empty prompt, its norm held to the prompt's.",
 };

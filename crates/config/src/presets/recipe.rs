@@ -145,6 +145,7 @@ impl Recipe {
         training.kl_beta = self.kl_beta;
         training.kl_denominator = self.kl_denominator;
         training.max_rows = self.max_training_rows;
+        training.gradient_checkpointing = self.model.gradient_checkpointing;
         (config.ema.decay, config.ema.interval) = if self.has_ema { (0.9, 8) } else { (0.0, 1) };
     }
 

@@ -1,0 +1,190 @@
+//! What learner and rollout worker hold in memory, part by part, reckoned from a run config and what a model is.
+//!
+//! Weights and optimizer state are counted exactly. Activations follow from blocks, tokens and width times a number that
+//! says how many copies of a token's features are alive; those numbers are counted from the blocks' code and held to
+//! measurements of the SD3 family (docs/measurements.md).
+
+use crate::{AdapterMethod, Algorithm, Dtype, ModelInspection, RunConfig};
+
+/// Where a part of a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryPlace {
+    /// On the accelerator; in host memory where the device is the CPU.
+    Device,
+    /// In host memory.
+    Host,
+}
+
+/// One part of what a process holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemoryPart {
+    /// What it is.
+    pub name: &'static str,
+    /// Bytes at the fullest moment.
+    pub bytes: f64,
+    /// Where.
+    pub place: MemoryPlace,
+}
+
+/// What one process of each kind holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemoryPlan {
+    /// Parts of the learner.
+    pub learner: Vec<MemoryPart>,
+    /// Parts of one rollout worker.
+    pub worker: Vec<MemoryPart>,
+}
+
+/// What a process holds before it knows of a model: libtorch, its thread pools and its allocator's reserve. Measured.
+pub const PROCESS_BASELINE: f64 = 150e6;
+
+/// Copies of a token's features that one block keeps for its backward pass: input, two normalised and modulated forms,
+/// queries, keys and values before and after their norm, attention's output and projection, and the widened features of
+/// the MLP (four times as many) before and after its activation function.
+const KEPT_PER_BLOCK: f64 = 26.0;
+
+/// Copies of a token's features alive at the fullest moment of a block without a backward pass.
+const ALIVE_IN_BLOCK: f64 = 14.0;
+
+/// Copies of the widest full-size feature map alive in the decoder's last blocks.
+const ALIVE_IN_DECODER: f64 = 4.0;
+
+/// Latent elements that a worker decodes at once.
+const DECODED_ELEMENTS: f64 = 131_072.0;
+
+/// Bytes of a float32.
+const FLOAT32: f64 = 4.0;
+
+/// Reckons the memory of one learner and one worker.
+pub fn memory_plan(config: &RunConfig, model: &ModelInspection) -> MemoryPlan {
+    MemoryPlan { learner: learner_parts(config, model), worker: worker_parts(config, model) }
+}
+
+/// Bytes of all parts in a place.
+pub fn total_bytes(parts: &[MemoryPart], place: MemoryPlace) -> f64 {
+    parts.iter().filter(|part| part.place == place).map(|part| part.bytes).sum()
+}
+
+/// Parameters that are trained.
+pub fn trained_parameters(config: &RunConfig, model: &ModelInspection) -> f64 {
+    match config.adapter.method {
+        AdapterMethod::Full => component(model, |name| name == "transformer").0,
+        AdapterMethod::Lora => model.adapter.as_ref().map_or(0.0, |adapter| adapter.parameters as f64),
+    }
+}
+
+fn learner_parts(config: &RunConfig, model: &ModelInspection) -> Vec<MemoryPart> {
+    let trained = trained_parameters(config, model) * FLOAT32;
+    let is_full = config.adapter.method == AdapterMethod::Full;
+    let network = component(model, |name| name == "transformer").1;
+    let has_reference = is_full && config.training.kl_beta > 0.0;
+    // A full-precision network is its own master.
+    let has_masters = !is_full || model.dtype == Dtype::Bfloat16;
+    let mut parts = vec![device("transformer", network)];
+    if has_reference {
+        parts.push(device("transformer, as it was at first", network));
+    }
+    parts.extend([
+        device("trained weights, float32", if has_masters { trained } else { 0.0 }),
+        device("their gradient", trained),
+        device("moments of AdamW", 2.0 * trained),
+        device("their moving average", trained),
+        device("activations in training", training_activations(config, model)),
+        host("trajectories of an iteration", trajectory_bytes(config, model)),
+        host("process", PROCESS_BASELINE),
+    ]);
+    parts
+}
+
+fn worker_parts(config: &RunConfig, model: &ModelInspection) -> Vec<MemoryPart> {
+    let is_full = config.adapter.method == AdapterMethod::Full;
+    let adapter = if is_full { 0.0 } else { trained_parameters(config, model) * FLOAT32 };
+    let encoders = component(model, |name| name != "transformer" && name != "vae").1;
+    vec![
+        device("transformer", component(model, |name| name == "transformer").1),
+        device("text encoders", encoders),
+        device("image decoder", component(model, |name| name == "vae").1),
+        device("adapter, float32", adapter),
+        device("activations in sampling", sampling_activations(config, model)),
+        device("activations in decoding", decoding_activations(config, model)),
+        host("weights on the wire", trained_parameters(config, model) * FLOAT32),
+        host("process", PROCESS_BASELINE),
+    ]
+}
+
+fn device(name: &'static str, bytes: f64) -> MemoryPart {
+    MemoryPart { name, bytes, place: MemoryPlace::Device }
+}
+
+fn host(name: &'static str, bytes: f64) -> MemoryPart {
+    MemoryPart { name, bytes, place: MemoryPlace::Host }
+}
+
+/// Parameters and bytes of the components of some names.
+fn component(model: &ModelInspection, is_meant: impl Fn(&str) -> bool) -> (f64, f64) {
+    let meant = model.components.iter().filter(|component| is_meant(&component.name));
+    meant.fold((0.0, 0.0), |sum, component| {
+        (sum.0 + component.parameters as f64, sum.1 + component.bytes as f64)
+    })
+}
+
+/// Bytes of one copy of the features of all tokens of a latent, rows of guidance included.
+fn features(model: &ModelInspection) -> f64 {
+    let tokens = (model.image.tokens + model.text_tokens) * model.rows_per_evaluation;
+    tokens as f64 * model.width as f64 * dtype_bytes(model.dtype)
+}
+
+fn training_activations(config: &RunConfig, model: &ModelInspection) -> f64 {
+    let (n_blocks, rows) = (model.n_blocks as f64, training_rows(config) as f64);
+    let copies = match config.training.gradient_checkpointing {
+        true => n_blocks + KEPT_PER_BLOCK,
+        false => n_blocks * KEPT_PER_BLOCK,
+    };
+    rows * features(model) * copies
+}
+
+fn sampling_activations(config: &RunConfig, model: &ModelInspection) -> f64 {
+    sampling_rows(config) as f64 * features(model) * ALIVE_IN_BLOCK
+}
+
+/// Latents in the fullest training forward.
+fn training_rows(config: &RunConfig) -> usize {
+    let cells = config.iteration_cost().trained_cells / config.n_train_tasks() as f64;
+    config.training.max_rows.min(cells.ceil() as usize)
+}
+
+/// Latents in the fullest network call of a training or an evaluation task.
+fn sampling_rows(config: &RunConfig) -> usize {
+    let sampling = &config.sampling;
+    let per_seed = match sampling.algorithm {
+        Algorithm::TempflowGrpo => sampling.branches_per_seed * (sampling.steps - 1),
+        Algorithm::FlowGrpo => 1,
+    };
+    let evaluated = config.evaluation.prompts_per_task * config.evaluation.images_per_prompt;
+    sampling.max_rows.min((per_seed * sampling.seeds_per_task).max(evaluated))
+}
+
+fn decoding_activations(config: &RunConfig, model: &ModelInspection) -> f64 {
+    let elements: f64 = model.image.latent_shape.iter().map(|&size| size as f64).product();
+    let at_once = (DECODED_ELEMENTS / elements).floor().max(1.0);
+    let pixels = match config.sampling.vae_tile {
+        0 => (model.image.height * model.image.width) as f64,
+        tile => (tile * tile).min(model.image.height * model.image.width) as f64,
+    };
+    let channels = model.decoder_width as f64;
+    at_once * pixels * channels * ALIVE_IN_DECODER * dtype_bytes(config.model.decoder_dtype)
+}
+
+/// States, means and next latents of all trained cells, which the learner holds until it has trained on them.
+fn trajectory_bytes(config: &RunConfig, model: &ModelInspection) -> f64 {
+    let elements: f64 = model.image.latent_shape.iter().map(|&size| size as f64).product();
+    let per_cell = (2 + config.sampling.branches_per_seed) as f64 * elements * FLOAT32;
+    config.iteration_cost().trained_cells * per_cell * f64::from(1 + config.run.lag)
+}
+
+fn dtype_bytes(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::Float32 => 4.0,
+        Dtype::Bfloat16 => 2.0,
+    }
+}

@@ -1,0 +1,140 @@
+//! What `coordinator plan` says of a run before anything starts.
+
+use crate::{
+    Algorithm, IterationCost, MemoryPart, MemoryPlace, ModelInspection, RunConfig, human_bytes, memory_plan,
+    total_bytes, trained_parameters,
+};
+use std::fmt;
+
+/// Everything that a run will cost, as far as it can be told beforehand.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    config: RunConfig,
+    cost: IterationCost,
+    model: Option<ModelInspection>,
+}
+
+/// Works out what a run will cost; without knowing the model, only what can be counted from the config.
+pub fn plan(config: &RunConfig, model: Option<ModelInspection>) -> Plan {
+    Plan { config: config.clone(), cost: config.iteration_cost(), model }
+}
+
+impl Plan {
+    /// Rollout workers that keep one learner of the same hardware busy: forward passes of sampling over those of
+    /// training. Decoding and rewards come on top, and a backward pass counts as two forward ones.
+    pub fn workers_per_learner(&self) -> f64 {
+        self.cost.sampling_evaluations / self.cost.training_forward_equivalents
+    }
+
+    /// Bytes of trajectories that workers send to the learner in an iteration, if the model is known: of a trained cell
+    /// its state and mean, and of a branch a log-probability, a reward with its parts and an 8-byte hash.
+    pub fn trajectory_bytes(&self) -> Option<f64> {
+        let model = self.model.as_ref()?;
+        let elements: f64 = model.image.latent_shape.iter().map(|&size| size as f64).product();
+        let branches = self.config.sampling.branches_per_seed as f64;
+        let scores = 2.0 + self.config.rewards.len() as f64;
+        Some(self.cost.trained_cells * (8.0 * elements + branches * (4.0 * scores + 8.0)))
+    }
+
+    /// Bytes of prompt embeddings that travel in an iteration, one per prompt and one for all negative ones.
+    pub fn embedding_bytes(&self) -> Option<f64> {
+        let model = self.model.as_ref()?;
+        let (text, pooled) = model.embedding_widths;
+        let one = 4.0 * (model.text_tokens as f64 * text as f64 + pooled as f64);
+        let n_prompts = self.config.sampling.prompts_per_iteration + model.rows_per_evaluation - 1;
+        Some(n_prompts as f64 * one)
+    }
+
+    /// Bytes of one version of the trained weights, which every worker fetches.
+    pub fn weight_bytes(&self) -> Option<f64> {
+        self.model.as_ref().map(|model| 4.0 * trained_parameters(&self.config, model))
+    }
+
+    fn write_counts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (cost, sampling) = (&self.cost, &self.config.sampling);
+        let n_seeds = sampling.prompts_per_iteration * sampling.seeds_per_prompt;
+        let branching = match sampling.algorithm {
+            Algorithm::TempflowGrpo => format!(" × {} branches", sampling.branches_per_seed),
+            Algorithm::FlowGrpo => String::new(),
+        };
+        writeln!(f, "per iteration ({} in all)", self.config.run.iterations)?;
+        let seeds = format!(
+            "{} prompts × {} seeds{branching}",
+            sampling.prompts_per_iteration, sampling.seeds_per_prompt
+        );
+        line(f, "seeds", &n_seeds.to_string(), &seeds)?;
+        let per_seed = format!("{:.0} per seed", cost.evaluations_per_seed);
+        line(f, "network evaluations", &format!("{:.0}", cost.sampling_evaluations), &per_seed)?;
+        if let Some(model) = &self.model {
+            let rows = cost.sampling_evaluations * model.rows_per_evaluation as f64;
+            line(
+                f,
+                "network rows",
+                &format!("{rows:.0}"),
+                &format!("{} per evaluation", model.rows_per_evaluation),
+            )?;
+        }
+        line(f, "images decoded, scored", &format!("{:.0}", cost.images), "")?;
+        line(
+            f,
+            "cells trained",
+            &format!("{:.0}", cost.trained_cells),
+            &format!("in {} updates", cost.updates),
+        )?;
+        let ratio = self.workers_per_learner();
+        let workers =
+            format!("{:.0} workers per learner keep it busy; decoding and rewards come on top", ratio.ceil());
+        line(f, "sampling : training", &format!("{ratio:.2}"), &workers)
+    }
+
+    fn write_bytes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = [
+            ("trajectories", self.trajectory_bytes()),
+            ("prompt embeddings", self.embedding_bytes()),
+            ("weights, to each worker", self.weight_bytes()),
+        ];
+        writeln!(f, "on the wire per iteration")?;
+        bytes.iter().try_for_each(|(name, bytes)| line(f, name, &human_bytes(bytes.unwrap_or(0.0)), ""))
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_counts(f)?;
+        let Some(model) = &self.model else { return Ok(()) };
+        self.write_bytes(f)?;
+        writeln!(f, "model {} ({})", model.folder.display(), model.class)?;
+        for component in &model.components {
+            line(f, &component.name, &component.parameters.to_string(), "parameters")?;
+        }
+        let trained = trained_parameters(&self.config, model);
+        line(f, "trained", &format!("{trained:.0}"), "parameters")?;
+        let memory = memory_plan(&self.config, model);
+        let is_cpu = self.config.resources.device == "cpu";
+        write_process(f, "memory of the learner", &memory.learner, is_cpu)?;
+        write_process(f, "memory of each rollout worker, without rewards", &memory.worker, is_cpu)
+    }
+}
+
+fn write_process(f: &mut fmt::Formatter<'_>, title: &str, parts: &[MemoryPart], is_cpu: bool) -> fmt::Result {
+    writeln!(f, "{title}")?;
+    for part in parts.iter().filter(|part| part.bytes > 0.0) {
+        let place = if part.place == MemoryPlace::Host && !is_cpu { "host" } else { "" };
+        line(f, part.name, &human_bytes(part.bytes), place)?;
+    }
+    let (on_device, on_host) =
+        (total_bytes(parts, MemoryPlace::Device), total_bytes(parts, MemoryPlace::Host));
+    if is_cpu {
+        return line(f, "in all", &human_bytes(on_device + on_host), "");
+    }
+    line(f, "on the GPU", &human_bytes(on_device), "")?;
+    line(f, "in host memory", &human_bytes(on_host), "")
+}
+
+fn line(f: &mut fmt::Formatter<'_>, name: &str, value: &str, remark: &str) -> fmt::Result {
+    let text = format!("  {name:<34} {value:>14}  {remark}");
+    writeln!(f, "{}", text.trim_end())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+use super::*;
+use crate::{AdapterInspection, AdapterMethod, ComponentInspection, Dtype, ImageInspection, preset};
+
+const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
+
+fn component(name: &str, parameters: u64, bytes_each: u64) -> ComponentInspection {
+    let bytes = parameters * bytes_each;
+    ComponentInspection { name: name.to_owned(), parameters, bytes, largest_tensor_bytes: bytes }
+}
+
+/// Stable Diffusion 3.5 medium at 512 pixels with the published adapter.
+fn sd35_medium() -> ModelInspection {
+    ModelInspection {
+        folder: "sd35".into(),
+        class: "StableDiffusion3Pipeline".to_owned(),
+        dtype: Dtype::Bfloat16,
+        components: vec![
+            component("transformer", 2_243_171_520, 2),
+            component("text_encoder", 123_650_304, 2),
+            component("vae", 49_545_475, 4),
+        ],
+        n_blocks: 24,
+        width: 1536,
+        decoder_width: 256,
+        image: ImageInspection { height: 512, width: 512, latent_shape: vec![16, 64, 64], tokens: 1024 },
+        text_tokens: 205,
+        embedding_widths: (4096, 2048),
+        rows_per_evaluation: 2,
+        adapter: Some(AdapterInspection { rank: 32, modules: 191, parameters: 18_776_064 }),
+    }
+}
+
+fn tempflow() -> RunConfig {
+    preset("dgx-geneval-sd3-pr").expect("a preset").config
+}
+
+fn bytes_of(parts: &[MemoryPart], name: &str) -> f64 {
+    parts.iter().find(|part| part.name == name).unwrap_or_else(|| panic!("no {name} in {parts:?}")).bytes
+}
+
+#[test]
+fn what_is_trained_takes_five_floats_a_parameter_on_the_learner() {
+    let learner = memory_plan(&tempflow(), &sd35_medium()).learner;
+    assert_eq!(bytes_of(&learner, "trained weights, float32"), 75_104_256.0);
+    assert_eq!(bytes_of(&learner, "their gradient"), 75_104_256.0);
+    assert_eq!(bytes_of(&learner, "moments of AdamW"), 150_208_512.0);
+    assert_eq!(bytes_of(&learner, "their moving average"), 75_104_256.0);
+    assert_eq!(bytes_of(&learner, "transformer"), 4_486_343_040.0);
+}
+
+#[test]
+fn full_fine_tuning_holds_masters_and_a_reference() {
+    let mut config = tempflow();
+    config.adapter.method = AdapterMethod::Full;
+    let learner = memory_plan(&config, &sd35_medium()).learner;
+    assert_eq!(bytes_of(&learner, "moments of AdamW"), 8.0 * 2_243_171_520.0);
+    assert_eq!(bytes_of(&learner, "transformer, as it was at first"), 4_486_343_040.0);
+    assert_eq!(bytes_of(&learner, "trained weights, float32"), 4.0 * 2_243_171_520.0);
+    config.training.kl_beta = 0.0;
+    config.model.dtype = Dtype::Float32;
+    let model = ModelInspection { dtype: Dtype::Float32, ..sd35_medium() };
+    let learner = memory_plan(&config, &model).learner;
+    assert!(learner.iter().all(|part| part.name != "transformer, as it was at first"));
+    assert_eq!(bytes_of(&learner, "trained weights, float32"), 0.0, "the network is its own master");
+}
+
+#[test]
+fn activations_follow_rows_blocks_tokens_width_and_dtype() {
+    let activations = |change: fn(&mut RunConfig)| {
+        let mut config = tempflow();
+        change(&mut config);
+        bytes_of(&memory_plan(&config, &sd35_medium()).learner, "activations in training")
+    };
+    let plain = activations(|config| config.training.max_rows = 1);
+    assert_eq!(activations(|config| config.training.max_rows = 4), 4.0 * plain);
+    let checkpointed = activations(|config| {
+        config.training.max_rows = 1;
+        config.training.gradient_checkpointing = true;
+    });
+    assert!(checkpointed < plain / 10.0, "{checkpointed} of {plain}");
+    let all_cells = activations(|config| config.training.max_rows = 1000);
+    assert_eq!(all_cells, 9.0 * plain, "a task has one seed of nine steps");
+}
+
+#[test]
+fn trajectories_are_a_state_a_mean_and_the_next_latents() {
+    let learner = memory_plan(&tempflow(), &sd35_medium()).learner;
+    let cells = 192.0 * 9.0;
+    assert_eq!(bytes_of(&learner, "trajectories of an iteration"), cells * 8.0 * 65_536.0 * 4.0);
+    let mut lagging = tempflow();
+    lagging.run.lag = 1;
+    let learner = memory_plan(&lagging, &sd35_medium()).learner;
+    assert_eq!(bytes_of(&learner, "trajectories of an iteration"), 2.0 * cells * 8.0 * 65_536.0 * 4.0);
+}
+
+#[test]
+fn tiles_and_half_precision_make_decoding_small() {
+    let decoding = |tile, dtype| {
+        let mut config = tempflow();
+        (config.sampling.vae_tile, config.model.decoder_dtype) = (tile, dtype);
+        bytes_of(&memory_plan(&config, &sd35_medium()).worker, "activations in decoding")
+    };
+    assert_eq!(decoding(256, Dtype::Float32), decoding(0, Dtype::Float32) / 4.0);
+    assert_eq!(decoding(0, Dtype::Bfloat16), decoding(0, Dtype::Float32) / 2.0);
+}
+
+#[test]
+fn the_wire_carries_two_tensors_a_cell() {
+    let plan = plan(&tempflow(), Some(sd35_medium()));
+    let cells = 192.0 * 9.0;
+    let expected = cells * (2.0 * 65_536.0 * 4.0 + 6.0 * (4.0 * 3.0 + 8.0));
+    assert_eq!(plan.trajectory_bytes(), Some(expected));
+    assert_eq!(plan.weight_bytes(), Some(75_104_256.0));
+    assert_eq!(plan.embedding_bytes(), Some(49.0 * 4.0 * (205.0 * 4096.0 + 2048.0)));
+}
+
+#[test]
+fn the_ratio_sets_sampling_against_training() {
+    // 53 568 evaluations; 1728 cells, each a forward, a backward worth two, and a forward of the reference.
+    assert_eq!(plan(&tempflow(), None).workers_per_learner(), 53_568.0 / (1728.0 * 4.0));
+}
+
+#[test]
+fn the_published_run_fits_an_80_gb_card() {
+    let memory = memory_plan(&tempflow(), &sd35_medium());
+    for parts in [&memory.learner, &memory.worker] {
+        assert!(total_bytes(parts, MemoryPlace::Device) < 74.0 * GIB, "{parts:?}");
+    }
+}
+
+#[test]
+fn everything_known_is_printed_and_only_that() {
+    let text = plan(&tempflow(), Some(sd35_medium())).to_string();
+    for part in [
+        "48 prompts × 4 seeds × 6 branches",
+        "53568  279 per seed",
+        "107136  2 per evaluation",
+        "10368",
+        "18776064  parameters",
+        "on the GPU",
+        "8 workers per learner",
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    assert!(!plan(&tempflow(), None).to_string().contains("on the wire"));
+    let mut on_cpu = tempflow();
+    on_cpu.resources.device = "cpu".to_owned();
+    assert!(plan(&on_cpu, Some(sd35_medium())).to_string().contains("in all"));
+}
