@@ -105,6 +105,7 @@ pub trait Network {
         let paths: Vec<String> =
             self.projections().into_iter().flat_map(Projection::paths).map(str::to_owned).collect();
         config.check(paths.iter().map(String::as_str))?;
+        config.check_rank(self.projections().into_iter().flat_map(Projection::weight_shapes))?;
         self.projections_mut().into_iter().for_each(|projection| projection.attach(config, normal));
         Ok(())
     }
