@@ -17,9 +17,11 @@ pub mod resume;
 pub mod run_record;
 pub mod up;
 
+pub mod account;
 pub mod admin;
 pub mod cli;
 pub mod config_file;
 pub mod display;
 pub mod error;
 pub mod rates;
+pub mod status;

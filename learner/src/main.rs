@@ -3,16 +3,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use learner::pretrain::PretrainSettings;
 use learner::serve::{Exit, ServeError, ServeOptions, serve};
 use learner::{parity, pretrain};
-use service::exit_code;
 use service::logging::{self, LogFormat};
-use service::shutdown;
+use service::{MemberArguments, exit_code, shutdown};
 
 /// Trains the policy of a run.
 #[derive(Parser)]
@@ -55,21 +53,14 @@ struct ParityArgs {
 
 #[derive(clap::Args)]
 struct ServeArgs {
-    /// Address of the coordinator, `http://host:port`.
-    #[arg(long, env)]
-    coordinator: String,
+    #[command(flatten)]
+    member: MemberArguments,
     /// Name among the members of the run, kept over restarts.
     #[arg(long, env, default_value = "learner")]
     member_id: String,
     /// Where workers reach this process; port 0 takes a free one.
     #[arg(long, env, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// Seconds that an absent coordinator is waited for.
-    #[arg(long, env, default_value_t = 60.0)]
-    coordinator_grace: f64,
-    /// `text` or `json`.
-    #[arg(long, env, default_value_t)]
-    log_format: LogFormat,
 }
 
 fn main() -> ExitCode {
@@ -120,11 +111,9 @@ fn run_pretrain(args: &PretrainArgs) -> anyhow::Result<u8> {
 }
 
 fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
-    logging::init(args.log_format, "info")?;
-    let grace = Duration::try_from_secs_f64(args.coordinator_grace)
-        .map_err(|error| BadInput(anyhow!("`--coordinator-grace {}`: {error}", args.coordinator_grace)))?;
-    let options =
-        ServeOptions { coordinator: args.coordinator, member_id: args.member_id, listen: args.listen, grace };
+    let MemberArguments { coordinator, coordinator_grace: grace, log_format } = args.member;
+    logging::init(log_format, "info")?;
+    let options = ServeOptions { coordinator, member_id: args.member_id, listen: args.listen, grace };
     // Sockets need little; the training thread has the cores.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let exit = runtime.block_on(async {
