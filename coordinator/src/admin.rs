@@ -1,12 +1,11 @@
 //! Commands against a run: status, scale, down, logs, export.
 
-use crate::display::clock;
 use crate::error::CoordinatorError;
 use crate::run_record::{RunLock, RunRecord, find_run};
 use crate::server::connect_admin;
+use crate::status;
 use proto::admin_client::AdminClient;
-use proto::{DownRequest, ScaleRequest, StatusReply, StatusRequest};
-use serde_json::json;
+use proto::{DownRequest, ScaleRequest, StatusRequest};
 use service::logging::LogFormat;
 use service::{RunDirectory, ServiceError, durable};
 use std::collections::BTreeMap;
@@ -19,18 +18,38 @@ use tonic::transport::Channel;
 const DEADLINE: Duration = Duration::from_secs(5);
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Shows how a run is doing.
+/// Shows how a run is doing, or how it ended.
 ///
 /// # Errors
-/// If the run is unknown or does not live.
+/// If the run is unknown, or does not live and was killed before it could note how it ended.
 pub async fn status(run: &str, format: LogFormat) -> Result<(), CoordinatorError> {
-    let mut client = client_of(run).await?;
-    let reply = client.status(service::request(StatusRequest {}, DEADLINE)).await?.into_inner();
-    match format {
-        LogFormat::Text => println!("{}", status_text(&reply)),
-        LogFormat::Json => println!("{}", status_json(&reply)),
-    }
+    let directory = find_run(run)?;
+    let text = match client_of(run).await {
+        Ok(mut client) => {
+            let reply = client.status(service::request(StatusRequest {}, DEADLINE)).await?.into_inner();
+            match format {
+                LogFormat::Text => status::living_text(&reply),
+                LogFormat::Json => status::living_json(&reply).to_string(),
+            }
+        }
+        Err(CoordinatorError::NotLiving(path)) => {
+            let record = RunRecord::read(&directory)?;
+            let ending = record.ended.as_ref().ok_or(CoordinatorError::Killed(path))?;
+            match format {
+                LogFormat::Text => status::ended_text(&record, ending, age(&directory.run_file())),
+                LogFormat::Json => status::ended_json(&record, ending).to_string(),
+            }
+        }
+        Err(error) => return Err(error),
+    };
+    println!("{text}");
     Ok(())
+}
+
+/// Time since a file was written.
+fn age(path: &Path) -> Duration {
+    let written = std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    written.and_then(|written| written.elapsed().ok()).unwrap_or_default()
 }
 
 /// Sets the number of rollout workers of a living run.
@@ -66,75 +85,6 @@ async fn client_of(run: &str) -> Result<AdminClient<Channel>, CoordinatorError> 
     connect_admin(record.port).await.map_err(|error| match error {
         ServiceError::Unreachable { .. } => CoordinatorError::NotLiving(directory.path().to_owned()),
         other => other.into(),
-    })
-}
-
-fn status_text(reply: &StatusReply) -> String {
-    let progress = reply.progress.clone().unwrap_or_default();
-    let seconds = Duration::try_from_secs_f64(progress.seconds).unwrap_or_default();
-    let mut lines = vec![
-        format!("run {} ({})", reply.run_name, reply.run_id),
-        format!("{} · iteration {}/{}", progress.phase, progress.iteration, progress.iterations),
-        format!(
-            "reward {:.4} · held-out {:.4} ± {:.4} · {} images · {} NFE · {}",
-            progress.reward,
-            progress.held_out_reward,
-            progress.held_out_standard_error,
-            progress.images,
-            progress.network_evaluations,
-            clock(seconds)
-        ),
-        format!(
-            "tasks: {} waiting, {} running · workers wanted: {}",
-            reply.tasks_queued, reply.tasks_running, reply.workers_wanted
-        ),
-    ];
-    for member in &reply.members {
-        let task = member.running.as_ref().and_then(crate::catalog::from_wire);
-        lines.push(format!(
-            "  {:<12} {:<8} pid {:<8} heard {:.1} s ago · {} tasks · {:.0} % busy{}",
-            member.member_id,
-            member.state,
-            member.pid,
-            member.seconds_since_heartbeat,
-            member.tasks_done,
-            100.0 * member.busy,
-            task.map_or(String::new(), |task| format!(" · {task}"))
-        ));
-    }
-    lines.join("\n")
-}
-
-fn status_json(reply: &StatusReply) -> serde_json::Value {
-    let progress = reply.progress.clone().unwrap_or_default();
-    let members = reply.members.iter().map(|member| {
-        json!({
-            "member_id": member.member_id,
-            "state": member.state,
-            "address": member.address,
-            "pid": member.pid,
-            "seconds_since_heartbeat": member.seconds_since_heartbeat,
-            "tasks_done": member.tasks_done,
-            "running": member.running.as_ref().and_then(crate::catalog::from_wire).map(|task| task.to_string()),
-            "busy": member.busy,
-        })
-    });
-    json!({
-        "run_id": reply.run_id,
-        "run_name": reply.run_name,
-        "phase": progress.phase,
-        "iteration": progress.iteration,
-        "iterations": progress.iterations,
-        "reward": progress.reward,
-        "held_out_reward": progress.held_out_reward,
-        "held_out_standard_error": progress.held_out_standard_error,
-        "images": progress.images,
-        "network_evaluations": progress.network_evaluations,
-        "seconds": progress.seconds,
-        "tasks_waiting": reply.tasks_queued,
-        "tasks_running": reply.tasks_running,
-        "workers_wanted": reply.workers_wanted,
-        "members": members.collect::<Vec<_>>(),
     })
 }
 

@@ -44,6 +44,11 @@ impl Catalog {
         &self.config
     }
 
+    /// Number of held-out prompts in their file.
+    pub fn n_test_prompts(&self) -> usize {
+        self.test.len()
+    }
+
     /// Number of tasks of a kind and iteration.
     pub fn n_tasks(&self, kind: TaskKind) -> u32 {
         let n_tasks = match kind {

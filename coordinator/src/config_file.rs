@@ -40,15 +40,20 @@ fn invalid(args: &ConfigArgs, problems: ConfigErrors) -> CoordinatorError {
 /// Reads a config and what it points to.
 ///
 /// # Errors
-/// As [`read`], and if a prompt file or the model is missing or malformed: both are named at once.
+/// As [`read`], and if a prompt file or the model is missing or malformed, or there are fewer prompts than asked for: all of
+/// it is named at once.
 pub fn open(args: &ConfigArgs, hub: &Hub) -> Result<Catalog, CoordinatorError> {
     let config = read(args)?;
     let missing = missing_model(&config.model.path, hub);
-    match (Catalog::open(config), missing) {
+    let catalog = Catalog::open(config).map_err(|error| format!("{:#}", anyhow::Error::from(error)));
+    let catalog = catalog.and_then(|catalog| match too_few_prompts(&catalog) {
+        Some(problem) => Err(problem),
+        None => Ok(catalog),
+    });
+    match (catalog, missing) {
         (Ok(catalog), None) => Ok(catalog),
-        (Ok(_), Some(missing)) => Err(CoordinatorError::Usage(missing)),
-        (Err(error), None) => Err(error.into()),
-        (Err(error), Some(missing)) => Err(CoordinatorError::Usage(format!("{missing}\n{error}"))),
+        (Err(problem), None) | (Ok(_), Some(problem)) => Err(CoordinatorError::Usage(problem)),
+        (Err(problem), Some(missing)) => Err(CoordinatorError::Usage(format!("{missing}\n{problem}"))),
     }
 }
 
@@ -64,6 +69,16 @@ pub(crate) fn missing_model(model: &Path, hub: &Hub) -> Option<String> {
              `org/name`",
             index.display()
         )
+    })
+}
+
+/// An evaluation of fewer prompts than asked for would not be the one that was meant.
+fn too_few_prompts(catalog: &Catalog) -> Option<String> {
+    let config = catalog.config();
+    let (wanted, found) = (config.evaluation.prompts, catalog.n_test_prompts());
+    (wanted > found).then(|| {
+        let file = config.data.test.display();
+        format!("`evaluation.prompts` is {wanted}, but {file} holds {found} prompts; write 0 for all of them")
     })
 }
 
@@ -157,6 +172,38 @@ mod tests {
         let error = import(&yaml, &path).expect_err("malformed");
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("theirs.yaml:"), "{error}");
+    }
+
+    #[test]
+    fn more_prompts_than_the_file_holds_are_refused() {
+        let home = tempfile::tempdir().expect("a directory");
+        let (path, prompts) = (home.path().join("run.toml"), home.path().join("prompts.txt"));
+        init(config::preset_names()[0], &path).expect("written");
+        std::fs::write(&prompts, "a cat\na dog\n").expect("written");
+        std::fs::write(home.path().join("model_index.json"), "{}").expect("written");
+        let file = prompts.display().to_string();
+        let open_with = |wanted: u32| {
+            let settings = [
+                format!("model.path={}", home.path().display()),
+                format!("data.train={file}"),
+                format!("data.test={file}"),
+                format!("evaluation.prompts={wanted}"),
+            ];
+            let mut args = args(path.clone(), &[]);
+            args.settings = settings.into();
+            // Plain text has none of the metadata that `shapes` looks at.
+            let text = std::fs::read_to_string(&path).expect("readable");
+            std::fs::write(&path, text.replace("\"shapes\"", "\"jpeg_compressibility\"")).expect("written");
+            open(&args, &Hub::at("no/cache")).map(|_| ()).map_err(|error| (error.exit_code(), error.to_string()))
+        };
+        assert_eq!(open_with(2), Ok(()));
+        assert_eq!(open_with(0), Ok(()));
+        let (code, message) = open_with(3).expect_err("too many");
+        assert_eq!(code, 2);
+        assert!(
+            message.contains("`evaluation.prompts` is 3") && message.contains("holds 2 prompts"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -18,9 +18,6 @@ pub enum CoordinatorError {
         /// All of its problems.
         problems: config::ConfigErrors,
     },
-    /// A prompt file cannot be used.
-    #[error(transparent)]
-    Prompts(#[from] config::PromptFileError),
     /// A file cannot be read or written.
     #[error("cannot {action} {}", path.display())]
     File {
@@ -49,7 +46,7 @@ pub enum CoordinatorError {
     RunFailed {
         /// What was reported.
         reason: String,
-        /// Whether a member's exit code said that its input is bad.
+        /// Whether config, model or prompts are at fault.
         bad_input: bool,
     },
     /// The services broke.
@@ -61,6 +58,13 @@ pub enum CoordinatorError {
     /// The run has no living coordinator.
     #[error("the run in {} does not live; go on with it by `coordinator up FILE --resume`", .0.display())]
     NotLiving(PathBuf),
+    /// Nor did its last coordinator note how it ended.
+    #[error(
+        "the coordinator of the run in {} was killed before it could note how the run ended; go on with it by \
+         `coordinator up FILE --resume`",
+        .0.display()
+    )]
+    Killed(PathBuf),
     /// What every process can meet.
     #[error(transparent)]
     Service(#[from] ServiceError),
@@ -70,11 +74,9 @@ impl CoordinatorError {
     /// The exit code that tells the kind of error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Config { .. } | Self::Prompts(_) => exit_code::BAD_USAGE,
+            Self::Usage(_) | Self::Config { .. } => exit_code::BAD_USAGE,
             Self::RunFailed { bad_input: true, .. } => exit_code::BAD_USAGE,
-            Self::MemberFailed(report) if report.code == Some(exit_code::BAD_USAGE.into()) => {
-                exit_code::BAD_USAGE
-            }
+            Self::MemberFailed(report) if report.is_bad_input() => exit_code::BAD_USAGE,
             _ => exit_code::FAILED,
         }
     }

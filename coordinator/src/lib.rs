@@ -17,6 +17,7 @@ pub mod resume;
 pub mod run_record;
 pub mod up;
 
+pub mod account;
 pub mod admin;
 pub mod cli;
 pub mod config_file;
@@ -24,3 +25,4 @@ pub mod display;
 pub mod error;
 pub mod planning;
 pub mod rates;
+pub mod status;

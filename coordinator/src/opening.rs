@@ -98,7 +98,12 @@ fn reopen(config: &RunConfig, directory: &RunDirectory) -> Result<RunRecord, Coo
             differences.allowed.join("\n  ")
         )));
     }
-    Ok(RunRecord { generation: record.generation + 1, coordinator_pid: std::process::id(), ..record })
+    Ok(RunRecord {
+        generation: record.generation + 1,
+        coordinator_pid: std::process::id(),
+        ended: None,
+        ..record
+    })
 }
 
 fn another_run(directory: &RunDirectory, differences: &Differences) -> CoordinatorError {

@@ -3,6 +3,7 @@
 use crate::error::CoordinatorError;
 use crate::launch::is_member_process;
 use nix::fcntl::{Flock, FlockArg};
+use proto::Summary;
 use serde::{Deserialize, Serialize};
 use service::{RunDirectory, durable};
 use std::collections::BTreeMap;
@@ -11,8 +12,29 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::path::PathBuf;
 
+/// How the last life of a run ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "how", rename_all = "lowercase")]
+pub enum RunEnding {
+    /// All iterations are trained and evaluated.
+    Done {
+        /// What they came to.
+        summary: Box<Summary>,
+    },
+    /// It could not go on.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// It was asked to stop.
+    Stopped {
+        /// The command that goes on with it.
+        resume: String,
+    },
+}
+
 /// What `run.json` holds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     /// Tells this run from any other.
     pub run_id: String,
@@ -24,6 +46,8 @@ pub struct RunRecord {
     pub generation: u64,
     /// Process id of each member that was started and has not been seen to end.
     pub members: BTreeMap<String, u32>,
+    /// Absent while the run lives, and where it was killed.
+    pub ended: Option<RunEnding>,
 }
 
 impl RunRecord {
@@ -37,6 +61,7 @@ impl RunRecord {
             coordinator_pid: std::process::id(),
             generation: 1,
             members: BTreeMap::new(),
+            ended: None,
         }
     }
 
@@ -130,6 +155,8 @@ mod tests {
         let directory = RunDirectory::new(home.path());
         let mut record = RunRecord::new("demo");
         record.members.insert("learner".to_owned(), 7);
+        let summary = Summary { gain: 0.25, adapter: "runs/demo/adapter".to_owned(), ..Summary::default() };
+        record.ended = Some(RunEnding::Done { summary: Box::new(summary) });
         record.write(&directory).expect("written");
         assert_eq!(RunRecord::read(&directory).expect("readable"), record);
         assert_ne!(RunRecord::new("demo").run_id, record.run_id);

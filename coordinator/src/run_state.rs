@@ -5,11 +5,11 @@
 
 use crate::catalog::{Catalog, from_wire, kind_from_wire, to_wire};
 use crate::membership::{Applicant, Loss, Member, Members, Presence, Refusal};
-use crate::tasks::{Grant, Lease, TaskBook, TaskCounts, TaskName, Verdict, WantedTasks};
+use crate::tasks::{Asking, Grant, TaskBook, TaskCounts, TaskName, Verdict, WantedTasks};
 use proto::heartbeat_reply::Order;
 use proto::{
-    Caller, FinishTaskRequest, HeartbeatReply, JoinReply, JoinRequest, Progress, ReportRequest, Role,
-    StatusReply, Summary, Wanted,
+    Caller, Fatal, FinishTaskRequest, HeartbeatReply, JoinReply, JoinRequest, NextTaskRequest, Progress,
+    ReportRequest, Role, StatusReply, Summary, TaskId, Wanted,
 };
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,13 @@ use std::time::{Duration, Instant};
 pub enum Ending {
     /// All iterations are trained and evaluated.
     Done(Box<Summary>),
-    /// It cannot go on, and why.
-    Failed(String),
+    /// It cannot go on.
+    Failed {
+        /// Why.
+        reason: String,
+        /// Whether config, model or prompts are at fault.
+        bad_input: bool,
+    },
 }
 
 /// What is shown of a run.
@@ -44,7 +49,10 @@ pub struct RunState {
     tasks: TaskBook,
     catalog: Catalog,
     run_directory: String,
+    started: Instant,
     progress: Progress,
+    /// What the learner wanted a user to hear of, each said once.
+    notices: Vec<String>,
     workers_wanted: u32,
     draining: bool,
     ending: Option<Ending>,
@@ -52,7 +60,7 @@ pub struct RunState {
 
 impl RunState {
     /// The state before anybody has joined.
-    pub fn new(members: Members, catalog: Catalog, run_directory: String) -> Self {
+    pub fn new(members: Members, catalog: Catalog, run_directory: String, now: Instant) -> Self {
         let config = catalog.config();
         let progress = Progress {
             iterations: config.run.iterations,
@@ -66,7 +74,9 @@ impl RunState {
             tasks,
             catalog,
             run_directory,
+            started: now,
             progress,
+            notices: Vec::new(),
             workers_wanted,
             draining: false,
             ending: None,
@@ -97,8 +107,7 @@ impl RunState {
         match role {
             Role::Learner => self.tasks.forget_learner(),
             _ => {
-                let running = request.running.as_ref().and_then(from_wire);
-                self.tasks.claim(&request.member_id, running, now);
+                self.tasks.claim(&request.member_id, &names(&request.running), now);
             }
         }
         Ok(JoinReply {
@@ -123,7 +132,7 @@ impl RunState {
         let outcome =
             self.members.heartbeat(caller, idle, now).map(|member| (member.draining, member.applicant.role));
         if let (Err(Refusal::Fenced { member_id, .. }), Some(_)) = (&outcome, caller) {
-            self.lose_stuck_task(&member_id.clone(), now);
+            self.lose_stuck_tasks(&member_id.clone(), now);
         }
         let (draining, role) = outcome?;
         let leaves = draining || if role == Role::Learner { self.learner_leaves() } else { self.is_ending() };
@@ -131,7 +140,7 @@ impl RunState {
         Ok(HeartbeatReply { order: order.into(), learner_address: self.learner_address() })
     }
 
-    fn lose_stuck_task(&mut self, member_id: &str, now: Instant) {
+    fn lose_stuck_tasks(&mut self, member_id: &str, now: Instant) {
         if self.members.get(member_id).is_some_and(|member| member.presence == Presence::Lost(Loss::Stuck)) {
             self.lost(member_id, now);
         }
@@ -144,10 +153,10 @@ impl RunState {
     /// If the sender is fenced.
     pub fn next_task(
         &mut self,
-        caller: Option<&Caller>,
+        request: &NextTaskRequest,
         now: Instant,
     ) -> Result<Option<proto::Task>, Refusal> {
-        let member = self.members.check(caller)?;
+        let member = self.members.check(request.caller.as_ref())?;
         if member.applicant.role != Role::RolloutWorker {
             return Err(Refusal::Malformed("only rollout workers run tasks"));
         }
@@ -155,7 +164,9 @@ impl RunState {
         if draining || self.is_ending() {
             return Ok(None);
         }
-        match self.tasks.grant(&member_id, now) {
+        let finishing = names(&request.finishing);
+        let n_workers = self.members.n_taking_tasks();
+        match self.tasks.grant(Asking { worker: &member_id, finishing: &finishing, n_workers }, now) {
             Grant::Task(name) => {
                 tracing::debug!(member = member_id, task = %name, "granted");
                 Ok(self.catalog.task(name))
@@ -176,16 +187,16 @@ impl RunState {
         let name =
             request.task.as_ref().and_then(from_wire).ok_or(Refusal::Malformed("which task is finished?"))?;
         if request.failure.is_empty() {
-            let lease = self.tasks.finish(&member_id, name, now);
-            self.add_work(&member_id, lease.as_ref(), true, now);
+            if self.tasks.finish(&member_id, name, now) {
+                self.members.count_task(&member_id);
+            }
             return Ok(());
         }
         tracing::warn!(member = member_id, task = %name, "task failed: {}", request.failure);
-        let (lease, verdict) = self.tasks.fail(&member_id, name, request.poisonous);
-        self.add_work(&member_id, lease.as_ref(), false, now);
-        if let Verdict::GiveUp { failures } = verdict {
+        if let Verdict::GiveUp { failures } = self.tasks.fail(&member_id, name, request.poisonous, now) {
             let task = self.catalog.describe(name);
-            self.end(Ending::Failed(format!("{task} failed {failures} times, last: {}", request.failure)));
+            let reason = format!("{task} failed {failures} times, last: {}", request.failure);
+            self.end(Ending::Failed { reason, bad_input: false });
         }
         Ok(())
     }
@@ -204,10 +215,17 @@ impl RunState {
         if let Some(progress) = request.progress {
             self.progress = progress;
         }
-        if !request.fatal.is_empty() {
-            self.end(Ending::Failed(request.fatal));
+        for notice in request.notices {
+            if !self.notices.contains(&notice) {
+                tracing::warn!("{notice}");
+                self.notices.push(notice);
+            }
+        }
+        if let Some(Fatal { reason, bad_input }) = request.fatal {
+            self.end(Ending::Failed { reason, bad_input });
         } else if let Some(mut summary) = request.summary {
             summary.worker_busy = self.worker_busy(now);
+            summary.worker_busy_seconds = now.saturating_duration_since(self.started).as_secs_f64();
             self.end(Ending::Done(Box::new(summary)));
         }
         Ok(self.learner_leaves())
@@ -260,16 +278,9 @@ impl RunState {
         if self.members.get(member_id).is_some_and(is_learner) {
             self.tasks.forget_learner();
         }
-        let lease = self.tasks.release(member_id);
         // Nobody knows what it did since its last sign of life.
         let until = self.members.get(member_id).map_or(now, |member| member.last_heartbeat);
-        self.add_work(member_id, lease.as_ref(), false, until);
-    }
-
-    fn add_work(&mut self, member_id: &str, lease: Option<&Lease>, finished: bool, now: Instant) {
-        if let Some(lease) = lease {
-            self.members.add_work(member_id, now.saturating_duration_since(lease.granted), finished);
-        }
+        self.tasks.release(member_id, until);
     }
 
     /// Lets every member finish what it has in hand and leave.
@@ -341,9 +352,9 @@ impl RunState {
         let applicant = &member.applicant;
         let busy = match applicant.role {
             Role::Learner => self.progress.learner_busy,
-            _ => share(self.busy(member, now), member.present(now)),
+            _ => share(self.tasks.busy(&applicant.member_id, now), member.present(now)),
         };
-        let running: Option<TaskName> = self.tasks.lease_of(&applicant.member_id).map(|lease| lease.task);
+        let running = self.tasks.leases_of(&applicant.member_id);
         proto::Member {
             member_id: applicant.member_id.clone(),
             role: applicant.role.into(),
@@ -352,21 +363,16 @@ impl RunState {
             pid: applicant.pid,
             seconds_since_heartbeat: now.saturating_duration_since(member.last_heartbeat).as_secs_f64(),
             tasks_done: member.tasks_done,
-            running: running.map(to_wire),
+            running: running.iter().map(|task| to_wire(*task)).collect(),
             busy,
         }
-    }
-
-    fn busy(&self, member: &Member, now: Instant) -> Duration {
-        let lease = self.tasks.lease_of(&member.applicant.member_id);
-        member.busy(lease.map_or(Duration::ZERO, |lease| now.saturating_duration_since(lease.granted)))
     }
 
     fn worker_busy(&self, now: Instant) -> f64 {
         let workers = self.members.iter().filter(|member| member.applicant.role == Role::RolloutWorker);
         let (mut busy, mut present) = (Duration::ZERO, Duration::ZERO);
         for worker in workers {
-            busy += self.busy(worker, now);
+            busy += self.tasks.busy(&worker.applicant.member_id, now);
             present += worker.present(now);
         }
         share(busy, present)
@@ -375,6 +381,11 @@ impl RunState {
     fn learner_address(&self) -> String {
         self.members.learner().map(|member| member.applicant.address.clone()).unwrap_or_default()
     }
+}
+
+/// Those tasks that have a name here.
+fn names(tasks: &[TaskId]) -> Vec<TaskName> {
+    tasks.iter().filter_map(from_wire).collect()
 }
 
 fn share(part: Duration, whole: Duration) -> f64 {

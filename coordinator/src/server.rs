@@ -120,7 +120,7 @@ impl ControlPlane {
         let mut changed = self.changed.subscribe();
         self.lock().members.admit(request.caller.as_ref(), Instant::now())?;
         loop {
-            let task = self.lock().next_task(request.caller.as_ref(), Instant::now())?;
+            let task = self.lock().next_task(request, Instant::now())?;
             if task.is_some() {
                 return Ok(task);
             }

@@ -5,16 +5,23 @@
 //!
 //! Invariants:
 //! 1. Only a wanted task is granted, and only while there is a learner that said so.
-//! 2. A worker has at most one task, and while it has it nobody else gets it; asking again gives the same one.
+//! 2. A worker has at most two tasks: one that it samples, and one that it finishes meanwhile. While it has them nobody
+//!    else gets them; asking again gives the one that it does not name as being finished.
 //! 3. Held is what the learner says. A worker's word counts until a report has had the time to confirm it.
 //! 4. Tasks are granted in the order of their names: earlier iterations first, evaluation before training.
-//! 5. A task that failed three times by its own fault, or ten times by whosever, ends the run.
+//! 5. A task that failed goes to a worker that has not failed at it, as long as there is one.
+//! 6. A task that failed three times by its own fault, or ten times by whosever, ends the run.
+
+mod leases;
 
 use config::TaskKind;
+use leases::Leases;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{Duration, Instant};
 
+/// One to sample, and one to score and push meanwhile.
+const MOST_LEASES: usize = 2;
 /// How long a worker's "the learner holds it" is believed without the learner saying so.
 const CONFIRMATION: Duration = Duration::from_secs(3);
 /// Failures by a task's own fault (a NaN, a bad prompt) after which it is given up.
@@ -55,6 +62,17 @@ pub struct WantedTasks {
     pub held: Vec<u32>,
 }
 
+/// A worker that asks for a task.
+#[derive(Clone, Copy, Debug)]
+pub struct Asking<'a> {
+    /// Its member id.
+    pub worker: &'a str,
+    /// What it has sampled already and still scores or pushes.
+    pub finishing: &'a [TaskName],
+    /// Workers that may get tasks, this one included.
+    pub n_workers: usize,
+}
+
 /// The answer to a worker that asks for a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Grant {
@@ -62,15 +80,6 @@ pub enum Grant {
     Task(TaskName),
     /// Nothing to do now, and why.
     Wait(&'static str),
-}
-
-/// A task that a worker has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lease {
-    /// Which.
-    pub task: TaskName,
-    /// Since when.
-    pub granted: Instant,
 }
 
 /// What follows from a failure.
@@ -105,15 +114,16 @@ pub struct TaskBook {
     held: BTreeSet<TaskName>,
     /// By a worker's word, and since when.
     delivered: BTreeMap<TaskName, Instant>,
-    /// By worker.
-    leases: BTreeMap<String, Lease>,
+    leases: Leases,
     failures: BTreeMap<TaskName, Failures>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Failures {
     own: u32,
     all: u32,
+    /// Workers that failed.
+    by: BTreeSet<String>,
 }
 
 impl TaskBook {
@@ -139,79 +149,89 @@ impl TaskBook {
     }
 
     /// Decides what a worker that asks is to do.
-    pub fn grant(&mut self, worker: &str, now: Instant) -> Grant {
+    pub fn grant(&mut self, asking: Asking<'_>, now: Instant) -> Grant {
+        let Asking { worker, finishing, .. } = asking;
         if self.wanted.is_none() {
             return Grant::Wait("no learner has said yet what it wants");
         }
-        if let Some(lease) = self.leases.get(worker)
-            && self.is_open(&lease.task)
-        {
-            return Grant::Task(lease.task);
+        // What is being finished stays, even if the learner has told already that it holds it: its worker will say so.
+        let is_over = |task: &&TaskName| !finishing.contains(task) && !self.is_open(task);
+        let over: Vec<TaskName> = self.leases.of(worker).iter().filter(is_over).copied().collect();
+        for task in over {
+            self.leases.remove(worker, task, now);
         }
-        self.leases.remove(worker);
-        let leased = self.leased();
-        let next = self.wanted_tasks().find(|task| self.is_open(task) && !leased.contains(task));
+        let in_hand = self.leases.of(worker);
+        if let Some(task) = in_hand.iter().find(|task| !finishing.contains(task)) {
+            return Grant::Task(*task);
+        }
+        if in_hand.len() >= MOST_LEASES {
+            return Grant::Wait("the worker has yet to finish what it sampled");
+        }
+        let leased = self.leases.all();
+        let is_free = |task: &TaskName| !leased.contains(task) && !finishing.contains(task);
+        let next = self
+            .wanted_tasks()
+            .find(|task| is_free(task) && self.is_open(task) && self.may_try(task, &asking));
         match next {
             Some(task) => {
-                self.leases.insert(worker.to_owned(), Lease { task, granted: now });
+                self.leases.add(worker, task, now);
                 Grant::Task(task)
             }
             None => Grant::Wait("every wanted task is held or with a worker"),
         }
     }
 
-    /// Notes what a worker that joins says it is running: after a restart of the coordinator, this is how leases
-    /// come back. Nothing running ends the lease it had.
-    pub fn claim(&mut self, worker: &str, running: Option<TaskName>, now: Instant) {
-        let same = |lease: &Lease| Some(lease.task) == running;
-        if self.leases.get(worker).is_some_and(same) {
-            return;
-        }
-        match running {
-            Some(task) => self.leases.insert(worker.to_owned(), Lease { task, granted: now }),
-            None => self.leases.remove(worker),
-        };
+    /// Notes what a worker that joins says it has in hand: after a restart of the coordinator, this is how leases come
+    /// back. What it does not name is free again.
+    pub fn claim(&mut self, worker: &str, in_hand: &[TaskName], now: Instant) {
+        self.leases.set(worker, in_hand, now);
     }
 
-    /// Takes a worker's word that the learner has a task, or wants it no more. Hearing it twice does no harm.
-    pub fn finish(&mut self, worker: &str, task: TaskName, now: Instant) -> Option<Lease> {
+    /// Takes a worker's word that the learner has a task, or wants it no more; whether the worker had the task. Hearing it
+    /// twice does no harm.
+    pub fn finish(&mut self, worker: &str, task: TaskName, now: Instant) -> bool {
         if !self.held.contains(&task) {
             self.delivered.insert(task, now);
         }
-        self.end_lease(worker, task)
+        self.leases.remove(worker, task, now)
     }
 
     /// Notes that a worker failed at a task; `own_fault` if the task is to blame rather than the worker.
-    pub fn fail(&mut self, worker: &str, task: TaskName, own_fault: bool) -> (Option<Lease>, Verdict) {
-        let Some(lease) = self.end_lease(worker, task) else {
+    pub fn fail(&mut self, worker: &str, task: TaskName, own_fault: bool, now: Instant) -> Verdict {
+        if !self.leases.remove(worker, task, now) {
             // Heard before, or another worker's by now.
-            return (None, Verdict::TryAgain);
-        };
+            return Verdict::TryAgain;
+        }
         let failures = self.failures.entry(task).or_default();
         failures.all += 1;
         failures.own += u32::from(own_fault);
-        let verdict = match failures {
+        failures.by.insert(worker.to_owned());
+        match failures {
             Failures { own: MAX_OWN_FAILURES.., .. } | Failures { all: MAX_FAILURES.., .. } => {
                 Verdict::GiveUp { failures: failures.all }
             }
             _ => Verdict::TryAgain,
-        };
-        (Some(lease), verdict)
+        }
     }
 
-    /// Takes the task of a worker that is gone, so that it is granted anew.
-    pub fn release(&mut self, worker: &str) -> Option<Lease> {
-        self.leases.remove(worker)
+    /// Takes the tasks of a worker that is gone, so that they are granted anew; `until` is its last sign of life.
+    pub fn release(&mut self, worker: &str, until: Instant) {
+        self.leases.set(worker, &[], until);
     }
 
-    /// The task that a worker has.
-    pub fn lease_of(&self, worker: &str) -> Option<&Lease> {
-        self.leases.get(worker)
+    /// The tasks that a worker has.
+    pub fn leases_of(&self, worker: &str) -> &[TaskName] {
+        self.leases.of(worker)
+    }
+
+    /// Time that a worker has had a task in hand, two at a time counted once.
+    pub fn busy(&self, worker: &str, now: Instant) -> Duration {
+        self.leases.busy(worker, now)
     }
 
     /// Counts the wanted tasks.
     pub fn counts(&self) -> TaskCounts {
-        let leased = self.leased();
+        let leased = self.leases.all();
         let mut counts = TaskCounts::default();
         for task in self.wanted_tasks() {
             match () {
@@ -238,216 +258,14 @@ impl TaskBook {
             && !self.delivered.contains_key(task)
     }
 
-    fn leased(&self) -> BTreeSet<TaskName> {
-        self.leases.values().map(|lease| lease.task).collect()
-    }
-
-    fn end_lease(&mut self, worker: &str, task: TaskName) -> Option<Lease> {
-        self.leases.remove(worker).and_then(|lease| {
-            if lease.task == task {
-                return Some(lease);
-            }
-            self.leases.insert(worker.to_owned(), lease);
-            None
+    /// Whether a worker may try a task: not if it failed at it and another one has not. Where as many have failed as there
+    /// are workers, there may be no other.
+    fn may_try(&self, task: &TaskName, asking: &Asking<'_>) -> bool {
+        self.failures.get(task).is_none_or(|failures| {
+            !failures.by.contains(asking.worker) || failures.by.len() >= asking.n_workers
         })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn train(iteration: u32, index: u32) -> TaskName {
-        TaskName { iteration, kind: TaskKind::Train, index }
-    }
-
-    fn evaluate(version: u32, index: u32) -> TaskName {
-        TaskName { iteration: version, kind: TaskKind::Evaluate, index }
-    }
-
-    fn wants(iteration: u32, n_tasks: u32, held: &[u32]) -> WantedTasks {
-        WantedTasks { iteration, kind: TaskKind::Train, n_tasks, held: held.to_vec() }
-    }
-
-    /// A book whose learner wants `n_tasks` training tasks of iteration 0.
-    fn book(n_tasks: u32, now: Instant) -> TaskBook {
-        let mut book = TaskBook::default();
-        book.report(&[wants(0, n_tasks, &[])], now);
-        book
-    }
-
-    fn granted(book: &mut TaskBook, worker: &str, now: Instant) -> TaskName {
-        match book.grant(worker, now) {
-            Grant::Task(task) => task,
-            Grant::Wait(reason) => panic!("{worker} got nothing: {reason}"),
-        }
-    }
-
-    fn waits(book: &mut TaskBook, worker: &str, now: Instant) -> bool {
-        matches!(book.grant(worker, now), Grant::Wait(_))
-    }
-
-    #[test]
-    fn nothing_is_granted_before_a_learner_speaks() {
-        let now = Instant::now();
-        let mut book = TaskBook::default();
-        assert_eq!(book.grant("a", now), Grant::Wait("no learner has said yet what it wants"));
-        book.report(&[], now);
-        assert_eq!(book.grant("a", now), Grant::Wait("every wanted task is held or with a worker"));
-    }
-
-    #[test]
-    fn earlier_iterations_go_first_and_evaluation_before_training() {
-        let now = Instant::now();
-        let mut book = TaskBook::default();
-        let evaluation = WantedTasks { iteration: 4, kind: TaskKind::Evaluate, n_tasks: 1, held: vec![] };
-        book.report(&[wants(5, 1, &[]), wants(4, 2, &[0]), evaluation], now);
-        let order: Vec<_> = ["a", "b", "c"].map(|worker| granted(&mut book, worker, now)).into();
-        assert_eq!(order, [evaluate(4, 0), train(4, 1), train(5, 0)]);
-        assert!(waits(&mut book, "d", now));
-    }
-
-    #[test]
-    fn a_worker_that_asks_again_gets_its_task_again() {
-        let now = Instant::now();
-        let mut book = book(2, now);
-        assert_eq!(granted(&mut book, "a", now), train(0, 0));
-        assert_eq!(granted(&mut book, "a", now), train(0, 0));
-        assert_eq!(book.counts(), TaskCounts { waiting: 1, leased: 1, held: 0 });
-    }
-
-    #[test]
-    fn the_task_of_a_lost_worker_goes_to_the_next() {
-        let now = Instant::now();
-        let mut book = book(1, now);
-        granted(&mut book, "a", now);
-        assert!(waits(&mut book, "b", now));
-        assert_eq!(book.release("a").expect("a lease").task, train(0, 0));
-        assert_eq!(granted(&mut book, "b", now), train(0, 0));
-    }
-
-    #[test]
-    fn a_finished_task_is_held_at_once_and_twice_does_no_harm() {
-        let now = Instant::now();
-        let mut book = book(1, now);
-        granted(&mut book, "a", now);
-        assert!(book.finish("a", train(0, 0), now).is_some());
-        assert!(book.finish("a", train(0, 0), now).is_none());
-        assert!(book.finish("b", train(0, 0), now).is_none());
-        assert_eq!(book.counts(), TaskCounts { waiting: 0, leased: 0, held: 1 });
-    }
-
-    #[test]
-    fn a_report_under_way_does_not_undo_a_finish_but_a_later_one_does() {
-        let now = Instant::now();
-        let mut book = book(1, now);
-        granted(&mut book, "a", now);
-        book.finish("a", train(0, 0), now);
-        book.report(&[wants(0, 1, &[])], now + CONFIRMATION / 2);
-        assert!(waits(&mut book, "b", now), "the report may be older than the push");
-        book.report(&[wants(0, 1, &[])], now + CONFIRMATION);
-        assert_eq!(granted(&mut book, "b", now), train(0, 0), "the learner lost it");
-    }
-
-    #[test]
-    fn a_confirmed_task_stays_held() {
-        let now = Instant::now();
-        let mut book = book(1, now);
-        granted(&mut book, "a", now);
-        book.finish("a", train(0, 0), now);
-        book.report(&[wants(0, 1, &[0])], now);
-        book.report(&[wants(0, 1, &[0])], now + CONFIRMATION * 2);
-        assert!(waits(&mut book, "a", now));
-    }
-
-    #[test]
-    fn finishing_another_task_keeps_the_lease() {
-        let now = Instant::now();
-        let mut book = book(2, now);
-        granted(&mut book, "a", now);
-        assert!(book.finish("a", train(0, 1), now).is_none());
-        assert_eq!(book.lease_of("a").expect("a lease").task, train(0, 0));
-    }
-
-    #[test]
-    fn a_restarted_learner_gets_again_what_it_lost() {
-        let now = Instant::now();
-        let mut book = book(3, now);
-        granted(&mut book, "a", now);
-        granted(&mut book, "b", now);
-        book.finish("a", train(0, 0), now);
-        book.forget_learner();
-        assert!(waits(&mut book, "c", now), "nobody is there to take it");
-        book.report(&[wants(0, 3, &[2])], now);
-        assert_eq!(granted(&mut book, "a", now), train(0, 0), "lost with the old learner");
-        assert!(waits(&mut book, "c", now), "b still runs 1, and 2 is held");
-    }
-
-    #[test]
-    fn a_restarted_coordinator_learns_leases_from_the_workers() {
-        let now = Instant::now();
-        let mut book = TaskBook::default();
-        book.claim("a", Some(train(0, 1)), now);
-        book.claim("b", None, now);
-        book.report(&[wants(0, 3, &[0])], now);
-        assert_eq!(granted(&mut book, "b", now), train(0, 2));
-        assert!(waits(&mut book, "c", now));
-        assert!(book.finish("a", train(0, 1), now).is_some());
-    }
-
-    #[test]
-    fn a_worker_that_comes_back_empty_handed_frees_its_task() {
-        let now = Instant::now();
-        let mut book = book(1, now);
-        granted(&mut book, "a", now);
-        book.claim("a", Some(train(0, 0)), now + CONFIRMATION);
-        assert_eq!(book.lease_of("a").expect("a lease").granted, now, "the same lease goes on");
-        book.claim("a", None, now);
-        assert_eq!(granted(&mut book, "b", now), train(0, 0));
-    }
-
-    #[test]
-    fn a_worker_with_a_task_that_is_wanted_no_more_gets_another() {
-        let now = Instant::now();
-        let mut book = book(1, now);
-        granted(&mut book, "a", now);
-        book.report(&[wants(1, 1, &[])], now);
-        assert_eq!(book.counts(), TaskCounts { waiting: 1, leased: 0, held: 0 });
-        assert_eq!(granted(&mut book, "a", now), train(1, 0));
-    }
-
-    #[test]
-    fn three_failures_of_its_own_give_a_task_up() {
-        let now = Instant::now();
-        let mut book = book(1, now);
-        for attempt in 1..=3 {
-            granted(&mut book, "a", now);
-            let (lease, verdict) = book.fail("a", train(0, 0), true);
-            assert!(lease.is_some());
-            let expected = if attempt < 3 { Verdict::TryAgain } else { Verdict::GiveUp { failures: 3 } };
-            assert_eq!(verdict, expected);
-        }
-    }
-
-    #[test]
-    fn failures_of_workers_count_less() {
-        let now = Instant::now();
-        let mut book = book(1, now);
-        for _ in 0..9 {
-            granted(&mut book, "a", now);
-            assert_eq!(book.fail("a", train(0, 0), false).1, Verdict::TryAgain);
-        }
-        granted(&mut book, "a", now);
-        assert_eq!(book.fail("a", train(0, 0), false).1, Verdict::GiveUp { failures: 10 });
-    }
-
-    #[test]
-    fn a_failure_told_twice_counts_once() {
-        let now = Instant::now();
-        let mut book = book(1, now);
-        granted(&mut book, "a", now);
-        for _ in 0..5 {
-            assert_eq!(book.fail("a", train(0, 0), true).1, Verdict::TryAgain);
-        }
-    }
-}
+mod tests;

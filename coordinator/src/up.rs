@@ -5,14 +5,15 @@ use crate::cli::{Place, UpArgs};
 use crate::config_file;
 use crate::display::Display;
 use crate::error::CoordinatorError;
-use crate::launch::{ExitReport, LEARNER, LocalLauncher, Supervisor, worker_id};
+use crate::launch::{LEARNER, LocalLauncher, Supervisor, worker_id};
 use crate::membership::{Members, Patience};
 use crate::opening::{OpenRun, open_run, run_directory};
+use crate::run_record::RunEnding;
 use crate::run_state::{Ending, RunState};
 use crate::server::ControlPlane;
 use config::RunConfig;
 use nix::sys::signal::Signal;
-use service::{Hub, exit_code, shutdown};
+use service::{Hub, RunDirectory, exit_code, shutdown};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -100,8 +101,15 @@ impl Run {
         let members = Members::new(record.run_id.clone(), record.generation, patience);
         let launcher = LocalLauncher::new(record.port, directory.clone())?;
         display.say(&format!("run {} in {}", catalog.config().run.name, directory.path().display()));
-        let plane =
-            ControlPlane::new(RunState::new(members, catalog, directory.path().display().to_string()));
+        if catalog.config().resources.workers == 0 {
+            display.say(&without_workers(record.port, &directory));
+        }
+        let plane = ControlPlane::new(RunState::new(
+            members,
+            catalog,
+            directory.path().display().to_string(),
+            Instant::now(),
+        ));
         let mut supervisor = Supervisor::new(launcher, plane.clone());
         let adopted = supervisor.adopt(&record.members, Instant::now());
         if !adopted.is_empty() {
@@ -122,25 +130,38 @@ impl Run {
 
     async fn follow(mut self) -> Result<u8, CoordinatorError> {
         let stop = self.watch().await;
-        let bad_input = self.stop_processes(&stop).await;
+        self.stop_processes(&stop).await;
         self.serving.abort();
         self.display.close();
         // What the last reports said counts more than why processes were asked to stop.
         let ending = self.plane.read(|state| state.ending().cloned());
-        match (ending, stop) {
-            (Some(Ending::Done(summary)), _) | (None, Stop::Ended(Ending::Done(summary))) => {
+        let stop = ending.map_or(stop, Stop::Ended);
+        self.record_ending(&stop);
+        match stop {
+            Stop::Ended(Ending::Done(summary)) => {
                 self.display.summary(&summary);
                 Ok(exit_code::DONE)
             }
-            (Some(Ending::Failed(reason)), _) | (None, Stop::Ended(Ending::Failed(reason))) => {
+            Stop::Ended(Ending::Failed { reason, bad_input }) => {
                 Err(CoordinatorError::RunFailed { reason, bad_input })
             }
-            (None, Stop::Drained) => {
+            Stop::Drained => {
                 self.display.say(&format!("stopped; go on with `{}`", self.resume_command));
                 Ok(exit_code::RETRY)
             }
-            (None, Stop::Broken(error)) => Err(error),
+            Stop::Broken(error) => Err(error),
         }
+    }
+
+    /// Notes for `coordinator status` how the run ended.
+    fn record_ending(&mut self, stop: &Stop) {
+        self.opened.record.ended = Some(match stop {
+            Stop::Ended(Ending::Done(summary)) => RunEnding::Done { summary: summary.clone() },
+            Stop::Ended(Ending::Failed { reason, .. }) => RunEnding::Failed { reason: reason.clone() },
+            Stop::Drained => RunEnding::Stopped { resume: self.resume_command.clone() },
+            Stop::Broken(error) => RunEnding::Failed { reason: error.to_string() },
+        });
+        self.write_record();
     }
 
     /// Keeps the run going until it ends, is asked to stop, or breaks.
@@ -182,28 +203,32 @@ impl Run {
         let members = self.supervisor.processes();
         if members != self.opened.record.members {
             self.opened.record.members = members;
-            if let Err(error) = self.opened.record.write(&self.opened.directory) {
-                tracing::error!("{error}");
-            }
+            self.write_record();
         }
     }
 
-    /// Waits for processes to end by themselves, then asks them, then makes them; whether one blamed its input.
-    async fn stop_processes(&mut self, stop: &Stop) -> bool {
+    fn write_record(&self) {
+        if let Err(error) = self.opened.record.write(&self.opened.directory) {
+            tracing::error!("{error}");
+        }
+    }
+
+    /// Waits for processes to end by themselves, then asks them, then makes them.
+    async fn stop_processes(&mut self, stop: &Stop) {
         let grace = match stop {
             Stop::Ended(Ending::Done(_)) => DONE_GRACE,
             Stop::Drained => self.drain_grace,
-            Stop::Ended(Ending::Failed(_)) | Stop::Broken(_) => FAILED_GRACE,
+            Stop::Ended(Ending::Failed { .. }) | Stop::Broken(_) => FAILED_GRACE,
         };
         self.plane.update(|state, _| state.drain());
         let start = Instant::now();
-        let (mut asked, mut bad_input) = (false, false);
+        let mut asked = false;
         loop {
             let now = Instant::now();
-            bad_input |= self.supervisor.bury(now).iter().any(ExitReport::is_bad_input);
+            self.supervisor.bury(now);
             self.record_processes();
             if self.supervisor.processes().is_empty() {
-                return bad_input;
+                return;
             }
             self.display.update(&self.plane.snapshot(), now);
             let waited = now.duration_since(start);
@@ -216,6 +241,15 @@ impl Run {
             tokio::time::sleep(TICK).await;
         }
     }
+}
+
+/// What a run that starts no workers waits for.
+fn without_workers(port: u16, directory: &RunDirectory) -> String {
+    format!(
+        "resources.workers is 0, so no worker is started here: `coordinator scale {} --workers N` starts some, others \
+         join by `rollout-worker serve --coordinator http://127.0.0.1:{port} --member-id NAME`",
+        directory.path().display()
+    )
 }
 
 fn resume_command(args: &UpArgs) -> String {

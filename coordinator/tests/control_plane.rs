@@ -9,12 +9,12 @@ use coordinator::tasks::TaskName;
 use proto::coordinator_client::CoordinatorClient;
 use proto::heartbeat_reply::Order;
 use proto::{
-    Caller, FinishTaskRequest, HeartbeatRequest, JoinRequest, LeaveRequest, NextTaskRequest, ReportRequest,
-    Role, Summary, TaskId, Wanted,
+    Caller, Fatal, FinishTaskRequest, HeartbeatRequest, JoinRequest, LeaveRequest, NextTaskRequest,
+    ReportRequest, Role, Summary, TaskId, Wanted,
 };
 use service::{JoinDetails, Membership};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
@@ -36,7 +36,8 @@ impl Server {
         let patience = Patience { lease: LEASE, task_deadline: LONG };
         let members = Members::new("run-a".to_owned(), generation, patience);
         let catalog = Catalog::open(config(home)).expect("prompts");
-        let plane = ControlPlane::new(RunState::new(members, catalog, home.display().to_string()));
+        let plane =
+            ControlPlane::new(RunState::new(members, catalog, home.display().to_string(), Instant::now()));
         let listener = loop {
             match std::net::TcpListener::bind(("127.0.0.1", port)) {
                 Ok(listener) => break listener,
@@ -110,7 +111,17 @@ struct Member {
 
 impl Member {
     async fn next(&mut self, wait: Duration) -> Result<Option<TaskName>, Status> {
-        let request = NextTaskRequest { caller: self.caller.clone(), wait_seconds: wait.as_secs_f64() };
+        self.next_beside(&[], wait).await
+    }
+
+    async fn next_beside(
+        &mut self,
+        finishing: &[TaskName],
+        wait: Duration,
+    ) -> Result<Option<TaskName>, Status> {
+        let finishing = finishing.iter().map(|task| to_wire(*task)).collect();
+        let request =
+            NextTaskRequest { caller: self.caller.clone(), wait_seconds: wait.as_secs_f64(), finishing };
         let task = self.client.next_task(request).await?.into_inner().task;
         Ok(task.and_then(|task| task.id).as_ref().and_then(coordinator::catalog::from_wire))
     }
@@ -202,6 +213,24 @@ async fn the_task_of_a_silent_worker_is_granted_anew_and_the_worker_fenced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn both_tasks_of_a_silent_worker_are_granted_anew() {
+    let home = tempfile::tempdir().expect("a directory");
+    let server = Server::start(home.path(), 0, 1);
+    let (mut learner, mut dead) = (server.learner().await, server.worker("dead").await);
+    let mut living = server.worker("living").await;
+    let _alive = (learner.keep_alive(), living.keep_alive());
+    learner.report(wants_training(0, &[2, 3])).await;
+    let first = dead.next(LONG).await.expect("a member").expect("a task");
+    let second = dead.next_beside(&[first], LONG).await.expect("a member").expect("another");
+    assert_eq!([first, second], [train(0, 0), train(0, 1)]);
+    for expected in [first, second] {
+        let task = living.next(LONG).await.expect("a member").expect("once the lease is over");
+        assert_eq!(task, expected);
+        living.finish(task, "").await.expect("finished");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_earlier_incarnation_is_fenced() {
     let home = tempfile::tempdir().expect("a directory");
     let server = Server::start(home.path(), 0, 1);
@@ -240,22 +269,23 @@ async fn members_find_a_restarted_coordinator_and_it_learns_their_tasks() {
         role,
         member_id: member_id.to_owned(),
         address: "127.0.0.1:9".to_owned(),
-        running: None,
         grace: LONG,
     };
     let join = |details| async { Membership::join(&server.address(), details).await.expect("joined").0 };
     let learner = join(details(Role::Learner, "learner")).await;
     let worker = join(details(Role::RolloutWorker, "a")).await;
     let progress = proto::Progress::default();
-    learner.report(&wants_training(0, &[3]), progress.clone()).await.expect("reported");
-    let running = worker.next_task(LONG).await.expect("asked").expect("a task").id.expect("an id");
-    assert_eq!(running, to_wire(train(0, 0)));
+    learner.report(wants_training(0, &[3]), progress.clone(), Vec::new()).await.expect("reported");
+    let finishing = worker.next_task(&[], LONG).await.expect("asked").expect("a task").id.expect("an id");
+    assert_eq!(finishing, to_wire(train(0, 0)));
+    let sampling = worker.next_task(&[finishing], LONG).await.expect("asked").expect("another").id;
+    assert_eq!(sampling, Some(to_wire(train(0, 1))));
 
     let before = worker.caller();
     let port = server.port;
     drop(server);
     let server = Server::start(home.path(), port, 2);
-    learner.report(&wants_training(0, &[3]), progress).await.expect("reported after the outage");
+    learner.report(wants_training(0, &[3]), progress, Vec::new()).await.expect("reported after the outage");
     let mut standing = worker.standing();
     standing.wait_for(|standing| standing.learner_address == "127.0.0.1:9").await.expect("heartbeat");
     while worker.caller() == before {
@@ -265,10 +295,10 @@ async fn members_find_a_restarted_coordinator_and_it_learns_their_tasks() {
     let mut other = server.worker("b").await;
     assert_eq!(
         other.next(LONG).await.expect("a member"),
-        Some(train(0, 1)),
-        "the first is still with its worker"
+        Some(train(0, 2)),
+        "the first two are still with their worker"
     );
-    worker.task_held(running).await.expect("finished");
+    worker.task_held(finishing).await.expect("finished");
     assert_eq!(server.plane.snapshot().tasks.held, 2);
 }
 
@@ -300,7 +330,9 @@ async fn a_poisonous_task_ends_the_run_and_is_named() {
         let task = worker.next(LONG).await.expect("a member").expect("a task");
         worker.finish(task, "the reward is NaN").await.expect("told");
     }
-    let Some(Ending::Failed(reason)) = server.plane.ending().await else { panic!("not failed") };
+    let Some(Ending::Failed { reason, bad_input: false }) = server.plane.ending().await else {
+        panic!("not failed")
+    };
     for expected in ["training task 0 of iteration 0", "\"scene ", "seeds 0..1", "the reward is NaN"] {
         assert!(reason.contains(expected), "{expected} is not in: {reason}");
     }
@@ -321,6 +353,21 @@ async fn the_summary_ends_the_run_with_the_measured_share_of_work() {
     let Some(Ending::Done(summary)) = server.plane.ending().await else { panic!("not done") };
     assert_eq!(summary.gain, 0.25);
     assert!(summary.worker_busy > 0.0 && summary.worker_busy <= 1.0, "{}", summary.worker_busy);
+    assert!(summary.worker_busy_seconds >= 0.02, "since the coordinator was started");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fatal_report_says_whether_the_input_is_at_fault() {
+    for bad_input in [false, true] {
+        let home = tempfile::tempdir().expect("a directory");
+        let server = Server::start(home.path(), 0, 1);
+        let mut learner = server.learner().await;
+        let fatal = Some(Fatal { reason: "the model is damaged".to_owned(), bad_input });
+        let request = ReportRequest { caller: learner.caller.clone(), fatal, ..ReportRequest::default() };
+        learner.client.report(request).await.expect("reported");
+        let expected = Ending::Failed { reason: "the model is damaged".to_owned(), bad_input };
+        assert_eq!(server.plane.ending().await, Some(expected));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

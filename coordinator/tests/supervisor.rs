@@ -32,7 +32,7 @@ fn plane(home: &Path, workers: usize) -> ControlPlane {
     let patience = Patience { lease: SECOND * 5, task_deadline: SECOND * 60 };
     let members = Members::new("run-a".to_owned(), 1, patience);
     let catalog = Catalog::open(config).expect("prompts");
-    ControlPlane::new(RunState::new(members, catalog, home.display().to_string()))
+    ControlPlane::new(RunState::new(members, catalog, home.display().to_string(), Instant::now()))
 }
 
 /// A supervisor of such programs; it kills them when dropped.

@@ -6,11 +6,12 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 
+use models::push_tensors::embedding_part_of;
 use models::{Conditioning, tensor_bytes};
 use proto::TensorInfo;
 use tch::Tensor;
 
-use crate::outcome::{Digest, embedding_tensor};
+use crate::outcome::Digest;
 
 /// Bytes above which old embeddings are dropped.
 const BUDGET: usize = 256 * 1024 * 1024;
@@ -55,7 +56,7 @@ impl Embeddings {
     pub fn insert(&self, digest: Digest, infos: &[TensorInfo], bytes: &[u8]) -> Result<(), String> {
         let named = tensor_bytes::split(infos, bytes).map_err(|e| e.to_string())?;
         let tensors = named.into_iter().map(|(name, tensor): (String, Tensor)| {
-            let own_name = embedding_tensor(&name).map(|(_, own_name)| own_name.to_owned());
+            let own_name = embedding_part_of(&name).map(|(_, own_name)| own_name.to_owned());
             (own_name.unwrap_or(name), tensor)
         });
         let conditioning = Conditioning::from_tensors(tensors).map_err(|e| e.to_string())?;
@@ -122,8 +123,7 @@ mod tests {
         let text = Tensor::full([1, len], value, (Kind::Float, Device::Cpu));
         let bytes = tensor_bytes::to_bytes(&text);
         let embedding = Conditioning { text, pooled: None, text_mask: None };
-        let hex = blake3::Hash::from(embedding.digest()).to_hex();
-        let name = format!("conditioning.{hex}.text");
+        let name = models::push_tensors::embedding_part_name(&embedding.digest(), "text");
         (embedding.digest(), vec![tensor_bytes::tensor_info(name, &embedding.text).unwrap()], bytes)
     }
 

@@ -25,6 +25,10 @@ pub struct Evaluation {
     pub prompts: u32,
     /// Images evaluated.
     pub images: u64,
+    /// Guided network evaluations that they took.
+    pub network_evaluations: u64,
+    /// Seconds since the start of the run, without those that a crash undid; 0 where it is not known.
+    pub seconds: f64,
     /// Mean reward of each prompt, in file order.
     pub prompt_rewards: Vec<f64>,
 }
@@ -57,9 +61,16 @@ impl Evaluation {
             scores: mean_scores(outcomes),
             prompts: prompt_rewards.len() as u32,
             images: rewards.len() as u64,
+            network_evaluations: outcomes.iter().map(|outcome| outcome.cost.network_evaluations).sum(),
+            seconds: 0.0,
             prompt_rewards,
         }
     }
+}
+
+/// The best of some evaluations; of equal ones the first.
+pub fn best(evaluations: &[Evaluation]) -> Option<&Evaluation> {
+    evaluations.iter().reduce(|best, row| if row.reward > best.reward { row } else { best })
 }
 
 fn mean_scores(outcomes: &[EvaluatedImages]) -> BTreeMap<String, f64> {
@@ -117,6 +128,14 @@ mod tests {
         assert!((later.gain - 0.25).abs() < 1e-12);
         assert!(later.gain_standard_error < 1e-12, "every prompt gained the same");
         assert!(later.standard_error > 0.1);
+    }
+
+    #[test]
+    fn the_first_of_the_best_is_the_best() {
+        let row = |version, reward: f32| Evaluation::new(version, &outcomes(&[&[reward]]), 1, None);
+        let rows = [row(0, 0.25), row(3, 0.75), row(6, 0.5), row(9, 0.75)];
+        assert_eq!(best(&rows).map(|row| row.version), Some(3));
+        assert!(best(&[]).is_none());
     }
 
     #[test]

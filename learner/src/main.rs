@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
@@ -12,8 +11,7 @@ use learner::serve::{Exit, ServeError, ServeOptions, serve};
 use learner::{parity, pretrain};
 use models::Activations;
 use service::logging::{self, LogFormat};
-use service::shutdown;
-use service::{Hub, cuda, exit_code};
+use service::{Hub, MemberArguments, cuda, exit_code, shutdown};
 
 /// Trains the policy of a run.
 #[derive(Parser)]
@@ -59,21 +57,14 @@ struct ParityArgs {
 
 #[derive(clap::Args)]
 struct ServeArgs {
-    /// Address of the coordinator, `http://host:port`.
-    #[arg(long, env)]
-    coordinator: String,
+    #[command(flatten)]
+    member: MemberArguments,
     /// Name among the members of the run, kept over restarts.
     #[arg(long, env, default_value = "learner")]
     member_id: String,
     /// Where workers reach this process; port 0 takes a free one.
     #[arg(long, env, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// Seconds that an absent coordinator is waited for.
-    #[arg(long, env, default_value_t = 60.0)]
-    coordinator_grace: f64,
-    /// `text` or `json`.
-    #[arg(long, env, default_value_t)]
-    log_format: LogFormat,
 }
 
 fn main() -> ExitCode {
@@ -129,12 +120,10 @@ fn run_pretrain(args: &PretrainArgs) -> anyhow::Result<u8> {
 }
 
 fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
-    logging::init(args.log_format, "info")?;
-    let grace = Duration::try_from_secs_f64(args.coordinator_grace)
-        .map_err(|error| BadInput(anyhow!("`--coordinator-grace {}`: {error}", args.coordinator_grace)))?;
+    let MemberArguments { coordinator, coordinator_grace: grace, log_format } = args.member;
+    logging::init(log_format, "info")?;
     let hub = Hub::from_environment(|name| std::env::var_os(name));
-    let ServeArgs { coordinator, member_id, listen, .. } = args;
-    let options = ServeOptions { coordinator, member_id, listen, grace, hub };
+    let options = ServeOptions { coordinator, member_id: args.member_id, listen: args.listen, grace, hub };
     // Sockets need little; the training thread has the cores.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let exit = runtime.block_on(async {

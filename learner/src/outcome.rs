@@ -4,20 +4,17 @@ use std::collections::BTreeMap;
 
 use config::{RunConfig, TaskKind, TaskSpec};
 use models::TextToImageModel;
+use models::push_tensors::{self, HASH_BYTES, embedding_part_of};
 use proto::{ElementType, PushHeader, TaskCost, TensorInfo};
 
 /// Name of a prompt's embedding: the BLAKE3 digest of its tensors.
 pub type Digest = [u8; 32];
 
-/// Bytes of a next latent's hash on the wire.
-pub const HASH_BYTES: usize = 8;
 /// The most that one prompt's embedding may take, in bytes.
 const EMBEDDING_LIMIT: i64 = 256 * 1024 * 1024;
-const CONDITIONING_PREFIX: &str = "conditioning.";
 const TEXT: &str = "text";
 const POOLED: &str = "pooled";
 const TEXT_MASK: &str = "text_mask";
-const SCORE_PREFIX: &str = "reward.";
 
 /// The trajectories of one training task. Rows are seed-major: (seed, step) for states, (seed, step, branch) for the rest.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -105,20 +102,23 @@ impl Layout {
                 let latents = [&cells[..], &self.latent_shape].concat();
                 let hashes = [&moves[..], &[HASH_BYTES as i64]].concat();
                 let tensors = vec![
-                    info("states", &latents, ElementType::F32),
-                    info("means", &latents, ElementType::F32),
-                    info("log_probs", &moves, ElementType::F32),
-                    info("next_hashes", &hashes, ElementType::U8),
+                    info(push_tensors::STATES, &latents, ElementType::F32),
+                    info(push_tensors::MEANS, &latents, ElementType::F32),
+                    info(push_tensors::LOG_PROBS, &moves, ElementType::F32),
+                    info(push_tensors::NEXT_HASHES, &hashes, ElementType::U8),
                 ];
                 (moves.to_vec(), tensors)
             }
             TaskKind::Evaluate => {
                 let n_images = task.prompts.len() as i64 * i64::from(task.n_seeds);
-                (vec![n_images], vec![info("images", &[n_images, height, width, 3], ElementType::U8)])
+                (
+                    vec![n_images],
+                    vec![info(push_tensors::IMAGES, &[n_images, height, width, 3], ElementType::U8)],
+                )
             }
         };
-        tensors.push(info("rewards", &scored, ElementType::F32));
-        let scores = self.scorers.iter().map(|name| format!("{SCORE_PREFIX}{name}"));
+        tensors.push(info(push_tensors::REWARDS, &scored, ElementType::F32));
+        let scores = self.scorers.iter().map(|name| push_tensors::score_name(name));
         tensors.extend(scores.map(|name| info(&name, &scored, ElementType::F32)));
         tensors
     }
@@ -185,7 +185,7 @@ impl Layout {
         n_steps: usize,
     ) -> Result<(), String> {
         let is_training = task.kind == TaskKind::Train;
-        if is_training && info.name == "next_latents" {
+        if is_training && info.name == push_tensors::NEXT_LATENTS {
             let moves = [i64::from(task.n_seeds), n_steps as i64, self.n_branches as i64];
             let shape = [&moves[..], &self.latent_shape].concat();
             return match info.shape == shape && info.element_type() == ElementType::F32 {
@@ -195,7 +195,7 @@ impl Layout {
         }
         let owners = [&header.conditioning, &header.negative_conditioning];
         let is_owned = |digest: &Digest| owners.iter().any(|owner| ***owner == *digest);
-        match embedding_tensor(&info.name).filter(|(digest, _)| is_training && is_owned(digest)) {
+        match embedding_part_of(&info.name).filter(|(digest, _)| is_training && is_owned(digest)) {
             None => Err(format!("tensor `{}` is of no use here", info.name)),
             Some((_, part)) if self.fits_embedding(part, info) => check_embedding_size(info),
             Some(_) => Err(format!(
@@ -225,7 +225,7 @@ impl Layout {
     fn check_embeddings(&self, header: &PushHeader) -> Result<(), String> {
         for owner in [&header.conditioning, &header.negative_conditioning] {
             let of_owner = header.tensors.iter().filter_map(|info| {
-                embedding_tensor(&info.name)
+                embedding_part_of(&info.name)
                     .filter(|(digest, _)| **owner == *digest)
                     .map(|(_, part)| (part, info.shape.get(1)))
             });
@@ -241,17 +241,6 @@ impl Layout {
         }
         Ok(())
     }
-}
-
-/// Splits `conditioning.HEX.NAME`.
-pub fn embedding_tensor(name: &str) -> Option<(Digest, &str)> {
-    let (hex, name) = name.strip_prefix(CONDITIONING_PREFIX)?.split_once('.')?;
-    Some((blake3::Hash::from_hex(hex).ok()?.into(), name))
-}
-
-/// The scorer that a tensor holds the scores of.
-pub fn scorer_name(tensor: &str) -> Option<&str> {
-    tensor.strip_prefix(SCORE_PREFIX)
 }
 
 fn check_embedding_size(info: &TensorInfo) -> Result<(), String> {
@@ -315,7 +304,7 @@ mod tests {
     }
 
     fn embedding(digest: u8, part: &str, shape: &[i64]) -> TensorInfo {
-        let name = format!("conditioning.{}.{part}", blake3::Hash::from([digest; 32]).to_hex());
+        let name = push_tensors::embedding_part_name(&[digest; 32], part);
         TensorInfo { name, shape: shape.to_vec(), element_type: ElementType::F32.into() }
     }
 
@@ -328,7 +317,7 @@ mod tests {
         }
         let shape = vec![2, 5, 3, 4, 2, 2];
         full.tensors.push(TensorInfo {
-            name: "next_latents".to_owned(),
+            name: push_tensors::NEXT_LATENTS.to_owned(),
             shape,
             element_type: ElementType::F32.into(),
         });

@@ -21,6 +21,7 @@ use models::sd3::{Sd3Config, Sd3Transformer};
 use models::weights::WeightOptions;
 use models::weights::Weights;
 use models::{AdapterMode, Network};
+use scenes::PromptSpec;
 use tch::{Device, Kind, Tensor};
 
 use scene_batch::SceneBatch;
@@ -49,8 +50,9 @@ pub fn run(settings_file: &Path, folder: &Path) -> anyhow::Result<()> {
     let weights = Weights::random(settings.seed, Kind::Float, Device::Cpu);
     let transformer = Sd3Transformer::new(&weights.scope(""), &config);
     save(&transformer, folder)?;
-    let captions = encode_captions(folder)?;
-    Training::new(settings, transformer, captions).run(folder)
+    let prompts = scenes::train_prompts();
+    let captions = encode_captions(folder, &prompts)?;
+    Training::new(settings, transformer, prompts, captions).run(folder)
 }
 
 /// Writes the transformer's weights as they are.
@@ -59,23 +61,23 @@ fn save(transformer: &Sd3Transformer, folder: &Path) -> anyhow::Result<()> {
     Ok(models::weights::write(&path, &transformer.checkpoint(), &pipeline_folder::metadata())?)
 }
 
-/// Embeds every training prompt once; the last row is the empty caption.
-fn encode_captions(folder: &Path) -> anyhow::Result<Conditioning> {
+/// Embeds every prompt once; the last row is the empty caption.
+fn encode_captions(folder: &Path, prompts: &[PromptSpec]) -> anyhow::Result<Conditioning> {
     let options = LoadOptions {
         weights: WeightOptions::new(Kind::Float, Device::Cpu),
         text_encoders: true,
         decoder: None,
     };
     let pipeline: Box<dyn TextToImageModel> = models::pipeline::open(folder, options)?;
-    let prompts: Vec<String> =
-        scenes::train_prompts().into_iter().map(|spec| spec.prompt).chain([String::new()]).collect();
-    Ok(tch::no_grad(|| pipeline.encode_prompts(&prompts, 0))?)
+    let texts: Vec<String> = prompts.iter().map(|spec| spec.prompt.clone()).chain([String::new()]).collect();
+    Ok(tch::no_grad(|| pipeline.encode_prompts(&texts, 0))?)
 }
 
 /// The state of a training from scratch.
 struct Training {
     settings: PretrainSettings,
     transformer: Sd3Transformer,
+    prompts: Vec<PromptSpec>,
     captions: Conditioning,
     pooled: Tensor,
     parameters: Vec<(String, Tensor)>,
@@ -84,7 +86,12 @@ struct Training {
 }
 
 impl Training {
-    fn new(settings: PretrainSettings, transformer: Sd3Transformer, captions: Conditioning) -> Self {
+    fn new(
+        settings: PretrainSettings,
+        transformer: Sd3Transformer,
+        prompts: Vec<PromptSpec>,
+        captions: Conditioning,
+    ) -> Self {
         let parameters: Vec<(String, Tensor)> = transformer
             .parameters()
             .into_iter()
@@ -104,6 +111,7 @@ impl Training {
             average: Ema::new(&parameters, ema),
             settings,
             transformer,
+            prompts,
             captions,
             pooled,
             parameters,
@@ -139,7 +147,7 @@ impl Training {
 
     /// One optimizer update; returns the mean squared error of the velocity.
     fn update(&mut self, step: u32) -> anyhow::Result<f64> {
-        let batch = SceneBatch::draw(&self.settings, step)?;
+        let batch = SceneBatch::draw(&self.settings, &self.prompts, step)?;
         let n_rows = self.settings.batch_size as i64;
         let clean = (batch.pixels - self.settings.latents.shift) * self.settings.latents.scale;
         let noise = Tensor::from_slice(&self.normals(step, 0, clean.numel())).view_as(&clean);

@@ -1,15 +1,14 @@
 //! From the bytes of a push to what training takes: tensors split, embeddings kept, next latents rebuilt and checked.
 
 use flow::{NoiseKey, Purpose, next_latents_on_host, standard_normal};
+use models::push_tensors::{self, HASH_BYTES, embedding_part_of, latent_hash, scorer_of};
 use proto::{PushHeader, TensorInfo};
 
 use config::{TaskKind, TaskSpec};
 
 use crate::embeddings::Embeddings;
 use crate::inbox::Outcome;
-use crate::outcome::{
-    Digest, EvaluatedImages, HASH_BYTES, Layout, Trajectories, embedding_tensor, scorer_name,
-};
+use crate::outcome::{Digest, EvaluatedImages, Layout, Trajectories};
 
 /// What the numbers of a push are checked and completed with.
 #[derive(Debug)]
@@ -60,8 +59,8 @@ impl Receiver {
                 self.trajectories(header, &parts, task).map(|outcome| Outcome::Train(Box::new(outcome)))
             }
             TaskKind::Evaluate => Ok(Outcome::Evaluate(Box::new(EvaluatedImages {
-                pixels: parts.bytes("images")?.to_vec(),
-                rewards: parts.floats("rewards")?,
+                pixels: parts.bytes(push_tensors::IMAGES)?.to_vec(),
+                rewards: parts.floats(push_tensors::REWARDS)?,
                 scores: self.scores(&parts)?,
                 cost: header.cost.unwrap_or_default(),
             }))),
@@ -103,17 +102,17 @@ impl Receiver {
         parts: &Parts,
         task: &TaskSpec,
     ) -> Result<Trajectories, Refusal> {
-        let means = parts.floats("means")?;
-        let hashes = parts.bytes("next_hashes")?;
-        let next_latents = match parts.floats("next_latents") {
+        let means = parts.floats(push_tensors::MEANS)?;
+        let hashes = parts.bytes(push_tensors::NEXT_HASHES)?;
+        let next_latents = match parts.floats(push_tensors::NEXT_LATENTS) {
             Ok(sent) => sent,
             Err(_) => self.rebuild(task, &header.steps, &means),
         };
         let all_match = next_latents
             .chunks_exact(self.layout.latent_len())
             .zip(hashes.chunks_exact(HASH_BYTES))
-            .all(|(latents, hash)| latent_hash(latents) == hash);
-        match (all_match, parts.has("next_latents")) {
+            .all(|(latents, hash)| hash_of(latents) == hash);
+        match (all_match, parts.has(push_tensors::NEXT_LATENTS)) {
             (false, false) => return Err(Refusal::NextLatentsNeeded),
             (false, true) => {
                 return Err(Refusal::Invalid(
@@ -123,11 +122,11 @@ impl Receiver {
             (true, _) => {}
         }
         Ok(Trajectories {
-            states: parts.floats("states")?,
+            states: parts.floats(push_tensors::STATES)?,
             means,
             next_latents,
-            log_probs: parts.floats("log_probs")?,
-            rewards: parts.floats("rewards")?,
+            log_probs: parts.floats(push_tensors::LOG_PROBS)?,
+            rewards: parts.floats(push_tensors::REWARDS)?,
             scores: self.scores(parts)?,
             conditioning: digest_of(&header.conditioning)?,
             negative_conditioning: self
@@ -142,7 +141,7 @@ impl Receiver {
     /// The scores in the config's order, whatever order they came in.
     fn scores(&self, parts: &Parts) -> Result<Vec<(String, Vec<f32>)>, Refusal> {
         let of_scorer =
-            |name: &String| Ok((name.clone(), parts.floats_of(|tensor| scorer_name(tensor) == Some(name))?));
+            |name: &String| Ok((name.clone(), parts.floats_of(|tensor| scorer_of(tensor) == Some(name))?));
         self.layout.scorers.iter().map(of_scorer).collect()
     }
 
@@ -182,12 +181,9 @@ pub fn announced_bytes(tensors: &[TensorInfo]) -> Result<usize, String> {
     })
 }
 
-/// The hash by which rebuilt latents are compared: the first bytes of the BLAKE3 of their little-endian bytes.
-pub fn latent_hash(latents: &[f32]) -> [u8; HASH_BYTES] {
-    let bytes: Vec<u8> = latents.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let mut hash = [0; HASH_BYTES];
-    hash.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..HASH_BYTES]);
-    hash
+/// The hash of a latent as the wire has it.
+pub fn hash_of(latent: &[f32]) -> [u8; HASH_BYTES] {
+    latent_hash(&latent.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
 }
 
 fn digest_of(bytes: &[u8]) -> Result<Digest, Refusal> {
@@ -235,7 +231,7 @@ impl<'a> Parts<'a> {
         let own = self
             .parts
             .iter()
-            .filter(|(info, _)| embedding_tensor(&info.name).is_some_and(|(owner, _)| owner == *digest));
+            .filter(|(info, _)| embedding_part_of(&info.name).is_some_and(|(owner, _)| owner == *digest));
         let (infos, bytes): (Vec<TensorInfo>, Vec<&[u8]>) =
             own.map(|(info, bytes)| ((*info).clone(), *bytes)).unzip();
         (infos, bytes.concat())

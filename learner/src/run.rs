@@ -17,7 +17,7 @@ use service::RunDirectory;
 
 use crate::checkpoint::Checkpoints;
 use crate::error::LearnerError;
-use crate::evaluation::Evaluation;
+use crate::evaluation::{self, Evaluation};
 use crate::inbox::{Order, Outcome, Stopped};
 use crate::metrics::IterationMetrics;
 use crate::outcome::EvaluatedImages;
@@ -72,7 +72,8 @@ impl Run {
         let newest = checkpoints.newest_intact()?;
         for rejected in &newest.rejected {
             let kept = checkpoints.set_aside(rejected)?;
-            tracing::warn!("damaged checkpoint passed over and kept as {}: {rejected}", kept.display());
+            let kept = kept.display();
+            trainer.progress.notice(format!("damaged checkpoint passed over and kept as {kept}: {rejected}"));
         }
         let mut state = SavedState::new(&trainer.config);
         let mut earlier = BTreeMap::new();
@@ -83,8 +84,12 @@ impl Run {
             trainer.updates = state.updates;
             earlier = state.read_earlier(path)?;
         }
+        let records = Records::open(&directory, state.version)?;
+        // An evaluation is recorded after the checkpoint of its version.
+        let recorded = records.evaluations().last().map_or(0.0, |row| row.seconds);
+        state.seconds = state.seconds.max(recorded);
         let mut run = Self {
-            records: Records::open(&directory, state.version)?,
+            records,
             test_prompts: trainer.config.data.test_prompts()?,
             saved: newest.checkpoint.map(|(version, _)| version),
             trainer,
@@ -178,8 +183,8 @@ impl Run {
         self.state.version += 1;
         self.state.updates = self.trainer.updates;
         self.state.computing_seconds += metrics.time.computing;
-        let cost = &metrics.cost;
-        self.count(cost.images, cost.network_evaluations);
+        self.state.images += metrics.cost.images;
+        self.state.network_evaluations += metrics.cost.network_evaluations;
         self.remember_policy();
         tracing::info!(
             iteration,
@@ -212,8 +217,6 @@ impl Run {
                 unreachable!("the inbox keeps evaluation outcomes under evaluation tasks; else this is a bug")
             };
             self.check_rewards(task, &images)?;
-            let cost = &images.cost;
-            self.count(cost.images, cost.network_evaluations);
             outcomes.push(*images);
         }
         self.record_evaluation(version, &outcomes);
@@ -228,8 +231,10 @@ impl Run {
         let tiles = records::tiles(&self.test_prompts, outcomes, size, images_per_prompt, grid);
         let earlier = self.records.evaluations();
         let base = earlier.iter().find(|row| row.version == 0).map(|row| row.prompt_rewards.as_slice());
-        let evaluation = Evaluation::new(version, outcomes, images_per_prompt, base);
-        let is_best = earlier.iter().all(|row| row.reward < evaluation.reward);
+        let seconds = self.seconds();
+        let evaluation =
+            Evaluation { seconds, ..Evaluation::new(version, outcomes, images_per_prompt, base) };
+        let is_best = evaluation::best(earlier).is_none_or(|best| evaluation.reward > best.reward);
         tracing::info!(
             version,
             reward = evaluation.reward,
@@ -240,7 +245,7 @@ impl Run {
         if is_best && self.saved == Some(version) {
             let marked = self.checkpoints.mark_best(version).map_err(LearnerError::from);
             if let Err(error) = marked.and_then(|()| self.export_best(version)) {
-                tracing::error!("the best checkpoint: {error}");
+                self.trainer.progress.notice(format!("the best checkpoint: {error}"));
             }
         }
         self.tell_progress();
@@ -266,11 +271,6 @@ impl Run {
             seed: image as u32 % task.n_seeds,
             step: "none".to_owned(),
         })
-    }
-
-    fn count(&mut self, images: u64, network_evaluations: u64) {
-        self.state.images += images;
-        self.state.network_evaluations += network_evaluations;
     }
 
     /// Keeps the new version for tasks that are sampled with it later, and drops what none is.

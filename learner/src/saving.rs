@@ -1,17 +1,18 @@
 //! The durable side of a run: what a checkpoint holds, when one cannot be written, what is exported and told.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use config::{AdapterMethod, RunConfig};
 use models::weights;
-use proto::Summary;
+use proto::{HeldOut, Summary};
 use serde::{Deserialize, Serialize};
 use service::{RunDirectory, ServiceError, durable};
 use tch::Tensor;
 
 use crate::checkpoint::CheckpointError;
 use crate::error::LearnerError;
+use crate::evaluation::{self, Evaluation};
 use crate::export;
 use crate::policy::{self, NamedTensors};
 use crate::run::Run;
@@ -31,11 +32,11 @@ pub(crate) struct SavedState {
     pub(crate) version: u32,
     /// Optimizer updates.
     pub(crate) updates: u64,
-    /// Images scored.
+    /// Images scored for training; what evaluations took stands in their records.
     pub(crate) images: u64,
-    /// Guided network evaluations.
+    /// Guided network evaluations, likewise.
     pub(crate) network_evaluations: u64,
-    /// Of the learner's process, over all its lives.
+    /// Of the learner's process, over all its lives, without those that a crash undid.
     pub(crate) seconds: f64,
     /// Of these, not waiting for workers.
     pub(crate) computing_seconds: f64,
@@ -95,7 +96,8 @@ impl Run {
                 }
                 let average = shallow_clones(self.trainer.policy.average());
                 if let Err(error) = self.export(&average, &self.directory.adapter()) {
-                    tracing::error!("what is trained is exported with the next checkpoint: {error}");
+                    let notice = format!("what is trained is exported with the next checkpoint: {error}");
+                    self.trainer.progress.notice(notice);
                 }
                 Ok(())
             }
@@ -103,7 +105,10 @@ impl Run {
                 self.failed_saves += 1;
                 let attempts = self.failed_saves;
                 let reason = chain(&source);
-                tracing::error!(version, attempts, "checkpoint not written, earlier ones are kept: {reason}");
+                self.trainer.progress.notice(format!(
+                    "checkpoint {version} not written, earlier ones are kept ({attempts} of {FAILED_SAVES_LIMIT} \
+                     attempts): {reason}"
+                ));
                 match attempts < FAILED_SAVES_LIMIT {
                     true => Ok(()),
                     false => Err(LearnerError::CheckpointsFail { attempts, source }),
@@ -121,7 +126,7 @@ impl Run {
     /// Exports the average of the checkpoint of `version`, beside the newest adapter.
     pub(crate) fn export_best(&mut self, version: u32) -> Result<(), LearnerError> {
         let average = policy::read_average(&self.checkpoints.path(version))?;
-        self.export(&average, &self.directory.adapter().join("best"))
+        self.export(&average, &self.best_adapter())
     }
 
     fn export(&mut self, average: &[(String, Tensor)], directory: &Path) -> Result<(), LearnerError> {
@@ -142,16 +147,16 @@ impl Run {
     /// Tells the coordinator how far the run is.
     pub(crate) fn tell_progress(&self) {
         let (state, seconds) = (&self.state, self.seconds());
-        let reward = self.records.metrics().last().map_or(0.0, |row| row.reward.mean);
-        let held_out = self.records.evaluations().last();
+        let (images, network_evaluations) = self.totals();
+        let reward = self.records.metrics().last().map(|row| row.reward.mean);
+        let held_out = self.records.evaluations().last().map(held_out);
         self.trainer.progress.update(|progress| {
             progress.iteration = state.version;
             progress.iterations = self.config().run.iterations;
             progress.reward = reward;
-            progress.held_out_reward = held_out.map_or(0.0, |row| row.reward);
-            progress.held_out_standard_error = held_out.map_or(0.0, |row| row.standard_error);
-            progress.images = state.images;
-            progress.network_evaluations = state.network_evaluations;
+            progress.held_out = held_out;
+            progress.images = images;
+            progress.network_evaluations = network_evaluations;
             progress.seconds = seconds;
             progress.learner_busy = state.computing_seconds / seconds.max(f64::MIN_POSITIVE);
         });
@@ -160,23 +165,39 @@ impl Run {
     /// What the run achieved and cost.
     pub(crate) fn summary(&self) -> Summary {
         let (seconds, evaluations) = (self.seconds(), self.records.evaluations());
-        let (before, after) = (evaluations.first(), evaluations.last());
+        let (images, network_evaluations) = self.totals();
+        let after = evaluations.last();
+        let best = evaluation::best(evaluations);
+        let is_exported = best.is_some_and(|best| self.checkpoints.best() == Some(best.version));
         Summary {
-            held_out_before: before.map_or(0.0, |row| row.reward),
-            held_out_before_standard_error: before.map_or(0.0, |row| row.standard_error),
-            held_out_after: after.map_or(0.0, |row| row.reward),
-            held_out_after_standard_error: after.map_or(0.0, |row| row.standard_error),
+            before: evaluations.first().map(held_out),
+            after: after.map(held_out),
+            best: best.map(held_out),
             gain: after.map_or(0.0, |row| row.gain),
             gain_standard_error: after.map_or(0.0, |row| row.gain_standard_error),
             prompts: after.map_or(0, |row| row.prompts),
             seconds,
-            images: self.state.images,
-            network_evaluations: self.state.network_evaluations,
+            images,
+            network_evaluations,
             learner_busy: self.state.computing_seconds / seconds,
-            // Known to the coordinator, which fills it in.
+            // Both are known to the coordinator, which fills them in.
             worker_busy: 0.0,
+            worker_busy_seconds: 0.0,
             adapter: self.directory.adapter().display().to_string(),
+            best_adapter: if is_exported { self.best_adapter().display().to_string() } else { String::new() },
         }
+    }
+
+    /// Images scored and guided network evaluations, for training and evaluations.
+    fn totals(&self) -> (u64, u64) {
+        let rows = self.records.evaluations();
+        let images = rows.iter().map(|row| row.images).sum::<u64>();
+        let network_evaluations = rows.iter().map(|row| row.network_evaluations).sum::<u64>();
+        (self.state.images + images, self.state.network_evaluations + network_evaluations)
+    }
+
+    fn best_adapter(&self) -> PathBuf {
+        self.directory.adapter().join("best")
     }
 
     fn write_files(&self, directory: &Path, state: &SavedState) -> Result<(), CheckpointError> {
@@ -195,6 +216,10 @@ impl Run {
 
 fn shallow_clones(tensors: &[(String, Tensor)]) -> NamedTensors {
     tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+}
+
+fn held_out(row: &Evaluation) -> HeldOut {
+    HeldOut { version: row.version, reward: row.reward, standard_error: row.standard_error }
 }
 
 fn policy_file(version: u32) -> String {

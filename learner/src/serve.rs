@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::RunConfig;
-use proto::Role;
 use proto::heartbeat_reply::Order;
 use proto::learner_server::LearnerServer;
+use proto::{Fatal, Role};
 use service::{Hub, JoinDetails, MESSAGE_LIMIT, Membership, RunDirectory, ServiceError, exit_code};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -127,7 +127,6 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
         role: Role::Learner,
         member_id: options.member_id,
         address: listener.local_addr().map_err(unusable)?.to_string(),
-        running: None,
         grace: options.grace,
     };
     let (membership, reply) = Membership::join(&options.coordinator, details).await?;
@@ -221,7 +220,8 @@ async fn say_goodbye(
         }
         Err(error) => {
             if let ServeError::Training(problem) = &error {
-                membership.report_fatal(&chain(problem)).await?;
+                let fatal = Fatal { reason: chain(problem), bad_input: problem.is_bad_input() };
+                membership.report_fatal(fatal).await?;
             }
             Err(error)
         }
@@ -311,7 +311,8 @@ async fn accept(
 async fn report(membership: Membership, shared: Shared) -> String {
     let (mut wanted, mut progress) = (shared.inbox.changes(), shared.progress.changes());
     loop {
-        match membership.report(&shared.inbox.wanted(), shared.progress.get()).await {
+        let board = &shared.progress;
+        match membership.report(shared.inbox.wanted(), board.get(), board.notices()).await {
             Ok(reply) if reply.drain => shared.inbox.stop(),
             Ok(_) => {}
             // The loss of the membership is noticed elsewhere.

@@ -1,6 +1,7 @@
 //! The outcome of a task as the learner gets it: a header, the bytes of its tensors in chunks, their digest.
 
 use bytes::Bytes;
+use models::push_tensors::embedding_part_name;
 use models::{ModelError, tensor_bytes};
 use proto::{Caller, ElementType, PushHeader, PushRequest, TensorInfo, push_request};
 use tch::Tensor;
@@ -65,10 +66,9 @@ impl WireEmbedding {
     /// # Errors
     /// If the wire has no name for an element type in it.
     pub fn new(embedding: &Embedding) -> Result<Self, ModelError> {
-        let hex = blake3::Hash::from(embedding.digest).to_hex();
         let tensors = embedding.conditioning.tensors().into_iter();
-        let tensors =
-            tensors.map(|(name, tensor)| WireTensor::new(&format!("conditioning.{hex}.{name}"), tensor));
+        let tensors = tensors
+            .map(|(part, tensor)| WireTensor::new(&embedding_part_name(&embedding.digest, part), tensor));
         Ok(Self {
             digest: Bytes::copy_from_slice(&embedding.digest),
             tensors: tensors.collect::<Result<_, _>>()?,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use proto::{Task, WeightsRole};
+use service::WorkInHand;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
 
@@ -24,6 +25,7 @@ pub struct DeviceDied;
 struct Command {
     task: Task,
     weights: Arc<TrainedWeights>,
+    work: Arc<WorkInHand>,
     span: Span,
     reply: oneshot::Sender<Result<Sampled, TaskError>>,
 }
@@ -31,14 +33,11 @@ struct Command {
 impl DeviceThread {
     /// Starts a thread of `n_threads` for tensor operations; `open` runs in it and makes the sampler.
     ///
-    /// `progressed` is called at every network call.
-    ///
     /// # Errors
     /// If `open` fails, or the thread cannot be started or dies.
     pub async fn start<E: From<DeviceDied> + From<std::io::Error> + Send + 'static>(
         n_threads: usize,
         open: impl FnOnce() -> Result<Sampler, E> + Send + 'static,
-        progressed: impl Fn() + Send + 'static,
     ) -> Result<Self, E> {
         // One task waits while another runs; the caller does not send more.
         let (commands, receiver) = mpsc::channel(1);
@@ -49,7 +48,7 @@ impl DeviceThread {
             match open() {
                 Ok(sampler) => {
                     let _ = opened.send(Ok(()));
-                    serve(sampler, receiver, &progressed);
+                    serve(sampler, receiver);
                 }
                 Err(error) => {
                     let _ = opened.send(Err(error));
@@ -61,7 +60,7 @@ impl DeviceThread {
         Ok(Self { commands, thread })
     }
 
-    /// Samples a task with the given weights.
+    /// Samples a task with the given weights; `work` gets on with every network call.
     ///
     /// # Errors
     /// [`DeviceDied`] if the thread is gone; the inner error is the task's own.
@@ -69,9 +68,10 @@ impl DeviceThread {
         &self,
         task: Task,
         weights: Arc<TrainedWeights>,
+        work: Arc<WorkInHand>,
     ) -> Result<Result<Sampled, TaskError>, DeviceDied> {
         let (reply, outcome) = oneshot::channel();
-        let command = Command { task, weights, span: Span::current(), reply };
+        let command = Command { task, weights, work, span: Span::current(), reply };
         self.commands.send(command).await.map_err(|_| DeviceDied)?;
         outcome.await.map_err(|_| DeviceDied)
     }
@@ -84,9 +84,9 @@ impl DeviceThread {
     }
 }
 
-fn serve(mut sampler: Sampler, mut commands: mpsc::Receiver<Command>, progressed: &dyn Fn()) {
+fn serve(mut sampler: Sampler, mut commands: mpsc::Receiver<Command>) {
     let mut loaded: Option<(u32, WeightsRole)> = None;
-    while let Some(Command { task, weights, span, reply }) = commands.blocking_recv() {
+    while let Some(Command { task, weights, work, span, reply }) = commands.blocking_recv() {
         if reply.is_closed() {
             continue;
         }
@@ -101,7 +101,8 @@ fn serve(mut sampler: Sampler, mut commands: mpsc::Receiver<Command>, progressed
                     .map(|()| loaded = Some(weights.name))
             }
         };
-        let outcome = outcome.map_err(TaskError::from).and_then(|()| sampler.sample(&task, progressed));
+        let outcome =
+            outcome.map_err(TaskError::from).and_then(|()| sampler.sample(&task, &|| work.progressed()));
         let _ = reply.send(outcome);
     }
     if !sampler.truncated().is_empty() {

@@ -1,4 +1,4 @@
-//! The second half of every task: score, push, tell the coordinator; the device thread is free meanwhile.
+//! The second half of every task: score, push, tell the coordinator; the device samples the next one meanwhile.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -46,7 +46,8 @@ impl Finisher {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn start(scorer: Scorer, membership: Membership) -> Self {
-        // One task waits while another is being finished: sampling is at most that far ahead.
+        // Room for the task that is sampled while another is finished. There is a place again, and the worker asks for
+        // another task, when that one is taken up: so one task is finished, and one sampled or waiting, never more.
         let (tasks, mut accepted) = mpsc::channel::<Accepted>(1);
         let unfinished = watch::Sender::new(Vec::new());
         let finished = unfinished.clone();
@@ -74,12 +75,6 @@ impl Finisher {
         self.unfinished.borrow().clone()
     }
 
-    /// Waits until a task is finished.
-    pub async fn finished(&self, id: &TaskId) {
-        // The sender lives in `self`, so there is always an end to wait for.
-        let _ = self.unfinished.subscribe().wait_for(|unfinished| !unfinished.contains(id)).await;
-    }
-
     /// Finishes everything that was accepted.
     ///
     /// # Errors
@@ -100,6 +95,7 @@ impl Place<'_> {
 
 impl Work {
     async fn finish(&mut self, id: TaskId, sampled: Sampled) -> anyhow::Result<()> {
+        let work = self.membership.begin_work();
         let delivery = match self.score(sampled).await? {
             Ok(delivery) => delivery,
             Err(error) => {
@@ -107,7 +103,7 @@ impl Work {
                 return Ok(self.membership.task_failed(id, &error.to_string(), true).await?);
             }
         };
-        let delivered = push(&mut self.link, &delivery).await;
+        let delivered = push(&mut self.link, &delivery, &work).await;
         Ok(self.tell(id, delivered, &delivery).await?)
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proto::learner_client::LearnerClient;
-use service::{Backoff, Membership};
+use service::{Backoff, Membership, WorkInHand};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -20,8 +20,10 @@ pub struct LearnerLink {
 /// What a failed call to the learner means.
 #[derive(Debug)]
 pub enum Failure {
-    /// The learner is away, restarting, or the bytes were damaged: try again.
+    /// The learner is away or restarting: try again, however long it takes.
     Passing(Status),
+    /// The bytes were damaged, or the learner broke over them: try again, but not for ever.
+    Damaged(Status),
     /// The learner is of another run.
     Fenced(Status),
     /// The learner says that trying again will not help.
@@ -39,18 +41,18 @@ impl LearnerLink {
         &self.membership
     }
 
-    /// A client of the learner, as soon as there is one.
-    pub async fn client(&mut self) -> LearnerClient<Channel> {
+    /// A client of the learner, for the sake of `work`, as soon as there is one.
+    pub async fn client(&mut self, work: &WorkInHand) -> LearnerClient<Channel> {
         loop {
             let address = self.membership.standing().borrow().learner_address.clone();
             match &self.connection {
                 Some((connected, client)) if *connected == address => return client.clone(),
-                _ if address.is_empty() => self.pause().await,
+                _ if address.is_empty() => self.pause(work).await,
                 _ => match service::connect(&address, CONNECT_PATIENCE).await {
                     Ok(channel) => self.connection = Some((address, service::learner_client(channel))),
                     Err(error) => {
                         tracing::debug!("{error}");
-                        self.pause().await;
+                        self.pause(work).await;
                     }
                 },
             }
@@ -58,15 +60,15 @@ impl LearnerLink {
     }
 
     /// Waits before the next attempt, longer each time.
-    pub async fn pause(&mut self) {
+    pub async fn pause(&mut self, work: &WorkInHand) {
         // Waiting for the learner is no sign of a hanging worker.
-        self.membership.progressed();
+        work.progressed();
         tokio::time::sleep(self.backoff.next_pause()).await;
     }
 
     /// Notes that the learner answered.
-    pub fn answered(&mut self) {
-        self.membership.progressed();
+    pub fn answered(&mut self, work: &WorkInHand) {
+        work.progressed();
         self.backoff = patience();
     }
 }
@@ -80,6 +82,7 @@ impl From<Status> for Failure {
             | Code::Unimplemented
             | Code::PermissionDenied
             | Code::Unauthenticated => Self::Final(status),
+            Code::DataLoss | Code::Internal => Self::Damaged(status),
             _ => Self::Passing(status),
         }
     }

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use config::Dtype;
@@ -14,8 +13,7 @@ use rollout_worker::sample::{self, SampleOptions};
 use rollout_worker::score::{self, ScoreOptions};
 use rollout_worker::serve::{self, ServeOptions};
 use rollout_worker::{parity, settings};
-use service::logging::{self, LogFormat};
-use service::{Hub, ServiceError, cuda, exit_code, shutdown};
+use service::{Hub, MemberArguments, ServiceError, cuda, exit_code, logging, shutdown};
 
 /// Samples images: for a training run, or by itself.
 #[derive(Parser)]
@@ -41,21 +39,14 @@ enum Command {
 
 #[derive(clap::Args)]
 struct ServeArgs {
-    /// Address of the coordinator, `http://host:port`.
-    #[arg(long, env)]
-    coordinator: String,
+    #[command(flatten)]
+    member: MemberArguments,
     /// Name among the members of the run, kept over restarts.
     #[arg(long, env)]
     member_id: String,
     /// `cpu` or `cuda`; the run config's device if not given.
     #[arg(long, env)]
     device: Option<String>,
-    /// Seconds that an absent coordinator is waited for.
-    #[arg(long, env, default_value_t = 60.0)]
-    coordinator_grace: f64,
-    /// `text` or `json`.
-    #[arg(long, env, default_value_t)]
-    log_format: LogFormat,
 }
 
 #[derive(clap::Args)]
@@ -229,15 +220,13 @@ fn exit_code_of(error: &anyhow::Error) -> u8 {
 }
 
 fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
-    logging::init(args.log_format, "info")?;
-    let grace = Duration::try_from_secs_f64(args.coordinator_grace).map_err(|error| {
-        BadInput(anyhow::anyhow!("`--coordinator-grace {}`: {error}", args.coordinator_grace))
-    })?;
+    let MemberArguments { coordinator, coordinator_grace: grace, log_format } = args.member;
+    logging::init(log_format, "info")?;
     if let Some(device) = &args.device {
         settings::device(device).map_err(BadInput::from_error)?;
     }
-    let (coordinator, member_id, device) = (args.coordinator, args.member_id, args.device);
-    let options = ServeOptions { coordinator, member_id, device, grace, hub: hub() };
+    let options =
+        ServeOptions { coordinator, member_id: args.member_id, device: args.device, grace, hub: hub() };
     // Sockets and scores need little; the device thread has the cores.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async { serve::run(options, shutdown::on_signals()?).await })?;

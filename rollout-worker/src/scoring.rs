@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use config::RewardSection;
+use models::push_tensors;
 use proto::{PushHeader, TaskCost};
 use rewards::{PromptRecord, Reward, RewardError, WeightedReward};
 use serde_json::Value;
@@ -72,10 +73,10 @@ impl Scorer {
             TaskError::Reward { place, problem: source }
         })?;
         let rewards: Vec<f32> = scores.iter().map(|score| score.value).collect();
-        let mut tensors = vec![wire_scores("rewards", sampled, &rewards)];
+        let mut tensors = vec![wire_scores(push_tensors::REWARDS, sampled, &rewards)];
         for name in &self.names {
             let raw: Vec<f32> = scores.iter().filter_map(|score| score.extras.get(name).copied()).collect();
-            tensors.push(wire_scores(&format!("reward.{name}"), sampled, &raw));
+            tensors.push(wire_scores(&push_tensors::score_name(name), sampled, &raw));
         }
         Ok(tensors)
     }

@@ -6,20 +6,21 @@
 //!      └───────────────────────── held ─────────────────────┘
 //! ```
 //!
-//! 1. Scoring and pushing have a task of their own, so that the device never waits for a socket; the coordinator grants
-//!    the next task when it hears that the last one is held.
-//! 2. A task is asked for only when there is room for its outcome, so nothing piles up here.
+//! 1. While one task is scored and pushed the device samples the next, so that it waits neither for a reward nor for a
+//!    socket.
+//! 2. A task is asked for only when there is room for its outcome: one is sampled, one finished, and nothing piles up.
 //! 3. However a task ends, the coordinator hears of it, or of this worker's end.
 
 use std::future::Future;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use config::RunConfig;
 use models::{LoadOptions, ModelError};
 use proto::heartbeat_reply::Order;
-use proto::{Role, Task, TaskId, TaskKind, WeightsRole};
-use service::{Hub, JoinDetails, Membership};
+use proto::{Role, Task, TaskKind, WeightsRole};
+use service::{Hub, JoinDetails, Membership, WorkInHand};
 use tch::Device;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -65,7 +66,6 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
         role: Role::RolloutWorker,
         member_id: options.member_id,
         address: String::new(),
-        running: None,
         grace: options.grace,
     };
     let joined = until(&shutdown, Membership::join(&options.coordinator, details)).await;
@@ -101,9 +101,9 @@ impl Worker {
             config.resources.device = device;
         }
         let scorer = Scorer::new(&config.rewards).map_err(BadInput::from_error)?;
-        let (n_threads, progress) = (config.resources.worker_threads, membership.clone());
+        let n_threads = config.resources.worker_threads;
         let open = move || open_sampler(config, &hub).map_err(BadInput::from_error);
-        let device = DeviceThread::start(n_threads, open, move || progress.progressed()).await?;
+        let device = DeviceThread::start(n_threads, open).await?;
         tracing::info!("ready");
         Ok(Self {
             weights: WeightsCache::new(LearnerLink::new(membership.clone())),
@@ -132,21 +132,15 @@ impl Worker {
         loop {
             // Without a place, finishing has failed, and says so when it is closed.
             let Some(Some(place)) = until(stop, self.finisher.place()).await else { return Ok(()) };
-            let unfinished = self.finisher.unfinished();
-            let task = until(stop, self.membership.next_task(TASK_WAIT)).await.transpose()?;
+            let finishing = self.finisher.unfinished();
+            let task = until(stop, self.membership.next_task(&finishing, TASK_WAIT)).await.transpose()?;
             let Some(task) = task else { return Ok(()) };
             let Some((task, id)) = task.and_then(|task| task.id.map(|id| (task, id))) else { continue };
-            if unfinished.contains(&id) {
-                // The coordinator names a worker's task until it hears of its end.
-                match until(stop, self.finisher.finished(&id)).await {
-                    Some(()) => continue,
-                    None => return Ok(()),
-                }
-            }
             let (kind, iteration, index) = (kind_name(id.kind()), id.iteration, id.index);
             let span = tracing::info_span!("task", kind, iteration, index);
             let (weights, device, membership) = (&mut self.weights, &self.device, &self.membership);
-            let sample = sample(weights, device, task, id, stop).instrument(span.clone());
+            let work = Arc::new(membership.begin_work());
+            let sample = sample(weights, device, task, work, stop).instrument(span.clone());
             match sample.await? {
                 Some(Ok(sampled)) => span.in_scope(|| place.accept(id, sampled)),
                 Some(Err(failure)) => membership.task_failed(id, &failure.reason, failure.poisonous).await?,
@@ -167,14 +161,14 @@ async fn sample(
     weights: &mut WeightsCache,
     device: &DeviceThread,
     task: Task,
-    id: TaskId,
+    work: Arc<WorkInHand>,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Result<crate::task::Sampled, Failure>>> {
-    let role = match id.kind() {
-        TaskKind::Evaluate => WeightsRole::Average,
-        TaskKind::Train | TaskKind::Unspecified => WeightsRole::Policy,
+    let role = match task.id.map(|id| id.kind()) {
+        Some(TaskKind::Evaluate) => WeightsRole::Average,
+        _ => WeightsRole::Policy,
     };
-    let weights = match until(stop, weights.get(task.version, role)).await {
+    let weights = match until(stop, weights.get(task.version, role, &work)).await {
         Some(Ok(weights)) => weights,
         Some(Err(error)) => {
             tracing::error!("{error}");
@@ -182,7 +176,7 @@ async fn sample(
         }
         None => return Ok(None),
     };
-    let outcome = device.sample(task, weights).await?;
+    let outcome = device.sample(task, weights, work).await?;
     Ok(Some(outcome.map_err(|error| {
         tracing::error!("cannot sample: {error}");
         Failure { reason: error.to_string(), poisonous: true }

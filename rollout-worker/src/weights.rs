@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use models::{ModelError, tensor_bytes};
 use proto::{TensorInfo, WeightsManifest, WeightsRequest, WeightsRole, weights_reply};
-use service::{Assembly, ChunkError};
+use service::{Assembly, ChunkError, WorkInHand};
 use tch::Tensor;
 use tonic::{Code, Status};
 
@@ -17,8 +17,8 @@ const KEPT_VERSIONS: usize = 3;
 /// No network is larger than this, in bytes.
 const SIZE_LIMIT: usize = 256 << 30;
 const DEADLINE: Duration = Duration::from_secs(300);
-/// How often a version may be unavailable before the task is given back.
-const ATTEMPTS_WHILE_UNAVAILABLE: u32 = 10;
+/// How often a version may be unavailable, and how often arrive damaged, before the task is given back.
+const MAX_FAILURES: u32 = 10;
 
 /// One version of an adapter, or of the whole network, in one role.
 #[derive(Debug)]
@@ -44,8 +44,6 @@ pub struct WeightsCache {
     link: LearnerLink,
     /// Least recently used first.
     kept: VecDeque<Arc<TrainedWeights>>,
-    /// Streams that arrived damaged and were asked for again.
-    n_damaged: u64,
 }
 
 /// Why a version cannot be had.
@@ -58,6 +56,16 @@ pub enum WeightsError {
         version: u32,
         /// The learner's answer.
         source: Box<Status>,
+    },
+    /// It never arrives whole.
+    #[error("version {version} of the weights arrived damaged {attempts} times, last: {problem}")]
+    Damaged {
+        /// The version asked for.
+        version: u32,
+        /// How often it came.
+        attempts: u32,
+        /// What was wrong with it last.
+        problem: String,
     },
     /// The learner is of another run, or refuses for good.
     #[error("the learner refuses to send version {version} of the weights: {}", source.message())]
@@ -78,22 +86,23 @@ enum AttemptError {
 impl WeightsCache {
     /// An empty cache.
     pub fn new(link: LearnerLink) -> Self {
-        Self { link, kept: VecDeque::new(), n_damaged: 0 }
+        Self { link, kept: VecDeque::new() }
     }
 
-    /// A version in a role, fetched unless it is here; waits while the learner is away.
+    /// A version in a role for the sake of `work`, fetched unless it is here; waits while the learner is away.
     ///
     /// # Errors
-    /// If the learner refuses, or has not offered the version for a while.
+    /// If the learner refuses, has not offered the version for a while, or it arrives damaged again and again.
     pub async fn get(
         &mut self,
         version: u32,
         role: WeightsRole,
+        work: &WorkInHand,
     ) -> Result<Arc<TrainedWeights>, WeightsError> {
         let position = self.kept.iter().position(|weights| weights.name == (version, role));
         let weights = match position.and_then(|position| self.kept.remove(position)) {
             Some(kept) => kept,
-            None => Arc::new(self.fetch(version, role).await?),
+            None => Arc::new(self.fetch(version, role, work).await?),
         };
         self.kept.push_back(weights.clone());
         if self.kept.len() > KEPT_VERSIONS {
@@ -102,49 +111,54 @@ impl WeightsCache {
         Ok(weights)
     }
 
-    async fn fetch(&mut self, version: u32, role: WeightsRole) -> Result<TrainedWeights, WeightsError> {
-        let mut n_unavailable = 0;
+    async fn fetch(
+        &mut self,
+        version: u32,
+        role: WeightsRole,
+        work: &WorkInHand,
+    ) -> Result<TrainedWeights, WeightsError> {
+        let (mut n_unavailable, mut n_damaged) = (0, 0);
         loop {
-            match self.attempt(version, role).await {
+            match self.attempt(version, role, work).await {
                 Ok(weights) => {
-                    self.link.answered();
-                    tracing::info!(
-                        version,
-                        role = role.as_str_name(),
-                        bytes = weights.bytes.len(),
-                        "fetched weights"
-                    );
+                    self.link.answered(work);
+                    let bytes = weights.bytes.len();
+                    tracing::info!(version, role = role.as_str_name(), bytes, "fetched weights");
                     return Ok(weights);
                 }
                 Err(AttemptError::Damaged(problem)) => {
-                    self.n_damaged += 1;
-                    tracing::warn!(
-                        version,
-                        damaged = self.n_damaged,
-                        "weights arrived damaged, asking again: {problem}"
-                    );
+                    n_damaged += 1;
+                    if n_damaged == MAX_FAILURES {
+                        return Err(WeightsError::Damaged { version, attempts: n_damaged, problem });
+                    }
+                    tracing::warn!(version, n_damaged, "weights arrived damaged, asking again: {problem}");
                 }
                 Err(AttemptError::Status(status)) if status.code() == Code::NotFound => {
                     n_unavailable += 1;
-                    if n_unavailable == ATTEMPTS_WHILE_UNAVAILABLE {
+                    if n_unavailable == MAX_FAILURES {
                         return Err(WeightsError::Unavailable { version, source: Box::new(status) });
                     }
                 }
                 Err(AttemptError::Status(status)) => match Failure::from(status) {
                     Failure::Passing(status) => {
-                        tracing::debug!(version, "no weights yet: {}", status.message())
+                        tracing::debug!(version, "no weights yet: {}", status.message());
                     }
-                    Failure::Fenced(status) | Failure::Final(status) => {
+                    Failure::Damaged(status) | Failure::Fenced(status) | Failure::Final(status) => {
                         return Err(WeightsError::Refused { version, source: Box::new(status) });
                     }
                 },
             }
-            self.link.pause().await;
+            self.link.pause(work).await;
         }
     }
 
-    async fn attempt(&mut self, version: u32, role: WeightsRole) -> Result<TrainedWeights, AttemptError> {
-        let mut client = self.link.client().await;
+    async fn attempt(
+        &mut self,
+        version: u32,
+        role: WeightsRole,
+        work: &WorkInHand,
+    ) -> Result<TrainedWeights, AttemptError> {
+        let mut client = self.link.client(work).await;
         let caller = Some(self.link.membership().caller());
         let message = WeightsRequest { caller, version, role: role.into() };
         let mut stream = client.weights(service::request(message, DEADLINE)).await?.into_inner();
@@ -159,7 +173,7 @@ impl WeightsCache {
                 return Err(AttemptError::Damaged("the stream holds something else than chunks".to_owned()));
             };
             assembly.accept(&chunk)?;
-            self.link.membership().progressed();
+            work.progressed();
         }
         let bytes = assembly.finish(&manifest.digest)?;
         if (manifest.version, manifest.role()) != (version, role) {
@@ -179,7 +193,12 @@ fn announced_bytes(manifest: &WeightsManifest) -> Result<usize, AttemptError> {
 
 impl From<Status> for AttemptError {
     fn from(status: Status) -> Self {
-        Self::Status(status)
+        match Failure::from(status) {
+            Failure::Damaged(status) => Self::Damaged(status.message().to_owned()),
+            Failure::Passing(status) | Failure::Fenced(status) | Failure::Final(status) => {
+                Self::Status(status)
+            }
+        }
     }
 }
 

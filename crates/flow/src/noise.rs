@@ -24,7 +24,7 @@
 //!
 //! Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 
-/// What a stream is for; streams of different purposes never meet.
+/// What a stream is for; streams of different purposes never meet. The numbers are part of every stream's name and stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Purpose {
@@ -36,12 +36,8 @@ pub enum Purpose {
     AdapterInit = 2,
     /// Noise and times of flow-matching pre-training.
     Pretrain = 3,
-    /// Which prompts an iteration draws.
-    PromptSampling = 4,
     /// Which steps an iteration trains, where that is random.
     BranchSteps = 5,
-    /// The order of micro-batches.
-    Shuffle = 6,
     /// Drawing of procedural training scenes.
     Scenes = 7,
     /// Initial values of a network's own weights.
@@ -294,7 +290,7 @@ mod tests {
     fn permutations_hold_every_number_once_and_vary_with_the_key() {
         let mut orders = HashSet::new();
         for iteration in 0..50 {
-            let order = permutation(&NoiseKey::initial(1, Purpose::Shuffle, iteration, 0, 0), 20);
+            let order = permutation(&NoiseKey::initial(1, Purpose::BranchSteps, iteration, 0, 0), 20);
             let mut sorted = order.clone();
             sorted.sort_unstable();
             assert_eq!(sorted, (0..20).collect::<Vec<_>>());
@@ -309,7 +305,7 @@ mod tests {
     fn every_order_of_three_is_equally_likely() {
         let mut counts = std::collections::HashMap::new();
         for iteration in 0..6000 {
-            let order = permutation(&NoiseKey::initial(1, Purpose::Shuffle, iteration, 0, 0), 3);
+            let order = permutation(&NoiseKey::initial(1, Purpose::BranchSteps, iteration, 0, 0), 3);
             *counts.entry(order).or_insert(0_i32) += 1;
         }
         assert_eq!(counts.len(), 6);

@@ -19,6 +19,9 @@ use crate::weights::{Scope, WeightOptions, Weights};
 /// `config.json` of an autoencoder.
 #[derive(Debug, Clone, Deserialize)]
 pub struct AutoencoderKlConfig {
+    /// Whose configuration this is; files written by hand may leave it out.
+    #[serde(rename = "_class_name", default = "class_name")]
+    pub class_name: String,
     /// Colours of the image.
     pub out_channels: i64,
     /// Z.
@@ -49,6 +52,12 @@ pub struct AutoencoderKlConfig {
     pub force_upcast: bool,
 }
 
+const CLASS_NAME: &str = "AutoencoderKL";
+
+fn class_name() -> String {
+    CLASS_NAME.to_owned()
+}
+
 fn yes() -> bool {
     true
 }
@@ -74,6 +83,10 @@ impl AutoencoderKlConfig {
     }
 
     fn check(&self, path: &Path) -> Result<(), ModelError> {
+        if self.class_name != CLASS_NAME {
+            let (path, found, supported) = (path.to_owned(), self.class_name.clone(), class_name());
+            return Err(ModelError::UnsupportedClass { path, found, supported });
+        }
         let n_blocks = self.block_out_channels.len();
         if n_blocks == 0 || self.up_block_types.len() != n_blocks {
             let reason =

@@ -26,6 +26,7 @@ pub mod autoencoder_kl;
 pub mod clip_text;
 pub mod json_file;
 pub mod pipeline;
+pub mod push_tensors;
 pub mod reference_case;
 pub mod t5;
 pub mod tensor_bytes;

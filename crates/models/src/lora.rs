@@ -33,6 +33,26 @@ impl LoraConfig {
         self.targets.iter().any(|target| path_matches(path, target))
     }
 
+    /// Checks the rank against the weights `[outputs, inputs]` of the network's modules by path: a rank above the shorter
+    /// side of the largest adapted weight adds parameters and nothing that they could express.
+    ///
+    /// # Errors
+    /// If the rank is above that.
+    pub fn check_rank<'a>(
+        &self,
+        modules: impl Iterator<Item = (&'a str, [i64; 2])>,
+    ) -> Result<(), ModelError> {
+        let adapted = modules.filter(|(path, _)| self.targets_module(path));
+        let useful = adapted.map(|(_, [outputs, inputs])| outputs.min(inputs)).max();
+        match useful {
+            Some(useful) if self.rank > useful => Err(ModelError::Adapter(format!(
+                "rank {} is above {useful}, the full rank of the largest weight that the targets name; lower `adapter.rank`",
+                self.rank
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Checks the numbers, and that every target names at least one of the network's `modules`.
     ///
     /// # Errors
@@ -139,6 +159,17 @@ mod tests {
         assert!(error.contains("to_qq") && !error.contains("to_q,"), "{error}");
         assert!(config(&[]).check(modules.into_iter()).is_err());
         assert!(LoraConfig { rank: 0, ..config(&["to_q"]) }.check(modules.into_iter()).is_err());
+    }
+
+    #[test]
+    fn a_rank_above_every_adapted_weight_is_refused() {
+        let modules = [("a.to_q", [6, 8]), ("b.to_q", [2, 8]), ("a.proj", [64, 64])];
+        let check = |rank, targets: &[&str]| {
+            LoraConfig { rank, ..config(targets) }.check_rank(modules.into_iter()).map_err(|e| e.to_string())
+        };
+        assert_eq!(check(6, &["to_q"]), Ok(()), "too much for one of them is what PEFT's users do");
+        assert!(check(7, &["to_q"]).unwrap_err().contains("rank 7 is above 6"));
+        assert_eq!(check(7, &["to_q", "proj"]), Ok(()));
     }
 
     #[test]

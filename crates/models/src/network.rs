@@ -124,6 +124,7 @@ pub trait Network {
     /// If rank or alpha is not positive, or a target names no linear module.
     fn attach_adapter(&mut self, config: &LoraConfig, normal: &mut NormalSource) -> Result<(), ModelError> {
         self.adapter_sizes(config)?;
+        config.check_rank(self.projections().into_iter().flat_map(Projection::weight_shapes))?;
         self.projections_mut().into_iter().for_each(|projection| projection.attach(config, normal));
         Ok(())
     }

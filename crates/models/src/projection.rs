@@ -114,6 +114,12 @@ impl Projection {
         targeted.map(size).collect()
     }
 
+    /// Paths of the modules with the shapes of their weights, `[outputs, inputs]`.
+    pub fn weight_shapes(&self) -> impl Iterator<Item = (&str, [i64; 2])> {
+        let inputs = self.weight.size()[1];
+        self.parts.iter().map(move |part| (part.path.as_str(), [part.outputs, inputs]))
+    }
+
     /// Gives every module that `config` targets a fresh adapter, and takes it from the others.
     pub fn attach(&mut self, config: &LoraConfig, normal: &mut NormalSource) {
         let inputs = self.weight.size()[1];

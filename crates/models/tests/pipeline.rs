@@ -132,6 +132,17 @@ fn without_t5_its_tokens_are_zeros_and_may_be_none() {
 }
 
 #[test]
+fn an_autoencoder_of_another_class_is_refused_by_its_own_file_too() {
+    let dir = altered("vae/config.json", |config| config["_class_name"] = "AutoencoderTiny".into());
+    let message = refusal(dir.path());
+    assert!(message.contains("vae/config.json") && message.contains("AutoencoderTiny"), "{message}");
+    let dir = altered("vae/config.json", |config| {
+        config.as_object_mut().unwrap().remove("_class_name");
+    });
+    pipeline::open(dir.path(), ALL).unwrap();
+}
+
+#[test]
 fn guidance_mixes_the_two_velocities_that_it_is_made_of() {
     let model = open();
     let embedded = model.encode_prompts(&strings(&["a red circle", "a blue square", ""]), 32).unwrap();

@@ -76,6 +76,26 @@ fn a_subscript_iota_parts_words_and_is_dropped() {
 }
 
 #[test]
+fn merges_that_are_none_are_named_by_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let open_with = |merges: &str| {
+        std::fs::write(folder.path().join("merges.txt"), merges).unwrap();
+        Tokenizer::open(folder.path(), "CLIPTokenizer").err().map(|error| error.to_string())
+    };
+    std::fs::copy(golden().join("sd3/tokenizer/vocab.json"), folder.path().join("vocab.json")).unwrap();
+    assert_eq!(open_with("#version: 0.2\ni n\nt h\n"), None);
+    for (line, problem) in [
+        ("i n t", "line 3 is `i n t`, not two symbols"),
+        ("<html>", "line 3 is `<html>`"),
+        ("", "line 3 is ``"),
+        ("zq qz", "line 3 makes `zqqz`, which vocab.json lacks"),
+    ] {
+        let message = open_with(&format!("#version: 0.2\ni n\n{line}\nt h\n")).unwrap();
+        assert!(message.contains("merges.txt") && message.contains(problem), "{message}");
+    }
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let empty = tempfile::tempdir().unwrap();
     let message = |class| Tokenizer::open(empty.path(), class).unwrap_err().to_string();

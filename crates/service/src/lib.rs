@@ -1,6 +1,7 @@
 //! What every process of a run needs: connecting and serving, membership of the run, shutdown on signals, logs, the
 //! layout of the run directory, files that survive a power cut, models by name. Never links libtorch.
 
+mod arguments;
 mod backoff;
 mod chunks;
 mod connect;
@@ -14,10 +15,11 @@ mod membership;
 mod run_directory;
 pub mod shutdown;
 
+pub use arguments::MemberArguments;
 pub use backoff::Backoff;
 pub use chunks::{Assembly, ChunkError, chunks};
 pub use connect::{CHUNK_BYTES, MESSAGE_LIMIT, connect, coordinator_client, learner_client, request, server};
 pub use error::ServiceError;
 pub use hub::{Hub, ModelNotFound};
-pub use membership::{JoinDetails, Membership, Standing};
+pub use membership::{JoinDetails, Membership, Standing, WorkInHand};
 pub use run_directory::RunDirectory;

@@ -5,19 +5,23 @@
 //! a coordinator the membership is lost for good and every call says so.
 
 mod link;
+mod work_in_hand;
 
 use crate::connect::endpoint;
 use crate::{ServiceError, coordinator_client, request};
 use link::{CALL_DEADLINE, Link, Loss, State, heartbeats};
 use proto::heartbeat_reply::Order;
 use proto::{
-    Caller, FinishTaskRequest, JoinReply, LeaveRequest, NextTaskRequest, Progress, ReportReply,
+    Caller, Fatal, FinishTaskRequest, JoinReply, LeaveRequest, NextTaskRequest, Progress, ReportReply,
     ReportRequest, Role, Summary, Task, TaskId, Wanted,
 };
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use work_in_hand::WorkClocks;
+
+pub use work_in_hand::WorkInHand;
 
 const LEAVE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -30,8 +34,6 @@ pub struct JoinDetails {
     pub member_id: String,
     /// Learner: where workers reach it, `host:port`; else empty.
     pub address: String,
-    /// Worker: the task that is running already.
-    pub running: Option<TaskId>,
     /// How long an absent coordinator is waited for.
     pub grace: Duration,
 }
@@ -63,8 +65,8 @@ impl Membership {
         let state = State {
             caller: Caller { member_id: details.member_id.clone(), ..Caller::default() },
             lease: Duration::from_secs(5),
-            running: details.running,
-            progressed: now,
+            running: Vec::new(),
+            work: WorkClocks::default(),
             last_contact: now,
         };
         let standing = Standing { learner_address: String::new(), order: Order::Continue };
@@ -102,27 +104,36 @@ impl Membership {
         self.link.loss(loss.unwrap_or(Loss::Gone))
     }
 
-    /// Notes that the running task got somewhere; a worker that does not call this for long is taken for hung.
-    pub fn progressed(&self) {
-        self.link.state().progressed = Instant::now();
+    /// Begins something that must get on: from now until the end of what is returned, heartbeats tell how long it has
+    /// stood still.
+    pub fn begin_work(&self) -> WorkInHand {
+        WorkInHand::begin(self.link.clone())
     }
 
-    /// Asks for a task, waiting for one for `wait` at most. The task counts as running until it is finished.
+    /// Asks for a task beside those that are being finished, waiting for one for `wait` at most. The task counts as
+    /// running until it is held or has failed.
     ///
     /// # Errors
     /// If the membership is lost.
-    pub async fn next_task(&self, wait: Duration) -> Result<Option<Task>, ServiceError> {
+    pub async fn next_task(
+        &self,
+        finishing: &[TaskId],
+        wait: Duration,
+    ) -> Result<Option<Task>, ServiceError> {
         let link = &self.link;
         let task = link
             .call(wait + CALL_DEADLINE, |mut client, caller| async move {
-                let message = NextTaskRequest { caller: Some(caller), wait_seconds: wait.as_secs_f64() };
+                let wait_seconds = wait.as_secs_f64();
+                let finishing = finishing.to_vec();
+                let message = NextTaskRequest { caller: Some(caller), wait_seconds, finishing };
                 client.next_task(request(message, wait + CALL_DEADLINE)).await
             })
             .await?
             .task;
         let mut state = link.state();
-        state.running = task.as_ref().and_then(|task| task.id);
-        state.progressed = Instant::now();
+        // Some of them may be held by now, and are gone already.
+        state.running.retain(|running| finishing.contains(running));
+        state.running.extend(task.as_ref().and_then(|task| task.id));
         drop(state);
         Ok(task)
     }
@@ -162,18 +173,22 @@ impl Membership {
                 async move { client.finish_task(request(message, CALL_DEADLINE)).await }
             })
             .await?;
-        self.link.state().running.take_if(|running| Some(*running) == message.task);
+        self.link.state().running.retain(|running| Some(*running) != message.task);
         Ok(())
     }
 
-    /// Learner: tells what is wanted and how far it is.
+    /// Learner: tells what is wanted, how far it is, and everything that a user should hear of.
     ///
     /// # Errors
     /// If the membership is lost.
-    pub async fn report(&self, wanted: &[Wanted], progress: Progress) -> Result<ReportReply, ServiceError> {
-        let message =
-            ReportRequest { wanted: wanted.to_vec(), progress: Some(progress), ..ReportRequest::default() };
-        self.send_report(message).await
+    pub async fn report(
+        &self,
+        wanted: Vec<Wanted>,
+        progress: Progress,
+        notices: Vec<String>,
+    ) -> Result<ReportReply, ServiceError> {
+        let progress = Some(progress);
+        self.send_report(ReportRequest { wanted, progress, notices, ..ReportRequest::default() }).await
     }
 
     /// Learner: tells that the run is done.
@@ -190,8 +205,8 @@ impl Membership {
     ///
     /// # Errors
     /// If the membership is lost.
-    pub async fn report_fatal(&self, reason: &str) -> Result<(), ServiceError> {
-        let message = ReportRequest { fatal: reason.to_owned(), ..ReportRequest::default() };
+    pub async fn report_fatal(&self, fatal: Fatal) -> Result<(), ServiceError> {
+        let message = ReportRequest { fatal: Some(fatal), ..ReportRequest::default() };
         self.send_report(message).await.map(|_| ())
     }
 

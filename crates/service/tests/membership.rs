@@ -24,9 +24,11 @@ struct StubState {
     refuse: bool,
     order: i32,
     finished: Vec<TaskId>,
+    idle_seconds: f64,
 }
 
 const TASK: TaskId = TaskId { kind: TaskKind::Train as i32, iteration: 3, index: 5 };
+const NEXT_TASK: TaskId = TaskId { index: 6, ..TASK };
 
 impl Stub {
     fn fence(&self, caller: Option<Caller>) -> Result<(), Status> {
@@ -90,14 +92,18 @@ impl Coordinator for Stub {
         &self,
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatReply>, Status> {
-        self.fence(request.into_inner().caller)?;
+        let HeartbeatRequest { caller, idle_seconds } = request.into_inner();
+        self.fence(caller)?;
+        self.state.lock().unwrap().idle_seconds = idle_seconds;
         let order = self.state.lock().unwrap().order;
         Ok(Response::new(HeartbeatReply { order, learner_address: "127.0.0.1:7".to_owned() }))
     }
 
     async fn next_task(&self, request: Request<NextTaskRequest>) -> Result<Response<NextTaskReply>, Status> {
-        self.fence(request.into_inner().caller)?;
-        Ok(Response::new(NextTaskReply { task: Some(Task { id: Some(TASK), ..Task::default() }) }))
+        let request = request.into_inner();
+        self.fence(request.caller)?;
+        let id = if request.finishing.contains(&TASK) { NEXT_TASK } else { TASK };
+        Ok(Response::new(NextTaskReply { task: Some(Task { id: Some(id), ..Task::default() }) }))
     }
 
     async fn finish_task(
@@ -121,13 +127,7 @@ impl Coordinator for Stub {
 }
 
 fn worker(grace: Duration) -> JoinDetails {
-    JoinDetails {
-        role: Role::RolloutWorker,
-        member_id: "worker-0".to_owned(),
-        address: String::new(),
-        running: None,
-        grace,
-    }
+    JoinDetails { role: Role::RolloutWorker, member_id: "worker-0".to_owned(), address: String::new(), grace }
 }
 
 async fn join(address: SocketAddr, grace: Duration) -> Membership {
@@ -151,15 +151,45 @@ async fn a_fenced_member_joins_again_with_its_running_task_and_finishes_it() {
     let stub = Stub::default();
     let (address, _stop) = stub.serve().await;
     let membership = join(address, Duration::from_secs(9)).await;
-    let task = membership.next_task(Duration::ZERO).await.expect("asked").expect("a task");
+    let task = membership.next_task(&[], Duration::ZERO).await.expect("asked").expect("a task");
     stub.state.lock().unwrap().incarnation = 10;
     membership.task_held(task.id.expect("an id")).await.expect("finished");
     let state = stub.state.lock().unwrap();
     assert_eq!(membership.caller().incarnation, 11);
     assert_eq!(state.finished, [TASK]);
     let join = state.last_join.as_ref().expect("joined");
-    assert_eq!(join.running, Some(TASK));
+    assert_eq!(join.running, [TASK]);
     assert_eq!(join.run_id, "run-a");
+}
+
+#[tokio::test]
+async fn a_member_that_joins_again_names_both_tasks_it_has_in_hand() {
+    let stub = Stub::default();
+    let (address, _stop) = stub.serve().await;
+    let membership = join(address, Duration::from_secs(9)).await;
+    membership.next_task(&[], Duration::ZERO).await.expect("asked").expect("a task");
+    membership.next_task(&[TASK], Duration::ZERO).await.expect("asked").expect("another");
+    stub.state.lock().unwrap().incarnation = 10;
+    membership.task_held(TASK).await.expect("finished");
+    assert_eq!(stub.state.lock().unwrap().last_join.as_ref().expect("joined").running, [TASK, NEXT_TASK]);
+    stub.state.lock().unwrap().incarnation = 20;
+    membership.task_failed(NEXT_TASK, "", false).await.expect("told");
+    assert_eq!(stub.state.lock().unwrap().last_join.as_ref().expect("joined").running, [NEXT_TASK]);
+}
+
+#[tokio::test]
+async fn heartbeats_tell_how_long_work_has_stood_still_while_there_is_any() {
+    let stub = Stub::default();
+    let (address, _stop) = stub.serve().await;
+    let membership = join(address, Duration::from_secs(9)).await;
+    let work = membership.begin_work();
+    while stub.state.lock().unwrap().idle_seconds < 0.05 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    drop(work);
+    while stub.state.lock().unwrap().idle_seconds > 0.0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 #[tokio::test]
@@ -187,7 +217,7 @@ async fn a_coordinator_away_for_longer_than_the_grace_ends_the_membership() {
     drop(stop);
     let error = membership.lost().await;
     assert!(matches!(error, ServiceError::CoordinatorGone { .. }), "{error}");
-    assert!(membership.next_task(Duration::ZERO).await.is_err());
+    assert!(membership.next_task(&[], Duration::ZERO).await.is_err());
 }
 
 #[tokio::test]

@@ -18,12 +18,12 @@ pub struct SceneBatch {
 }
 
 impl SceneBatch {
-    /// Draws the scenes of an update; a share of them gets a caption that is drawn independently of the scene.
+    /// Draws the scenes of an update from those that `prompts` describe; a share of them gets a caption that is drawn
+    /// independently of the scene.
     ///
     /// # Errors
     /// If a training prompt has no scene, which would be a bug in its enumeration.
-    pub fn draw(settings: &PretrainSettings, step: u32) -> anyhow::Result<Self> {
-        let prompts = scenes::train_prompts();
+    pub fn draw(settings: &PretrainSettings, prompts: &[PromptSpec], step: u32) -> anyhow::Result<Self> {
         let mut bytes = Vec::new();
         let mut captions = Vec::with_capacity(settings.batch_size);
         for row in 0..settings.batch_size as u32 {
@@ -31,9 +31,9 @@ impl SceneBatch {
             let mut numbers = uniform(&key, UNIFORMS_PER_SCENE).into_iter();
             let mut next =
                 || numbers.next().expect("a scene takes fewer numbers than that; else this is a bug");
-            let shown = draw_prompt(&prompts, next());
+            let shown = draw_prompt(prompts, next());
             let is_wrong = f64::from(next()) < settings.wrong_captions_at(step);
-            let other = draw_prompt(&prompts, next());
+            let other = draw_prompt(prompts, next());
             let is_dropped = f64::from(next()) < settings.dropped_captions;
             captions.push(match (is_dropped, is_wrong) {
                 (true, _) => prompts.len() as i64,

@@ -21,7 +21,7 @@ use learner::outcome::Layout;
 use learner::policy::Policy;
 use learner::progress::ProgressBoard;
 use learner::publications::Publications;
-use learner::receive::{Receiver, latent_hash};
+use learner::receive::{Receiver, hash_of};
 use learner::rules::{self, TrainedSteps};
 use learner::run::{Ended, Run};
 use learner::trainer::Trainer;
@@ -347,8 +347,7 @@ impl Worker {
             let _ = rewards.get(0).get(0).fill_(0.5);
         }
         let floats: Vec<f32> = Vec::try_from(&nexts.flatten(0, -1)).unwrap();
-        let hashes: Vec<u8> =
-            floats.chunks(self.receiver.layout.latent_len()).flat_map(latent_hash).collect();
+        let hashes: Vec<u8> = floats.chunks(self.receiver.layout.latent_len()).flat_map(hash_of).collect();
         let cells = [&moves[..2], latent].concat();
         let mut tensors = vec![
             ("states".to_owned(), states.view(cells.as_slice())),

@@ -220,7 +220,7 @@ async fn next_latents_that_cannot_be_rebuilt_are_asked_for() {
         means.expand(shape, false) + 0.5
     };
     let floats: Vec<f32> = Vec::try_from(&next.flatten(0, -1)).unwrap();
-    let hashes: Vec<u8> = floats.chunks(256).flat_map(learner::receive::latent_hash).collect();
+    let hashes: Vec<u8> = floats.chunks(256).flat_map(learner::receive::hash_of).collect();
     let mut own_hashes = served.sample.tensor("next_hashes");
     own_hashes.copy_(&tch::Tensor::from_slice(&hashes).view(own_hashes.size().as_slice()));
     assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::NextLatentsNeeded);

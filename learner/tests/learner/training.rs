@@ -55,7 +55,10 @@ fn the_first_update_is_on_policy_and_the_records_are_complete() {
     let evaluations = Journal::<Evaluation>::open(&lab.directory().evaluations(), |_| true).unwrap();
     assert_eq!(evaluations.rows().iter().map(|row| row.version).collect::<Vec<_>>(), [0, 2]);
     assert!((summary.gain - 0.25).abs() < 1e-6 && summary.gain_standard_error < 1e-6);
-    assert_eq!((summary.prompts, summary.images), (2, 72));
+    assert_eq!((summary.prompts, summary.images), (2, 72 + 4), "those of both evaluations, too");
+    assert_eq!((summary.before.unwrap().version, summary.after.unwrap().version), (0, 2));
+    assert_eq!(summary.best, summary.after);
+    assert_eq!(summary.best_adapter, lab.directory().adapter().join("best").display().to_string());
     let directory = lab.directory();
     assert!(directory.samples().join("iteration-000002.png").is_file());
     for folder in ["", "best/"] {
@@ -102,6 +105,12 @@ fn a_damaged_checkpoint_costs_an_iteration_and_nothing_else() {
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&path, bytes).unwrap();
     damaged.config.checkpoints.keep_last = 1;
+    let run = damaged.open(&Shared::default()).unwrap();
+    let notices = run.trainer.progress.notices().concat();
+    assert!(
+        notices.contains("damaged checkpoint passed over") && notices.contains(TRAINED_FILES[1]),
+        "{notices}"
+    );
     damaged.train(Delivery::InOrder, |_, _| {}).unwrap();
     assert_same_checkpoint(&straight, &damaged, 2);
     assert_eq!(metrics(&damaged).len(), 2, "no row is there twice");
@@ -146,7 +155,10 @@ fn a_finished_run_goes_on_with_more_iterations_as_if_it_had_had_them_from_the_st
         let Ended::Done(again) = extended.train(Delivery::InOrder, |_, _| {}).unwrap() else {
             panic!("it was not stopped")
         };
-        assert_eq!(again.gain, summary.gain);
+        assert_eq!((again.gain, again.best), (summary.gain, summary.best));
+        assert_eq!(again.images, summary.images, "an evaluation after the last checkpoint counts");
+        assert_eq!(again.network_evaluations, summary.network_evaluations);
+        assert!(again.seconds >= rows.rows().last().unwrap().seconds, "and so does its time");
     }
 }
 

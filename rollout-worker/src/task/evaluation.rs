@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use flow::{NoiseKey, Schedule};
-use models::Conditioning;
+use models::{Conditioning, push_tensors};
 use proto::Task;
 use rewards::RgbImage;
 
@@ -38,7 +38,7 @@ impl Sampler {
             origins: rows.into_iter().map(|row| row.origin).collect(),
             score_shape: vec![n_images],
             steps: Vec::new(),
-            tensors: vec![WireTensor::from_bytes("images", &shape, pixels)],
+            tensors: vec![WireTensor::from_bytes(push_tensors::IMAGES, &shape, pixels)],
             embeddings: Vec::new(),
             next_latents: None,
             network_evaluations: n_images as u64 * schedule.steps() as u64,

@@ -1,7 +1,7 @@
 //! Training tasks: some seeds of one prompt, sampled by the wavefront.
 
 use config::Algorithm;
-use models::ModelError;
+use models::{ModelError, push_tensors};
 use proto::Task;
 
 use super::{Origin, Sampled, Sampler, TaskError};
@@ -9,9 +9,6 @@ use crate::delivery::{WireEmbedding, WireTensor};
 use crate::settings;
 use crate::task_noise::TaskNoise;
 use crate::wavefront::Trajectories;
-
-/// Bytes of the BLAKE3 digest that stand for a next latent.
-const HASH_BYTES: usize = 8;
 
 impl Sampler {
     pub(super) fn train(
@@ -54,7 +51,7 @@ impl Sampler {
             steps,
             tensors: wire_tensors(&trajectories)?,
             embeddings: embeddings.map(|e| WireEmbedding::new(&e)).collect::<Result<_, _>>()?,
-            next_latents: Some(WireTensor::new("next_latents", &trajectories.next_latents)?),
+            next_latents: Some(WireTensor::new(push_tensors::NEXT_LATENTS, &trajectories.next_latents)?),
             network_evaluations: trajectories.network_evaluations,
             seconds: 0.0,
         })
@@ -79,9 +76,9 @@ fn origins(task: &Task, algorithm: Algorithm, steps: &[u32], n_branches: u32) ->
 
 fn wire_tensors(trajectories: &Trajectories) -> Result<Vec<WireTensor>, ModelError> {
     Ok(vec![
-        WireTensor::new("states", &trajectories.states)?,
-        WireTensor::new("means", &trajectories.means)?,
-        WireTensor::new("log_probs", &trajectories.log_probabilities)?,
+        WireTensor::new(push_tensors::STATES, &trajectories.states)?,
+        WireTensor::new(push_tensors::MEANS, &trajectories.means)?,
+        WireTensor::new(push_tensors::LOG_PROBS, &trajectories.log_probabilities)?,
         next_hashes(trajectories),
     ])
 }
@@ -91,10 +88,7 @@ fn next_hashes(trajectories: &Trajectories) -> WireTensor {
     let bytes = models::tensor_bytes::to_bytes(&trajectories.next_latents);
     let mut shape = trajectories.log_probabilities.size();
     let n_moves = shape.iter().product::<i64>() as usize;
-    let hashes = bytes.chunks_exact(bytes.len() / n_moves).flat_map(|latent| {
-        let hash = blake3::hash(latent);
-        hash.as_bytes()[..HASH_BYTES].to_vec()
-    });
-    shape.push(HASH_BYTES as i64);
-    WireTensor::from_bytes("next_hashes", &shape, hashes.collect())
+    let hashes = bytes.chunks_exact(bytes.len() / n_moves).flat_map(push_tensors::latent_hash);
+    shape.push(push_tensors::HASH_BYTES as i64);
+    WireTensor::from_bytes(push_tensors::NEXT_HASHES, &shape, hashes.collect())
 }

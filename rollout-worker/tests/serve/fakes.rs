@@ -13,6 +13,7 @@ use proto::push_reply::Status as PushStatus;
 use proto::*;
 use service::Assembly;
 use tokio::runtime::Runtime;
+use tokio::sync::Notify;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -45,7 +46,7 @@ impl Drop for Server {
     }
 }
 
-/// Grants the tasks of a queue, one at a time, as the real one does.
+/// Grants the tasks of a queue, one to be sampled beside one that is being finished, as the real one does.
 #[derive(Clone, Default)]
 pub struct FakeCoordinator(Arc<Mutex<CoordinatorState>>);
 
@@ -53,7 +54,9 @@ pub struct FakeCoordinator(Arc<Mutex<CoordinatorState>>);
 pub struct CoordinatorState {
     pub config: String,
     pub queue: VecDeque<Task>,
-    pub leased: Option<Task>,
+    pub leased: Vec<Task>,
+    /// What the worker said it was finishing, each time it asked.
+    pub finishing: Vec<Vec<TaskId>>,
     pub finished: Vec<FinishTaskRequest>,
     pub learner_address: String,
     pub drain: bool,
@@ -68,6 +71,19 @@ impl FakeCoordinator {
 
     pub fn state(&self) -> MutexGuard<'_, CoordinatorState> {
         self.0.lock().unwrap()
+    }
+}
+
+impl CoordinatorState {
+    fn grant(&mut self, finishing: &[TaskId]) -> Option<Task> {
+        if self.drain {
+            return None;
+        }
+        let is_finishing = |task: &&Task| task.id.is_some_and(|id| finishing.contains(&id));
+        if !self.leased.iter().any(|task| !is_finishing(&task)) && self.leased.len() < 2 {
+            self.leased.extend(self.queue.pop_front());
+        }
+        self.leased.iter().find(|task| !is_finishing(task)).cloned()
     }
 }
 
@@ -92,16 +108,13 @@ impl Coordinator for FakeCoordinator {
         Ok(Response::new(HeartbeatReply { order: order.into(), learner_address }))
     }
 
-    async fn next_task(&self, _: Request<NextTaskRequest>) -> Answer<NextTaskReply> {
+    async fn next_task(&self, request: Request<NextTaskRequest>) -> Answer<NextTaskReply> {
+        let finishing = request.into_inner().finishing;
+        self.state().finishing.push(finishing.clone());
         for _ in 0..20 {
-            {
-                let mut state = self.state();
-                if state.leased.is_none() {
-                    state.leased = state.queue.pop_front();
-                }
-                if state.leased.is_some() {
-                    return Ok(Response::new(NextTaskReply { task: state.leased.clone() }));
-                }
+            let task = self.state().grant(&finishing);
+            if task.is_some() {
+                return Ok(Response::new(NextTaskReply { task }));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -110,9 +123,7 @@ impl Coordinator for FakeCoordinator {
 
     async fn finish_task(&self, request: Request<FinishTaskRequest>) -> Answer<FinishTaskReply> {
         let (request, mut state) = (request.into_inner(), self.state());
-        if state.leased.as_ref().is_some_and(|task| task.id == request.task) {
-            state.leased = None;
-        }
+        state.leased.retain(|task| task.id != request.task);
         state.finished.push(request);
         Ok(Response::new(FinishTaskReply {}))
     }
@@ -131,6 +142,8 @@ impl Coordinator for FakeCoordinator {
 pub enum Reaction {
     Reply(PushStatus),
     Fail(tonic::Code),
+    /// Holds the push once the test says so.
+    HoldAfter(Arc<Notify>),
     /// Never answers: the test will cut the connection.
     Hang,
 }
@@ -199,6 +212,10 @@ impl Learner for FakeLearner {
         let status = match reaction {
             Reaction::Reply(status) => status,
             Reaction::Fail(code) => return Err(Status::new(code, "as the test wishes")),
+            Reaction::HoldAfter(word) => {
+                word.notified().await;
+                PushStatus::Held
+            }
             Reaction::Hang => std::future::pending().await,
         };
         let mut state = self.state();

@@ -4,6 +4,7 @@ mod fakes;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use rollout_worker::bad_input::BadInput;
 use rollout_worker::serve::{self, ServeOptions};
 use service::Hub;
 use tch::{Device, Kind, Tensor};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -287,6 +289,73 @@ async fn damaged_weights_are_asked_for_again_and_versions_are_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_next_task_is_sampled_while_the_last_is_being_finished_but_no_third() {
+    let word = Arc::new(Notify::new());
+    let hold = |learner: &FakeLearner| {
+        learner.state().reactions.push_back(Reaction::HoldAfter(word.clone()));
+    };
+    let tasks = vec![train(0, 1), train(1, 1), train(2, 1)];
+    let ids: Vec<TaskId> = tasks.iter().filter_map(|task| task.id).collect();
+    let world = World::start(|_| (), hold, tasks);
+    let has_two = |world: &World| world.coordinator.state().leased.len() == 2;
+    world.until("a second task is granted while the first is pushed", has_two).await;
+    assert!(world.coordinator.state().finished.is_empty());
+    word.notify_one();
+    let coordinator = world.coordinator.clone();
+    let (ends, arrived) = world.finish(3).await;
+    assert!(all_held(&ends));
+    assert_eq!(arrived.iter().filter_map(|push| push.header.task).collect::<Vec<_>>(), ids);
+    let finishing = &coordinator.state().finishing;
+    assert_eq!(finishing[1], ids[..1]);
+    assert!(finishing.iter().all(|tasks| tasks.len() <= 1), "{finishing:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn told_to_drain_a_worker_finishes_both_tasks_it_has() {
+    let word = Arc::new(Notify::new());
+    let hold = |learner: &FakeLearner| {
+        learner.state().reactions.push_back(Reaction::HoldAfter(word.clone()));
+    };
+    let world = World::start(|_| (), hold, vec![train(0, 1), train(1, 2), train(2, 1)]);
+    let second = (2, WeightsRole::Policy);
+    world.until("the second is begun", |world| world.learner.state().asked_for.contains(&second)).await;
+    // Weights that were asked for are here in no time, and what is sampled then is finished.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    world.coordinator.state().drain = true;
+    word.notify_one();
+    tokio::time::timeout(PATIENCE, world.worker).await.expect("leaves in time").unwrap().unwrap();
+    let state = world.coordinator.state();
+    assert!(all_held(&state.finished));
+    assert_eq!((state.finished.len(), state.queue.len(), state.n_left), (2, 1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outcome_that_is_lost_on_the_way_again_and_again_gives_the_task_back() {
+    for (code, n_lost) in [(tonic::Code::DataLoss, 5), (tonic::Code::Internal, 5), (tonic::Code::DataLoss, 4)]
+    {
+        let lose = |learner: &FakeLearner| {
+            learner.state().reactions.extend((0..n_lost).map(|_| Reaction::Fail(code)));
+        };
+        let (ends, arrived) = World::start(|_| (), lose, vec![train(0, 1)]).finish(1).await;
+        let failure = &ends[0].failure;
+        match n_lost {
+            5 => {
+                assert!(failure.contains("lost on the way to the learner 5 times, last: as the test wishes"))
+            }
+            _ => assert!(failure.is_empty() && arrived.len() == 1, "{failure}"),
+        }
+        assert!(!ends[0].poisonous, "another worker may have more luck");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_that_arrive_damaged_again_and_again_give_the_task_back() {
+    let damage = |learner: &FakeLearner| learner.state().n_to_damage = 10;
+    let (ends, _) = World::start(|_| (), damage, vec![train(0, 1)]).finish(1).await;
+    assert!(!ends[0].poisonous && ends[0].failure.contains("damaged 10 times"), "{:?}", ends[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_learner_that_dies_during_a_push_is_found_again() {
     let hang = |learner: &FakeLearner| {
         learner.state().reactions.extend([Reaction::Fail(tonic::Code::DataLoss), Reaction::Hang]);
@@ -340,9 +409,9 @@ async fn weights_that_are_not_offered_give_the_task_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn told_to_drain_a_worker_finishes_its_task_and_leaves() {
+async fn told_to_drain_a_worker_finishes_its_tasks_and_leaves() {
     let world = World::start(|_| (), |_| (), vec![train(0, 1), train(1, 1), train(2, 1), train(3, 1)]);
-    world.until("the first task runs", |world| world.coordinator.state().leased.is_some()).await;
+    world.until("the first task runs", |world| !world.coordinator.state().leased.is_empty()).await;
     world.coordinator.state().drain = true;
     tokio::time::timeout(PATIENCE, world.worker).await.expect("leaves in time").unwrap().unwrap();
     let state = world.coordinator.state();

@@ -53,7 +53,9 @@ impl ClipTokenizer {
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let vocabulary_path = dir.join("vocab.json");
         let vocabulary: HashMap<String, i64> = crate::json_file::read(&vocabulary_path)?;
-        let merge_ranks = parse_merges(&crate::json_file::read_text(&dir.join("merges.txt"))?);
+        let merges_path = dir.join("merges.txt");
+        let merge_ranks = parse_merges(&crate::json_file::read_text(&merges_path)?, &vocabulary)
+            .map_err(|reason| ModelError::damaged(&merges_path, reason))?;
         let settings = Settings::open(dir)?;
         let special = |token: Option<AddedToken>, default: &str| {
             token.unwrap_or_else(|| AddedToken { content: default.to_owned(), ..AddedToken::default() })
@@ -215,11 +217,18 @@ fn pattern(expression: &str) -> Regex {
     Regex::new(expression).expect("the expression is a constant; if it does not compile, this is a bug")
 }
 
-/// The first line is a version comment; later duplicates win, as in the reference.
-fn parse_merges(text: &str) -> HashMap<String, usize> {
-    let lines = text.trim().split('\n').skip(1).take(MAX_MERGES);
-    let pairs = lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
-    pairs.enumerate().map(|(rank, pair)| (pair, rank)).collect()
+/// The merges by rank; each must make a token of the vocabulary, or the file is of another one. The first line is a version
+/// comment; later duplicates win, as in the reference.
+fn parse_merges(text: &str, vocabulary: &HashMap<String, i64>) -> Result<HashMap<String, usize>, String> {
+    let lines = text.trim().split('\n').enumerate().skip(1).take(MAX_MERGES);
+    let ranked = lines.map(|(rank, line)| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+        [first, second] if vocabulary.contains_key(&format!("{first}{second}")) => {
+            Ok((format!("{first} {second}"), rank))
+        }
+        [first, second] => Err(format!("line {} makes `{first}{second}`, which vocab.json lacks", rank + 1)),
+        _ => Err(format!("line {} is `{line}`, not two symbols to be merged", rank + 1)),
+    });
+    ranked.collect()
 }
 
 /// Every ideograph becomes a word of its own.

@@ -1,5 +1,6 @@
 //! The line to the coordinator that all clones of a membership share: one identity, one heartbeat, one loss.
 
+use super::work_in_hand::WorkClocks;
 use super::{JoinDetails, Standing};
 use crate::{Backoff, ServiceError, request};
 use proto::coordinator_client::CoordinatorClient;
@@ -30,8 +31,8 @@ pub(super) struct Link {
 pub(super) struct State {
     pub(super) caller: Caller,
     pub(super) lease: Duration,
-    pub(super) running: Option<TaskId>,
-    pub(super) progressed: Instant,
+    pub(super) running: Vec<TaskId>,
+    pub(super) work: WorkClocks,
     pub(super) last_contact: Instant,
 }
 
@@ -110,7 +111,7 @@ impl Link {
             host: nix::unistd::gethostname()
                 .map(|host| host.to_string_lossy().into_owned())
                 .unwrap_or_default(),
-            running: state.running,
+            running: state.running.clone(),
         }
     }
 
@@ -188,10 +189,7 @@ impl Link {
     async fn heartbeat(&self) -> Result<(), ServiceError> {
         let reply = self
             .call(CALL_DEADLINE, |mut client, caller| async move {
-                let idle_seconds = {
-                    let state = self.state();
-                    state.running.map_or(0.0, |_| state.progressed.elapsed().as_secs_f64())
-                };
+                let idle_seconds = self.state().work.idle(Instant::now()).as_secs_f64();
                 let message = HeartbeatRequest { caller: Some(caller), idle_seconds };
                 client.heartbeat(request(message, CALL_DEADLINE)).await
             })

@@ -1,0 +1,282 @@
+//! What is said of a run, in words and as JSON: how far it is, what an evaluation came to, how it ended. Pure.
+
+use crate::rates::Rates;
+use crate::run_record::RunEnding;
+use crate::run_state::Snapshot;
+use proto::{HeldOut, Progress, Summary};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+/// How much room a line has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// As much as it takes.
+    Ample,
+    /// A terminal of 80 columns.
+    Narrow,
+}
+
+/// One line that says where a run stands.
+pub fn progress_line(snapshot: &Snapshot, rates: &Rates, room: Room) -> String {
+    let progress = &snapshot.progress;
+    let workers = format!("{} of {} workers", snapshot.workers, snapshot.workers_wanted);
+    if progress.phase.is_empty() {
+        return format!("starting · {workers}");
+    }
+    let (digits, separator, held_out) = match room {
+        Room::Ample => (4, " · iteration ", "held-out"),
+        Room::Narrow => (3, " ", "test"),
+    };
+    let mut parts =
+        vec![format!("{}{separator}{}/{}", progress.phase, progress.iteration, progress.iterations)];
+    parts.extend(progress.reward.map(|reward| format!("reward {reward:.digits$}")));
+    parts.extend(progress.held_out.map(|newest| format!("{held_out} {:.digits$}", newest.reward)));
+    match room {
+        Room::Ample => parts.extend([
+            format!("{:.1} images/s", rates.images_per_second()),
+            format!("{:.0} NFE/s", rates.network_evaluations_per_second()),
+            workers,
+        ]),
+        Room::Narrow => parts.extend([
+            format!("{:.0} img/s", rates.images_per_second()),
+            format!("{} workers", snapshot.workers),
+        ]),
+    }
+    parts.extend(rates.time_left(progress.iterations).map(|left| format!("ETA {}", clock(left))));
+    parts.join(" · ")
+}
+
+/// The totals of a run on one line, without what was not measured yet.
+pub fn totals_line(progress: &Progress) -> String {
+    let mut parts = Vec::new();
+    parts.extend(progress.reward.map(|reward| format!("reward {reward:.4}")));
+    parts.extend(progress.held_out.map(|newest| format!("held-out {}", measured(&newest))));
+    parts.extend([
+        format!("{} images", progress.images),
+        format!("{} NFE", progress.network_evaluations),
+        clock(seconds(progress.seconds)),
+    ]);
+    parts.join(" · ")
+}
+
+/// A line for a held-out evaluation.
+pub fn evaluation_line(held_out: &HeldOut) -> String {
+    format!("evaluated version {}: held-out reward {}", held_out.version, measured(held_out))
+}
+
+/// A record for a held-out evaluation.
+pub fn evaluation_json(held_out: &HeldOut) -> Value {
+    json!({ "evaluation": held_out })
+}
+
+/// The fields of a message that has a JSON form.
+pub fn fields(message: &impl Serialize) -> Map<String, Value> {
+    match serde_json::to_value(message) {
+        Ok(Value::Object(fields)) => fields,
+        _ => unreachable!("messages with a JSON form are objects; anything else is a bug"),
+    }
+}
+
+/// A record of where a run stands.
+pub fn progress_json(snapshot: &Snapshot, rates: &Rates) -> Value {
+    let tasks = snapshot.tasks;
+    let mut record = fields(&snapshot.progress);
+    let left =
+        rates.time_left(snapshot.progress.iterations).map(|left| ("seconds_left", json!(left.as_secs_f64())));
+    let others = [
+        ("images_per_second", json!(rates.images_per_second())),
+        ("network_evaluations_per_second", json!(rates.network_evaluations_per_second())),
+        ("worker_busy", json!(snapshot.worker_busy)),
+        ("workers", json!(snapshot.workers)),
+        ("workers_wanted", json!(snapshot.workers_wanted)),
+        ("tasks_waiting", json!(tasks.waiting)),
+        ("tasks_running", json!(tasks.leased)),
+        ("tasks_held", json!(tasks.held)),
+    ];
+    record.extend(others.into_iter().chain(left).map(|(key, value)| (key.to_owned(), value)));
+    Value::Object(record)
+}
+
+/// The table at the end of a run.
+pub fn summary_table(summary: &Summary) -> String {
+    let per_second = |count: u64| if summary.seconds > 0.0 { count as f64 / summary.seconds } else { 0.0 };
+    let held_out = |held_out: Option<HeldOut>| held_out.map_or("not measured".to_owned(), |h| measured(&h));
+    let gain =
+        format!("{:.4} ± {:.4} ({} prompts)", summary.gain, summary.gain_standard_error, summary.prompts);
+    let mut rows = vec![
+        ("held-out reward before", held_out(summary.before)),
+        ("held-out reward after", held_out(summary.after)),
+        ("gain, paired by prompt", gain),
+    ];
+    rows.extend(summary.best.map(|best| ("best version", format!("{}, {}", best.version, measured(&best)))));
+    rows.extend([
+        ("time", clock(seconds(summary.seconds))),
+        ("images", format!("{} ({:.1}/s)", summary.images, per_second(summary.images))),
+        (
+            "network evaluations",
+            format!("{} ({:.1}/s)", summary.network_evaluations, per_second(summary.network_evaluations)),
+        ),
+        ("learner busy", format!("{:.0} %", 100.0 * summary.learner_busy)),
+        ("workers busy", workers_busy(summary)),
+        ("adapter", summary.adapter.clone()),
+    ]);
+    if !summary.best_adapter.is_empty() {
+        rows.push(("adapter of the best version", summary.best_adapter.clone()));
+    }
+    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let lines: Vec<String> = rows.iter().map(|(name, value)| format!("  {name:width$}  {value}")).collect();
+    lines.join("\n")
+}
+
+/// The coordinator counts workers' time since it was started, which after a resume is not the whole run.
+fn workers_busy(summary: &Summary) -> String {
+    let share = format!("{:.0} %", 100.0 * summary.worker_busy);
+    match summary.worker_busy_seconds < summary.seconds {
+        true => format!(
+            "{share} of the last {}, since the run was resumed",
+            clock(seconds(summary.worker_busy_seconds))
+        ),
+        false => share,
+    }
+}
+
+/// How a run ended, for people.
+pub fn ending_text(ending: &RunEnding) -> String {
+    match ending {
+        RunEnding::Done { summary } => format!("done\n{}", summary_table(summary)),
+        RunEnding::Failed { reason } => format!("failed: {reason}"),
+        RunEnding::Stopped { resume } => format!("stopped; go on with `{resume}`"),
+    }
+}
+
+fn measured(held_out: &HeldOut) -> String {
+    format!("{:.4} ± {:.4}", held_out.reward, held_out.standard_error)
+}
+
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
+/// Hours, minutes and seconds.
+pub fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held_out(version: u32, reward: f64) -> Option<HeldOut> {
+        Some(HeldOut { version, reward, standard_error: 0.01 })
+    }
+
+    fn snapshot() -> Snapshot {
+        let progress = Progress {
+            iteration: 3,
+            iterations: 10,
+            phase: "sampling".to_owned(),
+            reward: Some(0.25),
+            held_out: held_out(2, 0.5),
+            ..Progress::default()
+        };
+        Snapshot { progress, workers: 2, workers_wanted: 3, ..Snapshot::default() }
+    }
+
+    fn summary() -> Summary {
+        Summary {
+            before: held_out(0, 0.4),
+            after: held_out(150, 0.6),
+            best: held_out(90, 0.65),
+            gain: 0.2,
+            gain_standard_error: 0.02,
+            prompts: 200,
+            seconds: 600.0,
+            images: 6000,
+            worker_busy: 0.875,
+            worker_busy_seconds: 601.0,
+            adapter: "runs/demo/adapter".to_owned(),
+            best_adapter: "runs/demo/adapter/best".to_owned(),
+            ..Summary::default()
+        }
+    }
+
+    #[test]
+    fn a_line_says_phase_iteration_rewards_rates_and_workers() {
+        assert_eq!(
+            progress_line(&snapshot(), &Rates::default(), Room::Ample),
+            "sampling · iteration 3/10 · reward 0.2500 · held-out 0.5000 · 0.0 images/s · 0 NFE/s · 2 of 3 workers"
+        );
+        assert_eq!(
+            progress_line(&snapshot(), &Rates::default(), Room::Narrow),
+            "sampling 3/10 · reward 0.250 · test 0.500 · 0 img/s · 2 workers"
+        );
+        assert_eq!(
+            totals_line(&snapshot().progress),
+            "reward 0.2500 · held-out 0.5000 ± 0.0100 · 0 images · 0 NFE · 0:00"
+        );
+    }
+
+    #[test]
+    fn the_narrow_line_fits_a_terminal_of_eighty_columns() {
+        let mut snapshot = snapshot();
+        snapshot.progress.phase = "evaluating".to_owned();
+        snapshot.progress.iterations = 150;
+        let line = progress_line(&snapshot, &Rates::default(), Room::Narrow);
+        assert!(line.chars().count() + " · ETA 59:59".chars().count() <= 80, "{line}");
+    }
+
+    #[test]
+    fn nothing_is_said_of_what_was_not_measured_yet() {
+        let mut snapshot = snapshot();
+        (snapshot.progress.reward, snapshot.progress.held_out) = (None, None);
+        let line = progress_line(&snapshot, &Rates::default(), Room::Ample);
+        assert!(!line.contains("reward") && !line.contains("held-out"), "{line}");
+        let record = progress_json(&snapshot, &Rates::default());
+        for absent in ["reward", "held_out", "seconds_left"] {
+            assert!(record.get(absent).is_none(), "{absent} is in {record}");
+        }
+        assert_eq!(
+            (&record["phase"], &record["iteration"], &record["workers"]),
+            (&json!("sampling"), &json!(3), &json!(2))
+        );
+    }
+
+    #[test]
+    fn an_evaluation_has_a_line_and_a_record() {
+        let newest = held_out(2, 0.5).expect("given");
+        assert_eq!(evaluation_line(&newest), "evaluated version 2: held-out reward 0.5000 ± 0.0100");
+        let expected = json!({ "evaluation": { "version": 2, "reward": 0.5, "standard_error": 0.01 } });
+        assert_eq!(evaluation_json(&newest), expected);
+    }
+
+    #[test]
+    fn the_table_shows_gain_rates_the_best_version_and_the_adapters() {
+        let table = summary_table(&summary());
+        for expected in [
+            "0.2000 ± 0.0200 (200 prompts)",
+            "10:00",
+            "6000 (10.0/s)",
+            "88 %\n",
+            "90, 0.6500 ± 0.0100",
+            "runs/demo/adapter\n",
+            "runs/demo/adapter/best",
+        ] {
+            assert!(table.contains(expected), "{expected} is not in\n{table}");
+        }
+    }
+
+    #[test]
+    fn the_table_says_what_the_workers_share_covers() {
+        let table = summary_table(&Summary { worker_busy_seconds: 65.0, ..summary() });
+        assert!(table.contains("88 % of the last 1:05, since the run was resumed"), "{table}");
+    }
+
+    #[test]
+    fn clocks_show_hours_only_when_there_are_some() {
+        assert_eq!(clock(Duration::from_secs(65)), "1:05");
+        assert_eq!(clock(Duration::from_secs(3 * 3600 + 62)), "3:01:02");
+    }
+}

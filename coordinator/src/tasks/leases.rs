@@ -1,0 +1,97 @@
+//! Which worker has which tasks, and for how long workers have had something to do: decisions only, without a clock.
+
+use super::TaskName;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// Tasks of every worker that ever had one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Leases {
+    by_worker: BTreeMap<String, InHand>,
+}
+
+#[derive(Clone, Debug)]
+struct InHand {
+    tasks: Vec<TaskName>,
+    /// Since when there has been a task without a break, if there is one.
+    since: Instant,
+    /// Time with a task before that.
+    earlier: Duration,
+}
+
+impl Leases {
+    /// What a worker has, in the order in which it got it.
+    pub(super) fn of(&self, worker: &str) -> &[TaskName] {
+        self.by_worker.get(worker).map_or(&[], |in_hand| &in_hand.tasks)
+    }
+
+    /// What all workers have.
+    pub(super) fn all(&self) -> BTreeSet<TaskName> {
+        self.by_worker.values().flat_map(|in_hand| &in_hand.tasks).copied().collect()
+    }
+
+    /// Time that a worker has had a task in hand, two at a time counted once.
+    pub(super) fn busy(&self, worker: &str, now: Instant) -> Duration {
+        self.by_worker.get(worker).map_or(Duration::ZERO, |in_hand| in_hand.earlier + in_hand.unbroken(now))
+    }
+
+    /// Gives a worker another task.
+    pub(super) fn add(&mut self, worker: &str, task: TaskName, now: Instant) {
+        self.change(worker, now, |tasks| tasks.push(task));
+    }
+
+    /// Makes a worker have exactly these tasks.
+    pub(super) fn set(&mut self, worker: &str, tasks: &[TaskName], now: Instant) {
+        self.change(worker, now, |leased| *leased = tasks.to_vec());
+    }
+
+    /// Takes a task from a worker; whether it had it.
+    pub(super) fn remove(&mut self, worker: &str, task: TaskName, now: Instant) -> bool {
+        let had_it = self.of(worker).contains(&task);
+        self.change(worker, now, |tasks| tasks.retain(|other| *other != task));
+        had_it
+    }
+
+    fn change(&mut self, worker: &str, now: Instant, change: impl FnOnce(&mut Vec<TaskName>)) {
+        let nothing = InHand { tasks: Vec::new(), since: now, earlier: Duration::ZERO };
+        let in_hand = self.by_worker.entry(worker.to_owned()).or_insert(nothing);
+        in_hand.earlier += in_hand.unbroken(now);
+        in_hand.since = now;
+        change(&mut in_hand.tasks);
+    }
+}
+
+impl InHand {
+    fn unbroken(&self, now: Instant) -> Duration {
+        match self.tasks.is_empty() {
+            true => Duration::ZERO,
+            false => now.saturating_duration_since(self.since),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use config::TaskKind;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn task(index: u32) -> TaskName {
+        TaskName { iteration: 0, kind: TaskKind::Train, index }
+    }
+
+    #[test]
+    fn two_tasks_at_a_time_are_one_time_busy() {
+        let (mut leases, start) = (Leases::default(), Instant::now());
+        leases.add("a", task(0), start);
+        leases.add("a", task(1), start + SECOND);
+        assert!(leases.remove("a", task(0), start + SECOND * 3));
+        assert_eq!(leases.busy("a", start + SECOND * 4), SECOND * 4);
+        assert!(leases.remove("a", task(1), start + SECOND * 4));
+        assert!(!leases.remove("a", task(1), start + SECOND * 4));
+        assert_eq!(leases.busy("a", start + SECOND * 9), SECOND * 4, "nothing in hand since");
+        leases.add("a", task(2), start + SECOND * 10);
+        assert_eq!(leases.busy("a", start + SECOND * 11), SECOND * 5);
+    }
+}

@@ -1,0 +1,266 @@
+//! Every rule of the book, with the clock in hand.
+
+use super::*;
+
+fn train(iteration: u32, index: u32) -> TaskName {
+    TaskName { iteration, kind: TaskKind::Train, index }
+}
+
+fn evaluate(version: u32, index: u32) -> TaskName {
+    TaskName { iteration: version, kind: TaskKind::Evaluate, index }
+}
+
+fn wants(iteration: u32, n_tasks: u32, held: &[u32]) -> WantedTasks {
+    WantedTasks { iteration, kind: TaskKind::Train, n_tasks, held: held.to_vec() }
+}
+
+/// A book whose learner wants `n_tasks` training tasks of iteration 0.
+fn book(n_tasks: u32, now: Instant) -> TaskBook {
+    let mut book = TaskBook::default();
+    book.report(&[wants(0, n_tasks, &[])], now);
+    book
+}
+
+/// What a worker is told; a task that failed may come back to it.
+fn ask(book: &mut TaskBook, worker: &str, finishing: &[TaskName], now: Instant) -> Grant {
+    book.grant(Asking { worker, finishing, n_workers: 1 }, now)
+}
+
+fn granted(book: &mut TaskBook, worker: &str, now: Instant) -> TaskName {
+    match ask(book, worker, &[], now) {
+        Grant::Task(task) => task,
+        Grant::Wait(reason) => panic!("{worker} got nothing: {reason}"),
+    }
+}
+
+fn waits(book: &mut TaskBook, worker: &str, now: Instant) -> bool {
+    matches!(ask(book, worker, &[], now), Grant::Wait(_))
+}
+
+#[test]
+fn nothing_is_granted_before_a_learner_speaks() {
+    let now = Instant::now();
+    let mut book = TaskBook::default();
+    assert_eq!(ask(&mut book, "a", &[], now), Grant::Wait("no learner has said yet what it wants"));
+    book.report(&[], now);
+    assert_eq!(ask(&mut book, "a", &[], now), Grant::Wait("every wanted task is held or with a worker"));
+}
+
+#[test]
+fn earlier_iterations_go_first_and_evaluation_before_training() {
+    let now = Instant::now();
+    let mut book = TaskBook::default();
+    let evaluation = WantedTasks { iteration: 4, kind: TaskKind::Evaluate, n_tasks: 1, held: vec![] };
+    book.report(&[wants(5, 1, &[]), wants(4, 2, &[0]), evaluation], now);
+    let order: Vec<_> = ["a", "b", "c"].map(|worker| granted(&mut book, worker, now)).into();
+    assert_eq!(order, [evaluate(4, 0), train(4, 1), train(5, 0)]);
+    assert!(waits(&mut book, "d", now));
+}
+
+#[test]
+fn a_worker_that_asks_again_gets_its_task_again() {
+    let now = Instant::now();
+    let mut book = book(2, now);
+    assert_eq!(granted(&mut book, "a", now), train(0, 0));
+    assert_eq!(granted(&mut book, "a", now), train(0, 0));
+    assert_eq!(book.counts(), TaskCounts { waiting: 1, leased: 1, held: 0 });
+}
+
+#[test]
+fn the_task_of_a_lost_worker_goes_to_the_next() {
+    let now = Instant::now();
+    let mut book = book(1, now);
+    granted(&mut book, "a", now);
+    assert!(waits(&mut book, "b", now));
+    book.release("a", now);
+    assert_eq!(granted(&mut book, "b", now), train(0, 0));
+}
+
+#[test]
+fn a_finished_task_is_held_at_once_and_twice_does_no_harm() {
+    let now = Instant::now();
+    let mut book = book(1, now);
+    granted(&mut book, "a", now);
+    assert!(book.finish("a", train(0, 0), now));
+    assert!(!book.finish("a", train(0, 0), now));
+    assert!(!book.finish("b", train(0, 0), now));
+    assert_eq!(book.counts(), TaskCounts { waiting: 0, leased: 0, held: 1 });
+}
+
+#[test]
+fn a_report_under_way_does_not_undo_a_finish_but_a_later_one_does() {
+    let now = Instant::now();
+    let mut book = book(1, now);
+    granted(&mut book, "a", now);
+    book.finish("a", train(0, 0), now);
+    book.report(&[wants(0, 1, &[])], now + CONFIRMATION / 2);
+    assert!(waits(&mut book, "b", now), "the report may be older than the push");
+    book.report(&[wants(0, 1, &[])], now + CONFIRMATION);
+    assert_eq!(granted(&mut book, "b", now), train(0, 0), "the learner lost it");
+}
+
+#[test]
+fn a_confirmed_task_stays_held() {
+    let now = Instant::now();
+    let mut book = book(1, now);
+    granted(&mut book, "a", now);
+    book.finish("a", train(0, 0), now);
+    book.report(&[wants(0, 1, &[0])], now);
+    book.report(&[wants(0, 1, &[0])], now + CONFIRMATION * 2);
+    assert!(waits(&mut book, "a", now));
+}
+
+#[test]
+fn finishing_another_task_keeps_the_lease() {
+    let now = Instant::now();
+    let mut book = book(2, now);
+    granted(&mut book, "a", now);
+    assert!(!book.finish("a", train(0, 1), now));
+    assert_eq!(book.leases_of("a"), [train(0, 0)]);
+}
+
+#[test]
+fn a_restarted_learner_gets_again_what_it_lost() {
+    let now = Instant::now();
+    let mut book = book(3, now);
+    granted(&mut book, "a", now);
+    granted(&mut book, "b", now);
+    book.finish("a", train(0, 0), now);
+    book.forget_learner();
+    assert!(waits(&mut book, "c", now), "nobody is there to take it");
+    book.report(&[wants(0, 3, &[2])], now);
+    assert_eq!(granted(&mut book, "a", now), train(0, 0), "lost with the old learner");
+    assert!(waits(&mut book, "c", now), "b still runs 1, and 2 is held");
+}
+
+#[test]
+fn a_restarted_coordinator_learns_leases_from_the_workers() {
+    let now = Instant::now();
+    let mut book = TaskBook::default();
+    book.claim("a", &[train(0, 1), train(0, 3)], now);
+    book.claim("b", &[], now);
+    book.report(&[wants(0, 4, &[0])], now);
+    assert_eq!(granted(&mut book, "b", now), train(0, 2));
+    assert!(waits(&mut book, "c", now));
+    assert!(book.finish("a", train(0, 1), now));
+}
+
+#[test]
+fn a_worker_that_comes_back_empty_handed_frees_its_task() {
+    let now = Instant::now();
+    let mut book = book(1, now);
+    granted(&mut book, "a", now);
+    book.claim("a", &[train(0, 0)], now);
+    assert!(waits(&mut book, "b", now), "the same lease goes on");
+    book.claim("a", &[], now);
+    assert_eq!(granted(&mut book, "b", now), train(0, 0));
+}
+
+#[test]
+fn a_worker_with_a_task_that_is_wanted_no_more_gets_another() {
+    let now = Instant::now();
+    let mut book = book(1, now);
+    granted(&mut book, "a", now);
+    book.report(&[wants(1, 1, &[])], now);
+    assert_eq!(book.counts(), TaskCounts { waiting: 1, leased: 0, held: 0 });
+    assert_eq!(granted(&mut book, "a", now), train(1, 0));
+}
+
+#[test]
+fn three_failures_of_its_own_give_a_task_up() {
+    let now = Instant::now();
+    let mut book = book(1, now);
+    for attempt in 1..=3 {
+        granted(&mut book, "a", now);
+        let verdict = book.fail("a", train(0, 0), true, now);
+        let expected = if attempt < 3 { Verdict::TryAgain } else { Verdict::GiveUp { failures: 3 } };
+        assert_eq!(verdict, expected);
+    }
+}
+
+#[test]
+fn failures_of_workers_count_less() {
+    let now = Instant::now();
+    let mut book = book(1, now);
+    for _ in 0..9 {
+        granted(&mut book, "a", now);
+        assert_eq!(book.fail("a", train(0, 0), false, now), Verdict::TryAgain);
+    }
+    granted(&mut book, "a", now);
+    assert_eq!(book.fail("a", train(0, 0), false, now), Verdict::GiveUp { failures: 10 });
+}
+
+#[test]
+fn a_failure_told_twice_counts_once() {
+    let now = Instant::now();
+    let mut book = book(1, now);
+    granted(&mut book, "a", now);
+    for _ in 0..5 {
+        assert_eq!(book.fail("a", train(0, 0), true, now), Verdict::TryAgain);
+    }
+}
+
+#[test]
+fn a_worker_gets_another_task_while_it_finishes_one_but_no_third() {
+    let now = Instant::now();
+    let mut book = book(4, now);
+    assert_eq!(granted(&mut book, "a", now), train(0, 0));
+    let second = ask(&mut book, "a", &[train(0, 0)], now);
+    assert_eq!(second, Grant::Task(train(0, 1)));
+    assert_eq!(ask(&mut book, "a", &[train(0, 0)], now), second, "asked again: the reply may have been lost");
+    assert!(matches!(ask(&mut book, "a", &[train(0, 0), train(0, 1)], now), Grant::Wait(_)));
+    assert!(book.finish("a", train(0, 0), now));
+    assert_eq!(ask(&mut book, "a", &[train(0, 1)], now), Grant::Task(train(0, 2)));
+    assert_eq!(book.counts(), TaskCounts { waiting: 1, leased: 2, held: 1 });
+}
+
+#[test]
+fn both_tasks_of_a_lost_worker_go_to_others() {
+    let now = Instant::now();
+    let mut book = book(2, now);
+    granted(&mut book, "a", now);
+    ask(&mut book, "a", &[train(0, 0)], now);
+    assert!(waits(&mut book, "b", now));
+    book.release("a", now);
+    assert_eq!(granted(&mut book, "b", now), train(0, 0));
+    assert_eq!(granted(&mut book, "c", now), train(0, 1));
+}
+
+#[test]
+fn a_task_that_the_learner_holds_before_its_worker_says_so_stays_with_it() {
+    let now = Instant::now();
+    let mut book = book(2, now);
+    granted(&mut book, "a", now);
+    book.report(&[wants(0, 2, &[0])], now);
+    assert_eq!(ask(&mut book, "a", &[train(0, 0)], now), Grant::Task(train(0, 1)));
+    assert!(book.finish("a", train(0, 0), now), "counted as its work");
+}
+
+#[test]
+fn what_a_worker_says_it_is_finishing_is_not_granted_to_it() {
+    let now = Instant::now();
+    let mut book = book(2, now);
+    assert_eq!(ask(&mut book, "a", &[train(0, 0)], now), Grant::Task(train(0, 1)));
+}
+
+#[test]
+fn a_failed_task_goes_to_a_worker_that_has_not_failed_at_it() {
+    let now = Instant::now();
+    let mut book = book(1, now);
+    let ask = |book: &mut TaskBook, worker| book.grant(Asking { worker, finishing: &[], n_workers: 2 }, now);
+    ask(&mut book, "a");
+    book.fail("a", train(0, 0), false, now);
+    assert!(matches!(ask(&mut book, "a"), Grant::Wait(_)), "b may do better");
+    assert_eq!(ask(&mut book, "b"), Grant::Task(train(0, 0)));
+    book.fail("b", train(0, 0), false, now);
+    assert_eq!(ask(&mut book, "a"), Grant::Task(train(0, 0)), "there is nobody else");
+}
+
+#[test]
+fn a_worker_left_alone_with_a_task_it_failed_at_tries_again() {
+    let now = Instant::now();
+    let mut book = book(1, now);
+    granted(&mut book, "a", now);
+    book.fail("a", train(0, 0), false, now);
+    assert_eq!(granted(&mut book, "a", now), train(0, 0));
+}
