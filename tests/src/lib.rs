@@ -135,11 +135,27 @@ impl Run {
     /// # Panics
     /// If it cannot be started.
     pub fn start(&mut self, arguments: &[&str]) {
+        self.spawn(Command::new(coordinator()), arguments);
+    }
+
+    /// Starts `coordinator up` so that neither it nor its members can write files of more than a few score KiB; writing
+    /// then fails as on a full disk.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start_with_small_files(&mut self, arguments: &[&str]) {
+        // Depending on the shell, blocks are 512 or 1024 bytes. The signal would end the process that writes.
+        const LIMITED: &str = r#"trap '' XFSZ; ulimit -f 140; exec "$@""#;
+        let mut command = Command::new("sh");
+        command.args(["-c", LIMITED, "sh"]).arg(coordinator());
+        self.spawn(command, arguments);
+    }
+
+    fn spawn(&mut self, mut command: Command, arguments: &[&str]) {
         let log = |name: &str| {
             let path = self.home.path().join(name);
             std::fs::File::options().create(true).append(true).open(path).expect("a log file")
         };
-        let mut command = Command::new(coordinator());
         command.arg("up").arg(self.config()).args(arguments).current_dir(repository());
         command.stdin(Stdio::null()).stdout(log("stdout")).stderr(log("stderr"));
         self.child = Some(command.spawn().expect("the coordinator starts"));
@@ -173,6 +189,36 @@ impl Run {
         assert_eq!(self.wait(), Some(0), "the run failed:\n{}", self.output());
     }
 
+    /// What `coordinator up` wrote on its standard output.
+    pub fn said_on_stdout(&self) -> String {
+        self.read("stdout")
+    }
+
+    /// What `coordinator up` wrote, on both of its streams.
+    pub fn said(&self) -> String {
+        self.read("stdout") + &self.read("stderr")
+    }
+
+    fn read(&self, name: &str) -> String {
+        let bytes = std::fs::read(self.home.path().join(name)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Waits until `coordinator up` has written these words.
+    ///
+    /// # Panics
+    /// If the run ends or its deadline passes before.
+    pub fn wait_until_said(&mut self, words: &str) {
+        self.wait_for(&format!("`{words}`"), |run| run.said().contains(words));
+    }
+
+    /// What `coordinator status` says of the run, with further arguments.
+    pub fn status(&self, arguments: &[&str]) -> String {
+        let directory = self.directory().display().to_string();
+        let output = coordinator_output(&[&["status", &directory], arguments].concat());
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat()
+    }
+
     /// All that `coordinator up` and the members wrote.
     pub fn output(&self) -> String {
         let logs = std::fs::read_dir(self.directory().join("logs")).into_iter().flatten().flatten();
@@ -195,11 +241,16 @@ impl Run {
     /// # Panics
     /// If the run ends or its deadline passes before.
     pub fn wait_for_iterations(&mut self, n_iterations: usize) {
+        let what = format!("iteration {n_iterations}");
+        self.wait_for(&what, |run| run.rows("metrics.jsonl").len() >= n_iterations);
+    }
+
+    fn wait_for(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + DEADLINE;
-        while self.rows("metrics.jsonl").len() < n_iterations {
+        while !holds(self) {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
-            assert!(ended.is_none(), "the run ended before iteration {n_iterations}:\n{}", self.output());
-            assert!(Instant::now() < deadline, "no iteration {n_iterations}:\n{}", self.output());
+            assert!(ended.is_none(), "the run ended before {what}:\n{}", self.output());
+            assert!(Instant::now() < deadline, "no {what}:\n{}", self.output());
             std::thread::sleep(POLL);
         }
     }
