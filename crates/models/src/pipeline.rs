@@ -3,7 +3,9 @@
 //! A family is one file under `pipeline/` and one line in `FAMILIES`.
 
 mod conditioning;
+mod guided;
 mod model_index;
+mod qwen_image;
 mod rgb;
 mod sd3;
 
@@ -14,6 +16,7 @@ use tch::Tensor;
 pub use conditioning::Conditioning;
 pub use rgb::{RgbImage, to_rgb8};
 
+use self::conditioning::encode_each;
 use crate::ModelError;
 use crate::network::Network;
 use crate::projection::AdapterMode;
@@ -111,7 +114,8 @@ pub trait TextToImageModel {
         Ok((self.decode_signed(latents)? / 2.0 + 0.5).clamp(0.0, 1.0))
     }
 
-    /// As [`Self::decode`], but as the decoder draws: black is -1, white is 1, and nothing is clamped.
+    /// As [`Self::decode`], but as the decoder draws: black is -1, white is 1, and nothing is clamped that the decoder
+    /// leaves unclamped.
     ///
     /// # Errors
     /// As [`Self::decode`].
@@ -159,7 +163,8 @@ pub struct LoadOptions {
 type Open = fn(&Path, LoadOptions) -> Result<Box<dyn TextToImageModel>, ModelError>;
 
 /// `_class_name` of `model_index.json`, and who opens it.
-const FAMILIES: &[(&str, Open)] = &[("StableDiffusion3Pipeline", sd3::open)];
+const FAMILIES: &[(&str, Open)] =
+    &[("StableDiffusion3Pipeline", sd3::open), ("QwenImagePipeline", qwen_image::open)];
 
 /// Opens a folder in the diffusers layout.
 ///

@@ -2,7 +2,9 @@
 //!
 //! Letters: B rows, L text tokens, C features of a token, P features of the pooled text.
 
-use tch::Tensor;
+use std::collections::BTreeMap;
+
+use tch::{Kind, Tensor};
 
 use crate::ModelError;
 
@@ -17,14 +19,42 @@ pub struct Conditioning {
     pub text: Tensor,
     /// Features of the whole text, where the family has them: `[B, P]`.
     pub pooled: Option<Tensor>,
-    /// Which tokens count, where the family masks padding: `[B, L]`.
+    /// Which tokens count, 1 or 0: `[B, L]`. All do where it is absent.
     pub text_mask: Option<Tensor>,
+}
+
+/// Encodes each distinct prompt once and alone, so that its embedding does not depend on its neighbours.
+///
+/// # Errors
+/// If there are no prompts, or the first error of `encode`, which makes one row of one prompt.
+pub(super) fn encode_each(
+    prompts: &[String],
+    encode: impl Fn(&str) -> Result<Conditioning, ModelError>,
+) -> Result<Conditioning, ModelError> {
+    let mut rows = BTreeMap::new();
+    let mut distinct = Vec::new();
+    for prompt in prompts {
+        if !rows.contains_key(prompt) {
+            rows.insert(prompt, distinct.len() as i64);
+            distinct.push(encode(prompt)?);
+        }
+    }
+    if distinct.is_empty() {
+        return Err(ModelError::Input("there are no prompts to encode".to_owned()));
+    }
+    let order: Vec<i64> = prompts.iter().map(|prompt| rows[prompt]).collect();
+    Ok(Conditioning::cat(&distinct.iter().collect::<Vec<_>>()).select(&order))
 }
 
 impl Conditioning {
     /// How many rows there are.
     pub fn rows(&self) -> i64 {
         self.text.size()[0]
+    }
+
+    /// How many tokens each row has, padding included.
+    pub fn tokens(&self) -> i64 {
+        self.text.size()[1]
     }
 
     /// Repeats each row `repeats` times, the copies of one row standing together.
@@ -52,17 +82,37 @@ impl Conditioning {
         })
     }
 
-    /// Stacks the rows of all `parts`, which must agree on which tensors they have.
+    /// Stacks the rows of all `parts`, which must agree on whether there are pooled features.
+    ///
+    /// Texts shorter than the longest are padded with zeros, and masked wherever anything is padded or masked already.
     ///
     /// # Panics
-    /// If `parts` is empty or the parts differ in their tensors' presence or shapes.
+    /// If `parts` is empty or the parts differ in their pooled features' presence or in features.
     pub fn cat(parts: &[&Self]) -> Self {
-        let text = Tensor::cat(&parts.iter().map(|part| &part.text).collect::<Vec<_>>(), 0);
+        let longest = parts.iter().map(|part| part.tokens()).max().unwrap_or_default();
+        let is_masked = |part: &&Self| part.text_mask.is_some() || part.tokens() < longest;
+        let masks = parts.iter().any(is_masked).then(|| {
+            let padded = parts.iter().map(|part| {
+                let mask = part.mask();
+                mask.constant_pad_nd([0, longest - part.tokens()])
+            });
+            Tensor::cat(&padded.collect::<Vec<_>>(), 0)
+        });
+        let texts = parts.iter().map(|part| match longest - part.tokens() {
+            0 => part.text.shallow_clone(),
+            missing => part.text.constant_pad_nd([0, 0, 0, missing]),
+        });
         Self {
-            text,
+            text: Tensor::cat(&texts.collect::<Vec<_>>(), 0),
             pooled: cat_optional(parts, |part| &part.pooled),
-            text_mask: cat_optional(parts, |part| &part.text_mask),
+            text_mask: masks,
         }
+    }
+
+    /// Which tokens count, also where all do: `[B, L]`, int64.
+    pub fn mask(&self) -> Tensor {
+        let all = || Tensor::ones([self.rows(), self.tokens()], (Kind::Int64, self.text.device()));
+        self.text_mask.as_ref().map_or_else(all, |mask| mask.to_kind(Kind::Int64))
     }
 
     /// The tensors under the names they have on the wire.
@@ -110,4 +160,34 @@ fn cat_optional(parts: &[&Conditioning], part: impl Fn(&Conditioning) -> &Option
         "conditionings of one family have the same tensors"
     );
     (!tensors.is_empty()).then(|| Tensor::cat(&tensors, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    fn words(values: &[f32], mask: Option<&[i64]>) -> Conditioning {
+        let text_mask = mask.map(|mask| Tensor::from_slice(mask).unsqueeze(0));
+        Conditioning { text: Tensor::from_slice(values).view([1, -1, 1]), pooled: None, text_mask }
+    }
+
+    #[test]
+    fn texts_of_one_length_are_stacked_as_they_are() {
+        let both = Conditioning::cat(&[&words(&[1.0, 2.0], None), &words(&[3.0, 4.0], None)]);
+        assert_eq!(both.text.flatten(0, -1), Tensor::from_slice(&[1.0_f32, 2.0, 3.0, 4.0]));
+        assert!(both.text_mask.is_none());
+        assert_eq!(both.mask(), Tensor::ones([2, 2], (Kind::Int64, Device::Cpu)));
+    }
+
+    #[test]
+    fn shorter_texts_are_padded_with_zeros_that_do_not_count() {
+        let parts =
+            [words(&[1.0], None), words(&[2.0, 3.0, 4.0], Some(&[1, 0, 1])), words(&[5.0, 6.0], None)];
+        let all = Conditioning::cat(&parts.iter().collect::<Vec<_>>());
+        let text = [1.0_f32, 0.0, 0.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.0];
+        assert_eq!(all.text, Tensor::from_slice(&text).view([3, 3, 1]));
+        let mask = [1_i64, 0, 0, 1, 0, 1, 1, 1, 0];
+        assert_eq!(all.text_mask.unwrap(), Tensor::from_slice(&mask).view([3, 3]));
+    }
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use self::text::TextEncoders;
+use super::guided::both_velocities;
 use super::model_index::ModelIndex;
 use super::{Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, misshaped};
 use crate::autoencoder_kl::{AutoencoderKlConfig, AutoencoderKlDecoder};
@@ -106,6 +107,7 @@ impl Sd3 {
         mode: AdapterMode,
     ) -> Tensor {
         let kind = self.options.weights.kind;
+        let text = text.expand(latents.size()[0]);
         let pooled = text.pooled.as_ref().expect("SD3 conditioning has pooled features; else this is a bug");
         let (latents, text, pooled) = (latents.to_kind(kind), text.text.to_kind(kind), pooled.to_kind(kind));
         let query = Query {
@@ -163,17 +165,16 @@ impl TextToImageModel for Sd3 {
     }
 
     fn velocity(&self, latents: &Tensor, sigmas: &Tensor, guidance: &Guidance, mode: AdapterMode) -> Tensor {
-        let rows = latents.size()[0];
-        let positive = guidance.positive.expand(rows);
         // In float32, as the scheduler lays out its time steps.
         let timesteps = sigmas.to_kind(Kind::Float) * self.num_train_timesteps;
-        let Some(negative) = guidance.negative else {
-            return self.predict(latents, &timesteps, &positive, mode);
+        let predict = |latents: &Tensor, timesteps: &Tensor, text: &Conditioning| {
+            self.predict(latents, timesteps, text, mode)
         };
-        let both = Conditioning::cat(&[&negative.expand(rows), &positive]);
-        let doubled = |x: &Tensor| Tensor::cat(&[x, x], 0);
-        let velocity = self.predict(&doubled(latents), &doubled(&timesteps), &both, mode);
-        let (unconditional, conditional) = (velocity.narrow(0, 0, rows), velocity.narrow(0, rows, rows));
+        let Some(negative) = guidance.negative else {
+            return predict(latents, &timesteps, guidance.positive);
+        };
+        let (conditional, unconditional) =
+            both_velocities((latents, &timesteps), guidance.positive, negative, &predict);
         &unconditional + (conditional - &unconditional) * guidance.scale
     }
 

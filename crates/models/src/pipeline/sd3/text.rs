@@ -2,7 +2,6 @@
 //!
 //! Source: diffusers 0.38, `pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py`.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::Tensor;
@@ -10,7 +9,7 @@ use tch::Tensor;
 use crate::ModelError;
 use crate::clip_text::ClipTextModel;
 use crate::pipeline::model_index::ModelIndex;
-use crate::pipeline::{Conditioning, LoadOptions, PromptTokens};
+use crate::pipeline::{Conditioning, LoadOptions, PromptTokens, encode_each};
 use crate::t5::T5Encoder;
 use crate::tokenizer::Tokenizer;
 
@@ -94,19 +93,7 @@ impl TextEncoders {
 
     /// Encodes each distinct prompt once and alone.
     pub fn encode(&self, prompts: &[String], max_sequence_length: usize) -> Result<Conditioning, ModelError> {
-        let mut rows = BTreeMap::new();
-        let mut distinct = Vec::new();
-        for prompt in prompts {
-            if !rows.contains_key(prompt) {
-                rows.insert(prompt, distinct.len() as i64);
-                distinct.push(self.encode_one(prompt, max_sequence_length)?);
-            }
-        }
-        if distinct.is_empty() {
-            return Err(ModelError::Input("there are no prompts to encode".to_owned()));
-        }
-        let order: Vec<i64> = prompts.iter().map(|prompt| rows[prompt]).collect();
-        Ok(Conditioning::cat(&distinct.iter().collect::<Vec<_>>()).select(&order))
+        encode_each(prompts, |prompt| self.encode_one(prompt, max_sequence_length))
     }
 
     /// What each encoder gets of `prompt`.

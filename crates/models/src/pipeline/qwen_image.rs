@@ -1,0 +1,237 @@
+//! Qwen-Image.
+
+mod guidance;
+mod text;
+
+use std::path::{Path, PathBuf};
+
+use tch::{Kind, Tensor};
+
+use self::text::TextEncoder;
+use super::guided::both_velocities;
+use super::model_index::ModelIndex;
+use super::{Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, misshaped};
+use crate::autoencoder_kl_qwen_image::{AutoencoderKlQwenImageConfig, AutoencoderKlQwenImageDecoder};
+use crate::network::{Network, Query};
+use crate::patches::{from_patches, to_patches};
+use crate::projection::AdapterMode;
+use crate::qwen_image::{QwenImageConfig, QwenImageTransformer};
+use crate::{ModelError, json_file};
+
+/// One opened folder.
+struct QwenImage {
+    scheduler_config: serde_json::Value,
+    transformer: QwenImageTransformer,
+    text_encoder: Option<TextEncoder>,
+    decoder: Option<AutoencoderKlQwenImageDecoder>,
+    /// Pixels along the side of one latent.
+    scale: i64,
+    options: LoadOptions,
+    dir: PathBuf,
+}
+
+/// Opens a folder whose class is `QwenImagePipeline`.
+pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToImageModel>, ModelError> {
+    let index = ModelIndex::open(dir)?;
+    index.require("transformer", "QwenImageTransformer2DModel")?;
+    index.require("vae", "AutoencoderKLQwenImage")?;
+    let scheduler_config = json_file::read(&dir.join("scheduler/scheduler_config.json"))?;
+    let vae_dir = dir.join("vae");
+    let vae = AutoencoderKlQwenImageConfig::open(&vae_dir)?;
+    let transformer = QwenImageTransformer::open(&dir.join("transformer"), options.weights)?;
+    let text_encoder =
+        options.text_encoders.then(|| TextEncoder::open(dir, &index, options.weights)).transpose()?;
+    check_widths(dir, transformer.config(), &vae, text_encoder.as_ref())?;
+    let decoder = options
+        .decoder
+        .then(|| AutoencoderKlQwenImageDecoder::open(&vae_dir, options.weights))
+        .transpose()?;
+    Ok(Box::new(QwenImage {
+        scheduler_config,
+        scale: vae.scale(),
+        transformer,
+        text_encoder,
+        decoder,
+        options,
+        dir: dir.to_owned(),
+    }))
+}
+
+fn check_widths(
+    dir: &Path,
+    transformer: &QwenImageConfig,
+    vae: &AutoencoderKlQwenImageConfig,
+    text_encoder: Option<&TextEncoder>,
+) -> Result<(), ModelError> {
+    let (channels, expected) = (vae.z_dim, transformer.out_channels);
+    if channels != expected {
+        let reason = format!("{channels} differs from the transformer's `out_channels` {expected}");
+        return Err(ModelError::config(&dir.join("vae/config.json"), "z_dim", reason));
+    }
+    let expected = transformer.joint_attention_dim;
+    let width = text_encoder.map_or(expected, TextEncoder::width);
+    if width != expected {
+        let reason = format!("{width} differs from the transformer's `joint_attention_dim` {expected}");
+        return Err(ModelError::config(&dir.join("text_encoder/config.json"), "hidden_size", reason));
+    }
+    Ok(())
+}
+
+impl QwenImage {
+    /// Pixels along the side of one patch.
+    fn patch_pixels(&self) -> i64 {
+        self.scale * self.transformer.config().patch_size
+    }
+
+    fn text_encoder(&self) -> Result<&TextEncoder, ModelError> {
+        self.text_encoder.as_ref().ok_or_else(|| {
+            ModelError::Input(format!("{} was opened without its text encoder", self.dir.display()))
+        })
+    }
+
+    fn predict(&self, latents: &Tensor, sigmas: &Tensor, text: &Conditioning, mode: AdapterMode) -> Tensor {
+        let kind = self.options.weights.kind;
+        let text = text.expand(latents.size()[0]);
+        let query = Query {
+            latents: &latents.to_kind(kind),
+            timestep: sigmas,
+            text: &text.text.to_kind(kind),
+            pooled: None,
+            text_mask: text.text_mask.as_ref(),
+            guidance_scale: 1.0,
+        };
+        self.transformer.forward(&query, mode).to_kind(Kind::Float)
+    }
+
+    /// Undoes [`TextToImageModel::pack`] for tensors of the latents' `size`.
+    fn unpacked(&self, tokens: &Tensor, size: &[i64]) -> Tensor {
+        from_patches(tokens, (size[2], size[3]), self.transformer.config().patch_size)
+    }
+}
+
+impl TextToImageModel for QwenImage {
+    fn scheduler_config(&self) -> &serde_json::Value {
+        &self.scheduler_config
+    }
+
+    fn latent_shape(&self, height: i64, width: i64) -> Result<Vec<i64>, ModelError> {
+        let patch = self.patch_pixels();
+        let fits = |side: i64| side >= patch && side % patch == 0;
+        if !fits(height) || !fits(width) {
+            let nearest = |side: i64| ((side + patch / 2) / patch * patch).max(patch);
+            return Err(ModelError::Input(format!(
+                "{} cannot draw {height}×{width} pixels (height × width); its sides are multiples of {patch}, the nearest \
+                 being {}×{}",
+                self.dir.display(),
+                nearest(height),
+                nearest(width),
+            )));
+        }
+        Ok(vec![self.transformer.config().out_channels, height / self.scale, width / self.scale])
+    }
+
+    fn image_sequence_length(&self, height: i64, width: i64) -> usize {
+        let patch = self.patch_pixels();
+        ((height / patch) * (width / patch)) as usize
+    }
+
+    fn encode_prompts(
+        &self,
+        prompts: &[String],
+        max_sequence_length: usize,
+    ) -> Result<Conditioning, ModelError> {
+        tch::no_grad(|| self.text_encoder()?.encode(prompts, max_sequence_length))
+    }
+
+    fn token_ids(&self, prompt: &str, max_sequence_length: usize) -> Result<Vec<PromptTokens>, ModelError> {
+        self.text_encoder()?.token_ids(prompt, max_sequence_length)
+    }
+
+    /// A space: the model has not seen empty texts.
+    fn negative_prompt(&self, guidance_scale: f64) -> Option<&'static str> {
+        (guidance_scale > 1.0).then_some(" ")
+    }
+
+    fn velocity(&self, latents: &Tensor, sigmas: &Tensor, guidance: &Guidance, mode: AdapterMode) -> Tensor {
+        let predict = |latents: &Tensor, sigmas: &Tensor, text: &Conditioning| {
+            self.predict(latents, sigmas, text, mode)
+        };
+        let Some(negative) = guidance.negative else { return predict(latents, sigmas, guidance.positive) };
+        let (conditional, unconditional) =
+            both_velocities((latents, sigmas), guidance.positive, negative, &predict);
+        let guided = guidance::rescaled(&self.pack(&conditional), &self.pack(&unconditional), guidance.scale);
+        self.unpacked(&guided, &latents.size())
+    }
+
+    fn network(&self) -> &dyn Network {
+        &self.transformer
+    }
+
+    fn network_mut(&mut self) -> &mut dyn Network {
+        &mut self.transformer
+    }
+
+    fn timestep_scale(&self) -> f64 {
+        1.0
+    }
+
+    fn pack(&self, latents: &Tensor) -> Tensor {
+        to_patches(latents, self.transformer.config().patch_size)
+    }
+
+    fn unpack(&self, packed: &Tensor, latent_shape: &[i64]) -> Result<Tensor, ModelError> {
+        let (config, found) = (self.transformer.config(), packed.size());
+        let patch = config.patch_size;
+        match *latent_shape {
+            [channels, height, width]
+                if channels == config.out_channels
+                    && found.get(1..) == Some(&[height / patch * (width / patch), config.in_channels]) =>
+            {
+                Ok(from_patches(packed, (height, width), patch))
+            }
+            _ => {
+                Err(misshaped("packed latents", &found, &format!("[rows, patches, {}]", config.in_channels)))
+            }
+        }
+    }
+
+    fn check_inputs(&self, latents: &Tensor, conditioning: &Conditioning) -> Result<(), ModelError> {
+        let config = self.transformer.config();
+        let (size, rows) = (latents.size(), conditioning.rows());
+        let &[n_latents, channels, height, width] = size.as_slice() else {
+            return Err(misshaped("latents", &size, "[rows, channels, height, width]"));
+        };
+        if channels != config.out_channels {
+            return Err(misshaped("latents", &size, &format!("{} channels", config.out_channels)));
+        }
+        self.transformer.check_size(height, width)?;
+        let text = conditioning.text.size();
+        let fits = text.len() == 3 && text[1] > 0 && text[2] == config.joint_attention_dim;
+        if !fits || (rows != n_latents && rows != 1) {
+            let expected = format!("[{n_latents}, tokens, {}]", config.joint_attention_dim);
+            return Err(misshaped("text embeddings", &text, &expected));
+        }
+        if let Some(mask) = conditioning.text_mask.as_ref().filter(|mask| mask.size() != text[..2]) {
+            return Err(misshaped("text mask", &mask.size(), &format!("{:?}", &text[..2])));
+        }
+        if let Some(pooled) = &conditioning.pooled {
+            return Err(misshaped("pooled embeddings", &pooled.size(), "none"));
+        }
+        Ok(())
+    }
+
+    fn embedding_widths(&self) -> (i64, i64) {
+        (self.transformer.config().joint_attention_dim, 0)
+    }
+
+    fn decode_signed(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
+        let decoder = self.decoder.as_ref().ok_or_else(|| {
+            ModelError::Input(format!("{} was opened without its decoder", self.dir.display()))
+        })?;
+        let (size, channels) = (latents.size(), decoder.config().z_dim);
+        if size.len() != 4 || size[1] != channels {
+            return Err(misshaped("latents", &size, &format!("[rows, {channels}, height, width]")));
+        }
+        Ok(tch::no_grad(|| decoder.decode(latents)))
+    }
+}
