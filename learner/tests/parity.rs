@@ -60,6 +60,13 @@ fn recorded_gradients_of_qwen_image_are_reproduced() {
 }
 
 #[test]
+fn recorded_gradients_of_flux_are_reproduced() {
+    let (outcome, text) = check_family("flux", None, 1e-4);
+    // Twelve modules of each block over two streams and three of each over one have two factors each; and the sample.
+    assert_eq!(outcome.unwrap(), ParityOutcome { passed: 2 * (2 * 12 + 3 * 3) + 1, failed: 0 }, "{text}");
+}
+
+#[test]
 fn a_tolerance_that_floats_cannot_meet_fails_and_says_where() {
     let (outcome, text) = check(None, 1e-12);
     assert!(outcome.unwrap().failed > 0);

@@ -24,13 +24,15 @@ fn refusal(model: &Path, cases: Option<&Path>) -> String {
     format!("{:#}", run(model, cases, RTOL).0.expect_err("this must be refused"))
 }
 
-/// A folder with one golden SD3 case, its tensors and its call changed.
+/// A folder with one golden case, such as `sd3/transformer`, its tensors and its call changed.
 fn changed_case(
-    name: &str,
+    case: &str,
     change: impl FnOnce(&mut Vec<(String, Tensor)>, &mut serde_json::Value),
 ) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let (mut tensors, metadata) = read_all(&golden("sd3/cases").join(name)).unwrap();
+    let (family, name) = case.split_once('/').unwrap();
+    let name = format!("{name}.safetensors");
+    let (mut tensors, metadata) = read_all(&golden(family).join("cases").join(&name)).unwrap();
     let mut call = serde_json::from_str(&metadata["call"]).unwrap();
     change(&mut tensors, &mut call);
     let metadata = HashMap::from([("call".to_owned(), call.to_string())]);
@@ -69,6 +71,45 @@ fn every_recorded_qwen_image_case_holds() {
 }
 
 #[test]
+fn every_recorded_flux_case_holds() {
+    let (outcome, text) = run(&golden("flux"), None, RTOL);
+    // Three outputs of the encoders, two of each pipeline, one sample without an adapter and one with it, an image.
+    let n_gradients = text.lines().filter(|line| line.contains(" grad.")).count();
+    assert_eq!(outcome.unwrap(), ParityOutcome { passed: 3 + 2 * 2 + 3 + n_gradients, failed: 0 }, "{text}");
+    assert!(n_gradients == 2 * (2 * 12 + 3 * 3) && text.contains("txt_ids"), "{text}");
+}
+
+#[test]
+fn positions_that_are_not_those_of_an_image_are_named() {
+    let change_ids = |name: &str, change: fn(&Tensor)| {
+        let cases = changed_case("flux/transformer", |tensors, _| {
+            change(&tensors.iter().find(|(known, _)| known == name).unwrap().1);
+        });
+        refusal(&golden("flux"), Some(cases.path()))
+    };
+    let ragged = change_ids("in.img_ids", |ids| {
+        let _ = ids.get(19).get(2).fill_(4.0);
+    });
+    assert!(ragged.contains("in.img_ids ends at row 5 and column 5, but has 20 patches"), "{ragged}");
+    let swapped = change_ids("in.img_ids", |ids| {
+        let _ = ids.get(1).get(1).fill_(3.0);
+    });
+    assert!(swapped.contains("row by row"), "{swapped}");
+    let moved = change_ids("in.txt_ids", |ids| {
+        let _ = ids.get(0).get(2).fill_(1.0);
+    });
+    assert!(moved.contains("in.txt_ids must be zero"), "{moved}");
+    let uneven = change_ids("in.guidance", |guidance| {
+        let _ = guidance.get(1).fill_(4.0);
+    });
+    assert!(uneven.contains("in.guidance is [3.5, 4.0]"), "{uneven}");
+    let placeless =
+        changed_case("flux/transformer", |tensors, _| tensors.retain(|(name, _)| name != "in.img_ids"));
+    let message = refusal(&golden("flux"), Some(placeless.path()));
+    assert!(message.contains("where the patches lie"), "{message}");
+}
+
+#[test]
 fn every_recorded_schedule_and_step_holds_without_a_model() {
     let (outcome, text) = run(&golden("sde"), None, RTOL);
     assert_eq!(outcome.unwrap(), ParityOutcome { passed: 2 * 5 + 10 * 2, failed: 0 }, "{text}");
@@ -76,7 +117,7 @@ fn every_recorded_schedule_and_step_holds_without_a_model() {
 
 #[test]
 fn every_recorded_text_has_its_token_ids() {
-    for (tokenizer, passed) in [("clip", 36), ("qwen", 28)] {
+    for (tokenizer, passed) in [("clip", 36), ("qwen", 27)] {
         let (outcome, text) = run(&golden("tokenizers").join(tokenizer), None, RTOL);
         assert_eq!(outcome.unwrap(), ParityOutcome { passed, failed: 0 }, "{text}");
     }
@@ -84,7 +125,7 @@ fn every_recorded_text_has_its_token_ids() {
 
 #[test]
 fn an_output_that_differs_fails_alone_and_in_one_line() {
-    let cases = changed_case("vae_decode.safetensors", |tensors, _| {
+    let cases = changed_case("sd3/vae_decode", |tensors, _| {
         let image = tensors.iter_mut().find(|(name, _)| name == "out.image").unwrap();
         image.1 = &image.1 * 1.01;
     });
@@ -110,13 +151,13 @@ fn a_folder_that_is_missing_or_has_no_case_is_named() {
 #[test]
 fn a_malformed_case_is_named_with_what_is_wrong_in_it() {
     let sd3 = golden("sd3");
-    let no_steps = changed_case("pipeline_4_1.0.safetensors", |_, call| {
+    let no_steps = changed_case("sd3/pipeline_4_1.0", |_, call| {
         call.as_object_mut().unwrap().remove("steps");
     });
     let message = refusal(&sd3, Some(no_steps.path()));
     assert!(message.contains("pipeline_4_1.0.safetensors") && message.contains("call.steps"), "{message}");
 
-    let short_text = changed_case("transformer.safetensors", |tensors, _| {
+    let short_text = changed_case("sd3/transformer", |tensors, _| {
         let text = tensors.iter_mut().find(|(name, _)| name == "in.encoder_hidden_states").unwrap();
         text.1 = text.1.narrow(2, 0, 3).contiguous();
     });
@@ -124,10 +165,10 @@ fn a_malformed_case_is_named_with_what_is_wrong_in_it() {
     assert!(message.contains("transformer.safetensors") && message.contains("text embeddings"), "{message}");
 
     let no_input =
-        changed_case("vae_decode.safetensors", |tensors, _| tensors.retain(|(name, _)| name != "in.latents"));
+        changed_case("sd3/vae_decode", |tensors, _| tensors.retain(|(name, _)| name != "in.latents"));
     assert!(refusal(&sd3, Some(no_input.path())).contains("in.latents"));
 
-    let unknown = changed_case("transformer.safetensors", |tensors, _| {
+    let unknown = changed_case("sd3/transformer", |tensors, _| {
         tensors.push(("out.mystery".to_owned(), Tensor::from_slice(&[1.0_f32])));
     });
     assert!(refusal(&sd3, Some(unknown.path())).contains("out.mystery"));
@@ -137,6 +178,6 @@ fn a_malformed_case_is_named_with_what_is_wrong_in_it() {
     std::fs::write(truncated.path().join("transformer.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
     assert!(refusal(&sd3, Some(truncated.path())).contains("transformer.safetensors is damaged"));
 
-    let no_adapter = changed_case("lora.safetensors", |_, _| ());
+    let no_adapter = changed_case("sd3/lora", |_, _| ());
     assert!(refusal(&sd3, Some(no_adapter.path())).contains("transformer_lora"));
 }

@@ -20,6 +20,7 @@ from pathlib import Path
 sys.modules["ftfy"] = None
 
 import diffusers
+import numpy as np
 import torch
 import transformers
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
@@ -45,7 +46,7 @@ def parse_arguments():
     parser.add_argument("--width", type=int, help="pixels")
     parser.add_argument("--max-sequence-length", type=int, default=32, help="tokens for T5 (default: %(default)s)")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 10], help="sampling steps (default: 4 10)")
-    parser.add_argument("--guidance-scale", type=float, default=4.5, help="of the guided cases (default: %(default)s)")
+    parser.add_argument("--guidance-scale", type=float, default=4.5, help="of the guided cases, and of networks that apply it (default: %(default)s)")
     parser.add_argument("--rank", type=int, default=4, help="of the adapters (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -113,12 +114,21 @@ class Family:
     """How one class of pipeline is asked for what a case records."""
 
     lora_targets = ()
+    # Whether guidance leads away from a negative prompt; else the network is told its strength.
+    has_negative = True
 
     def __init__(self, pipeline, arguments):
         self.pipeline = pipeline
         self.arguments = arguments
         self.length = arguments.max_sequence_length
         self.generator = torch.Generator().manual_seed(arguments.seed)
+
+    def patch(self):
+        """Pixels along the side of what becomes a token."""
+        raise NotImplementedError
+
+    def size(self):
+        return self.arguments.height or 3 * self.patch(), self.arguments.width or 4 * self.patch()
 
     def noise(self, *shape):
         return torch.randn(*shape, generator=self.generator)
@@ -132,23 +142,60 @@ class Family:
         raise NotImplementedError
 
     def latents(self, rows):
-        """Initial noise for images of the chosen size."""
+        """Initial noise for images of the chosen size, as the pipeline takes it."""
         raise NotImplementedError
+
+    def unpacked(self, latents):
+        """Latents as the decoder takes them."""
+        return latents
+
+    def schedule(self, steps):
+        """The scheduler with its noise levels for the chosen size."""
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+        scheduler.set_timesteps(steps)
+        return scheduler
 
     def network_inputs(self, latents, timestep, embeddings):
         """The network's arguments by the names that diffusers gives them."""
         raise NotImplementedError
 
     def decode(self, latents):
-        """The decoder's own output, between about -1 and 1."""
-        raise NotImplementedError
+        """The decoder's own output for unpacked latents, between about -1 and 1."""
+        config = self.pipeline.vae.config
+        shift = config.shift_factor or 0.0
+        return self.pipeline.vae.decode(latents / config.scaling_factor + shift, return_dict=False)[0]
 
     def sample(self, prompts, latents, steps, guidance_scale, output_type):
         """A whole run of the pipeline."""
-        raise NotImplementedError
+        height, width = self.size()
+        return self.pipeline(
+            prompt=prompts,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            latents=latents.clone(),
+            height=height,
+            width=width,
+            output_type=output_type,
+            max_sequence_length=self.length,
+        ).images
 
     def velocity(self, network, latents, timestep, embeddings):
         return network(**self.network_inputs(latents, timestep, embeddings), return_dict=False)[0]
+
+    def guided_velocity(self, network, latents, timestep, positive, negative):
+        """The velocity of latents at one time, under the chosen strength of guidance."""
+        timesteps = timestep.repeat(len(latents))
+        if not self.has_negative:
+            return self.velocity(network, latents, timesteps, positive)
+        both = {name: torch.cat([negative[name].expand_as(tensor), tensor]) for name, tensor in positive.items()}
+        velocity = self.velocity(network, torch.cat([latents] * 2), timesteps.repeat(2), both)
+        without, towards = velocity.chunk(2)
+        return without + self.arguments.guidance_scale * (towards - without)
+
+
+def token_ids(tokenizer, prompts, length):
+    encoded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return encoded.input_ids
 
 
 class StableDiffusion3(Family):
@@ -163,9 +210,8 @@ class StableDiffusion3(Family):
         "attn.to_v",
     )
 
-    def size(self):
-        patch = self.pipeline.vae_scale_factor * self.pipeline.transformer.config.patch_size
-        return self.arguments.height or 3 * patch, self.arguments.width or 4 * patch
+    def patch(self):
+        return self.pipeline.vae_scale_factor * self.pipeline.transformer.config.patch_size
 
     def encode(self, prompts):
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
@@ -178,17 +224,13 @@ class StableDiffusion3(Family):
         return {"prompt_embeds": embeds, "pooled": pooled}
 
     def token_ids(self, prompts):
-        def ids(tokenizer, length):
-            encoded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            return encoded.input_ids
-
         clip_length = self.pipeline.tokenizer_max_length
         named = {
-            "clip_ids": ids(self.pipeline.tokenizer, clip_length),
-            "clip_2_ids": ids(self.pipeline.tokenizer_2, clip_length),
+            "clip_ids": token_ids(self.pipeline.tokenizer, prompts, clip_length),
+            "clip_2_ids": token_ids(self.pipeline.tokenizer_2, prompts, clip_length),
         }
         if self.pipeline.tokenizer_3 is not None and self.length > 0:
-            named["t5_ids"] = ids(self.pipeline.tokenizer_3, self.length)
+            named["t5_ids"] = token_ids(self.pipeline.tokenizer_3, prompts, self.length)
         return named
 
     def latents(self, rows):
@@ -205,33 +247,80 @@ class StableDiffusion3(Family):
             "pooled_projections": embeddings["pooled"],
         }
 
-    def decode(self, latents):
-        config = self.pipeline.vae.config
-        shift = config.shift_factor or 0.0
-        return self.pipeline.vae.decode(latents / config.scaling_factor + shift, return_dict=False)[0]
 
-    def sample(self, prompts, latents, steps, guidance_scale, output_type):
-        height, width = self.size()
-        return self.pipeline(
-            prompt=prompts,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            latents=latents.clone(),
-            height=height,
-            width=width,
-            output_type=output_type,
-            max_sequence_length=self.length,
-        ).images
+class Flux(Family):
+    lora_targets = (
+        "attn.add_k_proj",
+        "attn.add_q_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+        "attn.to_k",
+        "attn.to_out.0",
+        "attn.to_q",
+        "attn.to_v",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "ff_context.net.0.proj",
+        "ff_context.net.2",
+    )
+    has_negative = False
+
+    def patch(self):
+        return self.pipeline.vae_scale_factor * 2
+
+    def grid(self):
+        return tuple(side // self.patch() for side in self.size())
+
+    def encode(self, prompts):
+        embeds, pooled, _ = self.pipeline.encode_prompt(prompt=prompts, prompt_2=None, max_sequence_length=self.length)
+        return {"prompt_embeds": embeds, "pooled": pooled}
+
+    def token_ids(self, prompts):
+        return {
+            "clip_ids": token_ids(self.pipeline.tokenizer, prompts, self.pipeline.tokenizer_max_length),
+            "t5_ids": token_ids(self.pipeline.tokenizer_2, prompts, self.length),
+        }
+
+    def latents(self, rows):
+        height, width = self.grid()
+        return self.noise(rows, height * width, self.pipeline.transformer.config.in_channels)
+
+    def unpacked(self, latents):
+        return self.pipeline._unpack_latents(latents, *self.size(), self.pipeline.vae_scale_factor)
+
+    def schedule(self, steps):
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+        rows, columns = self.grid()
+        config = scheduler.config
+        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        mu = config.base_shift + slope * (rows * columns - config.base_image_seq_len)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        return scheduler
+
+    def network_inputs(self, latents, timestep, embeddings):
+        rows, columns = self.grid()
+        inputs = {
+            "hidden_states": latents,
+            "timestep": timestep / 1000,
+            "encoder_hidden_states": embeddings["prompt_embeds"],
+            "pooled_projections": embeddings["pooled"],
+            "txt_ids": torch.zeros(embeddings["prompt_embeds"].shape[1], 3),
+            "img_ids": torch.cartesian_prod(*(torch.arange(length) for length in (1, rows, columns))),
+        }
+        if self.pipeline.transformer.config.guidance_embeds:
+            inputs["guidance"] = torch.full([len(latents)], self.arguments.guidance_scale)
+        return inputs
 
 
-FAMILIES = {"StableDiffusion3Pipeline": StableDiffusion3}
+FAMILIES = {"StableDiffusion3Pipeline": StableDiffusion3, "FluxPipeline": Flux}
 
 
 @torch.no_grad()
 def prompt_embeds(family, folder):
     outputs = family.encode(PROMPTS)
-    negative = family.encode([""] * len(PROMPTS))
-    outputs.update({f"negative_{name}": tensor for name, tensor in negative.items()})
+    if family.has_negative:
+        negative = family.encode([""] * len(PROMPTS))
+        outputs.update({f"negative_{name}": tensor for name, tensor in negative.items()})
     outputs.update(family.token_ids(PROMPTS))
     call = {"prompts": PROMPTS, "max_sequence_length": family.length}
     write_case(folder, "prompt_embeds", {}, outputs, call)
@@ -253,7 +342,7 @@ def transformer(family, folder):
 
 @torch.no_grad()
 def vae_decode(family, folder):
-    latents = family.latents(2)
+    latents = family.unpacked(family.latents(2))
     write_case(folder, "vae_decode", {"latents": latents}, {"image": family.decode(latents)}, {})
 
 
@@ -292,8 +381,11 @@ def lora(family, folder):
 
 def rl_step(family, folder):
     """One update of TempFlow-GRPO at one step of the schedule: loss terms, gradients, the adapter after AdamW."""
+    height, width = family.size()
     call = {
         "step": 3,
+        "height": height,
+        "width": width,
         "guidance_scale": family.arguments.guidance_scale,
         "beta": 0.04,
         "clip_range": 1e-4,
@@ -307,8 +399,7 @@ def rl_step(family, folder):
         "adapter_after": "rl_lora_after",
         "note": "weight = std / mean of the stds of steps 0 to 8",
     }
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(family.pipeline.scheduler.config)
-    scheduler.set_timesteps(10)
+    scheduler = family.schedule(10)
     sigmas, timesteps = scheduler.sigmas, scheduler.timesteps
     step = FlowSdeStep(sigmas, call["step"], call["noise_level"])
     stds = torch.stack([FlowSdeStep(sigmas, index, call["noise_level"]).std for index in range(9)])
@@ -318,16 +409,13 @@ def rl_step(family, folder):
     adapted.save_pretrained(folder / call["adapter_before"])
     with torch.no_grad():
         positive = {name: tensor[[0, 0, 1, 1]] for name, tensor in family.encode(PROMPTS[:2]).items()}
-        negative = family.encode([""])
+        negative = family.encode([""]) if family.has_negative else {}
     latents = family.latents(4)
     advantages = torch.tensor([1.3, -0.4, 7.0, -0.9])
 
     def mean():
-        rows = len(latents)
-        both = {name: torch.cat([negative[name].expand_as(tensor), tensor]) for name, tensor in positive.items()}
-        velocity = family.velocity(adapted, latents.repeat(2, 1, 1, 1), timesteps[call["step"]].repeat(2 * rows), both)
-        without, towards = velocity.chunk(2)
-        return step.mean(latents, without + call["guidance_scale"] * (towards - without))
+        velocity = family.guided_velocity(adapted, latents, timesteps[call["step"]], positive, negative)
+        return step.mean(latents, velocity)
 
     with torch.no_grad():
         old_mean = mean()

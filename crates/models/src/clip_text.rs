@@ -1,4 +1,4 @@
-//! CLIP's text encoder with its projection: features of each token and of the whole text.
+//! CLIP's text encoder, with its projection or without: features of each token and of the whole text.
 //!
 //! Letters: B rows, L tokens, D width, P projected width.
 //!
@@ -29,7 +29,8 @@ pub struct ClipTextConfig {
     pub num_attention_heads: i64,
     /// The longest sequence.
     pub max_position_embeddings: i64,
-    /// P.
+    /// P; means nothing to an encoder without projection.
+    #[serde(default = "default_projection_dim")]
     pub projection_dim: i64,
     /// Name of the nonlinearity.
     #[serde(default = "default_hidden_act")]
@@ -40,6 +41,10 @@ pub struct ClipTextConfig {
     /// Whose position holds the pooled features; 2 marks files from before this was right.
     #[serde(default = "default_eos_token_id")]
     pub eos_token_id: i64,
+}
+
+fn default_projection_dim() -> i64 {
+    512
 }
 
 fn default_hidden_act() -> String {
@@ -134,17 +139,36 @@ impl Layer {
 pub struct ClipTextOutput {
     /// Hidden states before the last layer: `[B, L, D]`.
     pub penultimate: Tensor,
-    /// The projected features at the end token: `[B, P]`.
-    pub text_embeds: Tensor,
+    /// The features at the end token, normed: `[B, P]` where they are projected, else `[B, D]`.
+    pub pooled: Tensor,
 }
 
-/// `CLIPTextModelWithProjection`.
+/// What becomes of the features at the end token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClipHead {
+    /// They are projected: `CLIPTextModelWithProjection`.
+    Projection,
+    /// They stay as they are: `CLIPTextModel`.
+    Bare,
+}
+
+impl ClipHead {
+    /// The class that `model_index.json` names.
+    pub const fn class_name(self) -> &'static str {
+        match self {
+            Self::Projection => "CLIPTextModelWithProjection",
+            Self::Bare => "CLIPTextModel",
+        }
+    }
+}
+
+/// CLIP's text encoder.
 pub struct ClipTextModel {
     token_embedding: Tensor,
     position_embedding: Tensor,
     layers: Vec<Layer>,
     final_layer_norm: LayerNorm,
-    text_projection: Linear,
+    text_projection: Option<Linear>,
     config: ClipTextConfig,
 }
 
@@ -153,19 +177,19 @@ impl ClipTextModel {
     ///
     /// # Errors
     /// If a file is missing or malformed, or the tensors are not those of the configuration.
-    pub fn open(dir: &Path, options: WeightOptions) -> Result<Self, ModelError> {
+    pub fn open(dir: &Path, head: ClipHead, options: WeightOptions) -> Result<Self, ModelError> {
         let path = dir.join("config.json");
         let config: ClipTextConfig = json_file::read(&path)?;
         let activation = check(&config, &path)?;
         let weights = Weights::open(dir, "model", options)?;
-        let model = Self::new(&weights.scope(""), config, activation);
+        let model = Self::new(&weights.scope(""), config, head, activation);
         // Older versions of transformers stored the numbers 0, 1, 2, ….
         weights.ignore(&["text_model.embeddings.position_ids"]);
         weights.finish()?;
         Ok(model)
     }
 
-    fn new(scope: &Scope, config: ClipTextConfig, activation: Activation) -> Self {
+    fn new(scope: &Scope, config: ClipTextConfig, head: ClipHead, activation: Activation) -> Self {
         let text_model = scope.child("text_model");
         let embeddings = text_model.child("embeddings");
         let width = config.hidden_size;
@@ -181,12 +205,8 @@ impl ClipTextModel {
                 width,
                 config.layer_norm_eps,
             ),
-            text_projection: Linear::new(
-                &scope.child("text_projection"),
-                width,
-                config.projection_dim,
-                false,
-            ),
+            text_projection: (head == ClipHead::Projection)
+                .then(|| Linear::new(&scope.child("text_projection"), width, config.projection_dim, false)),
             config,
         }
     }
@@ -194,6 +214,14 @@ impl ClipTextModel {
     /// The sizes of this encoder.
     pub fn config(&self) -> &ClipTextConfig {
         &self.config
+    }
+
+    /// Features of the whole text.
+    pub fn pooled_width(&self) -> i64 {
+        match self.text_projection {
+            Some(_) => self.config.projection_dim,
+            None => self.config.hidden_size,
+        }
     }
 
     /// Encodes token ids.
@@ -216,7 +244,11 @@ impl ClipTextModel {
         let index =
             self.pooled_position(input_ids).view([-1, 1, 1]).expand([-1, 1, self.config.hidden_size], false);
         let pooled = hidden.gather(1, &index, false).squeeze_dim(1); // [B, L, D] → [B, D]
-        ClipTextOutput { penultimate, text_embeds: self.text_projection.forward(&pooled) }
+        let pooled = match &self.text_projection {
+            Some(projection) => projection.forward(&pooled),
+            None => pooled,
+        };
+        ClipTextOutput { penultimate, pooled }
     }
 
     /// The first end token; in legacy files the highest id, which is the end token too unless tokens were added.

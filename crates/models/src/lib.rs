@@ -1,7 +1,15 @@
 //! Networks and their files: transformers, text encoders, autoencoders, tokenizers, LoRA, safetensors.
 
+mod adaptive_norm;
+mod condition_embedding;
+mod feed_forward;
+mod joint_block;
+mod query_key_norm;
+mod rotary;
+
 pub mod adapter_file;
 pub mod error;
+pub mod flux;
 pub mod layers;
 pub mod lora;
 pub mod network;

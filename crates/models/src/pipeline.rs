@@ -3,11 +3,14 @@
 //! A family is one file under `pipeline/` and one line in `FAMILIES`.
 
 mod conditioning;
+mod flux;
 mod guided;
+mod image_sizes;
 mod model_index;
 mod qwen_image;
 mod rgb;
 mod sd3;
+mod text_encoders;
 
 use std::path::Path;
 
@@ -16,8 +19,8 @@ use tch::Tensor;
 pub use conditioning::Conditioning;
 pub use rgb::{RgbImage, to_rgb8};
 
-use self::conditioning::encode_each;
 use crate::ModelError;
+use crate::autoencoder_kl::AutoencoderKlDecoder;
 use crate::network::Network;
 use crate::projection::AdapterMode;
 use crate::tokenizer::TokenIds;
@@ -163,8 +166,11 @@ pub struct LoadOptions {
 type Open = fn(&Path, LoadOptions) -> Result<Box<dyn TextToImageModel>, ModelError>;
 
 /// `_class_name` of `model_index.json`, and who opens it.
-const FAMILIES: &[(&str, Open)] =
-    &[("StableDiffusion3Pipeline", sd3::open), ("QwenImagePipeline", qwen_image::open)];
+const FAMILIES: &[(&str, Open)] = &[
+    ("StableDiffusion3Pipeline", sd3::open),
+    ("FluxPipeline", flux::open),
+    ("QwenImagePipeline", qwen_image::open),
+];
 
 /// Opens a folder in the diffusers layout.
 ///
@@ -181,6 +187,20 @@ pub fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToImageModel
         supported: FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
     })?;
     open_family(dir, options)
+}
+
+/// A part of a model that its folder may have been opened without.
+fn opened<'a, T>(part: &'a Option<T>, name: &str, dir: &Path) -> Result<&'a T, ModelError> {
+    part.as_ref().ok_or_else(|| ModelError::Input(format!("{} was opened without its {name}", dir.display())))
+}
+
+/// [`TextToImageModel::decode_signed`] of families that have this decoder.
+fn decode_with(decoder: &AutoencoderKlDecoder, latents: &Tensor) -> Result<Tensor, ModelError> {
+    let (size, channels) = (latents.size(), decoder.config().latent_channels);
+    if size.len() != 4 || size[1] != channels {
+        return Err(misshaped("latents", &size, &format!("[rows, {channels}, height, width]")));
+    }
+    Ok(tch::no_grad(|| decoder.decode(latents)))
 }
 
 fn misshaped(what: &str, found: &[i64], expected: &str) -> ModelError {

@@ -13,6 +13,7 @@ use std::path::Path;
 
 use tch::Tensor;
 
+use crate::condition_embedding::ConditionEmbedding;
 use crate::error::ModelError;
 use crate::layers::layer_norm;
 use crate::network::{Network, OtherTensor, Query, Streams};
@@ -20,7 +21,7 @@ use crate::projection::{AdapterMode, Projection};
 use crate::weights::{Init, Scope, WeightOptions, Weights};
 use block::Block;
 pub use config::Sd3Config;
-use embedding::{ConditionEmbedding, PatchEmbedding};
+use embedding::PatchEmbedding;
 use modulation::Modulation;
 
 /// The velocity network of an SD3 pipeline, with an optional adapter.
@@ -42,7 +43,12 @@ impl Sd3Transformer {
         let block = |i| Block::new(&scope.child("transformer_blocks").child(i), config, i);
         Self {
             patches: PatchEmbedding::new(&scope.child("pos_embed"), config),
-            condition: ConditionEmbedding::new(&scope.child("time_text_embed"), config),
+            condition: ConditionEmbedding::new(
+                &scope.child("time_text_embed"),
+                Some(config.pooled_projection_dim),
+                width,
+                false,
+            ),
             text: Projection::single(&scope.child("context_embedder"), config.joint_attention_dim, width),
             modulation: Modulation::new(scope, config),
             blocks: (0..config.num_layers).map(block).collect(),
@@ -99,8 +105,7 @@ impl Sd3Transformer {
 impl Network for Sd3Transformer {
     /// All blocks read from the modulation of the whole network.
     fn begin(&self, query: &Query, mode: AdapterMode) -> (Streams, Vec<Tensor>) {
-        let pooled = query.pooled.expect("SD3 has pooled features; else this is a bug");
-        let condition = self.condition.forward(query.timestep, pooled, mode);
+        let condition = self.condition.forward(query.timestep, query.guidance_scale, query.pooled, mode);
         let (image, text) = (self.patches.forward(query.latents), self.text.forward(query.text, mode));
         (Streams { image, text }, self.modulation.forward(&condition, mode))
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use models::autoencoder_kl::AutoencoderKlDecoder;
-use models::clip_text::ClipTextModel;
+use models::clip_text::{ClipHead, ClipTextModel};
 use models::safetensors_file::SafetensorsFile;
 use models::t5::T5Encoder;
 use models::weights::WeightOptions;
@@ -27,15 +27,18 @@ fn assert_close(got: &Tensor, want: &Tensor) {
 #[test]
 fn clip_features_are_in_the_first_tokens() {
     let case = case("prompt_embeds.safetensors");
-    let encoder =
-        ClipTextModel::open(&sd3().join("text_encoder"), WeightOptions::new(Kind::Float, Device::Cpu))
-            .unwrap();
+    let encoder = ClipTextModel::open(
+        &sd3().join("text_encoder"),
+        ClipHead::Projection,
+        WeightOptions::new(Kind::Float, Device::Cpu),
+    )
+    .unwrap();
     let output = encoder.forward(&case.read("out.clip_ids").unwrap());
     let (length, width) = (encoder.config().max_position_embeddings, encoder.config().hidden_size);
     let embeds = case.read("out.prompt_embeds").unwrap();
     assert_close(&output.penultimate, &embeds.narrow(1, 0, length).narrow(2, 0, width));
     assert_close(
-        &output.text_embeds,
+        &output.pooled,
         &case.read("out.pooled").unwrap().narrow(1, 0, encoder.config().projection_dim),
     );
 }

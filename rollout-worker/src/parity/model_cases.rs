@@ -5,14 +5,14 @@ use flow::{Schedule, SchedulerConfig, ode_step};
 use models::reference_case::{
     NetworkQuery, RecordedLatents, ReferenceCase, adapter_outputs, guidance_scale, image_size,
 };
-use models::{AdapterMode, Conditioning, Guidance, TextToImageModel};
+use models::{AdapterMode, Conditioning, Guidance, PromptTokens, TextToImageModel};
 use tch::{Kind, Tensor};
 
 use super::{Computed, LazyModel};
 
-/// Diffusers names each encoder's tokenizer so in `model_index.json`; the cases name their ids so.
-const TOKEN_IDS: [(&str, &str); 3] =
-    [("tokenizer", "clip_ids"), ("tokenizer_2", "clip_2_ids"), ("tokenizer_3", "t5_ids")];
+/// What the cases call the ids of an encoder, and which of the family's encoders that is.
+const TOKEN_IDS: [(&str, fn(&[PromptTokens]) -> Option<&PromptTokens>); 3] =
+    [("clip_ids", |all| all.first()), ("clip_2_ids", |all| all.get(1)), ("t5_ids", |all| all.last())];
 
 /// `prompts` → `prompt_embeds`, `pooled`, `mask`, each also with `negative_` before it, and the token ids.
 pub(super) fn prompt_embeds(case: &ReferenceCase, model: &mut LazyModel) -> Computed {
@@ -28,12 +28,11 @@ pub(super) fn prompt_embeds(case: &ReferenceCase, model: &mut LazyModel) -> Comp
         let negative = vec![negative_prompt(case, "")?; rows];
         computed.extend(named(model.encode_prompts(&negative, length)?, "negative_"));
     }
-    for (tokenizer, name) in TOKEN_IDS {
+    for (name, encoder) in TOKEN_IDS {
         let mut ids = Vec::new();
         for prompt in &prompts {
             let tokens = model.token_ids(prompt, length)?;
-            let own = tokens.into_iter().find(|encoder| encoder.tokenizer == tokenizer);
-            ids.extend(own.map(|encoder| Tensor::from_slice(&encoder.tokens.ids)));
+            ids.extend(encoder(&tokens).map(|own| Tensor::from_slice(&own.tokens.ids)));
         }
         if !ids.is_empty() {
             computed.push((name.to_owned(), Tensor::stack(&ids, 0)));

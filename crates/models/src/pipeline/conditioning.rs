@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
+use super::misshaped;
 use crate::ModelError;
 
 const TEXT: &str = "text";
@@ -113,6 +114,32 @@ impl Conditioning {
     pub fn mask(&self) -> Tensor {
         let all = || Tensor::ones([self.rows(), self.tokens()], (Kind::Int64, self.text.device()));
         self.text_mask.as_ref().map_or_else(all, |mask| mask.to_kind(Kind::Int64))
+    }
+
+    /// Checks that there are tokens of one width and pooled features of another, in one row or one per latent; a width of
+    /// 0 means none.
+    ///
+    /// # Errors
+    /// If a tensor is missing, of no use or of another shape.
+    pub(super) fn check_shapes(
+        &self,
+        n_latents: i64,
+        (text_width, pooled_width): (i64, i64),
+    ) -> Result<(), ModelError> {
+        let (text, rows) = (self.text.size(), self.rows());
+        if text.len() != 3 || text[1] < 1 || text[2] != text_width || (rows != n_latents && rows != 1) {
+            let expected = format!("[{n_latents}, tokens, {text_width}]");
+            return Err(misshaped("text embeddings", &text, &expected));
+        }
+        let pooled = self.pooled.as_ref().map(Tensor::size).unwrap_or_default();
+        let expected = if pooled_width > 0 { vec![rows, pooled_width] } else { Vec::new() };
+        if pooled != expected {
+            return Err(misshaped("pooled embeddings", &pooled, &format!("{expected:?}")));
+        }
+        match self.text_mask.as_ref().map(Tensor::size).filter(|mask| *mask != text[..2]) {
+            Some(mask) => Err(misshaped("text mask", &mask, &format!("{:?}", &text[..2]))),
+            None => Ok(()),
+        }
     }
 
     /// The tensors under the names they have on the wire.

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use tch::{Kind, Tensor};
 
-use self::text::TextEncoder;
+use self::text::PromptEncoder;
 use super::guided::both_velocities;
+use super::image_sizes::ImageSizes;
 use super::model_index::ModelIndex;
-use super::{Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, misshaped};
+use super::{Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, misshaped, opened};
 use crate::autoencoder_kl_qwen_image::{AutoencoderKlQwenImageConfig, AutoencoderKlQwenImageDecoder};
 use crate::network::{Network, Query};
-use crate::patches::{from_patches, to_patches};
+use crate::patches::{self, PACKED_SIDE, from_patches, to_patches};
 use crate::projection::AdapterMode;
 use crate::qwen_image::{QwenImageConfig, QwenImageTransformer};
 use crate::{ModelError, json_file};
@@ -22,7 +23,7 @@ use crate::{ModelError, json_file};
 struct QwenImage {
     scheduler_config: serde_json::Value,
     transformer: QwenImageTransformer,
-    text_encoder: Option<TextEncoder>,
+    text_encoder: Option<PromptEncoder>,
     decoder: Option<AutoencoderKlQwenImageDecoder>,
     /// Pixels along the side of one latent.
     scale: i64,
@@ -40,7 +41,7 @@ pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToIma
     let vae = AutoencoderKlQwenImageConfig::open(&vae_dir)?;
     let transformer = QwenImageTransformer::open(&dir.join("transformer"), options.weights)?;
     let text_encoder =
-        options.text_encoders.then(|| TextEncoder::open(dir, &index, options.weights)).transpose()?;
+        options.text_encoders.then(|| PromptEncoder::open(dir, &index, options.weights)).transpose()?;
     check_widths(dir, transformer.config(), &vae, text_encoder.as_ref())?;
     let decoder = options
         .decoder
@@ -61,7 +62,7 @@ fn check_widths(
     dir: &Path,
     transformer: &QwenImageConfig,
     vae: &AutoencoderKlQwenImageConfig,
-    text_encoder: Option<&TextEncoder>,
+    text_encoder: Option<&PromptEncoder>,
 ) -> Result<(), ModelError> {
     let (channels, expected) = (vae.z_dim, transformer.out_channels);
     if channels != expected {
@@ -69,7 +70,7 @@ fn check_widths(
         return Err(ModelError::config(&dir.join("vae/config.json"), "z_dim", reason));
     }
     let expected = transformer.joint_attention_dim;
-    let width = text_encoder.map_or(expected, TextEncoder::width);
+    let width = text_encoder.map_or(expected, PromptEncoder::width);
     if width != expected {
         let reason = format!("{width} differs from the transformer's `joint_attention_dim` {expected}");
         return Err(ModelError::config(&dir.join("text_encoder/config.json"), "hidden_size", reason));
@@ -78,15 +79,12 @@ fn check_widths(
 }
 
 impl QwenImage {
-    /// Pixels along the side of one patch.
-    fn patch_pixels(&self) -> i64 {
-        self.scale * self.transformer.config().patch_size
+    fn sizes(&self) -> ImageSizes {
+        ImageSizes { patch: self.scale * PACKED_SIDE, longest: None }
     }
 
-    fn text_encoder(&self) -> Result<&TextEncoder, ModelError> {
-        self.text_encoder.as_ref().ok_or_else(|| {
-            ModelError::Input(format!("{} was opened without its text encoder", self.dir.display()))
-        })
+    fn text_encoder(&self) -> Result<&PromptEncoder, ModelError> {
+        opened(&self.text_encoder, "text encoder", &self.dir)
     }
 
     fn predict(&self, latents: &Tensor, sigmas: &Tensor, text: &Conditioning, mode: AdapterMode) -> Tensor {
@@ -102,11 +100,6 @@ impl QwenImage {
         };
         self.transformer.forward(&query, mode).to_kind(Kind::Float)
     }
-
-    /// Undoes [`TextToImageModel::pack`] for tensors of the latents' `size`.
-    fn unpacked(&self, tokens: &Tensor, size: &[i64]) -> Tensor {
-        from_patches(tokens, (size[2], size[3]), self.transformer.config().patch_size)
-    }
 }
 
 impl TextToImageModel for QwenImage {
@@ -115,24 +108,12 @@ impl TextToImageModel for QwenImage {
     }
 
     fn latent_shape(&self, height: i64, width: i64) -> Result<Vec<i64>, ModelError> {
-        let patch = self.patch_pixels();
-        let fits = |side: i64| side >= patch && side % patch == 0;
-        if !fits(height) || !fits(width) {
-            let nearest = |side: i64| ((side + patch / 2) / patch * patch).max(patch);
-            return Err(ModelError::Input(format!(
-                "{} cannot draw {height}×{width} pixels (height × width); its sides are multiples of {patch}, the nearest \
-                 being {}×{}",
-                self.dir.display(),
-                nearest(height),
-                nearest(width),
-            )));
-        }
+        self.sizes().check(height, width, &self.dir)?;
         Ok(vec![self.transformer.config().out_channels, height / self.scale, width / self.scale])
     }
 
     fn image_sequence_length(&self, height: i64, width: i64) -> usize {
-        let patch = self.patch_pixels();
-        ((height / patch) * (width / patch)) as usize
+        self.sizes().patches(height, width)
     }
 
     fn encode_prompts(
@@ -160,7 +141,8 @@ impl TextToImageModel for QwenImage {
         let (conditional, unconditional) =
             both_velocities((latents, sigmas), guidance.positive, negative, &predict);
         let guided = guidance::rescaled(&self.pack(&conditional), &self.pack(&unconditional), guidance.scale);
-        self.unpacked(&guided, &latents.size())
+        let size = latents.size();
+        from_patches(&guided, (size[2], size[3]), PACKED_SIDE)
     }
 
     fn network(&self) -> &dyn Network {
@@ -176,28 +158,15 @@ impl TextToImageModel for QwenImage {
     }
 
     fn pack(&self, latents: &Tensor) -> Tensor {
-        to_patches(latents, self.transformer.config().patch_size)
+        to_patches(latents, PACKED_SIDE)
     }
 
     fn unpack(&self, packed: &Tensor, latent_shape: &[i64]) -> Result<Tensor, ModelError> {
-        let (config, found) = (self.transformer.config(), packed.size());
-        let patch = config.patch_size;
-        match *latent_shape {
-            [channels, height, width]
-                if channels == config.out_channels
-                    && found.get(1..) == Some(&[height / patch * (width / patch), config.in_channels]) =>
-            {
-                Ok(from_patches(packed, (height, width), patch))
-            }
-            _ => {
-                Err(misshaped("packed latents", &found, &format!("[rows, patches, {}]", config.in_channels)))
-            }
-        }
+        patches::unpack(packed, latent_shape)
     }
 
     fn check_inputs(&self, latents: &Tensor, conditioning: &Conditioning) -> Result<(), ModelError> {
-        let config = self.transformer.config();
-        let (size, rows) = (latents.size(), conditioning.rows());
+        let (config, size) = (self.transformer.config(), latents.size());
         let &[n_latents, channels, height, width] = size.as_slice() else {
             return Err(misshaped("latents", &size, "[rows, channels, height, width]"));
         };
@@ -205,19 +174,7 @@ impl TextToImageModel for QwenImage {
             return Err(misshaped("latents", &size, &format!("{} channels", config.out_channels)));
         }
         self.transformer.check_size(height, width)?;
-        let text = conditioning.text.size();
-        let fits = text.len() == 3 && text[1] > 0 && text[2] == config.joint_attention_dim;
-        if !fits || (rows != n_latents && rows != 1) {
-            let expected = format!("[{n_latents}, tokens, {}]", config.joint_attention_dim);
-            return Err(misshaped("text embeddings", &text, &expected));
-        }
-        if let Some(mask) = conditioning.text_mask.as_ref().filter(|mask| mask.size() != text[..2]) {
-            return Err(misshaped("text mask", &mask.size(), &format!("{:?}", &text[..2])));
-        }
-        if let Some(pooled) = &conditioning.pooled {
-            return Err(misshaped("pooled embeddings", &pooled.size(), "none"));
-        }
-        Ok(())
+        conditioning.check_shapes(n_latents, self.embedding_widths())
     }
 
     fn embedding_widths(&self) -> (i64, i64) {
@@ -225,9 +182,7 @@ impl TextToImageModel for QwenImage {
     }
 
     fn decode_signed(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
-        let decoder = self.decoder.as_ref().ok_or_else(|| {
-            ModelError::Input(format!("{} was opened without its decoder", self.dir.display()))
-        })?;
+        let decoder = opened(&self.decoder, "decoder", &self.dir)?;
         let (size, channels) = (latents.size(), decoder.config().z_dim);
         if size.len() != 4 || size[1] != channels {
             return Err(misshaped("latents", &size, &format!("[rows, {channels}, height, width]")));

@@ -9,8 +9,11 @@ use tch::{Kind, Tensor};
 
 use self::text::TextEncoders;
 use super::guided::both_velocities;
+use super::image_sizes::ImageSizes;
 use super::model_index::ModelIndex;
-use super::{Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, misshaped};
+use super::{
+    Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, decode_with, misshaped, opened,
+};
 use crate::autoencoder_kl::{AutoencoderKlConfig, AutoencoderKlDecoder};
 use crate::network::{Network, Query};
 use crate::projection::AdapterMode;
@@ -86,17 +89,14 @@ fn check_widths(
 }
 
 impl Sd3 {
-    /// Pixels along the side of one patch, and the longest side.
-    fn patch_pixels(&self) -> (i64, i64) {
+    fn sizes(&self) -> ImageSizes {
         let config = self.transformer.config();
         let patch = self.scale * config.patch_size;
-        (patch, patch * config.pos_embed_max_size)
+        ImageSizes { patch, longest: Some(patch * config.pos_embed_max_size) }
     }
 
     fn text_encoders(&self) -> Result<&TextEncoders, ModelError> {
-        self.text_encoders.as_ref().ok_or_else(|| {
-            ModelError::Input(format!("{} was opened without its text encoders", self.dir.display()))
-        })
+        opened(&self.text_encoders, "text encoders", &self.dir)
     }
 
     fn predict(
@@ -128,24 +128,12 @@ impl TextToImageModel for Sd3 {
     }
 
     fn latent_shape(&self, height: i64, width: i64) -> Result<Vec<i64>, ModelError> {
-        let (patch, longest) = self.patch_pixels();
-        let fits = |side: i64| side >= patch && side <= longest && side % patch == 0;
-        if !fits(height) || !fits(width) {
-            let nearest = |side: i64| ((side + patch / 2) / patch * patch).clamp(patch, longest);
-            return Err(ModelError::Input(format!(
-                "{} cannot draw {height}×{width} pixels (height × width); its sides are multiples of {patch} from {patch} to \
-                 {longest}, the nearest being {}×{}",
-                self.dir.display(),
-                nearest(height),
-                nearest(width),
-            )));
-        }
+        self.sizes().check(height, width, &self.dir)?;
         Ok(vec![self.transformer.config().in_channels, height / self.scale, width / self.scale])
     }
 
     fn image_sequence_length(&self, height: i64, width: i64) -> usize {
-        let (patch, _) = self.patch_pixels();
-        ((height / patch) * (width / patch)) as usize
+        self.sizes().patches(height, width)
     }
 
     fn encode_prompts(
@@ -192,7 +180,7 @@ impl TextToImageModel for Sd3 {
 
     fn check_inputs(&self, latents: &Tensor, conditioning: &Conditioning) -> Result<(), ModelError> {
         let config = self.transformer.config();
-        let (size, rows) = (latents.size(), conditioning.rows());
+        let size = latents.size();
         let &[n_latents, channels, height, width] = size.as_slice() else {
             return Err(misshaped("latents", &size, "[rows, channels, height, width]"));
         };
@@ -200,17 +188,7 @@ impl TextToImageModel for Sd3 {
             return Err(misshaped("latents", &size, &format!("{} channels", config.in_channels)));
         }
         self.transformer.check_size(height, width)?;
-        let text = conditioning.text.size();
-        if text.len() != 3 || text[2] != config.joint_attention_dim || (rows != n_latents && rows != 1) {
-            let expected = format!("[{n_latents}, tokens, {}]", config.joint_attention_dim);
-            return Err(misshaped("text embeddings", &text, &expected));
-        }
-        let pooled = conditioning.pooled.as_ref().map(Tensor::size).unwrap_or_default();
-        if pooled != [rows, config.pooled_projection_dim] {
-            let expected = format!("[{rows}, {}]", config.pooled_projection_dim);
-            return Err(misshaped("pooled embeddings", &pooled, &expected));
-        }
-        Ok(())
+        conditioning.check_shapes(n_latents, self.embedding_widths())
     }
 
     fn embedding_widths(&self) -> (i64, i64) {
@@ -219,13 +197,6 @@ impl TextToImageModel for Sd3 {
     }
 
     fn decode_signed(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
-        let decoder = self.decoder.as_ref().ok_or_else(|| {
-            ModelError::Input(format!("{} was opened without its decoder", self.dir.display()))
-        })?;
-        let (size, channels) = (latents.size(), decoder.config().latent_channels);
-        if size.len() != 4 || size[1] != channels {
-            return Err(misshaped("latents", &size, &format!("[rows, {channels}, height, width]")));
-        }
-        Ok(tch::no_grad(|| decoder.decode(latents)))
+        decode_with(opened(&self.decoder, "decoder", &self.dir)?, latents)
     }
 }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::error::ModelError;
 use crate::json_file;
+use crate::patches::PACKED_SIDE;
 
 const CLASS_NAME: &str = "QwenImageTransformer2DModel";
 
@@ -15,7 +16,7 @@ pub struct QwenImageConfig {
     /// The class that the file is for.
     #[serde(rename = "_class_name", default = "class_name")]
     pub class_name: String,
-    /// Side of a patch, in latent pixels.
+    /// Side of a patch, in latent pixels; the pipeline packs by it, so no other than the usual one is supported.
     #[serde(default = "default_patch_size")]
     pub patch_size: i64,
     /// Features of a patch: the channels of the latent image times the pixels of a patch.
@@ -103,7 +104,6 @@ impl QwenImageConfig {
 
     fn check(&self) -> Result<(), (&'static str, String)> {
         let sizes = [
-            ("patch_size", self.patch_size),
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
             ("num_layers", self.num_layers),
@@ -114,7 +114,13 @@ impl QwenImageConfig {
         if let Some((key, value)) = sizes.into_iter().find(|(_, value)| *value < 1) {
             return Err((key, format!("{value} is not a positive number")));
         }
-        let features = self.out_channels * self.patch_size * self.patch_size;
+        if self.patch_size != PACKED_SIDE {
+            return Err((
+                "patch_size",
+                format!("{} is not supported; supported: {PACKED_SIDE}", self.patch_size),
+            ));
+        }
+        let features = self.out_channels * PACKED_SIDE * PACKED_SIDE;
         if features != self.in_channels {
             let reason = format!(
                 "{} is not out_channels times the pixels of a patch, {features}: the velocity must be shaped like the \

@@ -6,22 +6,13 @@ use super::config::Sd3Config;
 use crate::layers::{attention, rms_norm};
 use crate::network::OtherTensor;
 use crate::projection::{AdapterMode, Projection};
+use crate::query_key_norm::{EPSILON, QueryKeyNorm};
 use crate::weights::{Init, Scope};
-
-/// Added to the mean square in the norm of queries and keys.
-const EPSILON: f64 = 1e-6;
 
 /// Query, key and value of one stream of tokens, with the weights of their norms.
 struct Stream {
     qkv: Projection,
     norm: Option<QueryKeyNorm>,
-}
-
-/// Weights of the root-mean-square norms of queries and keys.
-struct QueryKeyNorm {
-    paths: [String; 2],
-    /// `[query or key, 1, head width]`.
-    weight: Tensor,
 }
 
 impl Stream {
@@ -44,21 +35,6 @@ impl Stream {
             config.num_attention_heads,
             config.attention_head_dim,
         ])
-    }
-}
-
-impl QueryKeyNorm {
-    fn new(scope: &Scope, names: [&str; 2], width: i64) -> Self {
-        let weights = names.map(|name| scope.child(name).tensor("weight", &[width], Init::Ones));
-        let paths = names.map(|name| scope.child(name).path().to_owned());
-        Self { paths, weight: Tensor::stack(&weights, 0).unsqueeze(1) }
-    }
-
-    fn named_weights(&self) -> impl Iterator<Item = (String, Tensor)> {
-        self.paths.iter().enumerate().map(|(i, path)| {
-            let weight = self.weight.detach().select(0, i as i64).squeeze_dim(0);
-            (format!("{path}.weight"), weight)
-        })
     }
 }
 
@@ -102,7 +78,7 @@ impl JointAttention {
             Tensor::cat(&[self.image.project(image, config, mode), self.text.project(text, config, mode)], 1);
         let norm = match (&self.image.norm, &self.text.norm) {
             (Some(image), Some(text)) => {
-                Some(weight_per_token(&[(&image.weight, patches), (&text.weight, words)]))
+                Some(weight_per_token(&[(image.weight(), patches), (text.weight(), words)]))
             }
             _ => None,
         };
@@ -123,7 +99,7 @@ impl JointAttention {
     }
 
     pub(super) fn norms(&self) -> impl Iterator<Item = OtherTensor> {
-        norm_tensors(self.image.norm.iter().chain(&self.text.norm))
+        self.image.norm.iter().chain(&self.text.norm).map(QueryKeyNorm::tensor)
     }
 }
 
@@ -146,7 +122,7 @@ impl ImageAttention {
     pub(super) fn forward(&self, image: &Tensor, config: &Sd3Config, mode: AdapterMode) -> Tensor {
         let qkv = self.image.project(image, config, mode);
         let (_, patches, _) = dimensions(image);
-        self.out.forward(&attend(&qkv, self.image.norm.as_ref().map(|norm| &norm.weight), patches), mode)
+        self.out.forward(&attend(&qkv, self.image.norm.as_ref().map(QueryKeyNorm::weight), patches), mode)
     }
 
     pub(super) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
@@ -158,15 +134,8 @@ impl ImageAttention {
     }
 
     pub(super) fn norms(&self) -> impl Iterator<Item = OtherTensor> {
-        norm_tensors(self.image.norm.iter())
+        self.image.norm.iter().map(QueryKeyNorm::tensor)
     }
-}
-
-fn norm_tensors<'a>(norms: impl Iterator<Item = &'a QueryKeyNorm>) -> impl Iterator<Item = OtherTensor> {
-    norms.map(|norm| OtherTensor {
-        parameter: Some((format!("{}.weight", norm.paths.join("+")), norm.weight.shallow_clone())),
-        checkpoint: norm.named_weights().collect(),
-    })
 }
 
 /// Norm weights of consecutive runs of tokens.

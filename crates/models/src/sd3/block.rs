@@ -1,35 +1,16 @@
 //! One joint block: image and text tokens attend to each other, then each stream has its own feed-forward.
 
-use tch::Tensor;
-
 use super::attention::{ImageAttention, JointAttention};
 use super::config::Sd3Config;
 use super::modulation::Chunks;
-use crate::layers::{Activation, layer_norm};
+use crate::feed_forward::FeedForward;
+use crate::layers::layer_norm;
 use crate::network::{OtherTensor, Streams};
 use crate::projection::{AdapterMode, Projection};
 use crate::weights::Scope;
 
 /// Added to the variance in every layer norm.
 pub(super) const EPSILON: f64 = 1e-6;
-
-/// Width of the feed-forward's middle, as a multiple of the stream's.
-const EXPANSION: i64 = 4;
-
-/// Two linear layers with the tanh-approximated GELU between them.
-struct FeedForward([Projection; 2]);
-
-impl FeedForward {
-    fn new(scope: &Scope, width: i64) -> Self {
-        let inner = EXPANSION * width;
-        let first = Projection::single(&scope.child("net.0.proj"), width, inner);
-        Self([first, Projection::single(&scope.child("net.2"), inner, width)])
-    }
-
-    fn forward(&self, x: &Tensor, mode: AdapterMode) -> Tensor {
-        self.0[1].forward(&Activation::GeluTanh.apply(&self.0[0].forward(x, mode)), mode)
-    }
-}
 
 /// One joint block.
 pub(super) struct Block {
@@ -97,14 +78,14 @@ impl Block {
 
     pub(super) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
         let dual = self.dual.iter_mut().flat_map(ImageAttention::projections_mut);
-        let text_ff = self.text_ff.iter_mut().flat_map(|ff| ff.0.iter_mut());
-        self.joint.projections_mut().chain(dual).chain(&mut self.image_ff.0).chain(text_ff)
+        let text_ff = self.text_ff.iter_mut().flat_map(FeedForward::projections_mut);
+        self.joint.projections_mut().chain(dual).chain(self.image_ff.projections_mut()).chain(text_ff)
     }
 
     pub(super) fn projections(&self) -> impl Iterator<Item = &Projection> {
         let dual = self.dual.iter().flat_map(ImageAttention::projections);
-        let text_ff = self.text_ff.iter().flat_map(|ff| ff.0.iter());
-        self.joint.projections().chain(dual).chain(&self.image_ff.0).chain(text_ff)
+        let text_ff = self.text_ff.iter().flat_map(FeedForward::projections);
+        self.joint.projections().chain(dual).chain(self.image_ff.projections()).chain(text_ff)
     }
 
     pub(super) fn norms(&self) -> impl Iterator<Item = OtherTensor> {

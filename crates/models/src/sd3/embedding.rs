@@ -1,16 +1,11 @@
-//! What enters the first block: patches with their positions, and the vector of timestep and pooled text.
+//! What enters the first block: patches with their positions.
 
 use tch::{Kind, Tensor};
 
 use super::config::Sd3Config;
-use crate::layers::{timestep_embedding, timestep_frequencies};
 use crate::network::OtherTensor;
 use crate::patches::to_patches;
-use crate::projection::{AdapterMode, Projection};
 use crate::weights::{Init, Scope};
-
-/// Channels of the sinusoidal timestep embedding, the same in every SD3 model.
-const TIMESTEP_CHANNELS: i64 = 256;
 
 /// Patches of the latent image as tokens, with the positions of a window from the middle of a stored table.
 pub(super) struct PatchEmbedding {
@@ -78,45 +73,4 @@ fn sinusoidal_positions(config: &Sd3Config) -> Tensor {
     let across = axis.unsqueeze(0).expand([side, side, width / 2], false);
     let down = axis.unsqueeze(1).expand([side, side, width / 2], false);
     Tensor::cat(&[across, down], 2).view([1, side * side, width]).to_kind(Kind::Float)
-}
-
-/// Timestep and pooled text as one vector per row.
-pub(super) struct ConditionEmbedding {
-    frequencies: Tensor,
-    timestep: [Projection; 2],
-    text: [Projection; 2],
-}
-
-impl ConditionEmbedding {
-    pub(super) fn new(scope: &Scope, config: &Sd3Config) -> Self {
-        let width = config.width();
-        let pair = |name: &str, inputs| {
-            let scope = scope.child(name);
-            let first = Projection::single(&scope.child("linear_1"), inputs, width);
-            [first, Projection::single(&scope.child("linear_2"), width, width)]
-        };
-        Self {
-            frequencies: timestep_frequencies(TIMESTEP_CHANNELS, scope.device()),
-            timestep: pair("timestep_embedder", TIMESTEP_CHANNELS),
-            text: pair("text_embedder", config.pooled_projection_dim),
-        }
-    }
-
-    /// # Shapes
-    /// `timestep` `[batch]` in 0..1000, `pooled` `[batch, pooled width]` → `[batch, width]`.
-    pub(super) fn forward(&self, timestep: &Tensor, pooled: &Tensor, mode: AdapterMode) -> Tensor {
-        let through = |layers: &[Projection; 2], x: &Tensor| {
-            layers[1].forward(&layers[0].forward(x, mode).silu(), mode)
-        };
-        let time = timestep_embedding(timestep, &self.frequencies).to_kind(pooled.kind());
-        through(&self.timestep, &time) + through(&self.text, pooled)
-    }
-
-    pub(super) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
-        self.timestep.iter_mut().chain(&mut self.text)
-    }
-
-    pub(super) fn projections(&self) -> impl Iterator<Item = &Projection> {
-        self.timestep.iter().chain(&self.text)
-    }
 }

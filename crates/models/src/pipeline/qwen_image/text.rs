@@ -7,8 +7,9 @@ use std::path::Path;
 use tch::Tensor;
 
 use crate::ModelError;
+use crate::pipeline::conditioning::encode_each;
 use crate::pipeline::model_index::ModelIndex;
-use crate::pipeline::{Conditioning, PromptTokens, encode_each};
+use crate::pipeline::{Conditioning, PromptTokens};
 use crate::qwen2_decoder::Qwen2Decoder;
 use crate::tokenizer::{TokenIds, Tokenizer};
 use crate::weights::WeightOptions;
@@ -23,7 +24,7 @@ const DROPPED: usize = 34;
 const LONGEST: usize = 1024;
 
 /// The encoder of one folder.
-pub(super) struct TextEncoder {
+pub(super) struct PromptEncoder {
     tokenizer: Tokenizer,
     decoder: Qwen2Decoder,
     /// Tokens of [`AFTER`].
@@ -31,7 +32,7 @@ pub(super) struct TextEncoder {
     options: WeightOptions,
 }
 
-impl TextEncoder {
+impl PromptEncoder {
     /// Opens the encoder that `model_index.json` names.
     pub fn open(dir: &Path, index: &ModelIndex, options: WeightOptions) -> Result<Self, ModelError> {
         index.require("text_encoder", "Qwen2_5_VLForConditionalGeneration")?;

@@ -1,0 +1,161 @@
+//! FLUX.1.
+
+mod text;
+
+use std::path::{Path, PathBuf};
+
+use tch::{Kind, Tensor};
+
+use self::text::TextEncoders;
+use super::image_sizes::ImageSizes;
+use super::model_index::ModelIndex;
+use super::{
+    Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, decode_with, misshaped, opened,
+};
+use crate::autoencoder_kl::{AutoencoderKlConfig, AutoencoderKlDecoder};
+use crate::flux::FluxTransformer;
+use crate::network::{Network, Query};
+use crate::patches::{self, PACKED_SIDE, to_patches};
+use crate::projection::AdapterMode;
+use crate::{ModelError, json_file};
+
+/// One opened folder.
+struct Flux {
+    scheduler_config: serde_json::Value,
+    transformer: FluxTransformer,
+    text_encoders: Option<TextEncoders>,
+    decoder: Option<AutoencoderKlDecoder>,
+    /// Pixels along the side of one latent.
+    scale: i64,
+    /// Element type of the network.
+    kind: Kind,
+    dir: PathBuf,
+}
+
+/// Opens a folder whose class is `FluxPipeline`.
+pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToImageModel>, ModelError> {
+    let index = ModelIndex::open(dir)?;
+    index.require("transformer", "FluxTransformer2DModel")?;
+    index.require("vae", "AutoencoderKL")?;
+    let scheduler_config = json_file::read(&dir.join("scheduler/scheduler_config.json"))?;
+    let (vae_dir, vae) = (dir.join("vae"), AutoencoderKlConfig::open(&dir.join("vae"))?);
+    let transformer = FluxTransformer::open(&dir.join("transformer"), options.weights)?;
+    let (channels, expected) = (vae.latent_channels, transformer.config().latent_channels());
+    if channels != expected {
+        let reason =
+            format!("{channels} differs from a quarter of the transformer's `in_channels`, {expected}");
+        return Err(ModelError::config(&vae_dir.join("config.json"), "latent_channels", reason));
+    }
+    let text_encoders = options
+        .text_encoders
+        .then(|| TextEncoders::open(dir, &index, transformer.config(), options))
+        .transpose()?;
+    let decoder =
+        options.decoder.then(|| AutoencoderKlDecoder::open(&vae_dir, options.weights)).transpose()?;
+    Ok(Box::new(Flux {
+        scheduler_config,
+        transformer,
+        text_encoders,
+        decoder,
+        scale: vae.scale(),
+        kind: options.weights.kind,
+        dir: dir.to_owned(),
+    }))
+}
+
+impl Flux {
+    fn sizes(&self) -> ImageSizes {
+        ImageSizes { patch: self.scale * PACKED_SIDE, longest: None }
+    }
+
+    fn text_encoders(&self) -> Result<&TextEncoders, ModelError> {
+        opened(&self.text_encoders, "text encoders", &self.dir)
+    }
+}
+
+impl TextToImageModel for Flux {
+    fn scheduler_config(&self) -> &serde_json::Value {
+        &self.scheduler_config
+    }
+
+    fn latent_shape(&self, height: i64, width: i64) -> Result<Vec<i64>, ModelError> {
+        self.sizes().check(height, width, &self.dir)?;
+        Ok(vec![self.transformer.config().latent_channels(), height / self.scale, width / self.scale])
+    }
+
+    fn image_sequence_length(&self, height: i64, width: i64) -> usize {
+        self.sizes().patches(height, width)
+    }
+
+    fn encode_prompts(
+        &self,
+        prompts: &[String],
+        max_sequence_length: usize,
+    ) -> Result<Conditioning, ModelError> {
+        tch::no_grad(|| self.text_encoders()?.encode(prompts, max_sequence_length))
+    }
+
+    fn token_ids(&self, prompt: &str, max_sequence_length: usize) -> Result<Vec<PromptTokens>, ModelError> {
+        self.text_encoders()?.token_ids(prompt, max_sequence_length)
+    }
+
+    /// None: the network was distilled to apply guidance itself, or to need none.
+    fn negative_prompt(&self, _: f64) -> Option<&'static str> {
+        None
+    }
+
+    fn velocity(&self, latents: &Tensor, sigmas: &Tensor, guidance: &Guidance, mode: AdapterMode) -> Tensor {
+        let text = guidance.positive.expand(latents.size()[0]);
+        let pooled = text.pooled.as_ref().expect("FLUX conditioning has pooled features; else this is a bug");
+        let query = Query {
+            latents: &latents.to_kind(self.kind),
+            timestep: sigmas,
+            text: &text.text.to_kind(self.kind),
+            pooled: Some(&pooled.to_kind(self.kind)),
+            text_mask: None,
+            guidance_scale: guidance.scale,
+        };
+        self.transformer.forward(&query, mode).to_kind(Kind::Float)
+    }
+
+    fn network(&self) -> &dyn Network {
+        &self.transformer
+    }
+
+    fn network_mut(&mut self) -> &mut dyn Network {
+        &mut self.transformer
+    }
+
+    fn timestep_scale(&self) -> f64 {
+        1.0
+    }
+
+    fn pack(&self, latents: &Tensor) -> Tensor {
+        to_patches(latents, PACKED_SIDE)
+    }
+
+    fn unpack(&self, packed: &Tensor, latent_shape: &[i64]) -> Result<Tensor, ModelError> {
+        patches::unpack(packed, latent_shape)
+    }
+
+    fn check_inputs(&self, latents: &Tensor, conditioning: &Conditioning) -> Result<(), ModelError> {
+        let (config, size) = (self.transformer.config(), latents.size());
+        let &[n_latents, channels, height, width] = size.as_slice() else {
+            return Err(misshaped("latents", &size, "[rows, channels, height, width]"));
+        };
+        if channels != config.latent_channels() {
+            return Err(misshaped("latents", &size, &format!("{} channels", config.latent_channels())));
+        }
+        self.transformer.check_size(height, width)?;
+        conditioning.check_shapes(n_latents, self.embedding_widths())
+    }
+
+    fn embedding_widths(&self) -> (i64, i64) {
+        let config = self.transformer.config();
+        (config.joint_attention_dim, config.pooled_projection_dim)
+    }
+
+    fn decode_signed(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
+        decode_with(opened(&self.decoder, "decoder", &self.dir)?, latents)
+    }
+}

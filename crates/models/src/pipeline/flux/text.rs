@@ -1,0 +1,67 @@
+//! The text side of FLUX.1: T5's tokens, and CLIP's features of the whole text.
+//!
+//! Source: diffusers 0.38, `pipelines/flux/pipeline_flux.py`.
+
+use std::path::Path;
+
+use crate::ModelError;
+use crate::clip_text::{ClipHead, ClipTextModel};
+use crate::flux::FluxConfig;
+use crate::pipeline::conditioning::encode_each;
+use crate::pipeline::model_index::ModelIndex;
+use crate::pipeline::text_encoders::{Component, TextEncoder};
+use crate::pipeline::{Conditioning, LoadOptions, PromptTokens};
+use crate::t5::T5Encoder;
+
+/// The encoders of one folder.
+pub(super) struct TextEncoders {
+    clip: TextEncoder<ClipTextModel>,
+    t5: TextEncoder<T5Encoder>,
+}
+
+impl TextEncoders {
+    /// Opens the encoders that `model_index.json` names, for a transformer.
+    pub fn open(
+        dir: &Path,
+        index: &ModelIndex,
+        transformer: &FluxConfig,
+        options: LoadOptions,
+    ) -> Result<Self, ModelError> {
+        let clip = TextEncoder::open_clip(dir, index, Component::FIRST, ClipHead::Bare, options)?;
+        let t5 = TextEncoder::open_t5(dir, index, Component::SECOND, options)?;
+        clip.check_length(dir, Component::FIRST, clip.length())?;
+        t5.check_width(dir, Component::SECOND, transformer.joint_attention_dim)?;
+        let (pooled, expected) = (clip.encoder.pooled_width(), transformer.pooled_projection_dim);
+        if pooled != expected {
+            let reason =
+                format!("{pooled} differs from the transformer's `pooled_projection_dim` {expected}");
+            return Err(ModelError::config(&dir.join("text_encoder/config.json"), "hidden_size", reason));
+        }
+        Ok(Self { clip, t5 })
+    }
+
+    /// Encodes each distinct prompt once and alone.
+    pub fn encode(&self, prompts: &[String], max_sequence_length: usize) -> Result<Conditioning, ModelError> {
+        if max_sequence_length == 0 {
+            let reason =
+                "FLUX takes all tokens of a text from T5, so `max_sequence_length` must be at least 1";
+            return Err(ModelError::Input(reason.to_owned()));
+        }
+        encode_each(prompts, |prompt| {
+            Ok(Conditioning {
+                text: self.t5.encode(prompt, max_sequence_length)?,
+                pooled: Some(self.clip.encode(prompt, self.clip.length())?.pooled),
+                text_mask: None,
+            })
+        })
+    }
+
+    /// What each encoder gets of `prompt`.
+    pub fn token_ids(
+        &self,
+        prompt: &str,
+        max_sequence_length: usize,
+    ) -> Result<Vec<PromptTokens>, ModelError> {
+        Ok(vec![self.clip.tokens(prompt, self.clip.length())?, self.t5.tokens(prompt, max_sequence_length)?])
+    }
+}
