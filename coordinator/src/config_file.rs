@@ -194,7 +194,9 @@ mod tests {
             // Plain text has none of the metadata that `shapes` looks at.
             let text = std::fs::read_to_string(&path).expect("readable");
             std::fs::write(&path, text.replace("\"shapes\"", "\"jpeg_compressibility\"")).expect("written");
-            open(&args, &Hub::at("no/cache")).map(|_| ()).map_err(|error| (error.exit_code(), error.to_string()))
+            open(&args, &Hub::at("no/cache"))
+                .map(|_| ())
+                .map_err(|error| (error.exit_code(), error.to_string()))
         };
         assert_eq!(open_with(2), Ok(()));
         assert_eq!(open_with(0), Ok(()));

@@ -80,13 +80,6 @@ impl Embeddings {
         self.state().entries.get(digest).map(|entry| entry.conditioning.expand(1))
     }
 
-    /// How many tokens an embedding has, and whether there is a mask for them.
-    pub fn shape(&self, digest: &Digest) -> Option<(i64, bool)> {
-        let state = self.state();
-        let conditioning = &state.entries.get(digest)?.conditioning;
-        Some((*conditioning.text.size().get(1)?, conditioning.text_mask.is_some()))
-    }
-
     /// Notes that an iteration begins, and drops old embeddings if there are too many.
     pub fn begin_iteration(&self, iteration: u32) {
         let mut state = self.state();

@@ -73,7 +73,6 @@ impl Receiver {
         parts: &Parts,
         embeddings: &Embeddings,
     ) -> Result<(), Refusal> {
-        let mut shapes = None;
         let negative = self.layout.is_guided.then_some(&header.negative_conditioning);
         for digest in std::iter::once(&header.conditioning).chain(negative) {
             let digest = digest_of(digest)?;
@@ -85,12 +84,6 @@ impl Receiver {
                 return Err(Refusal::Incomplete(format!(
                     "embedding {hex} is not here; ask again what is missing"
                 )));
-            }
-            // The network takes both in one batch.
-            let own = embeddings.shape(&digest);
-            if *shapes.get_or_insert(own) != own {
-                let problem = "the embeddings of prompt and negative prompt differ in length or mask";
-                return Err(Refusal::Invalid(problem.to_owned()));
             }
         }
         Ok(())

@@ -56,6 +56,21 @@ fn every_recorded_sd3_case_holds() {
 }
 
 #[test]
+fn every_recorded_qwen_image_case_holds() {
+    let (outcome, text) = run(&golden("qwen-image"), None, RTOL);
+    let outcome = outcome.unwrap();
+    assert_eq!(outcome.failed, 0, "{text}");
+    for case in ["prompt_embeds", "transformer", "vae_decode", "pipeline_4_1.0", "pipeline_10_4.0", "lora"] {
+        assert!(
+            text.lines().any(|line| line.starts_with(case) && line.ends_with(" ok")),
+            "{case} is missing:\n{text}"
+        );
+    }
+    // 66 gradients and the sample, two outputs of each pipeline, four of the prompts, one each of network and decoder.
+    assert_eq!(outcome.passed, 67 + 2 * 2 + 4 + 2, "{text}");
+}
+
+#[test]
 fn every_recorded_flux_case_holds() {
     let (outcome, text) = run(&golden("flux"), None, RTOL);
     // Three outputs of the encoders, two of each pipeline, one sample without an adapter and one with it, an image.
@@ -102,8 +117,10 @@ fn every_recorded_schedule_and_step_holds_without_a_model() {
 
 #[test]
 fn every_recorded_text_has_its_token_ids() {
-    let (outcome, text) = run(&golden("tokenizers/clip"), None, RTOL);
-    assert_eq!(outcome.unwrap(), ParityOutcome { passed: 36, failed: 0 }, "{text}");
+    for (tokenizer, passed) in [("clip", 36), ("qwen", 27)] {
+        let (outcome, text) = run(&golden("tokenizers").join(tokenizer), None, RTOL);
+        assert_eq!(outcome.unwrap(), ParityOutcome { passed, failed: 0 }, "{text}");
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::ModelError;
 use crate::json_file;
 use crate::layers::{Activation, Conv2d, GroupNorm, Linear};
 use crate::pipeline::DecoderOptions;
-use crate::tiled_decoding::{decode_in_tiles, is_tile};
+use crate::tiled_decoding::{decode_in_tiles, tile_in_latents};
 use crate::weights::{Scope, WeightOptions, Weights};
 
 /// `config.json` of an autoencoder.
@@ -250,21 +250,14 @@ impl AutoencoderKlDecoder {
     pub fn open(dir: &Path, weights: &WeightOptions, decoder: DecoderOptions) -> Result<Self, ModelError> {
         let config = AutoencoderKlConfig::open(dir)?;
         let activation = config.activation(&dir.join("config.json"))?;
-        let scale = config.scale();
-        if let Some(tile) = decoder.tile.filter(|tile| !is_tile(*tile, scale)) {
-            return Err(ModelError::Input(format!(
-                "an image cannot be decoded in tiles of {tile} pixels; take a multiple of {}, or draw images whole",
-                4 * scale
-            )));
-        }
+        let tile = decoder.tile.map(|tile| tile_in_latents(tile, config.scale())).transpose()?;
         let kind = if config.force_upcast { Kind::Float } else { decoder.kind };
         let weights =
             Weights::open(dir, "diffusion_pytorch_model", &WeightOptions { kind, ..weights.clone() })?;
-        let mut decoder_network = Self::new(&weights.scope(""), config, activation);
-        decoder_network.tile = decoder.tile.map(|tile| tile / scale);
+        let network = Self { tile, ..Self::new(&weights.scope(""), config, activation) };
         weights.ignore(&["encoder.", "quant_conv."]);
         weights.finish()?;
-        Ok(decoder_network)
+        Ok(network)
     }
 
     fn new(scope: &Scope, config: AutoencoderKlConfig, activation: Activation) -> Self {

@@ -14,7 +14,7 @@ use crate::condition_embedding::ConditionEmbedding;
 use crate::error::ModelError;
 use crate::joint_block::{BlockContext, JointBlock, JointBlockLayout};
 use crate::network::{Network, OtherTensor, Query, Streams};
-use crate::patches::{PACKED_SIDE, from_patches, to_patches};
+use crate::patches::{PACKED_SIDE, check_packable, from_patches, to_patches};
 use crate::projection::{AdapterMode, Projection};
 use crate::rotary;
 use crate::weights::{Init, Scope, WeightOptions, Weights};
@@ -53,7 +53,7 @@ impl FluxTransformer {
             text: Projection::single(&scope.child("context_embedder"), config.joint_attention_dim, width),
             condition: ConditionEmbedding::new(
                 &scope.child("time_text_embed"),
-                config.pooled_projection_dim,
+                Some(config.pooled_projection_dim),
                 width,
                 config.guidance_embeds,
             ),
@@ -86,13 +86,7 @@ impl FluxTransformer {
     /// # Errors
     /// If a side is not a multiple of the patch.
     pub fn check_size(&self, height: i64, width: i64) -> Result<(), ModelError> {
-        match [height, width].into_iter().find(|side| *side < PACKED_SIDE || side % PACKED_SIDE != 0) {
-            None => Ok(()),
-            Some(side) => Err(ModelError::Input(format!(
-                "a latent image of {height}x{width} does not fit the transformer: {side} must be a multiple of \
-                 {PACKED_SIDE}"
-            ))),
-        }
+        check_packable(height, width)
     }
 
     /// Rotation of `words` text tokens, which are all at the origin, and of the patches of a latent image, which are at
@@ -115,9 +109,8 @@ fn context(shared: &[Tensor]) -> BlockContext<'_> {
 impl Network for FluxTransformer {
     /// All blocks read the condition and the rotation of queries and keys.
     fn begin(&self, query: &Query, mode: AdapterMode) -> (Streams, Vec<Tensor>) {
-        let pooled = query.pooled.expect("FLUX has pooled features; else this is a bug");
         let timestep = query.timestep.to_kind(Kind::Float) * TIMESTEP_SCALE;
-        let condition = self.condition.forward(&timestep, query.guidance_scale, pooled, mode).silu();
+        let condition = self.condition.forward(&timestep, query.guidance_scale, query.pooled, mode).silu();
         let size = query.latents.size();
         let rotation = self.rotation(query.text.size()[1], (size[2], size[3]), query.latents.device());
         let streams = Streams {

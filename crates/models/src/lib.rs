@@ -23,10 +23,13 @@ pub mod weights;
 pub use error::ModelError;
 
 pub mod autoencoder_kl;
+pub mod autoencoder_kl_qwen_image;
 pub mod clip_text;
 pub mod json_file;
 pub mod pipeline;
 pub mod push_tensors;
+pub mod qwen2_decoder;
+pub mod qwen_image;
 pub mod reference_case;
 pub mod t5;
 pub mod tensor_bytes;

@@ -24,7 +24,7 @@ pub struct Query<'a> {
     pub text: &'a Tensor,
     /// Features of the whole text, `[B, features]`, where the family has them.
     pub pooled: Option<&'a Tensor>,
-    /// Which text tokens count, `[B, tokens]`, where the family masks padding.
+    /// Which text tokens count, 1 or 0, `[B, tokens]`; all do where it is absent.
     pub text_mask: Option<&'a Tensor>,
     /// Strength of guidance that the network itself applies, where it was distilled to.
     pub guidance_scale: f64,

@@ -2,6 +2,8 @@
 
 use tch::Tensor;
 
+use crate::ModelError;
+
 /// Side of the patches, in latent pixels, into which FLUX and Qwen-Image pack latents outside their networks.
 pub const PACKED_SIDE: i64 = 2;
 
@@ -36,6 +38,42 @@ pub fn from_patches(patches: &Tensor, (height, width): (i64, i64), side: i64) ->
         .reshape([size[0], height / side, width / side, channels, side, side])
         .permute([0, 3, 1, 4, 2, 5])
         .reshape([size[0], channels, height, width])
+}
+
+/// Checks that latent images of this size, in latent pixels, can be packed.
+///
+/// # Errors
+/// If a side is not a multiple of [`PACKED_SIDE`].
+pub fn check_packable(height: i64, width: i64) -> Result<(), ModelError> {
+    match [height, width].into_iter().find(|side| *side < PACKED_SIDE || side % PACKED_SIDE != 0) {
+        None => Ok(()),
+        Some(side) => Err(ModelError::Input(format!(
+            "a latent image of {height}x{width} does not fit the transformer: {side} must be a multiple of {PACKED_SIDE}"
+        ))),
+    }
+}
+
+/// Unpacks latents that came from elsewhere into images of `latent_shape`, channels first.
+///
+/// # Shapes
+/// `[B, H/2 · W/2, C · 4]` → `[B, C, H, W]`.
+///
+/// # Errors
+/// If `packed` does not make up such images.
+pub fn unpack(packed: &Tensor, latent_shape: &[i64]) -> Result<Tensor, ModelError> {
+    let (found, pixels) = (packed.size(), PACKED_SIDE * PACKED_SIDE);
+    match *latent_shape {
+        [channels, height, width]
+            if found.len() == 3
+                && found[1..] == [height / PACKED_SIDE * (width / PACKED_SIDE), channels * pixels] =>
+        {
+            Ok(from_patches(packed, (height, width), PACKED_SIDE))
+        }
+        _ => Err(ModelError::Input(format!(
+            "the packed latents have shape {found:?}, which does not fit latents of {latent_shape:?}; expected [rows, \
+             patches, {pixels} times the channels]"
+        ))),
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,10 @@
 
 mod conditioning;
 mod flux;
+mod guided;
 mod image_sizes;
 mod model_index;
+mod qwen_image;
 mod rgb;
 mod sd3;
 mod text_encoders;
@@ -167,7 +169,8 @@ pub trait TextToImageModel {
         Ok((self.decode_signed(latents)? / 2.0 + 0.5).clamp(0.0, 1.0))
     }
 
-    /// As [`Self::decode`], but as the decoder draws: black is -1, white is 1, and nothing is clamped.
+    /// As [`Self::decode`], but as the decoder draws: black is -1, white is 1, and nothing is clamped that the decoder
+    /// leaves unclamped.
     ///
     /// # Errors
     /// As [`Self::decode`].
@@ -233,7 +236,11 @@ const INDEX: &str = "model_index.json";
 const WEIGHT_FILE_STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 
 /// `_class_name` of `model_index.json`, and who opens it.
-const FAMILIES: &[(&str, Open)] = &[("StableDiffusion3Pipeline", sd3::open), ("FluxPipeline", flux::open)];
+const FAMILIES: &[(&str, Open)] = &[
+    ("StableDiffusion3Pipeline", sd3::open),
+    ("FluxPipeline", flux::open),
+    ("QwenImagePipeline", qwen_image::open),
+];
 
 /// Opens a folder in the diffusers layout.
 ///

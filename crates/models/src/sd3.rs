@@ -45,7 +45,7 @@ impl Sd3Transformer {
             patches: PatchEmbedding::new(&scope.child("pos_embed"), config),
             condition: ConditionEmbedding::new(
                 &scope.child("time_text_embed"),
-                config.pooled_projection_dim,
+                Some(config.pooled_projection_dim),
                 width,
                 false,
             ),
@@ -105,8 +105,7 @@ impl Sd3Transformer {
 impl Network for Sd3Transformer {
     /// All blocks read from the modulation of the whole network.
     fn begin(&self, query: &Query, mode: AdapterMode) -> (Streams, Vec<Tensor>) {
-        let pooled = query.pooled.expect("SD3 has pooled features; else this is a bug");
-        let condition = self.condition.forward(query.timestep, query.guidance_scale, pooled, mode);
+        let condition = self.condition.forward(query.timestep, query.guidance_scale, query.pooled, mode);
         let (image, text) = (self.patches.forward(query.latents), self.text.forward(query.text, mode));
         (Streams { image, text }, self.modulation.forward(&condition, mode))
     }

@@ -7,12 +7,23 @@
 
 use tch::{Kind, Tensor};
 
+use crate::ModelError;
+
 /// The part of a tile that its neighbour covers as well, as one in so many.
 const OVERLAP: i64 = 4;
 
-/// Whether tiles of `tile` pixels can be blended where a latent is `scale` pixels wide: the overlap must be whole latents.
-pub fn is_tile(tile: i64, scale: i64) -> bool {
-    tile > 0 && tile % (OVERLAP * scale) == 0
+/// Side in latents of a tile of `tile` pixels, where a latent is `scale` pixels wide.
+///
+/// # Errors
+/// If neighbouring tiles would not overlap by whole latents.
+pub fn tile_in_latents(tile: i64, scale: i64) -> Result<i64, ModelError> {
+    if tile > 0 && tile % (OVERLAP * scale) == 0 {
+        return Ok(tile / scale);
+    }
+    Err(ModelError::Input(format!(
+        "an image cannot be decoded in tiles of {tile} pixels; take a multiple of {}, or draw images whole",
+        OVERLAP * scale
+    )))
 }
 
 /// Decodes latents in tiles of `tile` latents with `draw`, which makes `scale` pixels of each latent's side.
@@ -100,7 +111,10 @@ mod tests {
 
     #[test]
     fn tiles_overlap_by_whole_latents() {
-        assert!(is_tile(512, 8) && is_tile(32, 8));
-        assert!(!is_tile(500, 8) && !is_tile(16, 8) && !is_tile(0, 8) && !is_tile(-32, 8));
+        assert_eq!(tile_in_latents(512, 8).unwrap(), 64);
+        assert_eq!(tile_in_latents(32, 8).unwrap(), 4);
+        for tile in [500, 16, 0, -32] {
+            assert!(tile_in_latents(tile, 8).unwrap_err().to_string().contains("multiple of 32"));
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! Text to token ids, as `transformers` makes them from the files of a model folder.
 //!
-//! Two kinds of folder occur: CLIP's `vocab.json` + `merges.txt` (byte-pair encoding, [`ClipTokenizer`]) and a
-//! self-contained `tokenizer.json` (T5 and the fast tokenizers, [`JsonTokenizer`]).
+//! Two kinds of folder occur: `vocab.json` + `merges.txt` (byte-pair encoding, as [`ClipTokenizer`] and [`Qwen2Tokenizer`]
+//! have it) and a self-contained `tokenizer.json` (T5 and the fast tokenizers, [`JsonTokenizer`]).
 
 mod bytes;
 mod clip;
 mod json;
+mod qwen2;
 mod settings;
 
 use std::path::Path;
@@ -13,13 +14,14 @@ use std::path::Path;
 pub use bytes::ByteTokenizer;
 pub use clip::ClipTokenizer;
 pub use json::JsonTokenizer;
+pub use qwen2::Qwen2Tokenizer;
 
 use crate::ModelError;
 
-/// The token ids of one text, padded to the length asked for.
+/// The token ids of one text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenIds {
-    /// Exactly `max_length` ids, special tokens and padding included.
+    /// The ids, special tokens included; padded where the encoder wants one length for all texts.
     pub ids: Vec<i64>,
     /// How many tokens of the text did not fit and were cut off its end.
     pub truncated: usize,
@@ -28,8 +30,10 @@ pub struct TokenIds {
 /// A tokenizer opened from a model folder; boxed, since either kind is large.
 #[derive(Debug)]
 pub enum Tokenizer {
-    /// `vocab.json` and `merges.txt`.
+    /// CLIP's `vocab.json` and `merges.txt`.
     Clip(Box<ClipTokenizer>),
+    /// Qwen2's.
+    Qwen2(Box<Qwen2Tokenizer>),
     /// `tokenizer.json`.
     Json(Box<JsonTokenizer>),
     /// No files.
@@ -50,6 +54,9 @@ impl Tokenizer {
         if has_json && (class.ends_with("Fast") || !has_vocabulary) {
             return Ok(Self::Json(Box::new(JsonTokenizer::open(dir)?)));
         }
+        if class.starts_with("Qwen2") {
+            return Ok(Self::Qwen2(Box::new(Qwen2Tokenizer::open(dir)?)));
+        }
         if has_vocabulary || class.starts_with("CLIP") {
             return Ok(Self::Clip(Box::new(ClipTokenizer::open(dir)?)));
         }
@@ -68,8 +75,22 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, max_length: usize) -> Result<TokenIds, ModelError> {
         match self {
             Self::Clip(tokenizer) => tokenizer.encode(text, max_length),
+            Self::Qwen2(tokenizer) => tokenizer.encode(text, max_length),
             Self::Json(tokenizer) => tokenizer.encode(text, max_length),
             Self::Bytes(tokenizer) => Ok(tokenizer.encode(text, max_length)),
+        }
+    }
+
+    /// Encodes `text` with the model's special tokens, cut to `max_length` but not padded.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_unpadded(&self, text: &str, max_length: usize) -> Result<TokenIds, ModelError> {
+        match self {
+            Self::Clip(tokenizer) => tokenizer.encode_unpadded(text, max_length),
+            Self::Qwen2(tokenizer) => tokenizer.encode_unpadded(text, max_length),
+            Self::Json(tokenizer) => tokenizer.encode_unpadded(text, max_length),
+            Self::Bytes(tokenizer) => Ok(tokenizer.encode_unpadded(text, max_length)),
         }
     }
 
@@ -77,6 +98,7 @@ impl Tokenizer {
     pub fn model_max_length(&self) -> Option<usize> {
         match self {
             Self::Clip(tokenizer) => tokenizer.model_max_length(),
+            Self::Qwen2(tokenizer) => tokenizer.model_max_length(),
             Self::Json(tokenizer) => tokenizer.model_max_length(),
             Self::Bytes(_) => None,
         }

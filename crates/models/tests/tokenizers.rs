@@ -12,6 +12,26 @@ fn clip() -> Tokenizer {
     Tokenizer::open(&golden().join("tokenizers/clip"), "CLIPTokenizer").unwrap()
 }
 
+fn qwen() -> Tokenizer {
+    Tokenizer::open(&golden().join("tokenizers/qwen"), "Qwen2Tokenizer").unwrap()
+}
+
+/// A copy of the Qwen2 folder without the files named.
+fn qwen_without(lost: &[&str]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(golden().join("tokenizers/qwen")).unwrap().map(Result::unwrap) {
+        if !lost.contains(&entry.file_name().to_str().unwrap()) {
+            std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
+    }
+    dir
+}
+
+fn cases(tokenizer: &str) -> Vec<Case> {
+    let path = golden().join("tokenizers").join(tokenizer).join("cases.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
 #[derive(serde::Deserialize)]
 struct Case {
     text: String,
@@ -20,8 +40,7 @@ struct Case {
 
 #[test]
 fn clip_ids_equal_the_recorded_ones() {
-    let text = std::fs::read_to_string(golden().join("tokenizers/clip/cases.json")).unwrap();
-    let cases: Vec<Case> = serde_json::from_str(&text).unwrap();
+    let cases = cases("clip");
     assert_eq!(cases.len(), 36);
     let tokenizer = clip();
     for Case { text, ids } in cases {
@@ -101,4 +120,79 @@ fn a_missing_file_is_named() {
     let message = |class| Tokenizer::open(empty.path(), class).unwrap_err().to_string();
     assert!(message("CLIPTokenizer").contains("vocab.json"));
     assert!(message("T5TokenizerFast").contains("tokenizer.json"));
+}
+
+#[test]
+fn qwen_ids_equal_the_recorded_ones() {
+    let cases = cases("qwen");
+    assert_eq!(cases.len(), 27);
+    let tokenizer = qwen();
+    for Case { text, ids } in cases {
+        assert_eq!(tokenizer.encode(&text, 64).unwrap().ids, ids, "{text:?}");
+    }
+}
+
+#[test]
+fn qwen_texts_are_padded_only_where_that_is_asked_for() {
+    let tokenizer = qwen();
+    let (padded, own) =
+        (tokenizer.encode("a cat", 16).unwrap(), tokenizer.encode_unpadded("a cat", 16).unwrap());
+    assert!(own.ids.len() < 16 && padded.ids.len() == 16 && padded.ids.starts_with(&own.ids));
+    let cut = tokenizer.encode_unpadded("a cat", 2).unwrap();
+    assert_eq!((cut.ids.as_slice(), cut.truncated), (&own.ids[..2], own.ids.len() - 2));
+    assert!(tokenizer.encode_unpadded("", 16).unwrap().ids.is_empty());
+}
+
+#[test]
+fn added_tokens_come_from_either_file_that_lists_them() {
+    let text = "<|im_start|>a cat<|im_end|>";
+    let ids = |dir: &tempfile::TempDir| {
+        Tokenizer::open(dir.path(), "Qwen2Tokenizer").unwrap().encode(text, 16).unwrap().ids
+    };
+    let want = qwen().encode(text, 16).unwrap().ids;
+    assert_eq!((want[0], ids(&qwen_without(&["added_tokens.json"]))), (475, want.clone()));
+    assert_eq!(ids(&qwen_without(&["tokenizer_config.json"])), want);
+    let neither = qwen_without(&["added_tokens.json", "tokenizer_config.json"]);
+    let message = Tokenizer::open(neither.path(), "Qwen2Tokenizer").unwrap_err().to_string();
+    assert!(message.contains("added_tokens.json is missing"), "{message}");
+}
+
+#[test]
+fn qwen_files_that_contradict_each_other_are_named() {
+    let message = |file: &str, content: &str| {
+        let dir = qwen_without(&[]);
+        std::fs::write(dir.path().join(file), content).unwrap();
+        Tokenizer::open(dir.path(), "Qwen2Tokenizer").unwrap_err().to_string()
+    };
+    let unknown_pair = message("merges.txt", "#version: 0.2\nzz qq\n");
+    assert!(unknown_pair.contains("merges.txt") && unknown_pair.contains("line 2"), "{unknown_pair}");
+    let other_id = message("added_tokens.json", r#"{"<|im_end|>": 500}"#);
+    assert!(other_id.contains("added_tokens.json") && other_id.contains("<|im_end|>"), "{other_id}");
+    let few_words = message("vocab.json", r#"{"a": 0}"#);
+    assert!(few_words.contains("merges.txt"), "{few_words}");
+}
+
+#[test]
+fn a_folder_with_tokenizer_json_alone_is_enough_for_qwen() {
+    let dir = qwen_without(&["vocab.json", "merges.txt"]);
+    let vocabulary: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(golden().join("tokenizers/qwen/vocab.json")).unwrap())
+            .unwrap();
+    let end = serde_json::json!({
+        "id": 474, "content": "<|endoftext|>", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true,
+    });
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [end],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true},
+        "post_processor": null, "decoder": null,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    });
+    std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let tokenizer = Tokenizer::open(dir.path(), "Qwen2Tokenizer").unwrap();
+    let ids = tokenizer.encode("hi<|endoftext|>", 4).unwrap().ids;
+    assert_eq!((ids[2], ids[3]), (474, 474), "cut out whole, and padded with");
+    std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    assert!(Tokenizer::open(dir.path(), "Qwen2Tokenizer").unwrap_err().to_string().contains("vocab.json"));
 }

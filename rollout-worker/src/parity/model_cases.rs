@@ -45,8 +45,10 @@ pub(super) fn prompt_embeds(case: &ReferenceCase, model: &mut LazyModel) -> Comp
 }
 
 fn named(conditioning: Conditioning, prefix: &str) -> Vec<(String, Tensor)> {
-    let Conditioning { text, pooled, text_mask } = conditioning;
-    let all = [("prompt_embeds", Some(text)), ("pooled", pooled), ("mask", text_mask)];
+    // Diffusers leaves out a mask of ones, too, but cases may have it.
+    let mask = conditioning.mask();
+    let Conditioning { text, pooled, .. } = conditioning;
+    let all = [("prompt_embeds", Some(text)), ("pooled", pooled), ("mask", Some(mask))];
     all.into_iter().filter_map(|(name, tensor)| Some((format!("{prefix}{name}"), tensor?))).collect()
 }
 

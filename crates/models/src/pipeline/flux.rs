@@ -15,7 +15,7 @@ use super::{
 use crate::autoencoder_kl::{AutoencoderKlConfig, AutoencoderKlDecoder};
 use crate::flux::FluxTransformer;
 use crate::network::{Network, Query};
-use crate::patches::{PACKED_SIDE, from_patches, to_patches};
+use crate::patches::{self, PACKED_SIDE, to_patches};
 use crate::weights::WeightOptions;
 use crate::{ModelError, json_file};
 
@@ -164,18 +164,7 @@ impl TextToImageModel for Flux {
     }
 
     fn unpack(&self, packed: &Tensor, latent_shape: &[i64]) -> Result<Tensor, ModelError> {
-        let (found, features) = (packed.size(), self.transformer.config().in_channels);
-        match *latent_shape {
-            [_, height, width]
-                if found.get(1..) == Some(&[height / PACKED_SIDE * (width / PACKED_SIDE), features]) =>
-            {
-                Ok(from_patches(packed, (height, width), PACKED_SIDE))
-            }
-            _ => {
-                let expected = format!("[rows, patches, {features}] for {latent_shape:?}");
-                Err(misshaped("packed latents", &found, &expected))
-            }
-        }
+        patches::unpack(packed, latent_shape)
     }
 
     fn check_inputs(&self, latents: &Tensor, conditioning: &Conditioning) -> Result<(), ModelError> {

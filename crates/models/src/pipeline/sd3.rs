@@ -8,6 +8,7 @@ use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use self::text::TextEncoders;
+use super::guided::both_velocities;
 use super::image_sizes::ImageSizes;
 use super::model_index::ModelIndex;
 use super::text_encoders::CLIP_LENGTH;
@@ -103,6 +104,7 @@ impl Sd3 {
         text: &Conditioning,
         evaluate: &mut dyn FnMut(&Query) -> Tensor,
     ) -> Tensor {
+        let text = text.expand(latents.size()[0]);
         let pooled = text.pooled.as_ref().expect("SD3 conditioning has pooled features; else this is a bug");
         let (latents, text, pooled) = (
             latents.to_kind(self.weights.kind),
@@ -181,17 +183,16 @@ impl TextToImageModel for Sd3 {
         guidance: &Guidance,
         evaluate: &mut dyn FnMut(&Query) -> Tensor,
     ) -> Tensor {
-        let rows = latents.size()[0];
-        let positive = guidance.positive.expand(rows);
         // In float32, as the scheduler lays out its time steps.
         let timesteps = sigmas.to_kind(Kind::Float) * self.num_train_timesteps;
-        let Some(negative) = guidance.negative else {
-            return self.predict(latents, &timesteps, &positive, evaluate);
+        let mut predict = |latents: &Tensor, timesteps: &Tensor, text: &Conditioning| {
+            self.predict(latents, timesteps, text, evaluate)
         };
-        let both = Conditioning::cat(&[&negative.expand(rows), &positive]);
-        let doubled = |x: &Tensor| Tensor::cat(&[x, x], 0);
-        let velocity = self.predict(&doubled(latents), &doubled(&timesteps), &both, evaluate);
-        let (unconditional, conditional) = (velocity.narrow(0, 0, rows), velocity.narrow(0, rows, rows));
+        let Some(negative) = guidance.negative else {
+            return predict(latents, &timesteps, guidance.positive);
+        };
+        let (conditional, unconditional) =
+            both_velocities((latents, &timesteps), guidance.positive, negative, &mut predict);
         &unconditional + (conditional - &unconditional) * guidance.scale
     }
 

@@ -16,9 +16,16 @@ impl ByteTokenizer {
 
     /// Encodes `text`, cut and padded with zeros on the right to `max_length`.
     pub fn encode(&self, text: &str, max_length: usize) -> TokenIds {
+        let mut tokens = self.encode_unpadded(text, max_length);
+        tokens.ids.resize(max_length, 0);
+        tokens
+    }
+
+    /// Encodes `text`, cut to `max_length`.
+    pub fn encode_unpadded(&self, text: &str, max_length: usize) -> TokenIds {
         let mut ids: Vec<i64> = text.bytes().map(|byte| i64::from(byte) % self.vocab_size).collect();
         let truncated = ids.len().saturating_sub(max_length);
-        ids.resize(max_length, 0);
+        ids.truncate(max_length);
         TokenIds { ids, truncated }
     }
 }

@@ -92,6 +92,16 @@ impl ClipTokenizer {
     /// # Errors
     /// If `max_length` has no room for the start and end tokens.
     pub fn encode(&self, text: &str, max_length: usize) -> Result<TokenIds, ModelError> {
+        let mut tokens = self.encode_unpadded(text, max_length)?;
+        tokens.ids.resize(max_length, self.pad_id);
+        Ok(tokens)
+    }
+
+    /// As [`Self::encode`], but a short text stays as short as it is.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_unpadded(&self, text: &str, max_length: usize) -> Result<TokenIds, ModelError> {
         let Some(room) = max_length.checked_sub(2) else {
             return Err(super::too_short(max_length, 2));
         };
@@ -100,7 +110,6 @@ impl ClipTokenizer {
         ids.truncate(room);
         ids.insert(0, self.bos_id);
         ids.push(self.eos_id);
-        ids.resize(max_length, self.pad_id);
         Ok(TokenIds { ids, truncated })
     }
 

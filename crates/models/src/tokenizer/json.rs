@@ -32,12 +32,21 @@ impl JsonTokenizer {
         // Length is the caller's; what the file was saved with must not apply as well.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| ModelError::damaged(&path, error))?;
-        let settings = Settings::open(dir)?;
-        let pad = settings.pad.map_or_else(|| "<pad>".to_owned(), |token| token.content);
+        Self::new(path, inner, Settings::open(dir)?, "<pad>")
+    }
+
+    /// Wraps what was read from `path`; `pad` is the padding token where the settings name none.
+    pub(super) fn new(
+        path: PathBuf,
+        inner: tokenizers::Tokenizer,
+        settings: Settings,
+        pad: &str,
+    ) -> Result<Self, ModelError> {
+        let pad = settings.pad.map_or_else(|| pad.to_owned(), |token| token.content);
         let pad_id = inner.token_to_id(&pad).ok_or_else(|| {
-            let reason =
-                format!("\"{pad}\" is not in the vocabulary of tokenizer.json; name a token that is");
-            ModelError::config(&dir.join("tokenizer_config.json"), "pad_token", reason)
+            let file = path.file_name().unwrap_or_default().display();
+            let reason = format!("\"{pad}\" is not in the vocabulary of {file}; name a token that is");
+            ModelError::config(&path.with_file_name("tokenizer_config.json"), "pad_token", reason)
         })?;
         Ok(Self { path, inner, pad_id: i64::from(pad_id), model_max_length: settings.model_max_length })
     }
@@ -47,6 +56,16 @@ impl JsonTokenizer {
     /// # Errors
     /// If `max_length` has no room for the special tokens, or the tokenizer refuses the text.
     pub fn encode(&self, text: &str, max_length: usize) -> Result<TokenIds, ModelError> {
+        let mut tokens = self.encode_unpadded(text, max_length)?;
+        tokens.ids.resize(max_length, self.pad_id);
+        Ok(tokens)
+    }
+
+    /// As [`Self::encode`], but a short text stays as short as it is.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_unpadded(&self, text: &str, max_length: usize) -> Result<TokenIds, ModelError> {
         let refused = |error: tokenizers::Error| {
             ModelError::Input(format!("{} cannot encode the text: {error}", self.path.display()))
         };
@@ -58,8 +77,7 @@ impl JsonTokenizer {
         let truncated = encoding.len().saturating_sub(room);
         encoding.truncate(room, 0, TruncationDirection::Right);
         let encoding = self.inner.post_process(encoding, None, true).map_err(refused)?;
-        let mut ids: Vec<i64> = encoding.get_ids().iter().copied().map(i64::from).collect();
-        ids.resize(max_length, self.pad_id);
+        let ids = encoding.get_ids().iter().copied().map(i64::from).collect();
         Ok(TokenIds { ids, truncated })
     }
 
