@@ -244,9 +244,10 @@ fn cache_prompts(config: &RunConfig, model: &mut GuidedModel) -> Result<(), Mode
             Err(error) => tracing::warn!("prompts are embedded as tasks bring them: {error}"),
         }
     }
-    // Workers that start together begin in different places.
+    // Workers that start together, whose ids are neighbours, begin far from each other.
+    let start = std::process::id().wrapping_mul(0x9e37_79b9) as usize;
     let n_prompts = prompts.len().max(1);
-    prompts.rotate_left(std::process::id() as usize % n_prompts);
+    prompts.rotate_left(start % n_prompts);
     let embedded = model.cache_prompts(&prompts)?;
     tracing::info!(prompts = prompts.len(), embedded, "all prompts are embedded, text encoders are dropped");
     Ok(())
