@@ -282,7 +282,9 @@ impl Run {
     pub fn adapter_digests(&self) -> BTreeMap<String, String> {
         let checkpoints =
             std::fs::read_dir(self.directory().join("checkpoints")).expect("there are checkpoints");
-        let newest = checkpoints.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).max();
+        // Damaged ones are set aside with an ending to their names.
+        let is_checkpoint = |path: &PathBuf| path.is_dir() && path.extension().is_none();
+        let newest = checkpoints.flatten().map(|entry| entry.path()).filter(is_checkpoint).max();
         let mut files = safetensors_below(&newest.expect("there is a checkpoint"));
         files.extend(safetensors_below(&self.directory().join("adapter")));
         let digests = files.into_iter().map(|path| {
