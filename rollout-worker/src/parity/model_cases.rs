@@ -10,8 +10,11 @@ use tch::{Kind, Tensor};
 
 use super::{Computed, LazyModel};
 
-/// What the cases call the ids of an encoder, and which of the family's encoders that is.
-const TOKEN_IDS: [(&str, fn(&[PromptTokens]) -> Option<&PromptTokens>); 3] =
+/// Picks one of a family's encoders.
+type PickEncoder = fn(&[PromptTokens]) -> Option<&PromptTokens>;
+
+/// What the cases call the ids of an encoder, and which one that is.
+const TOKEN_IDS: [(&str, PickEncoder); 3] =
     [("clip_ids", |all| all.first()), ("clip_2_ids", |all| all.get(1)), ("t5_ids", |all| all.last())];
 
 /// `prompts` → `prompt_embeds`, `pooled`, `mask`, each also with `negative_` before it, and the token ids.
@@ -28,14 +31,15 @@ pub(super) fn prompt_embeds(case: &ReferenceCase, model: &mut LazyModel) -> Comp
         let negative = vec![negative_prompt(case, "")?; rows];
         computed.extend(named(model.encode_prompts(&negative, length)?, "negative_"));
     }
-    for (name, encoder) in TOKEN_IDS {
+    // The others need not be as long as each other, as a table has it.
+    for (name, encoder) in TOKEN_IDS.into_iter().filter(|(name, _)| case.output_rows(name).is_some()) {
         let mut ids = Vec::new();
         for prompt in &prompts {
             let tokens = model.token_ids(prompt, length)?;
             ids.extend(encoder(&tokens).map(|own| Tensor::from_slice(&own.tokens.ids)));
         }
         if !ids.is_empty() {
-            computed.push((name.to_owned(), Tensor::stack(&ids, 0)));
+            computed.push((name.to_owned(), Tensor::f_stack(&ids, 0)?));
         }
     }
     Ok(computed)
