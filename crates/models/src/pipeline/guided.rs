@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::Conditioning;
 
 /// Predicts the velocity of `latents` `[B, …]` at times `[B]` for texts of one or of B rows.
-pub(super) type Predict<'a> = dyn Fn(&Tensor, &Tensor, &Conditioning) -> Tensor + 'a;
+pub(super) type Predict<'a> = dyn FnMut(&Tensor, &Tensor, &Conditioning) -> Tensor + 'a;
 
 /// Velocities for the prompt and for the negative prompt.
 ///
@@ -16,7 +16,7 @@ pub(super) fn both_velocities(
     (latents, times): (&Tensor, &Tensor),
     positive: &Conditioning,
     negative: &Conditioning,
-    predict: &Predict,
+    predict: &mut Predict,
 ) -> (Tensor, Tensor) {
     let rows = latents.size()[0];
     if positive.tokens() != negative.tokens() {

@@ -134,12 +134,12 @@ impl TextToImageModel for QwenImage {
     }
 
     fn velocity(&self, latents: &Tensor, sigmas: &Tensor, guidance: &Guidance, mode: AdapterMode) -> Tensor {
-        let predict = |latents: &Tensor, sigmas: &Tensor, text: &Conditioning| {
+        let mut predict = |latents: &Tensor, sigmas: &Tensor, text: &Conditioning| {
             self.predict(latents, sigmas, text, mode)
         };
         let Some(negative) = guidance.negative else { return predict(latents, sigmas, guidance.positive) };
         let (conditional, unconditional) =
-            both_velocities((latents, sigmas), guidance.positive, negative, &predict);
+            both_velocities((latents, sigmas), guidance.positive, negative, &mut predict);
         let guided = guidance::rescaled(&self.pack(&conditional), &self.pack(&unconditional), guidance.scale);
         let size = latents.size();
         from_patches(&guided, (size[2], size[3]), PACKED_SIDE)

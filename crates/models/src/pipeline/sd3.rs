@@ -155,14 +155,14 @@ impl TextToImageModel for Sd3 {
     fn velocity(&self, latents: &Tensor, sigmas: &Tensor, guidance: &Guidance, mode: AdapterMode) -> Tensor {
         // In float32, as the scheduler lays out its time steps.
         let timesteps = sigmas.to_kind(Kind::Float) * self.num_train_timesteps;
-        let predict = |latents: &Tensor, timesteps: &Tensor, text: &Conditioning| {
+        let mut predict = |latents: &Tensor, timesteps: &Tensor, text: &Conditioning| {
             self.predict(latents, timesteps, text, mode)
         };
         let Some(negative) = guidance.negative else {
             return predict(latents, &timesteps, guidance.positive);
         };
         let (conditional, unconditional) =
-            both_velocities((latents, &timesteps), guidance.positive, negative, &predict);
+            both_velocities((latents, &timesteps), guidance.positive, negative, &mut predict);
         &unconditional + (conditional - &unconditional) * guidance.scale
     }
 
