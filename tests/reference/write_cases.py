@@ -248,38 +248,14 @@ class StableDiffusion3(Family):
         }
 
 
-class Flux(Family):
-    lora_targets = (
-        "attn.add_k_proj",
-        "attn.add_q_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
-        "attn.to_k",
-        "attn.to_out.0",
-        "attn.to_q",
-        "attn.to_v",
-        "ff.net.0.proj",
-        "ff.net.2",
-        "ff_context.net.0.proj",
-        "ff_context.net.2",
-    )
-    has_negative = False
+class PackedFamily(Family):
+    """A family whose pipeline packs latents into patches outside the network, and whose schedule depends on their number."""
 
     def patch(self):
         return self.pipeline.vae_scale_factor * 2
 
     def grid(self):
         return tuple(side // self.patch() for side in self.size())
-
-    def encode(self, prompts):
-        embeds, pooled, _ = self.pipeline.encode_prompt(prompt=prompts, prompt_2=None, max_sequence_length=self.length)
-        return {"prompt_embeds": embeds, "pooled": pooled}
-
-    def token_ids(self, prompts):
-        return {
-            "clip_ids": token_ids(self.pipeline.tokenizer, prompts, self.pipeline.tokenizer_max_length),
-            "t5_ids": token_ids(self.pipeline.tokenizer_2, prompts, self.length),
-        }
 
     def latents(self, rows):
         height, width = self.grid()
@@ -297,6 +273,34 @@ class Flux(Family):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
         return scheduler
 
+
+class Flux(PackedFamily):
+    lora_targets = (
+        "attn.add_k_proj",
+        "attn.add_q_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+        "attn.to_k",
+        "attn.to_out.0",
+        "attn.to_q",
+        "attn.to_v",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "ff_context.net.0.proj",
+        "ff_context.net.2",
+    )
+    has_negative = False
+
+    def encode(self, prompts):
+        embeds, pooled, _ = self.pipeline.encode_prompt(prompt=prompts, prompt_2=None, max_sequence_length=self.length)
+        return {"prompt_embeds": embeds, "pooled": pooled}
+
+    def token_ids(self, prompts):
+        return {
+            "clip_ids": token_ids(self.pipeline.tokenizer, prompts, self.pipeline.tokenizer_max_length),
+            "t5_ids": token_ids(self.pipeline.tokenizer_2, prompts, self.length),
+        }
+
     def network_inputs(self, latents, timestep, embeddings):
         rows, columns = self.grid()
         inputs = {
@@ -312,7 +316,76 @@ class Flux(Family):
         return inputs
 
 
-FAMILIES = {"StableDiffusion3Pipeline": StableDiffusion3, "FluxPipeline": Flux}
+class QwenImage(PackedFamily):
+    lora_targets = (
+        "attn.add_k_proj",
+        "attn.add_q_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+        "attn.to_k",
+        "attn.to_out.0",
+        "attn.to_q",
+        "attn.to_v",
+        "img_mlp.net.0.proj",
+        "img_mlp.net.2",
+        "txt_mlp.net.0.proj",
+        "txt_mlp.net.2",
+    )
+
+    def encode(self, prompts):
+        embeds, mask = self.pipeline.encode_prompt(prompt=prompts, max_sequence_length=self.length)
+        # Diffusers leaves it out where nothing is padded.
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long) if mask is None else mask
+        return {"prompt_embeds": embeds, "mask": mask}
+
+    def token_ids(self, prompts):
+        """None: texts have their own lengths, and the embeddings tell."""
+        return {}
+
+    def network_inputs(self, latents, timestep, embeddings):
+        return {
+            "hidden_states": latents,
+            "timestep": timestep / 1000,
+            "encoder_hidden_states": embeddings["prompt_embeds"],
+            "encoder_hidden_states_mask": embeddings["mask"],
+        }
+
+    def velocity(self, network, latents, timestep, embeddings):
+        inputs = self.network_inputs(latents, timestep, embeddings)
+        shapes = [[(1, *self.grid())]] * len(latents)
+        return network(**inputs, img_shapes=shapes, return_dict=False)[0]
+
+    def guided_velocity(self, network, latents, timestep, positive, negative):
+        timesteps = timestep.repeat(len(latents))
+        negative = {name: tensor.expand(len(latents), *tensor.shape[1:]) for name, tensor in negative.items()}
+        towards = self.velocity(network, latents, timesteps, positive)
+        without = self.velocity(network, latents, timesteps, negative)
+        guided = without + self.arguments.guidance_scale * (towards - without)
+        return guided * towards.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+
+    def decode(self, latents):
+        config = self.pipeline.vae.config
+        mean, deviation = (
+            torch.tensor(values).view(1, -1, 1, 1, 1) for values in (config.latents_mean, config.latents_std)
+        )
+        return self.pipeline.vae.decode(latents * deviation + mean, return_dict=False)[0][:, :, 0]
+
+    def sample(self, prompts, latents, steps, guidance_scale, output_type):
+        height, width = self.size()
+        return self.pipeline(
+            prompt=prompts,
+            negative_prompt=[" "] * len(prompts) if guidance_scale > 1 else None,
+            num_inference_steps=steps,
+            true_cfg_scale=guidance_scale,
+            latents=latents.clone(),
+            height=height,
+            width=width,
+            output_type=output_type,
+            max_sequence_length=self.length,
+        ).images
+
+
+FAMILIES = {"StableDiffusion3Pipeline": StableDiffusion3, "FluxPipeline": Flux, "QwenImagePipeline": QwenImage}
 
 
 @torch.no_grad()
@@ -326,6 +399,11 @@ def prompt_embeds(family, folder):
     write_case(folder, "prompt_embeds", {}, outputs, call)
 
 
+def pixels(family):
+    height, width = family.size()
+    return {"height": height, "width": width}
+
+
 def network_query(family):
     latents = family.latents(2)
     timestep = torch.tensor([913.0, 250.0])
@@ -337,7 +415,7 @@ def network_query(family):
 def transformer(family, folder):
     query = network_query(family)
     sample = family.velocity(family.pipeline.transformer, *query)
-    write_case(folder, "transformer", family.network_inputs(*query), {"sample": sample}, {})
+    write_case(folder, "transformer", family.network_inputs(*query), {"sample": sample}, pixels(family))
 
 
 @torch.no_grad()
@@ -354,14 +432,12 @@ def pipeline(family, folder):
             latents = family.latents(2)
             run = (PROMPTS[:2], latents, steps, guidance_scale)
             outputs = {"latents": family.sample(*run, "latent"), "image": family.sample(*run, "pt")}
-            height, width = family.size()
             call = {
                 "prompts": PROMPTS[:2],
                 "steps": steps,
                 "guidance_scale": guidance_scale,
-                "height": height,
-                "width": width,
                 "max_sequence_length": family.length,
+                **pixels(family),
             }
             write_case(folder, f"pipeline_{steps}_{guidance_scale}", {"latents": latents}, outputs, call)
 
@@ -374,18 +450,16 @@ def lora(family, folder):
     cotangent = family.noise(*sample.shape)
     (sample * cotangent).sum().backward()
     inputs = {**family.network_inputs(*query), "cotangent": cotangent}
-    call = {"adapter": "transformer_lora", "note": "grad.* is the gradient of sum(sample * cotangent)"}
+    call = {**pixels(family), "adapter": "transformer_lora", "note": "grad.* is the gradient of sum(sample * cotangent)"}
     write_case(folder, "lora", inputs, {"sample": sample, **gradients(adapted)}, call)
     family.pipeline.transformer = adapted.unload()
 
 
 def rl_step(family, folder):
     """One update of TempFlow-GRPO at one step of the schedule: loss terms, gradients, the adapter after AdamW."""
-    height, width = family.size()
     call = {
         "step": 3,
-        "height": height,
-        "width": width,
+        **pixels(family),
         "guidance_scale": family.arguments.guidance_scale,
         "beta": 0.04,
         "clip_range": 1e-4,

@@ -175,17 +175,6 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Ten
     Tensor::scaled_dot_product_attention(query, key, value, mask, 0.0, false, None, false)
 }
 
-/// Angular frequencies of a rotary embedding of `width` features: `theta^(−2i / width)`.
-///
-/// # Shapes
-/// `[width / 2]`, float32.
-///
-/// Source: Su et al. 2021, rounded like the reference networks, which divide by the power.
-pub fn rotary_frequencies(theta: f64, width: i64, device: Device) -> Tensor {
-    let exponent = Tensor::arange(width / 2, (Kind::Float, device)) * 2.0 / width as f64;
-    Tensor::pow_scalar(theta, &exponent).reciprocal()
-}
-
 /// Angular frequencies of a sinusoidal embedding of `width` channels: `10000^(−i / (width/2))`.
 ///
 /// # Shapes

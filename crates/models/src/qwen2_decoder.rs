@@ -15,7 +15,8 @@ use tch::{Kind, Tensor};
 pub use config::Qwen2Config;
 
 use crate::ModelError;
-use crate::layers::{Linear, RmsNorm, rotary_frequencies};
+use crate::layers::{Linear, RmsNorm};
+use crate::rotary;
 use crate::weights::{Init, Scope, WeightOptions, Weights};
 
 /// Cosines and sines by which the features of queries and keys are turned: each `[B, 1, L, D]`, float32.
@@ -28,13 +29,14 @@ impl Rotation {
     /// `positions` `[A, B, L]`: a feature turns with its frequency times the token's position on the feature's axis.
     fn new(positions: &Tensor, config: &Qwen2Config) -> Self {
         let device = positions.device();
-        let frequencies = rotary_frequencies(config.rope_theta, config.head_width(), device);
+        let frequencies = rotary::frequencies(config.rope_theta, config.head_width(), device);
         let axes = Tensor::from_slice(&config.axis_of_frequency()).to_device(device);
         // [A, B, L] → [D/2, B, L] → [B, L, D/2]
-        let positions = positions.to_kind(Kind::Float).index_select(0, &axes).permute([1, 2, 0]);
+        let positions = positions.to_kind(Kind::Double).index_select(0, &axes).permute([1, 2, 0]);
         let angles = positions * frequencies;
         let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1);
-        Self { cosines: angles.cos(), sines: angles.sin() }
+        let rounded = |turns: Tensor| turns.to_kind(Kind::Float);
+        Self { cosines: rounded(angles.cos()), sines: rounded(angles.sin()) }
     }
 
     /// Turns each feature of the first half together with its partner in the second, in float32.

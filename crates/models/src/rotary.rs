@@ -4,24 +4,31 @@
 //!
 //! Source: Su et al. 2021 (RoFormer), with several axes, each of which turns features of its own.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::layers::attention;
 
 /// Base of the frequencies, the same in every published model.
 const THETA: f64 = 10_000.0;
 
+/// Angular frequencies by which `width` features turn, `theta^(−2i/width)`, formed in float64 as most references do.
+///
+/// # Shapes
+/// `[width / 2]`, float64.
+pub(crate) fn frequencies(theta: f64, width: i64, device: Device) -> Tensor {
+    let pairs = Tensor::arange(width / 2, (Kind::Double, device));
+    (pairs * (-2.0 * theta.ln() / width as f64)).exp()
+}
+
 /// Cosine and sine of the angle by which each pair of neighbouring features is turned.
 ///
-/// An axis of `w` features has the frequencies `10000^(−2i/w)`; angles are formed in float64, as the references do.
+/// Each axis has its own [`frequencies`].
 ///
 /// # Shapes
 /// `positions` one `[T]` per axis, `axes` their features, D together → `[T, 1, 1, D / 2, 2]`, float32.
 pub(crate) fn rotation(positions: &[Tensor], axes: &[i64]) -> Tensor {
     let angles = positions.iter().zip(axes).map(|(positions, width)| {
-        let pairs = Tensor::arange(width / 2, (Kind::Double, positions.device()));
-        let frequencies = (pairs * (-2.0 * THETA.ln() / *width as f64)).exp();
-        positions.to_kind(Kind::Double).outer(&frequencies)
+        positions.to_kind(Kind::Double).outer(&frequencies(THETA, *width, positions.device()))
     });
     let angles = Tensor::cat(&angles.collect::<Vec<_>>(), 1);
     let turns = Tensor::stack(&[angles.cos(), angles.sin()], -1).to_kind(Kind::Float);

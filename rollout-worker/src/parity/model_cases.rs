@@ -31,14 +31,15 @@ pub(super) fn prompt_embeds(case: &ReferenceCase, model: &mut LazyModel) -> Comp
         let negative = vec![negative_prompt(case, "")?; rows];
         computed.extend(named(model.encode_prompts(&negative, length)?, "negative_"));
     }
-    for (name, encoder) in TOKEN_IDS {
+    // The others need not be as long as each other, as a table has it.
+    for (name, encoder) in TOKEN_IDS.into_iter().filter(|(name, _)| case.output_rows(name).is_some()) {
         let mut ids = Vec::new();
         for prompt in &prompts {
             let tokens = model.token_ids(prompt, length)?;
             ids.extend(encoder(&tokens).map(|own| Tensor::from_slice(&own.tokens.ids)));
         }
         if !ids.is_empty() {
-            computed.push((name.to_owned(), Tensor::stack(&ids, 0)));
+            computed.push((name.to_owned(), Tensor::f_stack(&ids, 0)?));
         }
     }
     Ok(computed)
