@@ -1,7 +1,7 @@
 //! The policy that is trained: a network, what of it training moves, that part's optimizer and moving average.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use config::{AdapterMethod, Dtype, RunConfig};
 use flow::{AdamW, Ema, FlowError, clip_gradient_norm};
@@ -31,6 +31,8 @@ pub struct Policy {
     max_grad_norm: f64,
     activations: Activations,
     device: Device,
+    /// Where the model lies.
+    folder: PathBuf,
 }
 
 /// A gradient or a weight that is no number.
@@ -66,6 +68,7 @@ impl Policy {
             reference,
             trained,
             device,
+            folder: folder.to_owned(),
         })
     }
 
@@ -161,6 +164,11 @@ impl Policy {
     ) -> Result<T, ModelError> {
         let network = self.model.network_mut();
         TrainedTensors::with_values(network, average, |network| look(&network.checkpoint()))
+    }
+
+    /// The folder that the model was opened from.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Writes all that training changes into a directory.

@@ -133,9 +133,10 @@ impl Run {
         let Trainer { config, policy, .. } = &mut self.trainer;
         match config.adapter.method {
             AdapterMethod::Lora => export::write_adapter(config, average, directory),
-            AdapterMethod::Full => policy.with_average(average, |tensors| {
-                export::write_transformer(&config.model.path, tensors, directory)
-            })?,
+            AdapterMethod::Full => {
+                let base = policy.folder().to_owned();
+                policy.with_average(average, |tensors| export::write_transformer(&base, tensors, directory))?
+            }
         }
     }
 

@@ -9,6 +9,7 @@
 
 use config::{AdapterMethod, RunConfig};
 use flow::{NoiseKey, Purpose, standard_normal};
+use models::adapter_file::SavedAdapter;
 use models::lora::LoraConfig;
 use models::{ModelError, Network};
 use tch::{Kind, Tensor, no_grad};
@@ -25,11 +26,11 @@ pub struct TrainedTensors {
 }
 
 impl TrainedTensors {
-    /// Makes a network trainable as the config says: with a fresh adapter, which changes nothing yet, or in all its
-    /// parameters.
+    /// Makes a network trainable as the config says: with an adapter, which is fresh and changes nothing yet unless the
+    /// config names one to go on from, or in all its parameters.
     ///
     /// # Errors
-    /// If the adapter does not suit the network.
+    /// If the adapter does not suit the network, or the one to go on from is not as the config says.
     pub fn new(network: &mut dyn Network, config: &RunConfig) -> Result<Self, ModelError> {
         let method = config.adapter.method;
         let (masters, rounded) = match method {
@@ -37,6 +38,9 @@ impl TrainedTensors {
                 network.attach_adapter(&lora_config(config), &mut |name, len| {
                     standard_normal(&adapter_key(config.run.seed, name), len)
                 })?;
+                if !config.adapter.start_from.as_os_str().is_empty() {
+                    network.load_adapter(&starting_values(config)?)?;
+                }
                 (network.adapter_parameters(), Vec::new())
             }
             AdapterMethod::Full => masters_of(network.parameters()),
@@ -122,6 +126,23 @@ impl TrainedTensors {
 pub fn lora_config(config: &RunConfig) -> LoraConfig {
     let adapter = &config.adapter;
     LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: adapter.targets.clone() }
+}
+
+/// The adapter that training goes on from.
+fn starting_values(config: &RunConfig) -> Result<NamedTensors, ModelError> {
+    let path = &config.adapter.start_from;
+    let saved = SavedAdapter::read(path)?;
+    let (rank, alpha) = (saved.config.rank, saved.config.alpha);
+    if (rank, alpha) != (config.adapter.rank, config.adapter.alpha) {
+        return Err(ModelError::Adapter(format!(
+            "{} has rank {rank} and alpha {alpha}, but the config has {} and {}; set `adapter.rank` and `adapter.alpha` to \
+             the former",
+            path.display(),
+            config.adapter.rank,
+            config.adapter.alpha
+        )));
+    }
+    Ok(saved.tensors)
 }
 
 /// Float32 leaves of a network's parameters, and the parameters themselves where they are in another element type.

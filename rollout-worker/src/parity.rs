@@ -11,6 +11,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use models::adapter_file::SavedAdapter;
 use models::pipeline::{self, LoadOptions};
 use models::reference_case::{Outputs, ParityReport, ReferenceCase};
 use models::weights::WeightOptions;
@@ -43,12 +44,24 @@ struct LazyModel {
 impl LazyModel {
     fn get(&mut self) -> Result<&dyn TextToImageModel, ModelError> {
         if self.model.is_none() {
-            // In the precision in which the references are recorded.
-            let weights = WeightOptions::new(Kind::Float, Device::Cpu);
-            let options = LoadOptions { weights, text_encoders: true, decoder: Some(DecoderOptions::WHOLE) };
-            self.model = Some(pipeline::open(&self.dir, options)?);
+            self.model = Some(self.open()?);
         }
         Ok(self.model.as_deref().expect("the model was just opened; else this is a bug"))
+    }
+
+    /// Another one with an adapter in it.
+    fn open_with(&self, adapter: &SavedAdapter) -> Result<Box<dyn TextToImageModel>, ModelError> {
+        let mut model = self.open()?;
+        model.network_mut().attach_adapter(&adapter.config, &mut |_, length| vec![0.0; length])?;
+        model.network_mut().load_adapter(&adapter.tensors)?;
+        Ok(model)
+    }
+
+    /// Opens the whole pipeline in the precision in which the references are recorded.
+    fn open(&self) -> Result<Box<dyn TextToImageModel>, ModelError> {
+        let weights = WeightOptions::new(Kind::Float, Device::Cpu);
+        let options = LoadOptions { weights, text_encoders: true, decoder: Some(DecoderOptions::WHOLE) };
+        pipeline::open(&self.dir, options)
     }
 }
 

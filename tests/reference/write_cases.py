@@ -13,6 +13,7 @@ family is a subclass of Family that says how its encoders, network and decoder a
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -34,6 +35,7 @@ PROMPTS = [
     "🐈",
     "two dogs and a 猫 " * 60,
 ]
+ADAPTER_FOLDER = "pipeline_lora"
 KINDS = ("prompt_embeds", "transformer", "vae_decode", "pipeline", "lora", "rl_step")
 
 
@@ -47,6 +49,9 @@ def parse_arguments():
     parser.add_argument("--max-sequence-length", type=int, default=32, help="tokens for T5 (default: %(default)s)")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 10], help="sampling steps (default: 4 10)")
     parser.add_argument("--guidance-scale", type=float, default=4.5, help="of the guided cases, and of networks that apply it (default: %(default)s)")
+    parser.add_argument(
+        "--adapter", type=Path, help="LoRA file to load with load_lora_weights: only pipeline cases, drawn with it"
+    )
     parser.add_argument("--rank", type=int, default=4, help="of the adapters (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -439,6 +444,8 @@ def pipeline(family, folder):
                 "max_sequence_length": family.length,
                 **pixels(family),
             }
+            if family.arguments.adapter:
+                call["adapter"] = ADAPTER_FOLDER
             write_case(folder, f"pipeline_{steps}_{guidance_scale}", {"latents": latents}, outputs, call)
 
 
@@ -545,6 +552,14 @@ def rl_step(family, folder):
     write_case(folder, "rl_step", inputs, outputs, call)
 
 
+def load_adapter(loaded, arguments):
+    """Loads an adapter as a user of diffusers does, and keeps a copy beside the cases."""
+    copy = arguments.out / ADAPTER_FOLDER
+    copy.mkdir(exist_ok=True)
+    shutil.copy(arguments.adapter, copy / "pytorch_lora_weights.safetensors")
+    loaded.load_lora_weights(copy, weight_name="pytorch_lora_weights.safetensors")
+
+
 def main():
     arguments = parse_arguments()
     # A prompt that is too long is among the cases on purpose.
@@ -563,6 +578,8 @@ def main():
     for kind in arguments.only:
         for stale in arguments.out.glob(f"{kind}*.safetensors"):
             stale.unlink()
+    if arguments.adapter:
+        load_adapter(loaded, arguments)
     writers = dict(
         prompt_embeds=prompt_embeds,
         transformer=transformer,
@@ -571,7 +588,7 @@ def main():
         lora=lora,
         rl_step=rl_step,
     )
-    for kind in KINDS:
+    for kind in ("pipeline",) if arguments.adapter else KINDS:
         if kind in arguments.only:
             writers[kind](family, arguments.out)
     for adapter in arguments.out.glob("*_lora*/README.md"):

@@ -89,6 +89,9 @@ pub struct AdapterSection {
     pub alpha: f64,
     /// Module names or dotted suffixes, as PEFT matches them.
     pub targets: Vec<String>,
+    /// Adapter that training goes on from, a PEFT folder or a LoRA file as diffusers writes it, of the same rank, alpha
+    /// and modules; empty for a fresh one. A divergence is still measured from the base model.
+    pub start_from: PathBuf,
 }
 
 /// What of the transformer is trained.

@@ -94,6 +94,9 @@ fn check_adapter(adapter: &AdapterSection, checks: &mut Checks) {
         checks.require(adapter.targets == unused.targets, "adapter.targets", || {
             format!("is {:?}, {remedy}", adapter.targets)
         });
+        checks.require(adapter.start_from == unused.start_from, "adapter.start_from", || {
+            format!("is {}, {remedy}", adapter.start_from.display())
+        });
         return;
     }
     checks.require(adapter.rank >= 1, "adapter.rank", || format!("is {}", adapter.rank));

@@ -4,4 +4,5 @@ mod full_fine_tuning;
 mod lab;
 mod precision;
 mod service;
+mod starting_adapter;
 mod training;

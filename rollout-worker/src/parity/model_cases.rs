@@ -4,6 +4,7 @@ use anyhow::{Context, ensure};
 use flow::{Schedule, SchedulerConfig, ode_step};
 use models::reference_case::{
     NetworkQuery, RecordedLatents, ReferenceCase, adapter_outputs, guidance_scale, image_size,
+    saved_adapter,
 };
 use models::{Activations, AdapterMode, Conditioning, Guidance, PromptTokens, TextToImageModel};
 use tch::{Kind, Tensor};
@@ -83,9 +84,14 @@ pub(super) fn vae_decode(case: &ReferenceCase, model: &mut LazyModel) -> Compute
     Ok(vec![("image".to_owned(), model.decode_signed(&recorded.latents)?)])
 }
 
-/// `prompts` and initial latents → final `latents` and `image`, in `[0, 1]`.
+/// `prompts` and initial latents → final `latents` and `image`, in `[0, 1]`; with the adapter that the case names, if any.
 pub(super) fn pipeline(case: &ReferenceCase, model: &mut LazyModel) -> Computed {
-    let model = model.get()?;
+    let is_adapted = case.optional_argument::<String>("adapter")?.is_some();
+    let adapted = is_adapted.then(|| model.open_with(&saved_adapter(case, "adapter")?)).transpose()?;
+    let model = match &adapted {
+        Some(adapted) => adapted.as_ref(),
+        None => model.get()?,
+    };
     let prompts: Vec<String> = case.argument("prompts")?;
     let guidance_scale = guidance_scale(case)?;
     let length: usize = case.argument("max_sequence_length")?;
@@ -110,7 +116,7 @@ pub(super) fn pipeline(case: &ReferenceCase, model: &mut LazyModel) -> Computed 
             let sigmas = per_row(schedule.sigmas[step]);
             let guidance =
                 Guidance { positive: &positive, negative: negative.as_ref(), scale: guidance_scale };
-            let velocity = model.velocity(&latents, &sigmas, &guidance, AdapterMode::Off);
+            let velocity = model.velocity(&latents, &sigmas, &guidance, AdapterMode::Frozen);
             ode_step(&latents, &velocity, &per_row(schedule.delta_sigma(step)))
         })
     });
