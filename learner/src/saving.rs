@@ -135,7 +135,8 @@ impl Run {
             AdapterMethod::Lora => export::write_adapter(config, average, directory),
             AdapterMethod::Full => {
                 let base = policy.folder().to_owned();
-                policy.with_average(average, |tensors| export::write_transformer(&base, tensors, directory))?
+                policy
+                    .with_average(average, |tensors| export::write_transformer(&base, tensors, directory))?
             }
         }
     }

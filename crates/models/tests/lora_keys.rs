@@ -20,8 +20,7 @@ const ATTENTION: [&str; 8] = [
     "attn.to_add_out",
 ];
 const FLUX: [&str; 4] = ["ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"];
-const QWEN_IMAGE: [&str; 4] =
-    ["img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"];
+const QWEN_IMAGE: [&str; 4] = ["img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"];
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden")

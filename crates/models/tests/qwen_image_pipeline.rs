@@ -9,8 +9,11 @@ use models::weights::{WeightOptions, Weights, read_all, write};
 use models::{AdapterMode, Conditioning, Guidance};
 use tch::{Device, Kind, Tensor};
 
-const ALL: LoadOptions =
-    LoadOptions { weights: WeightOptions::new(Kind::Float, Device::Cpu), text_encoders: true, decoder: Some(models::DecoderOptions::WHOLE) };
+const ALL: LoadOptions = LoadOptions {
+    weights: WeightOptions::new(Kind::Float, Device::Cpu),
+    text_encoders: true,
+    decoder: Some(models::DecoderOptions::WHOLE),
+};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/qwen-image")

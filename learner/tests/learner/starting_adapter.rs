@@ -38,5 +38,8 @@ fn an_adapter_made_in_python_trains_on() {
 #[test]
 fn an_adapter_of_another_rank_is_refused_with_both_ranks() {
     let message = open(&lab(2)).err().expect("refused").to_string();
-    assert!(message.contains("rank 4") && message.contains("adapter.rank") && message.contains(SAVED), "{message}");
+    assert!(
+        message.contains("rank 4") && message.contains("adapter.rank") && message.contains(SAVED),
+        "{message}"
+    );
 }

@@ -3,8 +3,7 @@
 use anyhow::{Context, ensure};
 use flow::{Schedule, SchedulerConfig, ode_step};
 use models::reference_case::{
-    NetworkQuery, RecordedLatents, ReferenceCase, adapter_outputs, guidance_scale, image_size,
-    saved_adapter,
+    NetworkQuery, RecordedLatents, ReferenceCase, adapter_outputs, guidance_scale, image_size, saved_adapter,
 };
 use models::{Activations, AdapterMode, Conditioning, Guidance, PromptTokens, TextToImageModel};
 use tch::{Kind, Tensor};
