@@ -2,23 +2,31 @@
 //!
 //! The cache has for each repository a folder `models--ORG--NAME` with `refs/REVISION`, a file that names a commit, and
 //! `snapshots/COMMIT`, the files as they are in the repository.
+//!
+//! Built with the feature `hub`, a repository that the cache lacks is downloaded by `hf`, Hugging Face's own client, which
+//! knows about tokens, mirrors, resumed transfers and locks; nothing here reads or logs a token.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+/// Hugging Face's command line client.
+const CLIENT: &str = "hf";
 const DEFAULT_REVISION: &str = "main";
 
 /// Where this machine keeps models.
 #[derive(Clone, Debug)]
 pub struct Hub {
     cache: PathBuf,
+    /// What downloads a repository that the cache lacks.
+    client: Option<PathBuf>,
 }
 
 /// A name that stands for no model here.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "`{model}` is neither a folder nor in the Hugging Face cache {}, where {missing} is missing; download it with \
-     `hf download {repository}{}`, or set HF_HOME to where it is", cache.display(), revision_argument(revision)
+     `hf download {repository}{}`, or set HF_HOME to where it is{}", cache.display(), revision_argument(revision), attempt
 )]
 pub struct ModelNotFound {
     /// As given.
@@ -28,12 +36,19 @@ pub struct ModelNotFound {
     cache: PathBuf,
     /// The first path below the cache that is not there.
     missing: String,
+    /// What became of the attempt to download it, in brackets; empty if there was none.
+    attempt: String,
 }
 
 impl Hub {
     /// The cache below this folder.
     pub fn at(cache: impl Into<PathBuf>) -> Self {
-        Self { cache: cache.into() }
+        Self { cache: cache.into(), client: None }
+    }
+
+    /// The same with a client that downloads what the cache lacks: a program with the arguments of `hf`.
+    pub fn with_client(self, client: impl Into<PathBuf>) -> Self {
+        Self { client: Some(client.into()), ..self }
     }
 
     /// The cache that the environment names, by Hugging Face's own rules; `variable` looks a variable up.
@@ -45,16 +60,32 @@ impl Hub {
             path("HF_HOME").unwrap_or_else(|| caches().join("huggingface"))
         };
         let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
-        Self { cache: cache.unwrap_or_else(|| hugging_face().join("hub")) }
+        let hub = Self::at(cache.unwrap_or_else(|| hugging_face().join("hub")));
+        let is_offline = variable("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value.to_string_lossy()));
+        match cfg!(feature = "hub") && !is_offline {
+            true => hub.with_client(CLIENT),
+            false => hub,
+        }
     }
 
     /// The folder of a model: what is given, unless that is no folder but reads as `org/name` or `org/name@revision`.
     ///
     /// # Errors
-    /// If it reads as a repository that the cache does not have.
+    /// If it reads as a repository that the cache does not have, and that cannot be downloaded.
     pub fn resolve(&self, model: &Path) -> Result<PathBuf, ModelNotFound> {
         let repository = model.to_str().filter(|_| !model.is_dir()).and_then(Repository::parse);
-        let Some(Repository { name, revision }) = repository else { return Ok(model.to_owned()) };
+        let Some(repository) = repository else { return Ok(model.to_owned()) };
+        match (self.find(model, &repository), &self.client) {
+            (Err(not_found), Some(client)) => match download(client, &repository) {
+                Ok(()) => self.find(model, &repository),
+                Err(problem) => Err(ModelNotFound { attempt: format!(" ({problem})"), ..not_found }),
+            },
+            (found, _) => found,
+        }
+    }
+
+    fn find(&self, model: &Path, repository: &Repository) -> Result<PathBuf, ModelNotFound> {
+        let Repository { name, revision } = *repository;
         let folder = PathBuf::from(format!("models--{}", name.replace('/', "--")));
         let reference = std::fs::read_to_string(self.cache.join(&folder).join("refs").join(revision));
         // A full commit needs no reference.
@@ -71,8 +102,26 @@ impl Hub {
             revision: revision.to_owned(),
             cache: self.cache.clone(),
             missing: missing.display().to_string(),
+            attempt: String::new(),
         })
     }
+}
+
+/// Has the client fill its cache, which is this one since both read the same environment; its progress is shown.
+fn download(client: &Path, repository: &Repository) -> Result<(), String> {
+    let arguments = ["download", repository.name, "--revision", repository.revision];
+    // Its standard output is the folder, which is found by its name.
+    let status = Command::new(client).args(arguments).stdout(std::process::Stdio::null()).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("`{}` failed with {status}", client.display())),
+        Err(problem) => Err(format!("`{}` cannot be started: {problem}", client.display())),
+    }
+}
+
+/// Hugging Face's reading of a variable that is on or off.
+fn is_true(value: &str) -> bool {
+    ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str())
 }
 
 /// `org/name@revision`.
@@ -138,6 +187,58 @@ mod tests {
             let error = Hub::at(cache.path()).resolve(Path::new(model)).expect_err("missing").to_string();
             assert!(error.contains(missing) && error.contains(command), "{error}");
         }
+    }
+
+    /// A client in place of the real one: a script.
+    fn client(folder: &Path, script: &str) -> PathBuf {
+        let (text, path) = (folder.join("text"), folder.join("client"));
+        std::fs::write(&text, format!("#!/bin/sh\n{script}\n")).expect("written");
+        // Another process makes the program: one that this process has open for writing, as tests in other threads may
+        // inherit, cannot be started.
+        let install = Command::new("install").args(["-m", "755"]).args([&text, &path]).status();
+        assert!(install.expect("started").success());
+        path
+    }
+
+    #[test]
+    fn what_is_missing_is_downloaded_once_where_there_is_a_client() {
+        let (cache, folder) = (cache(), tempfile::tempdir().expect("a folder"));
+        let (root, log) = (cache.path().display(), folder.path().join("log"));
+        let script = format!(
+            "echo \"$@\" >> {}; mkdir -p {root}/models--org--new/refs {root}/models--org--new/snapshots/{COMMIT}; \
+             printf {COMMIT} > {root}/models--org--new/refs/main",
+            log.display()
+        );
+        let hub = Hub::at(cache.path()).with_client(client(folder.path(), &script));
+        for _ in 0..2 {
+            let found = hub.resolve(Path::new("org/new")).expect("downloaded");
+            assert_eq!(found, cache.path().join("models--org--new/snapshots").join(COMMIT));
+        }
+        let calls = std::fs::read_to_string(log).expect("a log");
+        assert_eq!(calls, "download org/new --revision main\n");
+    }
+
+    #[test]
+    fn a_client_that_fails_or_is_not_there_is_named() {
+        let (cache, folder) = (cache(), tempfile::tempdir().expect("a folder"));
+        let failing = client(folder.path(), "exit 3");
+        for (client, reason) in [(failing, "exit status: 3"), ("/no/such/client".into(), "cannot be started")]
+        {
+            let error = Hub::at(cache.path()).with_client(client).resolve(Path::new("org/other"));
+            let error = error.expect_err("not there").to_string();
+            assert!(error.contains(reason) && error.contains("models--org--other is missing"), "{error}");
+        }
+    }
+
+    #[test]
+    fn offline_means_that_nothing_is_downloaded() {
+        for (value, is_offline) in [("1", true), ("true", true), ("0", false), ("", false)] {
+            assert_eq!(is_true(value), is_offline, "{value:?}");
+        }
+        let offline = Hub::from_environment(|name| (name == "HF_HUB_OFFLINE").then(|| "1".into()));
+        assert_eq!(offline.client, None);
+        let online = Hub::from_environment(|_| None);
+        assert_eq!(online.client.is_some(), cfg!(feature = "hub"));
     }
 
     #[test]
