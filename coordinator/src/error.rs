@@ -29,6 +29,16 @@ pub enum CoordinatorError {
         #[source]
         source: std::io::Error,
     },
+    /// The rollout worker, asked about a model, broke down.
+    #[error("{} ended with {status} when asked about the model: {output}", program.display())]
+    Inspection {
+        /// The program.
+        program: PathBuf,
+        /// How it ended.
+        status: String,
+        /// What it wrote to standard error.
+        output: String,
+    },
     /// A process of the run cannot be started.
     #[error("cannot start {}", program.display())]
     Spawn {

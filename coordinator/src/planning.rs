@@ -44,7 +44,12 @@ fn inspect(config: &RunConfig, programs: &Path) -> Result<ModelInspection, Coord
                 program.display()
             ))
         }),
-        _ => Err(CoordinatorError::Usage(format!("the model cannot be used: {problem}"))),
+        Some(2) => Err(CoordinatorError::Usage(format!("the model cannot be used: {problem}"))),
+        _ => Err(CoordinatorError::Inspection {
+            program,
+            status: output.status.to_string(),
+            output: problem.to_owned(),
+        }),
     }
 }
 

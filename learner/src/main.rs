@@ -104,8 +104,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
 fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
     let activations = if args.gradient_checkpointing { Activations::Recomputed } else { Activations::Kept };
     let cases = args.cases.as_deref();
-    let outcome = parity::run(&args.model_dir, cases, args.rtol, activations, &mut std::io::stdout())
-        .map_err(BadInput)?;
+    let hub = Hub::from_environment(|name| std::env::var_os(name));
+    let model = hub.resolve(&args.model_dir).map_err(|error| BadInput(error.into()))?;
+    let outcome =
+        parity::run(&model, cases, args.rtol, activations, &mut std::io::stdout()).map_err(BadInput)?;
     Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
 }
 

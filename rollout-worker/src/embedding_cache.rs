@@ -1,17 +1,19 @@
 //! Prompt embeddings on disk, so that text encoders need not be in memory.
 //!
 //! 1. An embedding is what the encoders would give, to the last bit: its directory is named by everything that it depends
-//!    on besides the prompt (files of encoders and tokenizers, element type, length, kind of device, threads).
+//!    on besides the prompt (files of encoders and tokenizers and which of them are read, element type, length, CPU or
+//!    accelerator, threads). Accelerators of two kinds need a directory each.
 //! 2. What is read is checked against its digest; what is damaged counts as absent.
 //! 3. Any number of processes share a directory: a file appears whole or not at all, and all write the same bytes.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use models::weights::WeightOptions;
 use models::{Conditioning, ModelError, weights};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// Components of a pipeline that an embedding depends on; further ones end in `_2` and so on.
 const COMPONENTS: [&str; 3] = ["text_encoder", "tokenizer", "processor"];
@@ -20,12 +22,10 @@ const DIGEST: &str = "digest";
 const FILE_DIGESTS: &str = "file-digests";
 
 /// What an embedding depends on besides model and prompt.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct EmbeddingSettings {
-    /// Element type of the encoders.
-    pub kind: Kind,
-    /// Where they compute.
-    pub device: Device,
+    /// Element type of the encoders, where they compute, and where their values come from.
+    pub weights: WeightOptions,
     /// Most tokens, where the family asks.
     pub max_sequence_length: usize,
 }
@@ -42,7 +42,7 @@ impl EmbeddingCache {
     ///
     /// # Errors
     /// If a file of the model cannot be read or `root` cannot be written.
-    pub fn open(root: &Path, model: &Path, settings: EmbeddingSettings) -> Result<Self, ModelError> {
+    pub fn open(root: &Path, model: &Path, settings: &EmbeddingSettings) -> Result<Self, ModelError> {
         let file_digests = root.join(FILE_DIGESTS);
         make_directory(&file_digests)?;
         let mut hasher = blake3::Hasher::new();
@@ -50,13 +50,15 @@ impl EmbeddingCache {
             let name = path.strip_prefix(model).unwrap_or(&path).to_string_lossy().into_owned();
             hasher.update(format!("{name} {}\n", file_digest(&path, &file_digests)?).as_bytes());
         }
-        let EmbeddingSettings { kind, device, max_sequence_length } = settings;
-        let device_kind = if device == Device::Cpu { "cpu" } else { "accelerator" };
+        let EmbeddingSettings { weights, max_sequence_length } = settings;
+        let WeightOptions { kind, device, variant, source } = weights;
+        let device_kind = if *device == Device::Cpu { "cpu" } else { "accelerator" };
         let threads = tch::get_num_threads();
         hasher.update(format!("{kind:?} {device_kind} {threads} {max_sequence_length}\n").as_bytes());
+        hasher.update(format!("{variant:?} {source:?}\n").as_bytes());
         let directory = root.join(hasher.finalize().to_hex().as_str());
         make_directory(&directory)?;
-        Ok(Self { directory, device })
+        Ok(Self { directory, device: *device })
     }
 
     /// Whether there is a file for a prompt, intact or not.
@@ -104,7 +106,7 @@ impl EmbeddingCache {
             tensors.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
         let path = self.path(prompt);
         // Of this process alone: another may be writing the same embedding.
-        let own = path.with_extension(format!("{}.partial", std::process::id()));
+        let own = path.with_extension(partial());
         weights::write(&own, &tensors, &HashMap::from([(DIGEST.to_owned(), hex(digest))]))?;
         fs::rename(&own, &path).map_err(|problem| ModelError::io(&path, problem))
     }
@@ -158,18 +160,27 @@ fn file_digest(path: &Path, remembered: &Path) -> Result<String, ModelError> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(path).map_err(io)?).map_err(io)?;
     let digest = hasher.finalize().to_hex().to_string();
-    let own = note.with_extension(format!("{}.partial", std::process::id()));
-    let written = fs::write(&own, &digest).and_then(|()| fs::rename(&own, &note));
-    written.map_err(|problem| ModelError::io(&note, problem))?;
+    let own = note.with_extension(partial());
+    if let Err(problem) = fs::write(&own, &digest).and_then(|()| fs::rename(&own, &note)) {
+        tracing::warn!("the digest of {} is not remembered: {problem}", path.display());
+    }
     Ok(digest)
+}
+
+/// Extension of a file that is being written. Processes of several hosts, or of containers, may have the same number.
+fn partial() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{}.partial", std::process::id(), now.as_nanos())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use models::weights::TensorSource;
+    use tch::Kind;
 
     const SETTINGS: EmbeddingSettings =
-        EmbeddingSettings { kind: Kind::Float, device: Device::Cpu, max_sequence_length: 8 };
+        EmbeddingSettings { weights: WeightOptions::new(Kind::Float, Device::Cpu), max_sequence_length: 8 };
 
     fn model(weights: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
@@ -189,10 +200,10 @@ mod tests {
     #[test]
     fn an_embedding_comes_back_to_the_last_bit_and_for_its_prompt_alone() {
         let (root, model) = (tempfile::tempdir().unwrap(), model("a"));
-        let cache = EmbeddingCache::open(root.path(), model.path(), SETTINGS).unwrap();
+        let cache = EmbeddingCache::open(root.path(), model.path(), &SETTINGS).unwrap();
         let written = embedding(0.3);
         cache.write("a cat", &written, &written.digest()).unwrap();
-        let again = EmbeddingCache::open(root.path(), model.path(), SETTINGS).unwrap();
+        let again = EmbeddingCache::open(root.path(), model.path(), &SETTINGS).unwrap();
         let (read, digest) = again.read("a cat").unwrap();
         assert_eq!((read.digest(), digest), (written.digest(), written.digest()));
         assert!(again.has("a cat") && !again.has("a dog") && again.read("a dog").is_none());
@@ -203,11 +214,18 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (one, other) = (model("a"), model("b"));
         let directory = |model: &tempfile::TempDir, settings| {
-            EmbeddingCache::open(root.path(), model.path(), settings).unwrap().directory
+            EmbeddingCache::open(root.path(), model.path(), &settings).unwrap().directory
         };
         let base = directory(&one, SETTINGS);
         assert_ne!(base, directory(&other, SETTINGS));
-        assert_ne!(base, directory(&one, EmbeddingSettings { kind: Kind::BFloat16, ..SETTINGS }));
+        let changed = |change: fn(&mut WeightOptions)| {
+            let mut settings = SETTINGS;
+            change(&mut settings.weights);
+            directory(&one, settings)
+        };
+        assert_ne!(base, changed(|weights| weights.kind = Kind::BFloat16));
+        assert_ne!(base, changed(|weights| weights.variant = Some("fp16".into())));
+        assert_ne!(base, changed(|weights| weights.source = TensorSource::Random(1)));
         assert_ne!(base, directory(&one, EmbeddingSettings { max_sequence_length: 9, ..SETTINGS }));
         fs::write(one.path().join("transformer/file"), "longer").unwrap();
         assert_eq!(base, directory(&one, SETTINGS), "the transformer has no part in it");
@@ -218,7 +236,7 @@ mod tests {
     #[test]
     fn a_damaged_file_counts_as_absent_and_is_written_again() {
         let (root, model) = (tempfile::tempdir().unwrap(), model("a"));
-        let cache = EmbeddingCache::open(root.path(), model.path(), SETTINGS).unwrap();
+        let cache = EmbeddingCache::open(root.path(), model.path(), &SETTINGS).unwrap();
         let written = embedding(0.3);
         cache.write("a cat", &written, &written.digest()).unwrap();
         let path = cache.path("a cat");

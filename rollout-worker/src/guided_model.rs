@@ -27,7 +27,7 @@ const DECODED_AT_ONCE: usize = 2 * 16 * 64 * 64;
 pub struct GuidanceSettings {
     /// Strength of classifier-free guidance; none at 1 or less.
     pub scale: f64,
-    /// Tokens of the T5 part of a prompt.
+    /// Tokens of a prompt for the encoder of long texts: T5, or Qwen2.5-VL.
     pub max_sequence_length: usize,
 }
 
@@ -162,6 +162,10 @@ impl GuidedModel {
             return Ok(embedding.clone());
         }
         let embedding = Rc::new(self.read_or_encode(prompt)?);
+        if self.cache.is_some() {
+            // Opened for a prompt that the cache had lost, they would stay beside everything else.
+            self.model.drop_text_encoders();
+        }
         self.make_room();
         self.embeddings.insert(prompt.to_owned(), (embedding.clone(), self.lookups));
         Ok(embedding)
@@ -282,8 +286,11 @@ mod tests {
     /// A model whose text encoders are opened only if the cache below `root` lacks a prompt.
     fn with_cache(root: &Path) -> GuidedModel {
         let weights = WeightOptions::new(Kind::Float, Device::Cpu);
-        let settings = EmbeddingSettings { kind: Kind::Float, device: Device::Cpu, max_sequence_length: 8 };
-        let cache = EmbeddingCache::open(root, &golden(), settings).unwrap();
+        let settings = EmbeddingSettings {
+            weights: WeightOptions::new(Kind::Float, Device::Cpu),
+            max_sequence_length: 8,
+        };
+        let cache = EmbeddingCache::open(root, &golden(), &settings).unwrap();
         let options = LoadOptions { weights, text_encoders: false, decoder: None };
         GuidedModel::open_with(&golden(), options, GUIDANCE, Some(cache)).unwrap()
     }

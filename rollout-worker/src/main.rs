@@ -97,7 +97,7 @@ struct SampleArgs {
     /// Strength of classifier-free guidance; none at 1 or less.
     #[arg(long, default_value_t = 4.5)]
     guidance: f64,
-    /// Tokens of the T5 part of a prompt.
+    /// Tokens of a prompt for the encoder of long texts: T5, or Qwen2.5-VL.
     #[arg(long, default_value_t = 128)]
     max_sequence_length: usize,
     /// Seed of all noises; with a run's seed, the noises of its evaluation.
@@ -234,7 +234,8 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
 }
 
 fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
-    let outcome = parity::run(&args.model_dir, args.cases.as_deref(), args.rtol, &mut std::io::stdout())
+    let model = hub().resolve(&args.model_dir).map_err(BadInput::from_error)?;
+    let outcome = parity::run(&model, args.cases.as_deref(), args.rtol, &mut std::io::stdout())
         .map_err(BadInput::from_error)?;
     Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
 }

@@ -70,12 +70,15 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
     };
     let joined = until(&shutdown, Membership::join(&options.coordinator, details)).await;
     let Some((membership, reply)) = joined.transpose()? else { return Ok(()) };
-    let outcome = match Worker::start(&reply.config, options.device, options.hub, membership.clone()).await {
-        Ok(worker) => tokio::select! {
+    let started = Worker::start(&reply.config, options.device, options.hub, membership.clone());
+    // Opening a model and embedding its prompts may take long; nothing is lost if it is not waited for.
+    let outcome = match until(&shutdown, started).await {
+        Some(Ok(worker)) => tokio::select! {
             outcome = worker.work(shutdown) => outcome,
             error = membership.lost() => Err(error.into()),
         },
-        Err(error) => Err(error),
+        Some(Err(error)) => Err(error),
+        None => Ok(()),
     };
     membership.leave().await;
     outcome
@@ -226,11 +229,10 @@ fn open_embedding_cache(config: &RunConfig, folder: &Path, device: Device) -> Op
     }
     let root = config.run.directory.join(&config.model.embedding_cache);
     let embedding_settings = EmbeddingSettings {
-        kind: settings::kind(config.model.dtype),
-        device,
+        weights: settings::weights(config, device),
         max_sequence_length: config.model.max_sequence_length,
     };
-    EmbeddingCache::open(&root, folder, embedding_settings)
+    EmbeddingCache::open(&root, folder, &embedding_settings)
         .inspect_err(|error| tracing::warn!("embeddings are not cached, text encoders stay: {error}"))
         .ok()
 }
@@ -238,10 +240,12 @@ fn open_embedding_cache(config: &RunConfig, folder: &Path, device: Device) -> Op
 /// Embeds all prompts of the run that nobody has embedded yet.
 fn cache_prompts(config: &RunConfig, model: &mut GuidedModel) -> Result<(), ModelError> {
     let mut prompts = Vec::new();
-    for path in [&config.data.train, &config.data.test] {
-        match config::read_prompts(path) {
+    for records in [config.data.train_prompts(), config.data.test_prompts()] {
+        match records {
             Ok(records) => prompts.extend(records.into_iter().map(|record| record.text)),
-            Err(error) => tracing::warn!("prompts are embedded as tasks bring them: {error}"),
+            Err(error) => {
+                tracing::warn!("prompts that cannot be read here are embedded as tasks bring them: {error}")
+            }
         }
     }
     // Workers that start together, whose ids are neighbours, begin far from each other.
@@ -249,7 +253,7 @@ fn cache_prompts(config: &RunConfig, model: &mut GuidedModel) -> Result<(), Mode
     let n_prompts = prompts.len().max(1);
     prompts.rotate_left(start % n_prompts);
     let embedded = model.cache_prompts(&prompts)?;
-    tracing::info!(prompts = prompts.len(), embedded, "all prompts are embedded, text encoders are dropped");
+    tracing::info!(prompts = prompts.len(), embedded, "embedded, text encoders are dropped");
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! What learner and rollout worker hold in memory, part by part, reckoned from a run config and what a model is.
 //!
-//! Weights and optimizer state are counted exactly. Activations follow from blocks, tokens and width times a number that
+//! Weights and optimizer state are counted; in float32 the merged copy of adapted weights, and further versions that a
+//! learner publishes or a worker keeps, are part of what is calibrated. Activations follow from blocks, tokens and width times a number that
 //! says how many copies of a token's features are alive; those numbers, and what a CPU process holds besides, are
 //! calibrated by measurements of the SD3 family on a CPU (docs/measurements.md).
 
@@ -169,7 +170,11 @@ fn training_rows(config: &RunConfig) -> usize {
 fn sampling_rows(config: &RunConfig) -> usize {
     let sampling = &config.sampling;
     let per_seed = match sampling.algorithm {
-        Algorithm::TempflowGrpo => sampling.branches_per_seed * (sampling.steps - 1),
+        Algorithm::TempflowGrpo => {
+            let n_seeds = sampling.prompts_per_iteration * sampling.seeds_per_prompt;
+            let branch_points = (config.iteration_cost().trained_cells / n_seeds as f64).ceil() as usize;
+            sampling.branches_per_seed * branch_points
+        }
         Algorithm::FlowGrpo => 1,
     };
     let evaluated = config.evaluation.prompts_per_task * config.evaluation.images_per_prompt;
@@ -194,7 +199,7 @@ fn trajectory_bytes(config: &RunConfig, model: &ModelInspection) -> f64 {
     config.iteration_cost().trained_cells * per_cell * f64::from(1 + config.run.lag)
 }
 
-fn dtype_bytes(dtype: Dtype) -> f64 {
+pub(crate) fn dtype_bytes(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::Float32 => 4.0,
         Dtype::Bfloat16 => 2.0,

@@ -1,8 +1,9 @@
 //! What `coordinator plan` says of a run before anything starts.
 
+use crate::memory::dtype_bytes;
 use crate::{
-    Algorithm, IterationCost, MemoryPart, MemoryPlace, ModelInspection, RunConfig, human_bytes, memory_plan,
-    total_bytes, trained_parameters,
+    AdapterMethod, Algorithm, Dtype, IterationCost, MemoryPart, MemoryPlace, ModelInspection, RunConfig,
+    human_bytes, memory_plan, total_bytes, trained_parameters,
 };
 use std::fmt;
 
@@ -40,14 +41,20 @@ impl Plan {
     pub fn embedding_bytes(&self) -> Option<f64> {
         let model = self.model.as_ref()?;
         let (text, pooled) = model.embedding_widths;
-        let one = 4.0 * (model.text_tokens as f64 * text as f64 + pooled as f64);
+        let one = dtype_bytes(model.dtype) * (model.text_tokens as f64 * text as f64 + pooled as f64);
         let n_prompts = self.config.sampling.prompts_per_iteration + model.rows_per_evaluation - 1;
         Some(n_prompts as f64 * one)
     }
 
     /// Bytes of one version of the trained weights, which every worker fetches.
     pub fn weight_bytes(&self) -> Option<f64> {
-        self.model.as_ref().map(|model| 4.0 * trained_parameters(&self.config, model))
+        let model = self.model.as_ref()?;
+        // An adapter is float32 always; a network trained as a whole is sent as its workers compute with it.
+        let size = match self.config.adapter.method {
+            AdapterMethod::Lora => dtype_bytes(Dtype::Float32),
+            AdapterMethod::Full => dtype_bytes(model.dtype),
+        };
+        Some(size * trained_parameters(&self.config, model))
     }
 
     fn write_counts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -61,7 +61,7 @@ pub struct ModelSection {
     pub dtype: Dtype,
     /// Type that images are decoded in; a decoder that overflows in half precision has float32 anyway.
     pub decoder_dtype: Dtype,
-    /// Tokens of the T5 part of the prompt; without a T5 encoder, that many zero tokens.
+    /// Tokens of a prompt for the encoder of long texts: T5, or Qwen2.5-VL. SD3 without T5 has that many zero tokens.
     pub max_sequence_length: usize,
     /// Where workers keep prompt embeddings, below `run.directory` unless absolute, so that text encoders are in memory
     /// only until every prompt is embedded; empty for nowhere. SD3.5 takes 1.7 MB a prompt.

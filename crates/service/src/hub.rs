@@ -25,19 +25,17 @@ pub struct Hub {
 /// A name that stands for no model here.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "`{model}` is neither a folder nor in the Hugging Face cache {}, where {missing} is missing; download it with \
-     `hf download {repository}{}`, or set HF_HOME to where it is{}", cache.display(), revision_argument(revision), attempt
+    "`{model}` is neither a folder nor in the Hugging Face cache {}, where {missing} is missing; {remedy}, or set HF_HOME \
+     to where it is", cache.display()
 )]
 pub struct ModelNotFound {
     /// As given.
     model: String,
-    repository: String,
-    revision: String,
     cache: PathBuf,
     /// The first path below the cache that is not there.
     missing: String,
-    /// What became of the attempt to download it, in brackets; empty if there was none.
-    attempt: String,
+    /// How it is downloaded, and what became of an attempt to.
+    remedy: String,
 }
 
 impl Hub {
@@ -78,7 +76,9 @@ impl Hub {
         match (self.find(model, &repository), &self.client) {
             (Err(not_found), Some(client)) => match download(client, &repository) {
                 Ok(()) => self.find(model, &repository),
-                Err(problem) => Err(ModelNotFound { attempt: format!(" ({problem})"), ..not_found }),
+                Err(problem) => {
+                    Err(ModelNotFound { remedy: format!("{} ({problem})", not_found.remedy), ..not_found })
+                }
             },
             (found, _) => found,
         }
@@ -98,11 +98,9 @@ impl Hub {
         let missing = if is_there(&folder) { snapshot } else { folder };
         Err(ModelNotFound {
             model: model.display().to_string(),
-            repository: name.to_owned(),
-            revision: revision.to_owned(),
             cache: self.cache.clone(),
             missing: missing.display().to_string(),
-            attempt: String::new(),
+            remedy: format!("download it with `hf download {name}{}`", revision_argument(revision)),
         })
     }
 }

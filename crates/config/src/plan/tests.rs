@@ -161,7 +161,7 @@ fn the_wire_carries_two_tensors_a_cell() {
     let expected = cells * (2.0 * 65_536.0 * 4.0 + 6.0 * (4.0 * 3.0 + 8.0));
     assert_eq!(plan.trajectory_bytes(), Some(expected));
     assert_eq!(plan.weight_bytes(), Some(75_104_256.0));
-    assert_eq!(plan.embedding_bytes(), Some(49.0 * 4.0 * (205.0 * 4096.0 + 2048.0)));
+    assert_eq!(plan.embedding_bytes(), Some(49.0 * 2.0 * (205.0 * 4096.0 + 2048.0)));
 }
 
 #[test]

@@ -58,5 +58,5 @@ pub(crate) static QWEN_IMAGE: BaseModel = BaseModel {
     max_sequence_length: 512,
     further_targets: &["img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"],
     gradient_checkpointing: true,
-    guidance: "Classifier-free guidance against an empty prompt, its norm held to the prompt's.",
+    guidance: "Classifier-free guidance against a prompt of one space, its norm held to the prompt's.",
 };
