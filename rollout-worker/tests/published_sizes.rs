@@ -38,3 +38,23 @@ fn sd35_medium_has_its_published_size() {
     let transformer = parameters(&model, "transformer");
     assert!((2_200_000_000..2_500_000_000).contains(&transformer), "{transformer}");
 }
+
+#[test]
+fn flux_dev_has_its_published_size() {
+    let model = inspect("flux.1-dev", "dgx-flux-pr");
+    let adapter = model.adapter.as_ref().expect("an adapter");
+    assert_eq!((adapter.modules, adapter.parameters), (342, 89_653_248));
+    assert_eq!(parameters(&model, "transformer"), 11_901_408_320);
+    assert_eq!((model.n_blocks, model.width), (57, 3072));
+    assert_eq!((model.image.tokens, model.text_tokens, model.rows_per_evaluation), (4096, 128, 1));
+}
+
+#[test]
+fn qwen_image_has_its_published_size() {
+    let model = inspect("qwen-image", "dgx-pickscore-qwenimage-pr");
+    let adapter = model.adapter.as_ref().expect("an adapter");
+    assert_eq!((adapter.modules, adapter.parameters), (720, 424_673_280));
+    assert_eq!(parameters(&model, "transformer"), 20_430_401_088);
+    assert_eq!((model.n_blocks, model.width), (60, 3072));
+    assert_eq!((model.image.tokens, model.text_tokens, model.rows_per_evaluation), (1024, 512, 2));
+}
