@@ -84,7 +84,13 @@ impl Delivery {
         missing: &[Bytes],
         with_next_latents: bool,
     ) -> impl Iterator<Item = PushRequest> + Send + 'static {
-        let embeddings = self.embeddings.iter().filter(|embedding| missing.contains(&embedding.digest));
+        // A prompt and the negative prompt may embed alike; tensors are named by digest, so one of them is enough.
+        let is_first = |position: usize, embedding: &WireEmbedding| {
+            self.embeddings[..position].iter().all(|earlier| earlier.digest != embedding.digest)
+        };
+        let embeddings = self.embeddings.iter().enumerate().filter_map(|(position, embedding)| {
+            (missing.contains(&embedding.digest) && is_first(position, embedding)).then_some(embedding)
+        });
         let sent: Vec<&WireTensor> = (self.tensors.iter())
             .chain(embeddings.flat_map(|embedding| &embedding.tensors))
             .chain(self.next_latents.iter().filter(|_| with_next_latents))
@@ -102,4 +108,28 @@ impl Delivery {
 
 fn info(name: &str, shape: &[i64], element_type: ElementType) -> TensorInfo {
     TensorInfo { name: name.to_owned(), shape: shape.to_vec(), element_type: element_type.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn embedding(digest: u8) -> WireEmbedding {
+        let name = embedding_part_name(&[digest; 32], "text");
+        let tensors = vec![WireTensor::from_floats(&name, &[1], &[f32::from(digest)])];
+        WireEmbedding { digest: Bytes::copy_from_slice(&[digest; 32]), tensors }
+    }
+
+    #[test]
+    fn embeddings_that_are_alike_are_sent_once() {
+        for (embeddings, n_sent) in [([embedding(1), embedding(1)], 1), ([embedding(1), embedding(2)], 2)] {
+            let missing: Vec<Bytes> = embeddings.iter().map(|embedding| embedding.digest.clone()).collect();
+            let header = PushHeader::default();
+            let delivery =
+                Delivery { header, tensors: vec![], embeddings: embeddings.to_vec(), next_latents: None };
+            let first = delivery.messages(Caller::default(), &missing, false).next().expect("a header");
+            let Some(push_request::Part::Header(header)) = first.part else { panic!("no header") };
+            assert_eq!(header.tensors.len(), n_sent);
+        }
+    }
 }

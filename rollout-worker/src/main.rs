@@ -110,13 +110,13 @@ struct SampleArgs {
     #[arg(long)]
     width: Option<i64>,
     /// Images of each prompt.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     images_per_prompt: u32,
     /// `cpu` or `cuda`.
     #[arg(long, env, default_value = "cpu")]
     device: String,
     /// CPU threads of tensor operations.
-    #[arg(long, env, default_value_t = 1)]
+    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     threads: u16,
 }
 

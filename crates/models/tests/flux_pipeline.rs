@@ -156,3 +156,10 @@ fn half_precision_stays_near_float32() {
         assert!(error < tolerance, "{kind:?}: relative error {error:e}");
     }
 }
+
+#[test]
+fn more_tokens_than_t5_is_asked_for_are_refused() {
+    let model = open();
+    let message = model.encode_prompts(&["a cat".to_owned()], 100_000).unwrap_err().to_string();
+    assert!(message.contains("100000") && message.contains("at most 512"), "{message}");
+}

@@ -15,6 +15,9 @@ use crate::weights::WeightOptions;
 /// Tokens that a CLIP encoder gets where its tokenizer does not say.
 pub(super) const CLIP_LENGTH: usize = 77;
 
+/// Most tokens of T5 that the published pipelines take.
+const LONGEST_T5: usize = 512;
+
 /// An encoder and its tokenizer.
 pub(super) struct TextEncoder<E> {
     tokenizer: Tokenizer,
@@ -100,6 +103,16 @@ impl TextEncoder<ClipTextModel> {
     pub(super) fn encode(&self, prompt: &str, length: usize) -> Result<ClipTextOutput, ModelError> {
         Ok(self.encoder.forward(&self.ids(prompt, length)?))
     }
+}
+
+/// Checks the number of tokens that a pipeline takes from T5.
+pub(super) fn check_t5_length(length: usize) -> Result<(), ModelError> {
+    if length <= LONGEST_T5 {
+        return Ok(());
+    }
+    let reason =
+        format!("`max_sequence_length` {length} is more than T5's tokens may be; use at most {LONGEST_T5}");
+    Err(ModelError::Input(reason))
 }
 
 impl TextEncoder<T5Encoder> {

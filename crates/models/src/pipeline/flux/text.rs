@@ -9,7 +9,7 @@ use crate::clip_text::{ClipHead, ClipTextModel};
 use crate::flux::FluxConfig;
 use crate::pipeline::conditioning::encode_each;
 use crate::pipeline::model_index::ModelIndex;
-use crate::pipeline::text_encoders::{Component, TextEncoder};
+use crate::pipeline::text_encoders::{Component, TextEncoder, check_t5_length};
 use crate::pipeline::{Conditioning, PromptTokens};
 use crate::t5::T5Encoder;
 use crate::weights::WeightOptions;
@@ -48,6 +48,7 @@ impl TextEncoders {
                 "FLUX takes all tokens of a text from T5, so `max_sequence_length` must be at least 1";
             return Err(ModelError::Input(reason.to_owned()));
         }
+        check_t5_length(max_sequence_length)?;
         encode_each(prompts, |prompt| {
             Ok(Conditioning {
                 text: self.t5.encode(prompt, max_sequence_length)?,

@@ -10,7 +10,7 @@ use crate::ModelError;
 use crate::clip_text::{ClipHead, ClipTextModel};
 use crate::pipeline::conditioning::encode_each;
 use crate::pipeline::model_index::ModelIndex;
-use crate::pipeline::text_encoders::{Component, TextEncoder};
+use crate::pipeline::text_encoders::{Component, TextEncoder, check_t5_length};
 use crate::pipeline::{Conditioning, PromptTokens};
 use crate::t5::T5Encoder;
 use crate::weights::WeightOptions;
@@ -107,6 +107,7 @@ impl TextEncoders {
     }
 
     fn encode_t5(&self, prompt: &str, max_sequence_length: usize) -> Result<Tensor, ModelError> {
+        check_t5_length(max_sequence_length)?;
         match &self.t5 {
             Some(t5) if max_sequence_length > 0 => t5.encode(prompt, max_sequence_length),
             _ => {
