@@ -45,7 +45,9 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
             println!("wrote {}; next: `coordinator validate {}`", file.display(), file.display());
         }
         Command::Validate(args) => {
-            config_file::open(&args, &hub)?.notes().iter().for_each(|note| eprintln!("note: {note}"));
+            let catalog = config_file::open(&args, &hub)?;
+            planning::inspect(catalog.config(), &launch::programs()?)?;
+            catalog.notes().iter().for_each(|note| eprintln!("note: {note}"));
             println!("{} is valid", args.file.display());
         }
         Command::Plan(args) => {

@@ -1,4 +1,4 @@
-//! `coordinator plan`: the counting is the config crate's; what the model is, the rollout worker tells.
+//! `coordinator plan`, and what `validate` asks about a model: the counting is the config crate's; what the model is, the rollout worker tells.
 
 use crate::cli::ConfigArgs;
 use crate::config_file;
@@ -28,8 +28,11 @@ pub fn plan(args: &ConfigArgs, hub: &Hub, programs: &Path) -> Result<(Plan, Vec<
     Ok((config::plan(&config, model), notes))
 }
 
-/// Asks the rollout worker, which knows the networks.
-fn inspect(config: &RunConfig, programs: &Path) -> Result<ModelInspection, CoordinatorError> {
+/// Asks the rollout worker, which knows the networks and is among `programs`, about the model under the run's settings.
+///
+/// # Errors
+/// If the model's folder, the size of the images or the adapter's targets cannot be used, or the worker cannot be asked.
+pub fn inspect(config: &RunConfig, programs: &Path) -> Result<ModelInspection, CoordinatorError> {
     let program = programs.join("rollout-worker");
     let output = Command::new(&program)
         .args(arguments(config))
