@@ -23,7 +23,6 @@ pub use conditioning::Conditioning;
 pub use rgb::{RgbImage, to_rgb8};
 
 use crate::ModelError;
-use crate::autoencoder_kl::AutoencoderKlDecoder;
 use crate::gradient_checkpointing::{Activations, TrainingVelocity};
 use crate::network::{Network, Query};
 use crate::projection::AdapterMode;
@@ -334,13 +333,27 @@ fn opened<'a, T>(part: &'a Option<T>, name: &str, dir: &Path) -> Result<&'a T, M
     part.as_ref().ok_or_else(|| ModelError::Input(format!("{} was opened without its {name}", dir.display())))
 }
 
-/// [`TextToImageModel::decode_signed`] of families that have this decoder.
-fn decode_with(decoder: &AutoencoderKlDecoder, latents: &Tensor) -> Result<Tensor, ModelError> {
-    let (size, channels) = (latents.size(), decoder.config().latent_channels);
+/// [`TextToImageModel::decode_signed`] with a decoder that draws latents of so many channels.
+fn decode_with(
+    latents: &Tensor,
+    channels: i64,
+    draw: impl FnOnce(&Tensor) -> Tensor,
+) -> Result<Tensor, ModelError> {
+    let size = latents.size();
     if size.len() != 4 || size[1] != channels {
         return Err(misshaped("latents", &size, &format!("[rows, {channels}, height, width]")));
     }
-    Ok(tch::no_grad(|| decoder.decode(latents)))
+    Ok(tch::no_grad(|| draw(latents)))
+}
+
+/// Rows, height and width of latents that a network with so many channels is asked about.
+fn latent_size(latents: &Tensor, channels: i64) -> Result<(i64, i64, i64), ModelError> {
+    let size = latents.size();
+    match *size.as_slice() {
+        [rows, found, height, width] if found == channels => Ok((rows, height, width)),
+        [_, _, _, _] => Err(misshaped("latents", &size, &format!("{channels} channels"))),
+        _ => Err(misshaped("latents", &size, "[rows, channels, height, width]")),
+    }
 }
 
 fn misshaped(what: &str, found: &[i64], expected: &str) -> ModelError {

@@ -10,7 +10,7 @@ use self::text::TextEncoders;
 use super::image_sizes::ImageSizes;
 use super::model_index::ModelIndex;
 use super::{
-    Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, decode_with, misshaped, opened,
+    Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, decode_with, latent_size, opened,
 };
 use crate::autoencoder_kl::{AutoencoderKlConfig, AutoencoderKlDecoder};
 use crate::flux::FluxTransformer;
@@ -18,9 +18,6 @@ use crate::network::{Network, Query};
 use crate::patches::{self, PACKED_SIDE, to_patches};
 use crate::weights::WeightOptions;
 use crate::{ModelError, json_file};
-
-/// Pixels along the side of the images that FLUX.1 was made for; its configuration does not say.
-const USUAL_SIDE: i64 = 1024;
 
 /// One opened folder.
 struct Flux {
@@ -86,14 +83,6 @@ impl TextToImageModel for Flux {
 
     fn image_sequence_length(&self, height: i64, width: i64) -> usize {
         self.sizes().patches(height, width)
-    }
-
-    fn usual_size(&self) -> (i64, i64) {
-        (USUAL_SIDE, USUAL_SIDE)
-    }
-
-    fn text_sequence_length(&self, max_sequence_length: usize) -> usize {
-        max_sequence_length
     }
 
     fn open_text_encoders(&mut self) -> Result<(), ModelError> {
@@ -168,13 +157,8 @@ impl TextToImageModel for Flux {
     }
 
     fn check_inputs(&self, latents: &Tensor, conditioning: &Conditioning) -> Result<(), ModelError> {
-        let (config, size) = (self.transformer.config(), latents.size());
-        let &[n_latents, channels, height, width] = size.as_slice() else {
-            return Err(misshaped("latents", &size, "[rows, channels, height, width]"));
-        };
-        if channels != config.latent_channels() {
-            return Err(misshaped("latents", &size, &format!("{} channels", config.latent_channels())));
-        }
+        let channels = self.transformer.config().latent_channels();
+        let (n_latents, height, width) = latent_size(latents, channels)?;
         self.transformer.check_size(height, width)?;
         conditioning.check_shapes(n_latents, self.embedding_widths())
     }
@@ -185,6 +169,7 @@ impl TextToImageModel for Flux {
     }
 
     fn decode_signed(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
-        decode_with(opened(&self.decoder, "decoder", &self.dir)?, latents)
+        let decoder = opened(&self.decoder, "decoder", &self.dir)?;
+        decode_with(latents, decoder.config().latent_channels, |latents| decoder.decode(latents))
     }
 }

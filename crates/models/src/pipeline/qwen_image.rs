@@ -11,7 +11,9 @@ use self::text::PromptEncoder;
 use super::guided::both_velocities;
 use super::image_sizes::ImageSizes;
 use super::model_index::ModelIndex;
-use super::{Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, misshaped, opened};
+use super::{
+    Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, decode_with, latent_size, opened,
+};
 use crate::autoencoder_kl_qwen_image::{AutoencoderKlQwenImageConfig, AutoencoderKlQwenImageDecoder};
 use crate::network::{Network, Query};
 use crate::patches::{self, PACKED_SIDE, from_patches, to_patches};
@@ -187,13 +189,8 @@ impl TextToImageModel for QwenImage {
     }
 
     fn check_inputs(&self, latents: &Tensor, conditioning: &Conditioning) -> Result<(), ModelError> {
-        let (config, size) = (self.transformer.config(), latents.size());
-        let &[n_latents, channels, height, width] = size.as_slice() else {
-            return Err(misshaped("latents", &size, "[rows, channels, height, width]"));
-        };
-        if channels != config.out_channels {
-            return Err(misshaped("latents", &size, &format!("{} channels", config.out_channels)));
-        }
+        let channels = self.transformer.config().out_channels;
+        let (n_latents, height, width) = latent_size(latents, channels)?;
         self.transformer.check_size(height, width)?;
         conditioning.check_shapes(n_latents, self.embedding_widths())
     }
@@ -204,10 +201,6 @@ impl TextToImageModel for QwenImage {
 
     fn decode_signed(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
         let decoder = opened(&self.decoder, "decoder", &self.dir)?;
-        let (size, channels) = (latents.size(), decoder.config().z_dim);
-        if size.len() != 4 || size[1] != channels {
-            return Err(misshaped("latents", &size, &format!("[rows, {channels}, height, width]")));
-        }
-        Ok(tch::no_grad(|| decoder.decode(latents)))
+        decode_with(latents, decoder.config().z_dim, |latents| decoder.decode(latents))
     }
 }

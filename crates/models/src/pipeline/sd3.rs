@@ -13,7 +13,7 @@ use super::image_sizes::ImageSizes;
 use super::model_index::ModelIndex;
 use super::text_encoders::CLIP_LENGTH;
 use super::{
-    Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, decode_with, misshaped, opened,
+    Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, decode_with, latent_size, opened,
 };
 use crate::autoencoder_kl::{AutoencoderKlConfig, AutoencoderKlDecoder};
 use crate::network::{Network, Query};
@@ -209,14 +209,8 @@ impl TextToImageModel for Sd3 {
     }
 
     fn check_inputs(&self, latents: &Tensor, conditioning: &Conditioning) -> Result<(), ModelError> {
-        let config = self.transformer.config();
-        let size = latents.size();
-        let &[n_latents, channels, height, width] = size.as_slice() else {
-            return Err(misshaped("latents", &size, "[rows, channels, height, width]"));
-        };
-        if channels != config.in_channels {
-            return Err(misshaped("latents", &size, &format!("{} channels", config.in_channels)));
-        }
+        let channels = self.transformer.config().in_channels;
+        let (n_latents, height, width) = latent_size(latents, channels)?;
         self.transformer.check_size(height, width)?;
         conditioning.check_shapes(n_latents, self.embedding_widths())
     }
@@ -227,6 +221,7 @@ impl TextToImageModel for Sd3 {
     }
 
     fn decode_signed(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
-        decode_with(opened(&self.decoder, "decoder", &self.dir)?, latents)
+        let decoder = opened(&self.decoder, "decoder", &self.dir)?;
+        decode_with(latents, decoder.config().latent_channels, |latents| decoder.decode(latents))
     }
 }
