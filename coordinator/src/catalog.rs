@@ -2,7 +2,8 @@
 
 use crate::tasks::TaskName;
 use config::{
-    PromptFileError, PromptRecord, PromptSplit, RunConfig, TaskKind, TaskSpec, prompt_file, read_prompts,
+    PromptFileError, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec, prompt_file,
+    read_prompts,
 };
 use std::path::Path;
 
@@ -22,15 +23,15 @@ impl Catalog {
     /// If one is missing, empty or malformed, or lacks metadata that a reward needs.
     pub fn open(config: RunConfig) -> Result<Self, PromptFileError> {
         let mut notes = Vec::new();
-        let mut read = |path: &Path, split| {
+        let mut read = |path: &Path, split, rewards: &[RewardSection]| {
             let path = prompt_file(path, split)?;
             let records = read_prompts(&path)?;
-            config::check_metadata(&path, &records, &config.rewards)?;
+            config::check_metadata(&path, &records, rewards)?;
             notes.extend(config::unused_prompt_keys(&path, &records));
             Ok::<_, PromptFileError>(records)
         };
-        let train = read(&config.data.train, PromptSplit::Train)?;
-        let test = read(&config.data.test, PromptSplit::Test)?;
+        let train = read(&config.data.train, PromptSplit::Train, &config.rewards)?;
+        let test = read(&config.data.test, PromptSplit::Test, config.rewards_of_evaluation())?;
         Ok(Self { config, train, test, notes })
     }
 

@@ -11,6 +11,7 @@ use rollout_worker::guided_model::{GuidanceSettings, GuidedModel};
 use rollout_worker::scoring::Scorer;
 use rollout_worker::settings;
 use rollout_worker::task::Sampler;
+use service::Hub;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -26,7 +27,8 @@ fn main() -> anyhow::Result<()> {
     };
     let device = settings::device(&config.resources.device)?;
     let model = GuidedModel::open(&config.model.path, settings::weights(&config, device), guidance)?;
-    let scorer = Scorer::new(&config.rewards)?;
+    let hub = Hub::from_environment(|name| std::env::var_os(name));
+    let scorer = Scorer::new(&config.rewards, &settings::reward_resources(device, hub))?;
     let prompts = config.data.train_prompts()?;
     let specs = config.train_tasks(prompts.len(), 0);
     let mut sampler = Sampler::new(config, model)?;

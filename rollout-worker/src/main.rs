@@ -306,8 +306,14 @@ fn say_stand_ins(model: &Path, random_weights: bool) -> anyhow::Result<()> {
 }
 
 fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {
-    let options =
-        ScoreOptions { reward: args.reward, images: args.images, prompts: args.prompts, json: args.json };
+    let resources = settings::reward_resources(tch::Device::Cpu, hub());
+    let options = ScoreOptions {
+        reward: args.reward,
+        images: args.images,
+        prompts: args.prompts,
+        json: args.json,
+        resources,
+    };
     score::run(&options, &mut std::io::stdout().lock())?;
     Ok(exit_code::DONE)
 }

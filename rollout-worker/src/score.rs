@@ -5,14 +5,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use config::PromptRecord;
-use rewards::Score;
+use rewards::{Resources, Score};
 use serde_json::{Value, json};
 
 use crate::bad_input::BadInput;
 use crate::image_file;
 
 /// What is to be scored.
-#[derive(Clone, Debug)]
 pub struct ScoreOptions {
     /// Name of the scorer.
     pub reward: String,
@@ -22,6 +21,8 @@ pub struct ScoreOptions {
     pub prompts: PathBuf,
     /// One JSON object per line instead of columns.
     pub json: bool,
+    /// What scorers may need.
+    pub resources: Resources,
 }
 
 /// Scores every image and writes a line for each, then their mean.
@@ -29,7 +30,8 @@ pub struct ScoreOptions {
 /// # Errors
 /// [`BadInput`] if the reward, an image or the prompts cannot be used; else if an image cannot be scored.
 pub fn run(options: &ScoreOptions, out: &mut dyn Write) -> anyhow::Result<()> {
-    let reward = rewards::build(&options.reward, &Value::Null).map_err(BadInput::from_error)?;
+    let reward =
+        rewards::build(&options.reward, &Value::Null, &options.resources).map_err(BadInput::from_error)?;
     let prompts = config::read_prompts(&options.prompts).map_err(BadInput::from_error)?;
     let files = image_file::list(&options.images).map_err(BadInput::from_error)?;
     let by_index: HashMap<u32, &PromptRecord> = prompts.iter().map(|prompt| (prompt.index, prompt)).collect();

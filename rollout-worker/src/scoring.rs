@@ -5,7 +5,7 @@ use std::time::Instant;
 use config::RewardSection;
 use models::push_tensors;
 use proto::{PushHeader, TaskCost};
-use rewards::{PromptRecord, Reward, RewardError, WeightedReward};
+use rewards::{PromptRecord, Resources, Reward, RewardError, WeightedReward};
 use serde_json::Value;
 
 use crate::delivery::{Delivery, WireTensor};
@@ -22,9 +22,10 @@ impl Scorer {
     ///
     /// # Errors
     /// If there is none, or a name is unknown.
-    pub fn new(sections: &[RewardSection]) -> Result<Self, RewardError> {
+    pub fn new(sections: &[RewardSection], resources: &Resources) -> Result<Self, RewardError> {
         let part = |section: &RewardSection| {
-            Ok((rewards::build(&section.name, &Value::Null)?, section.weight as f32))
+            let reward = rewards::build(section.scorer(), &section.options_as_json(), resources)?;
+            Ok((reward, section.weight as f32))
         };
         let parts = sections.iter().map(part).collect::<Result<_, _>>()?;
         let names = sections.iter().map(|section| section.name.clone()).collect();

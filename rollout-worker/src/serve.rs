@@ -103,7 +103,8 @@ impl Worker {
         if let Some(device) = device {
             config.resources.device = device;
         }
-        let scorer = Scorer::new(&config.rewards).map_err(BadInput::from_error)?;
+        let scorer = Scorer::new(&config.rewards, &settings::reward_resources(Device::Cpu, hub.clone()))
+            .map_err(BadInput::from_error)?;
         let n_threads = config.resources.worker_threads;
         let open = move || open_sampler(config, &hub).map_err(BadInput::from_error);
         let device = DeviceThread::start(n_threads, open).await?;

@@ -1,9 +1,13 @@
 //! What the run config says, in the terms of the maths.
 
+use std::path::Path;
+
 use config::{RunConfig, SamplingSection};
 use flow::{FlowError, RolloutPlan, Schedule, trained_steps};
 use models::DecoderOptions;
 use models::weights::{TensorSource, WeightOptions};
+use rewards::Resources;
+use service::Hub;
 use tch::{Device, Kind};
 
 use crate::wavefront::Rollout;
@@ -44,6 +48,12 @@ pub fn weights(config: &RunConfig, device: Device) -> WeightOptions {
 pub fn decoder(config: &RunConfig) -> DecoderOptions {
     let tile = (config.sampling.vae_tile > 0).then_some(config.sampling.vae_tile);
     DecoderOptions { kind: kind(config.model.decoder_dtype), tile }
+}
+
+/// What scorers may need on this machine.
+pub fn reward_resources(device: Device, hub: Hub) -> Resources {
+    let find_model = Box::new(move |model: &Path| Ok(hub.resolve(model)?));
+    Resources { device, source: TensorSource::Files, find_model }
 }
 
 /// A device that is not here, or that nobody knows.

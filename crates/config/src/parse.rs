@@ -9,6 +9,9 @@ use serde::de::DeserializeOwned;
 use std::fmt;
 use toml::{Table, Value};
 
+/// Keys of the lists of rewards.
+pub(crate) const REWARD_LISTS: [&str; 2] = ["rewards", "evaluation_rewards"];
+
 /// One thing wrong with a config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigProblem {
@@ -96,7 +99,7 @@ pub(crate) fn read(text: &str, settings: &[String]) -> (Option<RunConfig>, Vec<C
             problems.push(problem);
         }
     }
-    let rewards = take_rewards(&mut given, &mut problems);
+    let rewards = REWARD_LISTS.map(|key| take_rewards(&mut given, key, &mut problems));
     let merged = merge_over_defaults(given, &mut problems);
     match build(merged, rewards) {
         Ok(config) => (Some(config), problems),
@@ -142,7 +145,7 @@ fn apply_setting(given: &mut Table, setting: &str) -> Result<(), ConfigProblem> 
         Ok(mut table) => table.remove("value").ok_or_else(malformed)?,
         Err(_) => Value::String(text.to_owned()),
     };
-    if section == "rewards" {
+    if REWARD_LISTS.contains(&section) {
         return Err(ConfigProblem::new(path, "rewards cannot be set one by one; write them into the file"));
     }
     let entry = given.entry(section).or_insert_with(|| Value::Table(Table::new()));
@@ -155,28 +158,25 @@ fn apply_setting(given: &mut Table, setting: &str) -> Result<(), ConfigProblem> 
     }
 }
 
-fn take_rewards(given: &mut Table, problems: &mut Vec<ConfigProblem>) -> Vec<RewardSection> {
-    let entries = match given.remove("rewards") {
+/// Takes the list of rewards called `key`; options of scorers pass as they are, since only scorers know them.
+fn take_rewards(given: &mut Table, key: &str, problems: &mut Vec<ConfigProblem>) -> Vec<RewardSection> {
+    let entries = match given.remove(key) {
         Some(Value::Array(entries)) => entries,
         Some(_) => {
-            problems
-                .push(ConfigProblem::new("rewards", "is not a list; write `[[rewards]]` before each reward"));
+            let message = format!("is not a list; write `[[{key}]]` before each reward");
+            problems.push(ConfigProblem::new(key, message));
             return Vec::new();
         }
         None => return Vec::new(),
     };
     let mut rewards = Vec::new();
     for (position, entry) in entries.into_iter().enumerate() {
-        let place = format!("rewards[{position}]");
+        let place = format!("{key}[{position}]");
         let Value::Table(mut table) = entry else {
-            problems
-                .push(ConfigProblem::new(place, "is not a table; write `[[rewards]]` before each reward"));
+            let message = format!("is not a table; write `[[{key}]]` before each reward");
+            problems.push(ConfigProblem::new(place, message));
             continue;
         };
-        for key in table.keys().filter(|key| !["name", "weight"].contains(&key.as_str())) {
-            problems.push(unknown_key(&place, key, ["name", "weight"].into_iter()));
-        }
-        table.entry("weight").or_insert(Value::Float(1.0));
         integer_to_float(&mut table, "weight");
         match section::<RewardSection>(table) {
             Ok(reward) => rewards.push(reward),
@@ -191,7 +191,7 @@ fn merge_over_defaults(given: Table, problems: &mut Vec<ConfigProblem>) -> Table
     let mut merged = defaults();
     for (section_name, value) in given {
         let Some(Value::Table(default_section)) = merged.get(&section_name).cloned() else {
-            let known = merged.keys().map(String::as_str).chain(["rewards"]);
+            let known = merged.keys().map(String::as_str).chain(REWARD_LISTS);
             problems.push(unknown_key("", &section_name, known));
             continue;
         };
@@ -260,12 +260,17 @@ fn section<T: DeserializeOwned>(table: Table) -> Result<T, String> {
     table.try_into::<T>().map_err(|error: toml::de::Error| error.message().trim().to_owned())
 }
 
-fn build(mut merged: Table, rewards: Vec<RewardSection>) -> Result<RunConfig, ConfigProblem> {
-    merged.insert("rewards".to_owned(), Value::Array(Vec::new()));
+fn build(
+    mut merged: Table,
+    [rewards, evaluation_rewards]: [Vec<RewardSection>; 2],
+) -> Result<RunConfig, ConfigProblem> {
+    for key in REWARD_LISTS {
+        merged.insert(key.to_owned(), Value::Array(Vec::new()));
+    }
     let config: RunConfig = merged
         .try_into()
         .map_err(|error: toml::de::Error| ConfigProblem::new("", error.message().to_owned()))?;
-    Ok(RunConfig { rewards, ..config })
+    Ok(RunConfig { rewards, evaluation_rewards, ..config })
 }
 
 /// Names the known key that is spelt most like the given one.
@@ -353,7 +358,23 @@ mod tests {
     fn misspelt_rewards_are_named() {
         let text = format!("{}\n[[rewards]]\nnmae = \"shapes\"\n", tiny());
         let found = problems(&text, &[]);
-        assert!(found.iter().any(|problem| problem.key == "rewards[1].nmae"), "{found:?}");
+        let of_reward = found.iter().find(|problem| problem.key == "rewards[1]").expect("named");
+        assert!(of_reward.message.contains("missing field `name`"), "{found:?}");
+    }
+
+    #[test]
+    fn options_of_scorers_pass_and_come_back() {
+        let text = format!(
+            "{}\n[[evaluation_rewards]]\nname = \"tidy\"\nscorer = \"jpeg_compressibility\"\nquality = 80\n",
+            tiny()
+        );
+        let (config, found) = read(&text, &[]);
+        let config = config.filter(|_| found.is_empty()).expect("valid");
+        let [held_out] = config.evaluation_rewards.as_slice() else { panic!("{config:?}") };
+        assert_eq!((held_out.scorer(), held_out.weight), ("jpeg_compressibility", 1.0));
+        assert_eq!(held_out.options_as_json(), serde_json::json!({"quality": 80}));
+        let again = RunConfig::from_toml(&config.to_toml()).expect("valid");
+        assert_eq!(again, config);
     }
 
     #[test]

@@ -83,7 +83,7 @@ mod tests {
         for name in preset_names() {
             let preset = preset(name).expect("listed");
             assert_eq!(preset.name, name);
-            let lacking = |reward: &&crate::RewardSection| !REWARD_NAMES.contains(&reward.name.as_str());
+            let lacking = |reward: &&crate::RewardSection| !REWARD_NAMES.contains(&reward.scorer());
             let n_lacking = preset.config.rewards.iter().filter(lacking).count();
             let problems = validate(&preset.config);
             assert_eq!(problems.len(), n_lacking, "{name}: {problems:?}");

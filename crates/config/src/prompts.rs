@@ -192,7 +192,8 @@ pub fn check_metadata(
     records: &[PromptRecord],
     rewards: &[RewardSection],
 ) -> Result<(), PromptFileError> {
-    let needed = NEEDED_METADATA.iter().filter(|(name, _)| rewards.iter().any(|reward| reward.name == *name));
+    let needed =
+        NEEDED_METADATA.iter().filter(|(name, _)| rewards.iter().any(|reward| reward.scorer() == *name));
     let mut problems = Vec::new();
     for (name, keys) in needed {
         for record in records {
@@ -270,7 +271,7 @@ mod tests {
     #[test]
     fn prompts_without_what_a_reward_needs_are_named_before_anything_starts() {
         let records = read("a.jsonl", "{\"prompt\": \"a cat\", \"tag\": \"colors\"}\n").expect("valid");
-        let reward = |name: &str| [RewardSection { name: name.to_owned(), weight: 1.0 }];
+        let reward = |name: &str| [RewardSection::new(name)];
         let path = Path::new("a.jsonl");
         assert!(check_metadata(path, &records, &reward("jpeg_compressibility")).is_ok());
         let message = check_metadata(path, &records, &reward("shapes")).expect_err("lacking").to_string();

@@ -23,8 +23,10 @@ pub struct RunConfig {
     pub training: TrainingSection,
     /// Moving average of what is trained, used for evaluation and export.
     pub ema: EmaSection,
-    /// What images are scored by; the reward is the weighted sum of raw scores.
+    /// What training images are scored by.
     pub rewards: Vec<RewardSection>,
+    /// What held-out images are scored by; those of training if there are none.
+    pub evaluation_rewards: Vec<RewardSection>,
     /// Held-out evaluation.
     pub evaluation: EvaluationSection,
     /// How often checkpoints are written and how many are kept.
@@ -291,13 +293,48 @@ pub struct EmaSection {
 /// Scorers that a run can use, by name; each has a file in `crates/rewards`.
 pub const REWARD_NAMES: [&str; 3] = ["shapes", "jpeg_compressibility", "jpeg_incompressibility"];
 
-/// `[[rewards]]`
+/// `[[rewards]]` and `[[evaluation_rewards]]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RewardSection {
-    /// Scorer.
+    /// What metrics call it; the scorer's name, unless one scorer is used twice.
     pub name: String,
-    /// Factor of its raw score in the sum.
+    /// The scorer, where `name` does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scorer: Option<String>,
+    /// Factor of its raw score, or of its advantage, in the sum.
+    #[serde(default = "unit_weight")]
     pub weight: f64,
+    /// Every other key is an option of the scorer, which alone knows them.
+    #[serde(flatten)]
+    pub options: toml::Table,
+}
+
+fn unit_weight() -> f64 {
+    1.0
+}
+
+impl RewardSection {
+    /// A scorer at weight 1 with its options at their defaults.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), scorer: None, weight: unit_weight(), options: toml::Table::new() }
+    }
+
+    /// Name of the scorer.
+    pub fn scorer(&self) -> &str {
+        self.scorer.as_deref().unwrap_or(&self.name)
+    }
+
+    /// The options as JSON.
+    pub fn options_as_json(&self) -> serde_json::Value {
+        serde_json::to_value(&self.options).expect("a TOML table has a JSON form; else this is a bug")
+    }
+}
+
+impl RunConfig {
+    /// What held-out images are scored by.
+    pub fn rewards_of_evaluation(&self) -> &[RewardSection] {
+        if self.evaluation_rewards.is_empty() { &self.rewards } else { &self.evaluation_rewards }
+    }
 }
 
 /// `[evaluation]`

@@ -1,6 +1,6 @@
 //! Ranges and contradictions of a run config.
 
-use crate::parse::default_adapter;
+use crate::parse::{REWARD_LISTS, default_adapter};
 use crate::{
     AdapterMethod, AdapterSection, Algorithm, BranchSteps, ConfigProblem, Dtype, REWARD_NAMES, RewardSection,
     RunConfig, StepRule, StepWeight,
@@ -255,16 +255,8 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
     checks.require(!config.rewards.is_empty(), "rewards", || {
         "none is given; write `[[rewards]]` with a name, such as `name = \"shapes\"`".to_owned()
     });
-    for (position, reward) in config.rewards.iter().enumerate() {
-        checks.require(
-            reward.weight.is_finite() && reward.weight != 0.0,
-            &format!("rewards[{position}].weight"),
-            || format!("is {}; it must be finite and not 0", reward.weight),
-        );
-        let is_repeated = config.rewards[..position].iter().any(|other| other.name == reward.name);
-        checks.require(!is_repeated, &format!("rewards[{position}].name"), || {
-            format!("`{}` is given twice; add the weights instead", reward.name)
-        });
+    for (list, rewards) in reward_lists(config) {
+        check_rewards(list, rewards, checks);
     }
     checks.0.extend(unavailable_rewards(config));
     checks.count(config.evaluation.every as usize, "evaluation.every");
@@ -292,14 +284,41 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
     checks.count(config.resources.learner_threads, "resources.learner_threads");
 }
 
+fn reward_lists(config: &RunConfig) -> impl Iterator<Item = (&'static str, &[RewardSection])> {
+    REWARD_LISTS.into_iter().zip([config.rewards.as_slice(), config.evaluation_rewards.as_slice()])
+}
+
+fn check_rewards(list: &str, rewards: &[RewardSection], checks: &mut Checks) {
+    for (position, reward) in rewards.iter().enumerate() {
+        checks.require(
+            reward.weight.is_finite() && reward.weight != 0.0,
+            &format!("{list}[{position}].weight"),
+            || format!("is {}; it must be finite and not 0", reward.weight),
+        );
+        let name = format!("{list}[{position}].name");
+        checks.require(!reward.name.is_empty(), &name, || "is empty; name a scorer".to_owned());
+        let is_repeated = rewards[..position].iter().any(|other| other.name == reward.name);
+        checks.require(!is_repeated, &name, || {
+            format!(
+                "`{}` is given twice; add the weights, or give one another name and the scorer's as `scorer`",
+                reward.name
+            )
+        });
+    }
+}
+
 /// The rewards that no scorer of this build is called by.
 pub(crate) fn unavailable_rewards(config: &RunConfig) -> Vec<ConfigProblem> {
-    let rewards = config.rewards.iter().enumerate();
-    let unavailable = rewards.filter(|(_, reward)| !REWARD_NAMES.contains(&reward.name.as_str()));
-    let problem = |(position, reward): (usize, &RewardSection)| {
-        ConfigProblem::new(format!("rewards[{position}].name"), unavailable_reward(&reward.name))
+    let unavailable = |(list, rewards): (&'static str, &[RewardSection])| {
+        let problem = |(position, reward): (usize, &RewardSection)| {
+            let key = if reward.scorer.is_some() { "scorer" } else { "name" };
+            let message = unavailable_reward(reward.scorer());
+            let is_lacking = !REWARD_NAMES.contains(&reward.scorer());
+            is_lacking.then(|| ConfigProblem::new(format!("{list}[{position}].{key}"), message))
+        };
+        rewards.iter().enumerate().filter_map(problem).collect::<Vec<_>>()
     };
-    unavailable.map(problem).collect()
+    reward_lists(config).flat_map(unavailable).collect()
 }
 
 fn unavailable_reward(name: &str) -> String {

@@ -3,6 +3,13 @@
 use scenes::ImageError;
 use thiserror::Error;
 
+impl RewardError {
+    /// Whether the same images may be scored by trying again later.
+    pub fn may_pass(&self) -> bool {
+        false
+    }
+}
+
 /// A scorer that could not be built, or did not score.
 #[derive(Debug, Error)]
 pub enum RewardError {

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! 1. A scorer sees pixels, the prompt's words and its metadata, nothing of how the image was made.
-//! 2. Equal inputs give equal scores, whatever they are batched with.
+//! 2. Equal batches give equal scores. Networks round differently in other batches, so a batch is what the caller hands
+//!    over, cut by the scorer's own options alone.
 //! 3. No score that leaves a scorer is NaN or infinite.
 
 mod error;
@@ -14,7 +15,7 @@ mod weighted;
 
 pub use error::RewardError;
 pub use jpeg::{JpegReward, jpeg_bytes};
-pub use registry::{NAMES, build};
+pub use registry::{ModelLookupError, NAMES, Resources, build};
 pub use reward::{PromptRecord, Reward, Score, score_checked};
 pub use scenes::RgbImage;
 pub use shapes::{Detection, ShapesOptions, ShapesReward, detect};

@@ -1,7 +1,11 @@
 //! Scorers by name.
 
+use std::path::{Path, PathBuf};
+
+use models::weights::TensorSource;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tch::Device;
 
 use crate::error::RewardError;
 use crate::jpeg::JpegReward;
@@ -11,11 +15,37 @@ use crate::shapes::ShapesReward;
 /// The name of every scorer that [`build`] knows.
 pub const NAMES: [&str; 3] = ["shapes", "jpeg_compressibility", "jpeg_incompressibility"];
 
+/// What scorers may need beside their options.
+pub struct Resources {
+    /// Where networks live.
+    pub device: Device,
+    /// Where their tensors come from: files, or nowhere, to find out what is wrong without reading them.
+    pub source: TensorSource,
+    /// Finds the folder of a model: a path, or `org/name` in a cache.
+    pub find_model: Box<dyn Fn(&Path) -> Result<PathBuf, ModelLookupError>>,
+}
+
+impl Resources {
+    /// The CPU, and models by their paths alone.
+    pub fn local() -> Self {
+        let find_model = Box::new(|model: &Path| Ok(model.to_owned()));
+        Self { device: Device::Cpu, source: TensorSource::Files, find_model }
+    }
+}
+
+/// Why a model's folder is not found.
+pub type ModelLookupError = Box<dyn std::error::Error + Send + Sync>;
+
 /// Builds the scorer called `name`; `options` is an object of its options, or `null` for none.
 ///
 /// # Errors
-/// If there is no such scorer (the nearest name is told), or an option is unknown, of the wrong kind, or out of range.
-pub fn build(name: &str, options: &Value) -> Result<Box<dyn Reward + Send>, RewardError> {
+/// If there is no such scorer (the nearest name is told), an option is unknown, of the wrong kind, or out of range, or
+/// what the scorer needs is missing.
+pub fn build(
+    name: &str,
+    options: &Value,
+    _resources: &Resources,
+) -> Result<Box<dyn Reward + Send>, RewardError> {
     match name {
         "shapes" => Ok(Box::new(ShapesReward::new(parse_options(name, options)?)?)),
         "jpeg_compressibility" => Ok(Box::new(JpegReward::compressibility(parse_options(name, options)?)?)),
@@ -46,13 +76,13 @@ mod tests {
     use super::*;
 
     fn message(name: &str, options: &Value) -> String {
-        build(name, options).err().expect("must be refused").to_string()
+        build(name, options, &Resources::local()).err().expect("must be refused").to_string()
     }
 
     #[test]
     fn every_listed_name_builds_a_scorer_of_that_name() {
         for name in NAMES {
-            assert_eq!(build(name, &Value::Null).expect("listed").name(), name);
+            assert_eq!(build(name, &Value::Null, &Resources::local()).expect("listed").name(), name);
         }
     }
 

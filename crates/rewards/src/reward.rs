@@ -1,6 +1,7 @@
 //! The interface of a scorer.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use scenes::RgbImage;
 use serde_json::Value;
@@ -41,6 +42,11 @@ pub trait Reward {
     /// # Errors
     /// If the lists differ in length, an image or its metadata does not suit the scorer, or a score is not finite.
     fn score(&self, images: &[RgbImage], prompts: &[PromptRecord]) -> Result<Vec<Score>, RewardError>;
+
+    /// How long a task is held for a scorer whose failures [may pass](RewardError::may_pass) before it is given up.
+    fn patience(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// Runs `score_one` over a batch, with the checks that every scorer owes: lengths, buffers, finite scores.

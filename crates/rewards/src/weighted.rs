@@ -62,11 +62,13 @@ impl Reward for WeightedReward {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::build;
+    use crate::registry::{Resources, build};
     use serde_json::json;
 
     fn parts(names: [(&str, f32); 2]) -> Vec<(Box<dyn Reward + Send>, f32)> {
-        names.map(|(name, weight)| (build(name, &json!({})).expect("known name"), weight)).into()
+        names
+            .map(|(name, weight)| (build(name, &json!({}), &Resources::local()).expect("known name"), weight))
+            .into()
     }
 
     #[test]

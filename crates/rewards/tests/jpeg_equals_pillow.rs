@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rewards::{PromptRecord, RgbImage, build, jpeg_bytes};
+use rewards::{PromptRecord, Resources, RgbImage, build, jpeg_bytes};
 use serde_json::Value;
 
 fn golden(file: &str) -> PathBuf {
@@ -34,7 +34,7 @@ fn scores_are_bytes_over_a_thousand_and_their_negative_over_five_hundred() {
     let n_bytes = read_jpeg("waves_64x48").len() as f32;
     let record = PromptRecord { prompt: "waves".to_owned(), metadata: Value::Null };
     let score = |name| {
-        let reward = build(name, &Value::Null).expect("known name");
+        let reward = build(name, &Value::Null, &Resources::local()).expect("known name");
         reward.score(&[read_png("waves_64x48")], std::slice::from_ref(&record)).expect("good picture")[0]
             .value
     };
@@ -44,7 +44,7 @@ fn scores_are_bytes_over_a_thousand_and_their_negative_over_five_hundred() {
 
 #[test]
 fn empty_image_is_refused_with_its_index() {
-    let reward = build("jpeg_compressibility", &Value::Null).expect("known name");
+    let reward = build("jpeg_compressibility", &Value::Null, &Resources::local()).expect("known name");
     let record = PromptRecord { prompt: "nothing".to_owned(), metadata: Value::Null };
     let error = reward.score(&[RgbImage::filled(0, 0, [0; 3])], &[record]).expect_err("no pixels");
     assert!(error.to_string().starts_with("encoding image 0 as JPEG"), "{error}");

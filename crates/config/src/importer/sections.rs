@@ -416,7 +416,7 @@ impl Translation {
             notes.push(format!("{model} is {name}"));
             match self.config.rewards.iter_mut().find(|reward| reward.name == name) {
                 Some(reward) => reward.weight += weight,
-                None => self.config.rewards.push(RewardSection { name, weight }),
+                None => self.config.rewards.push(RewardSection { weight, ..RewardSection::new(name) }),
             }
             let used = ["name", "reward_model", "weight"];
             for (key, value) in table.iter().filter(|(key, _)| !used.contains(&key.as_str())) {

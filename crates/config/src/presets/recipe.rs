@@ -104,7 +104,7 @@ impl Recipe {
         config.data.test = config.data.train.clone();
         self.fill_sampling(&mut config);
         self.fill_training(&mut config);
-        config.rewards = vec![RewardSection { name: self.reward.to_owned(), weight: 1.0 }];
+        config.rewards = vec![RewardSection::new(self.reward)];
         config.evaluation.every = self.evaluation_every;
         config.evaluation.steps = self.evaluation_steps;
         config.evaluation.prompts_per_task = self.evaluation_batch;
