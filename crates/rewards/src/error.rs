@@ -3,10 +3,15 @@
 use scenes::ImageError;
 use thiserror::Error;
 
+use crate::remote::RemoteError;
+
 impl RewardError {
     /// Whether the same images may be scored by trying again later.
     pub fn may_pass(&self) -> bool {
-        false
+        match self {
+            Self::Remote { problem, .. } => problem.may_pass(),
+            _ => false,
+        }
     }
 }
 
@@ -44,6 +49,26 @@ pub enum RewardError {
         value: f32,
         /// What is allowed.
         allowed: &'static str,
+    },
+    /// An option whose value makes no sense.
+    #[error("option `{key}` of reward `{name}`: {problem}")]
+    OptionValue {
+        /// Name of the scorer.
+        name: String,
+        /// The option.
+        key: &'static str,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// The address of a server that does not parse.
+    #[error("option `url` of reward `{name}` is `{url}`: {problem}; give `http://host:port`")]
+    Url {
+        /// Name of the scorer.
+        name: String,
+        /// The address, without what may be secret in it.
+        url: String,
+        /// What is wrong with it.
+        problem: String,
     },
     /// Not one prompt for each image.
     #[error("got {images} images and {prompts} prompts; give one prompt for each image")]
@@ -112,6 +137,24 @@ pub enum RewardError {
         index: usize,
         /// What the encoder says.
         source: turbojpeg::Error,
+    },
+    /// The PNG encoder refused an image.
+    #[error("encoding image {index} as PNG")]
+    Png {
+        /// Position in the batch.
+        index: usize,
+        /// What the encoder says.
+        source: image::ImageError,
+    },
+    /// A scorer in another process that did not score.
+    #[error("reward `{name}` at {url}: {problem}")]
+    Remote {
+        /// Name of the scorer.
+        name: String,
+        /// Where its server is, without credentials.
+        url: String,
+        /// Why not.
+        problem: RemoteError,
     },
     /// A weighted sum without parts.
     #[error("a weighted reward needs at least one part; name a reward")]

@@ -11,13 +11,14 @@ pub mod image_resampling;
 mod error;
 mod jpeg;
 mod registry;
+pub mod remote;
 mod reward;
 mod shapes;
 mod weighted;
 
 pub use error::RewardError;
 pub use jpeg::{JpegReward, jpeg_bytes};
-pub use registry::{ModelLookupError, NAMES, Resources, build};
+pub use registry::{FindModel, LookUpVariable, ModelLookupError, NAMES, Resources, build};
 pub use reward::{PromptRecord, Reward, Score, score_checked};
 pub use scenes::RgbImage;
 pub use shapes::{Detection, ShapesOptions, ShapesReward, detect};
