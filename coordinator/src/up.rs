@@ -257,9 +257,37 @@ fn without_workers(port: u16, directory: &RunDirectory) -> String {
 }
 
 fn resume_command(args: &UpArgs) -> String {
-    let mut words =
-        vec!["coordinator up".to_owned(), args.config.file.display().to_string(), "--resume".to_owned()];
+    let mut words = vec![
+        "coordinator up".to_owned(),
+        quoted(&args.config.file.display().to_string()),
+        "--resume".to_owned(),
+    ];
     words.extend(args.workers.map(|workers| format!("--workers {workers}")));
-    words.extend(args.config.settings.iter().map(|setting| format!("--set '{setting}'")));
+    words.extend(args.config.settings.iter().map(|setting| format!("--set {}", quoted(setting))));
     words.join(" ")
+}
+
+/// A word as a shell takes it back.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@,+%".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_come_back_from_a_shell_as_they_were() {
+        for word in ["runs/a.toml", "my run.toml", "it's", "a=\"b\"", "", "$HOME;ls"] {
+            let mut shell = std::process::Command::new("sh");
+            shell.arg("-c").arg(format!("printf %s {}", quoted(word)));
+            let output = shell.output().expect("a shell");
+            assert_eq!(String::from_utf8_lossy(&output.stdout), word);
+        }
+        assert_eq!(quoted("run.seed=7"), "run.seed=7");
+    }
 }

@@ -97,7 +97,7 @@ struct SampleArgs {
     #[arg(long, default_value_t = 28)]
     steps: usize,
     /// Strength of classifier-free guidance; none at 1 or less.
-    #[arg(long, default_value_t = 4.5)]
+    #[arg(long, default_value_t = 4.5, value_parser = finite)]
     guidance: f64,
     /// Tokens of a prompt for the encoder of long texts: T5, or Qwen2.5-VL.
     #[arg(long, default_value_t = 128)]
@@ -160,7 +160,7 @@ struct InspectArgs {
     #[arg(long)]
     width: Option<i64>,
     /// Strength of guidance.
-    #[arg(long, default_value_t = 4.5)]
+    #[arg(long, default_value_t = 4.5, value_parser = finite)]
     guidance: f64,
     /// Tokens of the long part of a prompt.
     #[arg(long, default_value_t = 128)]
@@ -226,6 +226,11 @@ fn hub() -> Hub {
 
 fn dtype(name: &str) -> Result<Dtype, serde_json::Error> {
     serde_json::from_value(name.into())
+}
+
+fn finite(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if number.is_finite() { Ok(number) } else { Err("must be finite".to_owned()) }
 }
 
 fn reward_section(text: &str) -> Result<(String, RewardSection), String> {
