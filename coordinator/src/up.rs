@@ -5,6 +5,8 @@ use crate::cli::{Place, UpArgs};
 use crate::config_file;
 use crate::display::Display;
 use crate::error::CoordinatorError;
+use crate::inspection;
+use crate::launch;
 use crate::launch::{LEARNER, LocalLauncher, Supervisor, worker_id};
 use crate::membership::{Members, Patience};
 use crate::opening::{OpenRun, open_run, run_directory};
@@ -52,6 +54,8 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
     if args.dry_run {
         return dry_run(&args, catalog.config());
     }
+    // Found now, what is wrong costs a second; found by a worker, the start of a run.
+    inspection::everything(catalog.config(), &launch::programs()?)?;
     let (opened, listener) = open_run(&args, catalog.config()).await?;
     Run::start(&args, catalog, opened, listener, display)?.follow().await
 }
@@ -253,9 +257,37 @@ fn without_workers(port: u16, directory: &RunDirectory) -> String {
 }
 
 fn resume_command(args: &UpArgs) -> String {
-    let mut words =
-        vec!["coordinator up".to_owned(), args.config.file.display().to_string(), "--resume".to_owned()];
+    let mut words = vec![
+        "coordinator up".to_owned(),
+        quoted(&args.config.file.display().to_string()),
+        "--resume".to_owned(),
+    ];
     words.extend(args.workers.map(|workers| format!("--workers {workers}")));
-    words.extend(args.config.settings.iter().map(|setting| format!("--set '{setting}'")));
+    words.extend(args.config.settings.iter().map(|setting| format!("--set {}", quoted(setting))));
     words.join(" ")
+}
+
+/// A word as a shell takes it back.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@,+%".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_come_back_from_a_shell_as_they_were() {
+        for word in ["runs/a.toml", "my run.toml", "it's", "a=\"b\"", "", "$HOME;ls"] {
+            let mut shell = std::process::Command::new("sh");
+            shell.arg("-c").arg(format!("printf %s {}", quoted(word)));
+            let output = shell.output().expect("a shell");
+            assert_eq!(String::from_utf8_lossy(&output.stdout), word);
+        }
+        assert_eq!(quoted("run.seed=7"), "run.seed=7");
+    }
 }

@@ -9,8 +9,22 @@ impl RewardError {
     /// Whether the same images may be scored by trying again later.
     pub fn may_pass(&self) -> bool {
         match self {
+            Self::Outage { .. } => true,
             Self::Remote { problem, .. } => problem.may_pass(),
             _ => false,
+        }
+    }
+
+    /// Position in its batch of the image that the error is about, if it is about one.
+    pub fn image(&self) -> Option<usize> {
+        match self {
+            Self::Image { index, .. }
+            | Self::ImageSize { index, .. }
+            | Self::NotFinite { index, .. }
+            | Self::Jpeg { index, .. }
+            | Self::Png { index, .. } => Some(*index),
+            Self::Remote { problem, .. } => problem.image(),
+            _ => None,
         }
     }
 }
@@ -155,6 +169,14 @@ pub enum RewardError {
         url: String,
         /// Why not.
         problem: RemoteError,
+    },
+    /// A scorer elsewhere that does not answer.
+    #[error("reward `{name}`: {problem}")]
+    Outage {
+        /// Name of the scorer.
+        name: String,
+        /// What happened.
+        problem: String,
     },
     /// A weighted sum without parts.
     #[error("a weighted reward needs at least one part; name a reward")]

@@ -8,18 +8,20 @@
 
 pub mod image_resampling;
 
+mod combination;
 mod error;
 mod jpeg;
+mod persistence;
 mod registry;
 pub mod remote;
 mod reward;
 mod shapes;
-mod weighted;
 
+pub use combination::{RewardPart, weighted_sum};
 pub use error::RewardError;
 pub use jpeg::{JpegReward, jpeg_bytes};
+pub use persistence::{Persistence, Verdict};
 pub use registry::{FindModel, LookUpVariable, ModelLookupError, NAMES, Resources, build};
 pub use reward::{PromptRecord, Reward, Score, score_checked};
 pub use scenes::RgbImage;
 pub use shapes::{Detection, ShapesOptions, ShapesReward, detect};
-pub use weighted::WeightedReward;

@@ -128,6 +128,14 @@ impl RemoteError {
         }
     }
 
+    /// Position among all images of the one that it is about, if it is about one.
+    pub fn image(&self) -> Option<usize> {
+        match self {
+            Self::Image { index, .. } | Self::NoScore { index, .. } => Some(*index),
+            _ => None,
+        }
+    }
+
     /// The same about an image of a batch that begins at `start`, by its position among all images.
     pub(super) fn after(self, start: usize) -> Self {
         match self {
