@@ -168,7 +168,7 @@ pub enum RewardError {
         /// Where its server is, without credentials.
         url: String,
         /// Why not.
-        problem: RemoteError,
+        problem: Box<RemoteError>,
     },
     /// A scorer elsewhere that does not answer.
     #[error("reward `{name}`: {problem}")]

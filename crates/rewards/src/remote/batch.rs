@@ -29,7 +29,8 @@ pub(super) struct Scorer<'a> {
 impl Scorer<'_> {
     /// An error of this scorer.
     pub(super) fn error(&self, problem: RemoteError) -> RewardError {
-        RewardError::Remote { name: self.name.to_owned(), url: self.url.shown(""), problem }
+        let (name, url) = (self.name.to_owned(), self.url.shown(""));
+        RewardError::Remote { name, url, problem: Box::new(problem) }
     }
 
     /// Runs `score_batch` over batches of at most `batch_size` images, as even as can be.
