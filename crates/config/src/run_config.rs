@@ -315,51 +315,11 @@ pub struct RewardSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scorer: Option<String>,
     /// Factor of its raw score, or of its advantage, in the sum.
-    #[serde(default = "unit_weight")]
+    #[serde(default = "crate::rewards::unit_weight")]
     pub weight: f64,
     /// Every other key is an option of the scorer, which alone knows them.
     #[serde(flatten)]
     pub options: toml::Table,
-}
-
-fn unit_weight() -> f64 {
-    1.0
-}
-
-impl RewardSection {
-    /// A scorer at weight 1 with its options at their defaults.
-    pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), scorer: None, weight: unit_weight(), options: toml::Table::new() }
-    }
-
-    /// Name of the scorer.
-    pub fn scorer(&self) -> &str {
-        self.scorer.as_deref().unwrap_or(&self.name)
-    }
-
-    /// Whether both give every image the same raw score: the scorer and its options, not name and weight.
-    pub fn scores_as(&self, other: &Self) -> bool {
-        self.scorer() == other.scorer() && self.options == other.options
-    }
-
-    /// The options as JSON.
-    pub fn options_as_json(&self) -> serde_json::Value {
-        serde_json::to_value(&self.options).expect("a TOML table has a JSON form; else this is a bug")
-    }
-}
-
-impl RunConfig {
-    /// What held-out images are scored by.
-    pub fn rewards_of_evaluation(&self) -> &[RewardSection] {
-        if self.evaluation_rewards.is_empty() { &self.rewards } else { &self.evaluation_rewards }
-    }
-
-    /// Rewards that only evaluations look at: they tell whether training improves images or games its own rewards.
-    pub fn held_out_rewards(&self) -> Vec<&RewardSection> {
-        let is_trained =
-            |reward: &RewardSection| self.rewards.iter().any(|trained| trained.scores_as(reward));
-        self.rewards_of_evaluation().iter().filter(|reward| !is_trained(reward)).collect()
-    }
 }
 
 /// `[evaluation]`
