@@ -168,6 +168,7 @@ impl Layout {
                 None => return Err(format!("tensor `{}` is missing", wanted.name)),
             }
         }
+        self.check_number_of_extras(header)?;
         for (position, info) in header.tensors.iter().enumerate() {
             if header.tensors[..position].iter().any(|earlier| earlier.name == info.name) {
                 return Err(format!("tensor `{}` is announced twice", info.name));
@@ -176,7 +177,6 @@ impl Layout {
                 self.check_optional(info, header, task, steps.len())?;
             }
         }
-        self.check_number_of_extras(header)?;
         self.check_embeddings(header)
     }
 
