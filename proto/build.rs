@@ -7,7 +7,7 @@ const ABSENT_FIELDS: [&str; 5] =
     ["Progress.reward", "Progress.held_out", "Summary.before", "Summary.after", "Summary.best"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["common.proto", "coordinator.proto", "learner.proto"];
+    let files = ["common.proto", "coordinator.proto", "learner.proto", "reward.proto"];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }

@@ -304,7 +304,18 @@ pub struct EmaSection {
 }
 
 /// Scorers that a run can use, by name; each has a file in `crates/rewards`.
-pub const REWARD_NAMES: [&str; 3] = ["shapes", "jpeg_compressibility", "jpeg_incompressibility"];
+pub const REWARD_NAMES: [&str; 10] = [
+    "shapes",
+    "jpeg_compressibility",
+    "jpeg_incompressibility",
+    "flow_grpo_server",
+    "geneval",
+    "deqa",
+    "flow_factory",
+    "unifiedreward",
+    "vlm_judge",
+    "grpc",
+];
 
 /// `[[rewards]]` and `[[evaluation_rewards]]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,11 +6,14 @@
 //!    over, cut by the scorer's own options alone.
 //! 3. No score that leaves a scorer is NaN or infinite.
 
+pub mod image_resampling;
+
 mod combination;
 mod error;
 mod jpeg;
 mod persistence;
 mod registry;
+pub mod remote;
 mod reward;
 mod shapes;
 
@@ -18,7 +21,7 @@ pub use combination::{RewardPart, weighted_sum};
 pub use error::RewardError;
 pub use jpeg::{JpegReward, jpeg_bytes};
 pub use persistence::{Persistence, Verdict};
-pub use registry::{ModelLookupError, NAMES, Resources, build};
+pub use registry::{FindModel, LookUpVariable, ModelLookupError, NAMES, Resources, build};
 pub use reward::{PromptRecord, Reward, Score, score_checked};
 pub use scenes::RgbImage;
 pub use shapes::{Detection, ShapesOptions, ShapesReward, detect};
