@@ -6,6 +6,8 @@
 //!    over, cut by the scorer's own options alone.
 //! 3. No score that leaves a scorer is NaN or infinite.
 
+pub mod image_resampling;
+
 mod error;
 mod jpeg;
 mod registry;
