@@ -2,16 +2,26 @@
 //! `cargo run --release -p rollout-worker --example task_speed -- CONFIG [N_TASKS]`.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
 use config::RunConfig;
 use proto::{Prompt, Task, TaskId, TaskKind};
 use rollout_worker::guided_model::{GuidanceSettings, GuidedModel};
-use rollout_worker::scoring::Scorer;
+use rollout_worker::scoring::{Listener, Scorer};
 use rollout_worker::settings;
 use rollout_worker::task::Sampler;
 use service::Hub;
+
+/// Nobody is told how scoring goes on.
+struct Unheard;
+
+impl Listener for Unheard {
+    fn progressed(&self) {}
+    fn held(&self, _: &str, _: &str) {}
+    fn released(&self, _: &str) {}
+}
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -28,7 +38,8 @@ fn main() -> anyhow::Result<()> {
     let device = settings::device(&config.resources.device)?;
     let model = GuidedModel::open(&config.model.path, settings::weights(&config, device), guidance)?;
     let hub = Hub::from_environment(|name| std::env::var_os(name));
-    let scorer = Scorer::new(&config.rewards, &settings::reward_resources(device, hub))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let scorer = runtime.block_on(Scorer::start(&config, device, &hub))?;
     let prompts = config.data.train_prompts()?;
     let specs = config.train_tasks(prompts.len(), 0);
     let mut sampler = Sampler::new(config, model)?;
@@ -49,7 +60,8 @@ fn main() -> anyhow::Result<()> {
         let sampled = sampler.sample(&task, &|| ())?;
         let start = Instant::now();
         let seconds = sampled.seconds;
-        let cost = scorer.complete(sampled)?.header.cost.unwrap_or_default();
+        let cost =
+            runtime.block_on(scorer.complete(sampled, Arc::new(Unheard)))?.header.cost.unwrap_or_default();
         // The first task warms libtorch up.
         if position > 0 {
             evaluations += cost.network_evaluations;

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! 1. While one task is scored and pushed the device samples the next, so that it waits neither for a reward nor for a
-//!    socket.
+//!    socket. A reward that does not answer holds its task, and with it, when the next is sampled, the worker.
 //! 2. A task is asked for only when there is room for its outcome: one is sampled, one finished, and nothing piles up.
 //! 3. However a task ends, the coordinator hears of it, or of this worker's end.
 
@@ -103,8 +103,8 @@ impl Worker {
         if let Some(device) = device {
             config.resources.device = device;
         }
-        let scorer = Scorer::new(&config.rewards, &settings::reward_resources(Device::Cpu, hub.clone()))
-            .map_err(BadInput::from_error)?;
+        let reward_device = settings::device(&config.resources.device).map_err(BadInput::from_error)?;
+        let scorer = Scorer::start(&config, reward_device, &hub).await?;
         let n_threads = config.resources.worker_threads;
         let open = move || open_sampler(config, &hub).map_err(BadInput::from_error);
         let device = DeviceThread::start(n_threads, open).await?;
