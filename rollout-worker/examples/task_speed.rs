@@ -44,7 +44,8 @@ fn main() -> anyhow::Result<()> {
     let specs = config.train_tasks(prompts.len(), 0);
     let mut sampler = Sampler::new(config, model)?;
 
-    let (mut evaluations, mut images, mut sampling, mut scoring) = (0, 0, 0.0, 0.0);
+    let (mut evaluations, mut images) = (0, 0);
+    let (mut sampling, mut decoding, mut scoring) = (0.0, 0.0, 0.0);
     for (position, spec) in specs.iter().cycle().take(n_tasks + 1).enumerate() {
         let record = &prompts[spec.prompts[0] as usize];
         let prompt =
@@ -67,12 +68,14 @@ fn main() -> anyhow::Result<()> {
             evaluations += cost.network_evaluations;
             images += cost.images;
             sampling += seconds;
+            decoding += cost.decoding_seconds;
             scoring += start.elapsed().as_secs_f64();
         }
     }
     println!(
-        "{n_tasks} tasks: {:.1} ms sampling and {:.1} ms scoring each",
+        "{n_tasks} tasks: {:.1} ms sampling, {:.1} ms of it decoding, and {:.1} ms scoring each",
         per(sampling, n_tasks),
+        per(decoding, n_tasks),
         per(scoring, n_tasks)
     );
     println!(

@@ -89,6 +89,7 @@ impl Scorer {
             network_evaluations: sampled.network_evaluations,
             images: n_images,
             sampling_seconds: sampled.seconds,
+            decoding_seconds: sampled.decoding_seconds,
             reward_seconds: start.elapsed().as_secs_f64(),
         };
         let digest =
