@@ -291,7 +291,7 @@ pub struct EmaSection {
 }
 
 /// Scorers that a run can use, by name; each has a file in `crates/rewards`.
-pub const REWARD_NAMES: [&str; 3] = ["shapes", "jpeg_compressibility", "jpeg_incompressibility"];
+pub const REWARD_NAMES: [&str; 4] = ["shapes", "jpeg_compressibility", "jpeg_incompressibility", "hpsv3"];
 
 /// `[[rewards]]` and `[[evaluation_rewards]]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

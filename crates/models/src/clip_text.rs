@@ -68,7 +68,6 @@ impl ClipTextConfig {
             ("vocab_size", self.vocab_size),
             ("intermediate_size", self.intermediate_size),
             ("max_position_embeddings", self.max_position_embeddings),
-            ("projection_dim", self.projection_dim),
         ];
         check_sizes(path, prefix, &sizes)?;
         check_heads(path, prefix, [self.hidden_size, self.num_attention_heads])?;

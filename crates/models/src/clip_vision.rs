@@ -122,7 +122,6 @@ impl ClipVisionModel {
         let path = dir.join("config.json");
         let config = ClipConfig::read(&path)?;
         let encoder = config.vision().encoder(&path, "vision_config.")?;
-        check_sizes(&path, "", &[("projection_dim", config.projection_dim)])?;
         let weights = Weights::open(dir, "model", options)?;
         let sizes = (config.vision(), encoder);
         let model = Self::new(&weights.scope(""), sizes, config.projection_dim, ClipNames::Transformers);

@@ -32,6 +32,8 @@ pub mod json_file;
 pub mod pipeline;
 pub mod push_tensors;
 pub mod qwen2_decoder;
+pub mod qwen2_vision;
+pub mod qwen2_vl;
 pub mod qwen_image;
 pub mod reference_case;
 pub mod t5;

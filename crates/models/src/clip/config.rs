@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::clip_encoder::check_sizes;
 use crate::clip_text::ClipTextConfig;
 use crate::clip_vision::ClipVisionConfig;
 use crate::{ModelError, json_file};
@@ -46,6 +47,7 @@ impl ClipConfig {
     pub fn read(path: &Path) -> Result<Self, ModelError> {
         let config: Self = json_file::read(path)?;
         if config.model_type == MODEL_TYPE {
+            check_sizes(path, "", &[("projection_dim", config.projection_dim)])?;
             return Ok(config);
         }
         let reason =
