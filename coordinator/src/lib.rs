@@ -23,6 +23,7 @@ pub mod cli;
 pub mod config_file;
 pub mod display;
 pub mod error;
+pub mod inspection;
 pub mod planning;
 pub mod rates;
 pub mod status;

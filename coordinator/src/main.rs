@@ -4,7 +4,7 @@ use clap::Parser;
 use coordinator::cli::{Cli, Command};
 use coordinator::display::Display;
 use coordinator::error::CoordinatorError;
-use coordinator::{admin, config_file, launch, planning, up};
+use coordinator::{admin, config_file, inspection, launch, planning, up};
 use service::{Hub, exit_code, logging};
 use std::process::ExitCode;
 
@@ -46,7 +46,7 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
         }
         Command::Validate(args) => {
             let catalog = config_file::open(&args, &hub)?;
-            planning::inspect(catalog.config(), &launch::programs()?)?;
+            inspection::everything(catalog.config(), &launch::programs()?)?;
             catalog.notes().iter().for_each(|note| eprintln!("note: {note}"));
             println!("{} is valid", args.file.display());
         }

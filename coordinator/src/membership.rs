@@ -131,6 +131,8 @@ pub struct Member {
     pub draining: bool,
     /// Tasks finished by all its incarnations.
     pub tasks_done: u64,
+    /// What is wrong while it goes on, in its words.
+    pub troubles: Vec<String>,
     /// Time of membership before the newest join.
     earlier: Duration,
     joined: Instant,
@@ -179,6 +181,7 @@ impl Members {
             last_heartbeat: now,
             draining: false,
             tasks_done: earlier.map_or(0, |member| member.tasks_done),
+            troubles: Vec::new(),
             earlier: earlier.map_or(Duration::ZERO, |member| member.present(now)),
             joined: now,
             applicant,
@@ -269,6 +272,16 @@ impl Members {
             });
         }
         Ok(member)
+    }
+
+    /// Takes what is wrong at a member, and returns what of it is new and what is over.
+    pub fn note_troubles(&mut self, member_id: &str, troubles: Vec<String>) -> (Vec<String>, Vec<String>) {
+        let Some(member) = self.members.get_mut(member_id) else { return (Vec::new(), Vec::new()) };
+        let earlier = std::mem::replace(&mut member.troubles, troubles);
+        let without = |all: &[String], others: &[String]| {
+            all.iter().filter(|trouble| !others.contains(trouble)).cloned().collect()
+        };
+        (without(&member.troubles, &earlier), without(&earlier, &member.troubles))
     }
 
     /// Ends the leases of members that were silent for too long and names them.

@@ -1,12 +1,12 @@
-//! `coordinator plan`, and what `validate` asks about a model: the counting is the config crate's; what the model is, the rollout worker tells.
+//! `coordinator plan`: the counting is the config crate's; what model and rewards are, the rollout worker tells.
 
 use crate::cli::ConfigArgs;
 use crate::config_file;
 use crate::error::CoordinatorError;
-use config::{AdapterMethod, Dtype, ModelInspection, Plan, RunConfig};
+use crate::inspection;
+use config::{Plan, RunConfig};
 use service::Hub;
 use std::path::Path;
-use std::process::Command;
 
 /// Works out what a run will cost, and what there is to say beside it. `programs` is the folder of the rollout worker.
 ///
@@ -19,68 +19,34 @@ pub fn plan(args: &ConfigArgs, hub: &Hub, programs: &Path) -> Result<(Plan, Vec<
     let mut notes: Vec<String> =
         lacking.iter().map(|problem| format!("`{}`: {}", problem.key, problem.message)).collect();
     let model = match config_file::missing_model(&config.model.path, hub) {
-        None => Some(inspect(&config, programs)?),
+        None => Some(inspection::model(&config, programs)?),
         Some(missing) => {
             notes.push(format!("memory and bytes stay unknown without the model; {missing}"));
             None
         }
     };
+    notes.extend(reward_notes(&config, programs));
     Ok((config::plan(&config, model), notes))
 }
 
-/// Asks the rollout worker, which knows the networks and is among `programs`, about the model under the run's settings.
-///
-/// # Errors
-/// If the model's folder, the size of the images or the adapter's targets cannot be used, or the worker cannot be asked.
-pub fn inspect(config: &RunConfig, programs: &Path) -> Result<ModelInspection, CoordinatorError> {
-    let program = programs.join("rollout-worker");
-    let output = Command::new(&program)
-        .args(arguments(config))
-        .output()
-        .map_err(|source| CoordinatorError::Spawn { program: program.clone(), source })?;
-    let problem = String::from_utf8_lossy(&output.stderr);
-    let problem = problem.trim().trim_start_matches("error: ");
-    match output.status.code() {
-        Some(0) => serde_json::from_slice(&output.stdout).map_err(|error| {
-            CoordinatorError::Usage(format!(
-                "{} answers in another tongue ({error}); build both programs together",
-                program.display()
-            ))
-        }),
-        Some(2) => Err(CoordinatorError::Usage(format!("the model cannot be used: {problem}"))),
-        _ => Err(CoordinatorError::Inspection {
-            program,
-            status: output.status.to_string(),
-            output: problem.to_owned(),
-        }),
-    }
-}
-
-/// How the rollout worker is asked about the model under the run's settings.
-fn arguments(config: &RunConfig) -> Vec<String> {
-    let (model, sampling, adapter) = (&config.model, &config.sampling, &config.adapter);
-    let dtype = match model.dtype {
-        Dtype::Float32 => "float32",
-        Dtype::Bfloat16 => "bfloat16",
+/// What rewards take on each worker besides, or why they cannot be built; a plan needs none of them.
+fn reward_notes(config: &RunConfig, programs: &Path) -> Vec<String> {
+    let rewards = match inspection::rewards(config, programs) {
+        Ok(rewards) => rewards,
+        Err(error) => return vec![format!("rewards are not looked at: {error}")],
     };
-    let mut arguments = vec!["inspect".to_owned(), model.path.display().to_string(), "--json".to_owned()];
-    let mut option = |name: &str, value: String| arguments.push(format!("--{name}={value}"));
-    option("dtype", dtype.to_owned());
-    option("height", sampling.height.to_string());
-    option("width", sampling.width.to_string());
-    option("guidance", sampling.guidance_scale.to_string());
-    option("max-sequence-length", model.max_sequence_length.to_string());
-    if !model.variant.is_empty() {
-        option("variant", model.variant.clone());
-    }
-    if adapter.method == AdapterMethod::Lora {
-        option("rank", adapter.rank.to_string());
-        adapter.targets.iter().for_each(|target| option("target", target.clone()));
-    }
-    if model.random_weights {
-        arguments.push("--random-weights".to_owned());
-    }
-    arguments
+    let gigabytes = |reward: &config::RewardInspection| reward.bytes as f64 / 1e9;
+    let note = |reward: &config::RewardInspection| match inspection::reward_problem(reward) {
+        Some(problem) => Some(problem),
+        None => (reward.bytes > 0).then(|| {
+            format!(
+                "reward `{}` takes {:.2} GB of each worker's memory besides",
+                reward.name,
+                gigabytes(reward)
+            )
+        }),
+    };
+    rewards.iter().filter_map(note).collect()
 }
 
 #[cfg(test)]
@@ -105,19 +71,6 @@ mod tests {
     }
 
     #[test]
-    fn the_worker_is_asked_about_the_model_under_the_settings_of_the_run() {
-        let config = config::preset("dgx-flux-pr").expect("a preset").config;
-        let asked = arguments(&config).join(" ");
-        for part in [
-            "inspect black-forest-labs/FLUX.1-dev --json",
-            "--dtype=bfloat16 --height=1024 --width=1024 --guidance=3.5 --max-sequence-length=128 --rank=32",
-            "--target=ff_context.net.2",
-        ] {
-            assert!(asked.contains(part), "{part} is not in {asked}");
-        }
-    }
-
-    #[test]
     fn what_is_wrong_with_a_model_is_passed_on() {
         let (home, args) = home("echo 'error: transformer/config.json is damaged' >&2; exit 2");
         let error = plan(&args, &Hub::at("no/cache"), home.path()).expect_err("damaged");
@@ -134,6 +87,23 @@ mod tests {
         assert!(plan.to_string().contains("53568") && !plan.to_string().contains("memory"), "{plan}");
         assert!(notes[0].contains("`geneval` is not available"), "{notes:?}");
         assert!(notes[1].contains("no/model/model_index.json"), "{notes:?}");
+    }
+
+    #[test]
+    fn rewards_are_looked_at_beside_the_model() {
+        let inspection = r#"[{"key": "rewards[0]", "name": "geneval", "bytes": 3900000000, "problem": null},
+            {"key": "rewards[1]", "name": "ocr", "bytes": 0, "problem": "no `tesseract`"}]"#;
+        let (home, mut args) = home(&format!("echo '{inspection}'"));
+        let text = fs::read_to_string(&args.file).expect("readable");
+        let text = text.replace("name = \"geneval\"", "name = \"shapes\"");
+        fs::write(&args.file, text).expect("written");
+        args.settings = vec!["model.path=./no/model".to_owned()];
+        let (_, notes) = plan(&args, &Hub::at("no/cache"), home.path()).expect("planned");
+        let expected = [
+            "reward `geneval` takes 3.90 GB of each worker's memory besides",
+            "`rewards[1]`: no `tesseract`",
+        ];
+        assert_eq!(notes[1..], expected, "{notes:?}");
     }
 
     #[test]

@@ -8,8 +8,8 @@ use crate::membership::{Applicant, Loss, Member, Members, Presence, Refusal};
 use crate::tasks::{Asking, Grant, TaskBook, TaskCounts, TaskName, Verdict, WantedTasks};
 use proto::heartbeat_reply::Order;
 use proto::{
-    Caller, Fatal, FinishTaskRequest, HeartbeatReply, JoinReply, JoinRequest, NextTaskRequest, Progress,
-    ReportRequest, Role, StatusReply, Summary, TaskId, Wanted,
+    Caller, Fatal, FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply, JoinRequest,
+    NextTaskRequest, Progress, ReportRequest, Role, StatusReply, Summary, TaskId, Wanted,
 };
 use std::time::{Duration, Instant};
 
@@ -123,21 +123,27 @@ impl RunState {
     ///
     /// # Errors
     /// If the sender is fenced.
-    pub fn heartbeat(
-        &mut self,
-        caller: Option<&Caller>,
-        idle: Duration,
-        now: Instant,
-    ) -> Result<HeartbeatReply, Refusal> {
+    pub fn heartbeat(&mut self, request: HeartbeatRequest, now: Instant) -> Result<HeartbeatReply, Refusal> {
+        let caller = request.caller.as_ref();
+        let idle = Duration::try_from_secs_f64(request.idle_seconds).unwrap_or_default();
         let outcome =
             self.members.heartbeat(caller, idle, now).map(|member| (member.draining, member.applicant.role));
         if let (Err(Refusal::Fenced { member_id, .. }), Some(_)) = (&outcome, caller) {
             self.lose_stuck_tasks(&member_id.clone(), now);
         }
         let (draining, role) = outcome?;
+        if let Some(caller) = caller {
+            self.say_troubles(&caller.member_id, request.troubles);
+        }
         let leaves = draining || if role == Role::Learner { self.learner_leaves() } else { self.is_ending() };
         let order = if leaves { Order::Drain } else { Order::Continue };
         Ok(HeartbeatReply { order: order.into(), learner_address: self.learner_address() })
+    }
+
+    fn say_troubles(&mut self, member_id: &str, troubles: Vec<String>) {
+        let (new, over) = self.members.note_troubles(member_id, troubles);
+        new.iter().for_each(|trouble| tracing::warn!("{member_id}: {trouble}"));
+        over.iter().for_each(|trouble| tracing::warn!("{member_id}: this is over: {trouble}"));
     }
 
     fn lose_stuck_tasks(&mut self, member_id: &str, now: Instant) {
@@ -365,6 +371,7 @@ impl RunState {
             tasks_done: member.tasks_done,
             running: running.iter().map(|task| to_wire(*task)).collect(),
             busy,
+            troubles: member.troubles.clone(),
         }
     }
 

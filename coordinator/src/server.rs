@@ -144,8 +144,7 @@ impl Coordinator for ControlPlane {
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatReply>, Status> {
         let request = request.into_inner();
-        let idle = Duration::try_from_secs_f64(request.idle_seconds).unwrap_or_default();
-        Ok(Response::new(self.update(|state, now| state.heartbeat(request.caller.as_ref(), idle, now))?))
+        Ok(Response::new(self.update(|state, now| state.heartbeat(request, now))?))
     }
 
     async fn next_task(&self, request: Request<NextTaskRequest>) -> Result<Response<NextTaskReply>, Status> {

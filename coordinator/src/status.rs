@@ -25,8 +25,9 @@ pub fn living_text(reply: &StatusReply) -> String {
 
 fn member_text(member: &Member) -> String {
     let tasks: String = running(member).iter().map(|task| format!(" · {task}")).collect();
+    let troubles: String = member.troubles.iter().map(|trouble| format!("\n    {trouble}")).collect();
     format!(
-        "  {:<12} {:<8} pid {:<8} heard {:.1} s ago · {} tasks · {:.0} % busy{tasks}",
+        "  {:<12} {:<8} pid {:<8} heard {:.1} s ago · {} tasks · {:.0} % busy{tasks}{troubles}",
         member.member_id,
         member.state,
         member.pid,
@@ -52,6 +53,7 @@ pub fn living_json(reply: &StatusReply) -> Value {
             "tasks_done": member.tasks_done,
             "running": running(member),
             "busy": member.busy,
+            "troubles": member.troubles,
         })
     });
     let mut status = fields(&reply.progress.clone().unwrap_or_default());

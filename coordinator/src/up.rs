@@ -5,6 +5,8 @@ use crate::cli::{Place, UpArgs};
 use crate::config_file;
 use crate::display::Display;
 use crate::error::CoordinatorError;
+use crate::inspection;
+use crate::launch;
 use crate::launch::{LEARNER, LocalLauncher, Supervisor, worker_id};
 use crate::membership::{Members, Patience};
 use crate::opening::{OpenRun, open_run, run_directory};
@@ -52,6 +54,8 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
     if args.dry_run {
         return dry_run(&args, catalog.config());
     }
+    // Found now, what is wrong costs a second; found by a worker, the start of a run.
+    inspection::everything(catalog.config(), &launch::programs()?)?;
     let (opened, listener) = open_run(&args, catalog.config()).await?;
     Run::start(&args, catalog, opened, listener, display)?.follow().await
 }

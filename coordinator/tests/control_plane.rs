@@ -142,7 +142,7 @@ impl Member {
     }
 
     async fn heartbeat(&mut self) -> Result<Order, Status> {
-        let request = HeartbeatRequest { caller: self.caller.clone(), idle_seconds: 0.0 };
+        let request = HeartbeatRequest { caller: self.caller.clone(), ..HeartbeatRequest::default() };
         self.client.heartbeat(request).await.map(|reply| reply.into_inner().order())
     }
 

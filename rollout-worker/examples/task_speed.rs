@@ -2,16 +2,26 @@
 //! `cargo run --release -p rollout-worker --example task_speed -- CONFIG [N_TASKS]`.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
 use config::RunConfig;
 use proto::{Prompt, Task, TaskId, TaskKind};
 use rollout_worker::guided_model::{GuidanceSettings, GuidedModel};
-use rollout_worker::scoring::Scorer;
+use rollout_worker::scoring::{Listener, Scorer};
 use rollout_worker::settings;
 use rollout_worker::task::Sampler;
 use service::Hub;
+
+/// Nobody is told how scoring goes on.
+struct Unheard;
+
+impl Listener for Unheard {
+    fn progressed(&self) {}
+    fn held(&self, _: &str, _: &str) {}
+    fn released(&self, _: &str) {}
+}
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -28,12 +38,14 @@ fn main() -> anyhow::Result<()> {
     let device = settings::device(&config.resources.device)?;
     let model = GuidedModel::open(&config.model.path, settings::weights(&config, device), guidance)?;
     let hub = Hub::from_environment(|name| std::env::var_os(name));
-    let scorer = Scorer::new(&config.rewards, &settings::reward_resources(device, hub))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let scorer = runtime.block_on(Scorer::start(&config, device, &hub))?;
     let prompts = config.data.train_prompts()?;
     let specs = config.train_tasks(prompts.len(), 0);
     let mut sampler = Sampler::new(config, model)?;
 
-    let (mut evaluations, mut images, mut sampling, mut scoring) = (0, 0, 0.0, 0.0);
+    let (mut evaluations, mut images) = (0, 0);
+    let (mut sampling, mut decoding, mut scoring) = (0.0, 0.0, 0.0);
     for (position, spec) in specs.iter().cycle().take(n_tasks + 1).enumerate() {
         let record = &prompts[spec.prompts[0] as usize];
         let prompt =
@@ -49,18 +61,21 @@ fn main() -> anyhow::Result<()> {
         let sampled = sampler.sample(&task, &|| ())?;
         let start = Instant::now();
         let seconds = sampled.seconds;
-        let cost = scorer.complete(sampled)?.header.cost.unwrap_or_default();
+        let cost =
+            runtime.block_on(scorer.complete(sampled, Arc::new(Unheard)))?.header.cost.unwrap_or_default();
         // The first task warms libtorch up.
         if position > 0 {
             evaluations += cost.network_evaluations;
             images += cost.images;
             sampling += seconds;
+            decoding += cost.decoding_seconds;
             scoring += start.elapsed().as_secs_f64();
         }
     }
     println!(
-        "{n_tasks} tasks: {:.1} ms sampling and {:.1} ms scoring each",
+        "{n_tasks} tasks: {:.1} ms sampling, {:.1} ms of it decoding, and {:.1} ms scoring each",
         per(sampling, n_tasks),
+        per(decoding, n_tasks),
         per(scoring, n_tasks)
     );
     println!(

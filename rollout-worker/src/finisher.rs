@@ -1,9 +1,9 @@
 //! The second half of every task: score, push, tell the coordinator; the device samples the next one meanwhile.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use proto::TaskId;
-use service::{Membership, ServiceError};
+use service::{Membership, ServiceError, WorkInHand};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{Instrument, Span};
@@ -11,8 +11,8 @@ use tracing::{Instrument, Span};
 use crate::delivery::Delivery;
 use crate::learner_link::LearnerLink;
 use crate::push::{Delivered, PushError, push};
-use crate::scoring::Scorer;
-use crate::task::{Sampled, TaskError};
+use crate::scoring::{Listener, Scorer, ScoringError};
+use crate::task::Sampled;
 
 /// Takes sampled tasks and finishes them one after another.
 pub struct Finisher {
@@ -33,9 +33,30 @@ struct Accepted {
     span: Span,
 }
 
+/// Tells the coordinator how scoring goes on.
+struct ScoringReport {
+    work: Arc<WorkInHand>,
+    membership: Membership,
+}
+
+impl Listener for ScoringReport {
+    fn progressed(&self) {
+        self.work.progressed();
+    }
+
+    fn held(&self, scorer: &str, problem: &str) {
+        self.membership
+            .troubled(scorer, format!("tasks are held until reward `{scorer}` answers: {problem}"));
+    }
+
+    fn released(&self, scorer: &str) {
+        self.membership.relieved(scorer);
+    }
+}
+
 /// What finishing needs.
 struct Work {
-    scorer: Arc<Mutex<Scorer>>,
+    scorer: Scorer,
     link: LearnerLink,
     membership: Membership,
 }
@@ -52,7 +73,7 @@ impl Finisher {
         let unfinished = watch::Sender::new(Vec::new());
         let finished = unfinished.clone();
         let link = LearnerLink::new(membership.clone());
-        let mut work = Work { scorer: Arc::new(Mutex::new(scorer)), link, membership };
+        let mut work = Work { scorer, link, membership };
         let work = tokio::spawn(async move {
             while let Some(Accepted { id, sampled, span }) = accepted.recv().await {
                 let outcome = work.finish(id, sampled).instrument(span).await;
@@ -78,7 +99,7 @@ impl Finisher {
     /// Finishes everything that was accepted.
     ///
     /// # Errors
-    /// If the coordinator is lost or scoring panics.
+    /// If the coordinator is lost or a scorer has died.
     pub async fn close(self) -> anyhow::Result<()> {
         drop(self.tasks);
         self.work.await?
@@ -95,23 +116,18 @@ impl Place<'_> {
 
 impl Work {
     async fn finish(&mut self, id: TaskId, sampled: Sampled) -> anyhow::Result<()> {
-        let work = self.membership.begin_work();
-        let delivery = match self.score(sampled).await? {
+        let work = Arc::new(self.membership.begin_work());
+        let listener = ScoringReport { work: work.clone(), membership: self.membership.clone() };
+        let delivery = match self.scorer.complete(sampled, Arc::new(listener)).await {
             Ok(delivery) => delivery,
-            Err(error) => {
+            Err(ScoringError::Task(error)) => {
                 tracing::error!("cannot score: {error}");
                 return Ok(self.membership.task_failed(id, &error.to_string(), true).await?);
             }
+            Err(error @ ScoringError::Died(_)) => return Err(error.into()),
         };
         let delivered = push(&mut self.link, &delivery, &work).await;
         Ok(self.tell(id, delivered, &delivery).await?)
-    }
-
-    /// Scoring takes long, so it runs beside the sockets.
-    async fn score(&self, sampled: Sampled) -> anyhow::Result<Result<Delivery, TaskError>> {
-        let scorer = self.scorer.clone();
-        let score = move || scorer.lock().unwrap_or_else(PoisonError::into_inner).complete(sampled);
-        Ok(tokio::task::spawn_blocking(score).await?)
     }
 
     async fn tell(

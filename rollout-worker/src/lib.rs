@@ -11,6 +11,7 @@ pub mod finisher;
 pub mod guided_model;
 pub mod image_file;
 pub mod inspect;
+pub mod inspect_rewards;
 pub mod learner_link;
 pub mod parity;
 pub mod push;

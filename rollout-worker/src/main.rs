@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use config::Dtype;
+use config::{Dtype, RewardSection};
 use models::lora::LoraConfig;
 use rollout_worker::bad_input::BadInput;
 use rollout_worker::guided_model::GuidanceSettings;
@@ -12,7 +12,7 @@ use rollout_worker::inspect::{self, InspectOptions};
 use rollout_worker::sample::{self, SampleOptions};
 use rollout_worker::score::{self, ScoreOptions};
 use rollout_worker::serve::{self, ServeOptions};
-use rollout_worker::{parity, settings};
+use rollout_worker::{inspect_rewards, parity, settings};
 use service::{Hub, MemberArguments, ServiceError, cuda, exit_code, logging, shutdown};
 
 /// Samples images: for a training run, or by itself.
@@ -35,6 +35,8 @@ enum Command {
     Score(ScoreArgs),
     /// Says what a model is, and what is wrong with its folder, without reading its weights.
     Inspect(InspectArgs),
+    /// Says whether rewards could be built here, as JSON.
+    InspectRewards(InspectRewardsArgs),
 }
 
 #[derive(clap::Args)]
@@ -122,9 +124,12 @@ struct SampleArgs {
 
 #[derive(clap::Args)]
 struct ScoreArgs {
-    /// Scorer, such as `shapes` or `jpeg_compressibility`.
+    /// Scorer, such as `pickscore` or `jpeg_compressibility`.
     #[arg(long)]
     reward: String,
+    /// Option of the scorer, as in `batch_size=8`; may be given often.
+    #[arg(long = "option", value_name = "KEY=VALUE")]
+    options: Vec<String>,
     /// Folder of PNG files; a name begins with the number of its prompt, as in 00012-3.png.
     #[arg(long)]
     images: PathBuf,
@@ -134,6 +139,12 @@ struct ScoreArgs {
     /// One JSON object per line.
     #[arg(long)]
     json: bool,
+    /// `cpu` or `cuda`.
+    #[arg(long, env, default_value = "cpu")]
+    device: String,
+    /// CPU threads of tensor operations.
+    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: u16,
 }
 
 #[derive(clap::Args)]
@@ -165,6 +176,13 @@ struct InspectArgs {
     json: bool,
 }
 
+#[derive(clap::Args)]
+struct InspectRewardsArgs {
+    /// A reward's place in the config and its section as JSON: `rewards[0]={"name": "pickscore"}`; may be given often.
+    #[arg(required = true, value_parser = reward_section)]
+    sections: Vec<(String, RewardSection)>,
+}
+
 fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(code) => code.into(),
@@ -185,6 +203,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Sample(args) => run_sample(args),
         Command::Score(args) => run_score(args),
         Command::Inspect(args) => run_inspect(args),
+        Command::InspectRewards(args) => run_inspect_rewards(&args),
     }
 }
 
@@ -194,7 +213,8 @@ impl Command {
         match self {
             Self::Serve(args) => args.device.as_deref(),
             Self::Sample(args) => Some(&args.device),
-            Self::Parity(_) | Self::Score(_) | Self::Inspect(_) => Some("cpu"),
+            Self::Score(args) => Some(&args.device),
+            Self::Parity(_) | Self::Inspect(_) | Self::InspectRewards(_) => Some("cpu"),
         }
     }
 }
@@ -206,6 +226,19 @@ fn hub() -> Hub {
 
 fn dtype(name: &str) -> Result<Dtype, serde_json::Error> {
     serde_json::from_value(name.into())
+}
+
+fn reward_section(text: &str) -> Result<(String, RewardSection), String> {
+    let (key, section) = text.split_once('=').ok_or("write KEY=JSON")?;
+    Ok((key.to_owned(), serde_json::from_str(section).map_err(|error| error.to_string())?))
+}
+
+fn run_inspect_rewards(args: &InspectRewardsArgs) -> anyhow::Result<u8> {
+    let hub = hub();
+    let inspections: Vec<_> =
+        args.sections.iter().map(|(key, section)| inspect_rewards::run(key, section, &hub)).collect();
+    println!("{}", serde_json::to_string(&inspections)?);
+    Ok(exit_code::DONE)
 }
 
 fn exit_code_of(error: &anyhow::Error) -> u8 {
@@ -306,14 +339,12 @@ fn say_stand_ins(model: &Path, random_weights: bool) -> anyhow::Result<()> {
 }
 
 fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {
-    let resources = settings::reward_resources(tch::Device::Cpu, hub());
-    let options = ScoreOptions {
-        reward: args.reward,
-        images: args.images,
-        prompts: args.prompts,
-        json: args.json,
-        resources,
-    };
+    tch::set_num_threads(i32::from(args.threads));
+    let device = settings::device(&args.device).map_err(BadInput::from_error)?;
+    let resources = settings::reward_resources(device, hub());
+    let reward = config::reward_from_settings(&args.reward, &args.options).map_err(BadInput::from_error)?;
+    let options =
+        ScoreOptions { reward, images: args.images, prompts: args.prompts, json: args.json, resources };
     score::run(&options, &mut std::io::stdout().lock())?;
     Ok(exit_code::DONE)
 }

@@ -1,48 +1,95 @@
 //! Scores of sampled images, and the delivery that they complete.
+//!
+//! ```text
+//!                 ┌─▶ thread of reward A ─┐
+//! images of task ─┼─▶ thread of reward B ─┼─▶ weighted sum ─▶ delivery
+//!                 └─▶ thread of reward C ─┘
+//! ```
+//!
+//! 1. A task's images are one batch for each scorer, whatever else is scored at the time, so that its scores are the
+//!    same bits on any worker.
+//! 2. Scores belong to images by position: that of (seed, step, branch). Which scorer is done first changes nothing.
+//! 3. A failure is never a score: a task has all its scores, or is held, or fails.
 
+mod scorer_thread;
+
+use std::sync::Arc;
 use std::time::Instant;
 
-use config::RewardSection;
+use config::{RewardSection, RunConfig};
 use models::push_tensors;
-use proto::{PushHeader, TaskCost};
-use rewards::{PromptRecord, Resources, Reward, RewardError, WeightedReward};
+use proto::{PushHeader, TaskCost, TaskKind};
+use rewards::{PromptRecord, RewardError, RewardPart, Score, weighted_sum};
 use serde_json::Value;
+use service::Hub;
+use tch::Device;
 
+use crate::bad_input::BadInput;
 use crate::delivery::{Delivery, WireTensor};
+use crate::settings;
 use crate::task::{Sampled, TaskError};
+use scorer_thread::{Batch, ScorerThread};
+pub use scorer_thread::{Listener, ScorerDied};
 
-/// The rewards of a run.
+/// The rewards of a run, each scorer on a thread of its own.
 pub struct Scorer {
-    reward: WeightedReward,
-    names: Vec<String>,
+    threads: Vec<ScorerThread>,
+    training: Vec<Part>,
+    evaluation: Vec<Part>,
+}
+
+/// A reward of one of the config's lists.
+struct Part {
+    name: String,
+    weight: f32,
+    /// Position of its thread.
+    thread: usize,
+}
+
+/// Why a task has no scores.
+#[derive(Debug, thiserror::Error)]
+pub enum ScoringError {
+    /// The task is at fault, or a scorer that was waited for in vain.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// This process is broken.
+    #[error(transparent)]
+    Died(#[from] ScorerDied),
 }
 
 impl Scorer {
-    /// Builds the scorers that the config names.
+    /// Builds the scorers that the config names; one that training and evaluation share is built once.
     ///
     /// # Errors
-    /// If there is none, or a name is unknown.
-    pub fn new(sections: &[RewardSection], resources: &Resources) -> Result<Self, RewardError> {
-        let part = |section: &RewardSection| {
-            let reward = rewards::build(section.scorer(), &section.options_as_json(), resources)?;
-            Ok((reward, section.weight as f32))
-        };
-        let parts = sections.iter().map(part).collect::<Result<_, _>>()?;
-        let names = sections.iter().map(|section| section.name.clone()).collect();
-        Ok(Self { reward: WeightedReward::new(parts)?, names })
+    /// [`BadInput`] if a name or an option is unknown, or something that a scorer needs is missing.
+    pub async fn start(config: &RunConfig, device: Device, hub: &Hub) -> anyhow::Result<Self> {
+        let mut sections: Vec<&RewardSection> = Vec::new();
+        let mut parts = |list| list_parts(list, &mut sections);
+        let (training, evaluation) = (parts(&config.rewards), parts(config.rewards_of_evaluation()));
+        let mut threads = Vec::with_capacity(sections.len());
+        for section in sections {
+            threads.push(start_thread(section, config.resources.worker_threads, device, hub).await?);
+        }
+        Ok(Self { threads, training, evaluation })
     }
 
-    /// Scores the images of a task and makes up what is to be sent.
+    /// Scores the images of a task and makes up what is to be sent; `listener` hears how it goes.
     ///
     /// # Errors
     /// If an image cannot be scored; a task without scores is not sent.
-    pub fn complete(&self, sampled: Sampled) -> Result<Delivery, TaskError> {
+    pub async fn complete(
+        &self,
+        mut sampled: Sampled,
+        listener: Arc<dyn Listener>,
+    ) -> Result<Delivery, ScoringError> {
         let start = Instant::now();
-        let scores = self.score(&sampled)?;
+        let n_images = sampled.images.len() as u64;
+        let scores = self.score(&mut sampled, listener).await?;
         let cost = TaskCost {
             network_evaluations: sampled.network_evaluations,
-            images: sampled.images.len() as u64,
+            images: n_images,
             sampling_seconds: sampled.seconds,
+            decoding_seconds: sampled.decoding_seconds,
             reward_seconds: start.elapsed().as_secs_f64(),
         };
         let digest =
@@ -60,44 +107,87 @@ impl Scorer {
         Ok(Delivery { header, tensors, embeddings: sampled.embeddings, next_latents: sampled.next_latents })
     }
 
-    fn score(&self, sampled: &Sampled) -> Result<Vec<WireTensor>, TaskError> {
-        let prompts: Vec<PromptRecord> = (0..sampled.images.len())
-            .map(|image| {
-                let prompt = sampled.prompt_of(image);
-                let metadata = serde_json::from_str(&prompt.metadata).unwrap_or(Value::Null);
-                PromptRecord { prompt: prompt.text.clone(), metadata }
-            })
-            .collect();
-        let scores = self.reward.score(&sampled.images, &prompts).map_err(|source| {
-            let origin = image_of(&source).and_then(|image| sampled.origins.get(image));
-            let place = origin.unwrap_or(&sampled.origins[0]).describe(&sampled.task);
-            TaskError::Reward { place, problem: source }
-        })?;
-        let rewards: Vec<f32> = scores.iter().map(|score| score.value).collect();
-        let mut tensors = vec![wire_scores(push_tensors::REWARDS, sampled, &rewards)];
-        for name in &self.names {
-            let raw: Vec<f32> = scores.iter().filter_map(|score| score.extras.get(name).copied()).collect();
-            tensors.push(wire_scores(&push_tensors::score_name(name), sampled, &raw));
+    /// All scorers at once, then the sum.
+    async fn score(
+        &self,
+        sampled: &mut Sampled,
+        listener: Arc<dyn Listener>,
+    ) -> Result<Vec<WireTensor>, ScoringError> {
+        let prompts = (0..sampled.images.len()).map(|image| prompt_record(sampled, image)).collect();
+        let batch = Arc::new(Batch { images: std::mem::take(&mut sampled.images), prompts });
+        let parts = match sampled.task.id.map(|id| id.kind()) {
+            Some(TaskKind::Evaluate) => &self.evaluation,
+            _ => &self.training,
+        };
+        let mut pending = Vec::with_capacity(parts.len());
+        for part in parts {
+            let scores = self.threads[part.thread].submit(batch.clone(), listener.clone()).await;
+            pending.push(scores.ok_or_else(|| ScorerDied(part.name.clone()))?);
         }
+        let mut scored = Vec::with_capacity(parts.len());
+        for (Part { name, weight, .. }, pending) in parts.iter().zip(pending) {
+            let scores = pending.await.map_err(|_| ScorerDied(name.clone()))?;
+            let scores = scores.map_err(|problem| blame(sampled, problem))?;
+            scored.push(RewardPart { name: name.clone(), weight: *weight, scores });
+        }
+        let sums = weighted_sum(&scored).map_err(|problem| blame(sampled, problem))?;
+        let mut tensors = vec![wire_scores(push_tensors::REWARDS, sampled, &sums)];
+        tensors.extend(
+            scored
+                .iter()
+                .map(|part| wire_scores(&push_tensors::score_name(&part.name), sampled, &part.scores)),
+        );
         Ok(tensors)
     }
 }
 
-/// One value per (seed, step, branch); where several steps led to one image, each gets its score.
-fn wire_scores(name: &str, sampled: &Sampled, scores: &[f32]) -> WireTensor {
-    let n_values = sampled.score_shape.iter().product::<i64>() as usize;
-    let shares = n_values / scores.len().max(1);
-    let values: Vec<f32> = scores.iter().flat_map(|score| std::iter::repeat_n(*score, shares)).collect();
-    WireTensor::from_floats(name, &sampled.score_shape, &values)
+/// The parts of a list of rewards, each with the position of its scorer among `sections`, which grow by new ones.
+fn list_parts<'a>(list: &'a [RewardSection], sections: &mut Vec<&'a RewardSection>) -> Vec<Part> {
+    let part = |section: &'a RewardSection| {
+        let is_same =
+            |other: &&RewardSection| other.scorer() == section.scorer() && other.options == section.options;
+        let thread = sections.iter().position(is_same).unwrap_or_else(|| {
+            sections.push(section);
+            sections.len() - 1
+        });
+        Part { name: section.name.clone(), weight: section.weight as f32, thread }
+    };
+    list.iter().map(part).collect()
 }
 
-/// Which image an error is about.
-fn image_of(error: &RewardError) -> Option<usize> {
-    match error {
-        RewardError::Image { index, .. }
-        | RewardError::ImageSize { index, .. }
-        | RewardError::NotFinite { index, .. }
-        | RewardError::Jpeg { index, .. } => Some(*index),
-        _ => None,
-    }
+async fn start_thread(
+    section: &RewardSection,
+    n_threads: usize,
+    device: Device,
+    hub: &Hub,
+) -> anyhow::Result<ScorerThread> {
+    let (section, hub) = (section.clone(), hub.clone());
+    let name = section.name.clone();
+    let build = move || {
+        let resources = settings::reward_resources(device, hub);
+        let reward = rewards::build(section.scorer(), &section.options_as_json(), &resources);
+        reward.map_err(BadInput::from_error)
+    };
+    ScorerThread::start(name, n_threads, build).await
+}
+
+fn prompt_record(sampled: &Sampled, image: usize) -> PromptRecord {
+    let prompt = sampled.prompt_of(image);
+    let metadata = serde_json::from_str(&prompt.metadata).unwrap_or(Value::Null);
+    PromptRecord { prompt: prompt.text.clone(), metadata }
+}
+
+/// The error with the place that it is about: of its image, or of the task's first.
+fn blame(sampled: &Sampled, problem: RewardError) -> TaskError {
+    let origin = problem.image().and_then(|image| sampled.origins.get(image));
+    let place = origin.or(sampled.origins.first()).map(|origin| origin.describe(&sampled.task));
+    TaskError::Reward { place: place.unwrap_or_default(), problem }
+}
+
+/// One value per (seed, step, branch); where several steps led to one image, each gets its score.
+fn wire_scores(name: &str, sampled: &Sampled, scores: &[Score]) -> WireTensor {
+    let n_values = sampled.score_shape.iter().product::<i64>() as usize;
+    let shares = n_values / scores.len().max(1);
+    let values: Vec<f32> = scores.iter().flat_map(|score| std::iter::repeat_n(score.value, shares)).collect();
+    WireTensor::from_floats(name, &sampled.score_shape, &values)
 }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! 1. While one task is scored and pushed the device samples the next, so that it waits neither for a reward nor for a
-//!    socket.
+//!    socket. A reward that does not answer holds its task, and with it, when the next is sampled, the worker.
 //! 2. A task is asked for only when there is room for its outcome: one is sampled, one finished, and nothing piles up.
 //! 3. However a task ends, the coordinator hears of it, or of this worker's end.
 
@@ -103,10 +103,11 @@ impl Worker {
         if let Some(device) = device {
             config.resources.device = device;
         }
-        let scorer = Scorer::new(&config.rewards, &settings::reward_resources(Device::Cpu, hub.clone()))
-            .map_err(BadInput::from_error)?;
+        let reward_device = settings::device(&config.resources.device).map_err(BadInput::from_error)?;
+        let scorer = Scorer::start(&config, reward_device, &hub).await?;
         let n_threads = config.resources.worker_threads;
-        let open = move || open_sampler(config, &hub).map_err(BadInput::from_error);
+        let told = membership.clone();
+        let open = move || open_sampler(config, &hub, &told).map_err(BadInput::from_error);
         let device = DeviceThread::start(n_threads, open).await?;
         tracing::info!("ready");
         Ok(Self {
@@ -126,7 +127,9 @@ impl Worker {
         self.device.stop().await;
         let finished = tokio::time::timeout(DRAIN_DEADLINE, self.finisher.close()).await;
         let finished = finished.unwrap_or_else(|_| {
-            tracing::warn!("the learner was away too long; what was not delivered will be sampled again");
+            tracing::warn!(
+                "a reward or the learner was away too long; what was not delivered will be sampled again"
+            );
             Ok(())
         });
         outcome.and(finished)
@@ -195,7 +198,7 @@ fn kind_name(kind: TaskKind) -> &'static str {
     }
 }
 
-fn open_sampler(config: RunConfig, hub: &Hub) -> anyhow::Result<Sampler> {
+fn open_sampler(config: RunConfig, hub: &Hub, membership: &Membership) -> anyhow::Result<Sampler> {
     let device = settings::device(&config.resources.device)?;
     let guidance = GuidanceSettings {
         scale: config.sampling.guidance_scale,
@@ -209,7 +212,12 @@ fn open_sampler(config: RunConfig, hub: &Hub) -> anyhow::Result<Sampler> {
             "the weights are random: images mean nothing; bytes stand in for absent tokenizers"
         );
     }
-    let cache = open_embedding_cache(&config, &folder, device);
+    let cache = open_embedding_cache(&config, &folder, device).unwrap_or_else(|error| {
+        let trouble = format!("embeddings are not cached, text encoders stay: {error}");
+        tracing::warn!("{trouble}");
+        membership.troubled("embedding cache", trouble);
+        None
+    });
     let options = LoadOptions {
         weights: settings::weights(&config, device),
         text_encoders: cache.is_none(),
@@ -223,19 +231,21 @@ fn open_sampler(config: RunConfig, hub: &Hub) -> anyhow::Result<Sampler> {
     Ok(Sampler::new(config, model)?)
 }
 
-/// The cache that the config asks for; a worker that cannot use it keeps its text encoders instead.
-fn open_embedding_cache(config: &RunConfig, folder: &Path, device: Device) -> Option<EmbeddingCache> {
+/// The cache that the config asks for; a worker that cannot use it keeps its text encoders instead, and says so.
+fn open_embedding_cache(
+    config: &RunConfig,
+    folder: &Path,
+    device: Device,
+) -> Result<Option<EmbeddingCache>, ModelError> {
     if config.model.embedding_cache.as_os_str().is_empty() {
-        return None;
+        return Ok(None);
     }
     let root = config.run.directory.join(&config.model.embedding_cache);
     let embedding_settings = EmbeddingSettings {
         weights: settings::weights(config, device),
         max_sequence_length: config.model.max_sequence_length,
     };
-    EmbeddingCache::open(&root, folder, &embedding_settings)
-        .inspect_err(|error| tracing::warn!("embeddings are not cached, text encoders stay: {error}"))
-        .ok()
+    EmbeddingCache::open(&root, folder, &embedding_settings).map(Some)
 }
 
 /// Embeds all prompts of the run that nobody has embedded yet.

@@ -48,6 +48,8 @@ pub struct Sampled {
     pub network_evaluations: u64,
     /// Seconds it took, decoding included.
     pub seconds: f64,
+    /// Of them, seconds from latents to images.
+    pub decoding_seconds: f64,
 }
 
 /// Where an image comes from.
@@ -160,14 +162,22 @@ impl Sampler {
         TaskNoise { keys, latent_shape: self.latent_shape.clone(), device: self.model.device() }
     }
 
-    fn images(&self, finished: &Tensor, task: &Task, origins: &[Origin]) -> Result<Vec<RgbImage>, TaskError> {
-        self.model.images(finished).map_err(|source| match source {
+    /// The images of finished latents, and the seconds that decoding took.
+    fn images(
+        &self,
+        finished: &Tensor,
+        task: &Task,
+        origins: &[Origin],
+    ) -> Result<(Vec<RgbImage>, f64), TaskError> {
+        let start = Instant::now();
+        let images = self.model.images(finished).map_err(|source| match source {
             ImageError::Model(error) => TaskError::Model(error),
             ImageError::NonFinite { index } => {
                 let place = origins.get(index).map_or_else(String::new, |origin| origin.describe(task));
                 TaskError::Image { place, problem: source }
             }
-        })
+        })?;
+        Ok((images, start.elapsed().as_secs_f64()))
     }
 }
 

@@ -119,3 +119,23 @@ fn presence_and_tasks_add_up_over_lives() {
     assert_eq!(member.present(later + Duration::from_secs(2)), Duration::from_secs(6));
     assert_eq!(member.tasks_done, 1);
 }
+
+#[test]
+fn a_trouble_is_new_once_and_over_once() {
+    let (mut members, now) = (members(), Instant::now());
+    members.join(worker("a", 1), now).expect("joined");
+    let mut note = |troubles: &[&str]| {
+        members.note_troubles("a", troubles.iter().map(|trouble| (*trouble).to_owned()).collect())
+    };
+    let lists = |new: &[&str], over: &[&str]| {
+        [new, over].map(|list| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>())
+    };
+    for (troubles, [new, over]) in [
+        (&["a"][..], lists(&["a"], &[])),
+        (&["a", "b"], lists(&["b"], &[])),
+        (&["b"], lists(&[], &["a"])),
+        (&[], lists(&[], &["b"])),
+    ] {
+        assert_eq!(note(troubles), (new, over), "{troubles:?}");
+    }
+}

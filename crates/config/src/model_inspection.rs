@@ -1,4 +1,4 @@
-//! What `rollout-worker inspect MODEL --json` says of a model, for processes that never link libtorch.
+//! What `rollout-worker inspect MODEL --json` and `inspect-rewards` say, for processes that never link libtorch.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -34,6 +34,19 @@ pub struct ModelInspection {
     pub rows_per_evaluation: usize,
     /// The adapter, if a rank was given.
     pub adapter: Option<AdapterInspection>,
+}
+
+/// A reward as its options and the headers of its files describe it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RewardInspection {
+    /// Its place in the config, as `rewards[0]`.
+    pub key: String,
+    /// What metrics call it.
+    pub name: String,
+    /// Its weights on the CPU, in bytes.
+    pub bytes: u64,
+    /// Why it cannot be built.
+    pub problem: Option<String>,
 }
 
 /// One part of a model.

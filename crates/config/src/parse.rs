@@ -141,10 +141,7 @@ fn apply_setting(given: &mut Table, setting: &str) -> Result<(), ConfigProblem> 
     };
     let (path, text) = setting.split_once('=').ok_or_else(malformed)?;
     let (section, key) = path.trim().split_once('.').ok_or_else(malformed)?;
-    let value = match format!("value = {text}").parse::<Table>() {
-        Ok(mut table) => table.remove("value").ok_or_else(malformed)?,
-        Err(_) => Value::String(text.to_owned()),
-    };
+    let value = value_of(text);
     if REWARD_LISTS.contains(&section) {
         return Err(ConfigProblem::new(path, "rewards cannot be set one by one; write them into the file"));
     }
@@ -156,6 +153,30 @@ fn apply_setting(given: &mut Table, setting: &str) -> Result<(), ConfigProblem> 
         }
         _ => Err(ConfigProblem::new(section, format!("is not a section; write `[{section}]`"))),
     }
+}
+
+/// A value as a person types it: TOML, or else a string.
+fn value_of(text: &str) -> Value {
+    let parsed = format!("value = {text}").parse::<Table>().ok();
+    let value = parsed.and_then(|mut table| table.remove("value"));
+    value.unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+/// A reward from its scorer's name and options as `key=value`.
+///
+/// # Errors
+/// If a setting has no `=`, or no key before it.
+pub fn reward_from_settings(scorer: &str, settings: &[String]) -> Result<RewardSection, ConfigErrors> {
+    let mut reward = RewardSection::new(scorer);
+    for setting in settings {
+        let pair = setting.split_once('=').filter(|(key, _)| !key.trim().is_empty());
+        let (key, text) = pair.ok_or_else(|| {
+            let message = format!("malformed option `{setting}`; write `key=value`, as in `batch_size=8`");
+            ConfigErrors(vec![ConfigProblem::new("", message)])
+        })?;
+        reward.options.insert(key.trim().to_owned(), value_of(text));
+    }
+    Ok(reward)
 }
 
 /// Takes the list of rewards called `key`; options of scorers pass as they are, since only scorers know them.
@@ -360,6 +381,18 @@ mod tests {
         let found = problems(&text, &[]);
         let of_reward = found.iter().find(|problem| problem.key == "rewards[1]").expect("named");
         assert!(of_reward.message.contains("missing field `name`"), "{found:?}");
+    }
+
+    #[test]
+    fn a_reward_from_the_command_line_has_options_of_their_kinds() {
+        let settings = ["quality=80", "url=http://here:1/a?b=c", "names=[\"a\"]"].map(str::to_owned);
+        let reward = reward_from_settings("jpeg_compressibility", &settings).expect("well-formed");
+        let expected = serde_json::json!({"quality": 80, "url": "http://here:1/a?b=c", "names": ["a"]});
+        assert_eq!(reward.options_as_json(), expected);
+        for malformed in ["quality", "=80"] {
+            let problem = reward_from_settings("x", &[malformed.to_owned()]).expect_err("malformed");
+            assert!(problem.to_string().contains("write `key=value`"), "{problem}");
+        }
     }
 
     #[test]

@@ -331,6 +331,14 @@ impl RewardSection {
 }
 
 impl RunConfig {
+    /// Every reward with its place, as `rewards[0]`.
+    pub fn all_rewards(&self) -> impl Iterator<Item = (String, &RewardSection)> {
+        crate::validate::reward_lists(self).flat_map(|(list, rewards)| {
+            let placed = rewards.iter().enumerate();
+            placed.map(move |(position, reward)| (format!("{list}[{position}]"), reward))
+        })
+    }
+
     /// What held-out images are scored by.
     pub fn rewards_of_evaluation(&self) -> &[RewardSection] {
         if self.evaluation_rewards.is_empty() { &self.rewards } else { &self.evaluation_rewards }

@@ -284,7 +284,7 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
     checks.count(config.resources.learner_threads, "resources.learner_threads");
 }
 
-fn reward_lists(config: &RunConfig) -> impl Iterator<Item = (&'static str, &[RewardSection])> {
+pub(crate) fn reward_lists(config: &RunConfig) -> impl Iterator<Item = (&'static str, &[RewardSection])> {
     REWARD_LISTS.into_iter().zip([config.rewards.as_slice(), config.evaluation_rewards.as_slice()])
 }
 
@@ -309,16 +309,12 @@ fn check_rewards(list: &str, rewards: &[RewardSection], checks: &mut Checks) {
 
 /// The rewards that no scorer of this build is called by.
 pub(crate) fn unavailable_rewards(config: &RunConfig) -> Vec<ConfigProblem> {
-    let unavailable = |(list, rewards): (&'static str, &[RewardSection])| {
-        let problem = |(position, reward): (usize, &RewardSection)| {
-            let key = if reward.scorer.is_some() { "scorer" } else { "name" };
-            let message = unavailable_reward(reward.scorer());
-            let is_lacking = !REWARD_NAMES.contains(&reward.scorer());
-            is_lacking.then(|| ConfigProblem::new(format!("{list}[{position}].{key}"), message))
-        };
-        rewards.iter().enumerate().filter_map(problem).collect::<Vec<_>>()
+    let problem = |(place, reward): (String, &RewardSection)| {
+        let key = if reward.scorer.is_some() { "scorer" } else { "name" };
+        let is_lacking = !REWARD_NAMES.contains(&reward.scorer());
+        is_lacking.then(|| ConfigProblem::new(format!("{place}.{key}"), unavailable_reward(reward.scorer())))
     };
-    reward_lists(config).flat_map(unavailable).collect()
+    config.all_rewards().filter_map(problem).collect()
 }
 
 fn unavailable_reward(name: &str) -> String {

@@ -9,7 +9,18 @@ use crate::registry::ModelLookupError;
 impl RewardError {
     /// Whether the same images may be scored by trying again later.
     pub fn may_pass(&self) -> bool {
-        false
+        matches!(self, Self::Outage { .. })
+    }
+
+    /// Position in its batch of the image that the error is about, if it is about one.
+    pub fn image(&self) -> Option<usize> {
+        match self {
+            Self::Image { index, .. }
+            | Self::ImageSize { index, .. }
+            | Self::NotFinite { index, .. }
+            | Self::Jpeg { index, .. } => Some(*index),
+            _ => None,
+        }
     }
 }
 
@@ -115,6 +126,14 @@ pub enum RewardError {
         index: usize,
         /// What the encoder says.
         source: turbojpeg::Error,
+    },
+    /// A scorer elsewhere that does not answer.
+    #[error("reward `{name}`: {problem}")]
+    Outage {
+        /// Name of the scorer.
+        name: String,
+        /// What happened.
+        problem: String,
     },
     /// The folder of a scorer's network is not found.
     #[error("reward `{name}`: {problem}")]

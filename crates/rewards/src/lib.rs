@@ -8,21 +8,23 @@
 
 pub mod image_resampling;
 
+mod combination;
 mod error;
 mod hpsv3;
 mod jpeg;
+mod persistence;
 mod qwen2_vl_images;
 mod registry;
 mod reward;
 mod shapes;
-mod weighted;
 
+pub use combination::{RewardPart, weighted_sum};
 pub use error::RewardError;
 pub use hpsv3::{Hpsv3Files, Hpsv3Network, Hpsv3Reward, IMAGE_TOKEN, REWARD_TOKEN, ScoreDistribution};
 pub use jpeg::{JpegReward, jpeg_bytes};
+pub use persistence::{Persistence, Verdict};
 pub use qwen2_vl_images::{ImagePatches, PixelBounds, Qwen2VlImageProcessor, TooNarrow, smart_resize};
 pub use registry::{FindModel, ModelLookupError, NAMES, Resources, build};
 pub use reward::{PromptRecord, Reward, Score, score_checked};
 pub use scenes::RgbImage;
 pub use shapes::{Detection, ShapesOptions, ShapesReward, detect};
-pub use weighted::WeightedReward;

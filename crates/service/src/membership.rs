@@ -15,6 +15,7 @@ use proto::{
     Caller, Fatal, FinishTaskRequest, JoinReply, LeaveRequest, NextTaskRequest, Progress, ReportReply,
     ReportRequest, Role, Summary, Task, TaskId, Wanted,
 };
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -67,6 +68,7 @@ impl Membership {
             lease: Duration::from_secs(5),
             running: Vec::new(),
             work: WorkClocks::default(),
+            troubles: BTreeMap::new(),
             last_contact: now,
         };
         let standing = Standing { learner_address: String::new(), order: Order::Continue };
@@ -108,6 +110,16 @@ impl Membership {
     /// stood still.
     pub fn begin_work(&self) -> WorkInHand {
         WorkInHand::begin(self.link.clone())
+    }
+
+    /// Lets the coordinator know, from the next heartbeat on, what is wrong with `subject` while this member goes on.
+    pub fn troubled(&self, subject: &str, trouble: String) {
+        self.link.state().troubles.insert(subject.to_owned(), trouble);
+    }
+
+    /// Nothing is wrong with `subject` any more.
+    pub fn relieved(&self, subject: &str) {
+        self.link.state().troubles.remove(subject);
     }
 
     /// Asks for a task beside those that are being finished, waiting for one for `wait` at most. The task counts as

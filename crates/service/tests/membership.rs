@@ -25,6 +25,7 @@ struct StubState {
     order: i32,
     finished: Vec<TaskId>,
     idle_seconds: f64,
+    troubles: Vec<String>,
 }
 
 const TASK: TaskId = TaskId { kind: TaskKind::Train as i32, iteration: 3, index: 5 };
@@ -92,9 +93,10 @@ impl Coordinator for Stub {
         &self,
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatReply>, Status> {
-        let HeartbeatRequest { caller, idle_seconds } = request.into_inner();
+        let HeartbeatRequest { caller, idle_seconds, troubles } = request.into_inner();
         self.fence(caller)?;
         self.state.lock().unwrap().idle_seconds = idle_seconds;
+        self.state.lock().unwrap().troubles = troubles;
         let order = self.state.lock().unwrap().order;
         Ok(Response::new(HeartbeatReply { order, learner_address: "127.0.0.1:7".to_owned() }))
     }
@@ -188,6 +190,21 @@ async fn heartbeats_tell_how_long_work_has_stood_still_while_there_is_any() {
     }
     drop(work);
     while stub.state.lock().unwrap().idle_seconds > 0.0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn heartbeats_tell_what_is_wrong_while_it_is() {
+    let stub = Stub::default();
+    let (address, _stop) = stub.serve().await;
+    let membership = join(address, Duration::from_secs(9)).await;
+    membership.troubled("a reward", "it does not answer".to_owned());
+    while stub.state.lock().unwrap().troubles != ["it does not answer"] {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    membership.relieved("a reward");
+    while !stub.state.lock().unwrap().troubles.is_empty() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

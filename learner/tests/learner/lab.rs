@@ -373,6 +373,7 @@ impl Worker {
                 images: 9,
                 sampling_seconds: 0.5,
                 reward_seconds: 0.25,
+                decoding_seconds: 0.25,
             }),
             ..PushHeader::default()
         };

@@ -26,8 +26,11 @@ impl Sampler {
         let rows = self.rows(task)?;
         let negative = self.model.embed_negative()?;
         let mut images: Vec<RgbImage> = Vec::with_capacity(rows.len());
+        let mut decoding_seconds = 0.0;
         for rows in rows.chunks(self.config.sampling.max_rows) {
-            images.extend(self.draw(task, rows, (&schedule, negative.as_deref()), progressed)?);
+            let (drawn, seconds) = self.draw(task, rows, (&schedule, negative.as_deref()), progressed)?;
+            images.extend(drawn);
+            decoding_seconds += seconds;
         }
         let n_images = images.len() as i64;
         let shape = [n_images, self.config.sampling.height, self.config.sampling.width, 3];
@@ -43,6 +46,7 @@ impl Sampler {
             next_latents: None,
             network_evaluations: n_images as u64 * schedule.steps() as u64,
             seconds: 0.0,
+            decoding_seconds,
         })
     }
 
@@ -66,7 +70,7 @@ impl Sampler {
         rows: &[Row],
         (schedule, negative): (&Schedule, Option<&Embedding>),
         progressed: &dyn Fn(),
-    ) -> Result<Vec<RgbImage>, TaskError> {
+    ) -> Result<(Vec<RgbImage>, f64), TaskError> {
         let embeddings: Vec<&Conditioning> = rows.iter().map(|row| &row.embedding.conditioning).collect();
         let positive = Conditioning::cat(&embeddings);
         let initial = self.noise(rows.iter().map(|row| row.key).collect()).initial();

@@ -42,10 +42,11 @@ impl Sampler {
         let origins =
             origins(task, self.config.sampling.algorithm, &steps, sampling.branches_per_seed as u32);
         let finished = trajectories.finished.flatten(0, 1); // [S, images, …] → [S·images, …]
+        let (images, decoding_seconds) = self.images(&finished, task, &origins)?;
         let embeddings = [Some(positive), negative].into_iter().flatten();
         Ok(Sampled {
             task: task.clone(),
-            images: self.images(&finished, task, &origins)?,
+            images,
             origins,
             score_shape: trajectories.log_probabilities.size(),
             steps,
@@ -54,6 +55,7 @@ impl Sampler {
             next_latents: Some(WireTensor::new(push_tensors::NEXT_LATENTS, &trajectories.next_latents)?),
             network_evaluations: trajectories.network_evaluations,
             seconds: 0.0,
+            decoding_seconds,
         })
     }
 }

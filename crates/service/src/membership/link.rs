@@ -6,6 +6,7 @@ use crate::{Backoff, ServiceError, request};
 use proto::coordinator_client::CoordinatorClient;
 use proto::heartbeat_reply::Order;
 use proto::{Caller, HeartbeatRequest, JoinReply, JoinRequest, TaskId};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -33,6 +34,8 @@ pub(super) struct State {
     pub(super) lease: Duration,
     pub(super) running: Vec<TaskId>,
     pub(super) work: WorkClocks,
+    /// What is wrong while the member goes on, by its subject.
+    pub(super) troubles: BTreeMap<String, String>,
     pub(super) last_contact: Instant,
 }
 
@@ -186,11 +189,17 @@ impl Link {
         }
     }
 
+    fn heartbeat_request(&self, caller: Caller) -> HeartbeatRequest {
+        let state = self.state();
+        let idle_seconds = state.work.idle(Instant::now()).as_secs_f64();
+        let troubles = state.troubles.values().cloned().collect();
+        HeartbeatRequest { caller: Some(caller), idle_seconds, troubles }
+    }
+
     async fn heartbeat(&self) -> Result<(), ServiceError> {
         let reply = self
             .call(CALL_DEADLINE, |mut client, caller| async move {
-                let idle_seconds = self.state().work.idle(Instant::now()).as_secs_f64();
-                let message = HeartbeatRequest { caller: Some(caller), idle_seconds };
+                let message = self.heartbeat_request(caller);
                 client.heartbeat(request(message, CALL_DEADLINE)).await
             })
             .await?;

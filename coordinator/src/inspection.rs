@@ -1,0 +1,135 @@
+//! What the coordinator, which links no networks, asks the rollout worker about a run's model and rewards before it starts.
+
+use crate::error::CoordinatorError;
+use config::{
+    AdapterMethod, Dtype, ModelInspection, REWARD_NAMES, RewardInspection, RewardSection, RunConfig,
+};
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Asks the rollout worker, which is among `programs`, about the model under the run's settings.
+///
+/// # Errors
+/// If the model's folder, the size of the images or the adapter's targets cannot be used, or the worker cannot be asked.
+pub fn model(config: &RunConfig, programs: &Path) -> Result<ModelInspection, CoordinatorError> {
+    let (program, output) = ask(programs, model_arguments(config))?;
+    match output.status.code() {
+        Some(0) => understand(&program, &output),
+        Some(2) => Err(CoordinatorError::Usage(format!("the model cannot be used: {}", complaint(&output)))),
+        _ => Err(broken(program, &output)),
+    }
+}
+
+/// Asks the rollout worker about the rewards that this build has. None is built, no server is asked.
+///
+/// # Errors
+/// If the worker cannot be asked; what is wrong with a reward stands in its inspection.
+pub fn rewards(config: &RunConfig, programs: &Path) -> Result<Vec<RewardInspection>, CoordinatorError> {
+    let section = |(key, reward): (String, &RewardSection)| {
+        let section = serde_json::to_string(reward).expect("a section has a JSON form; else this is a bug");
+        format!("{key}={section}")
+    };
+    let known = config.all_rewards().filter(|(_, reward)| REWARD_NAMES.contains(&reward.scorer()));
+    let sections: Vec<String> = known.map(section).collect();
+    if sections.is_empty() {
+        return Ok(Vec::new());
+    }
+    let arguments = std::iter::once("inspect-rewards".to_owned()).chain(sections).collect();
+    let (program, output) = ask(programs, arguments)?;
+    match output.status.success() {
+        true => understand(&program, &output),
+        false => Err(broken(program, &output)),
+    }
+}
+
+/// Asks about everything that a run needs, and names at once all that is wrong.
+///
+/// # Errors
+/// If model or rewards cannot be used, or the worker cannot be asked.
+pub fn everything(config: &RunConfig, programs: &Path) -> Result<(), CoordinatorError> {
+    let model = match model(config, programs) {
+        Err(CoordinatorError::Usage(problem)) => Some(problem),
+        outcome => outcome.map(|_| None)?,
+    };
+    let rewards = rewards(config, programs)?;
+    let problems: Vec<String> = model.into_iter().chain(rewards.iter().filter_map(reward_problem)).collect();
+    if problems.is_empty() { Ok(()) } else { Err(CoordinatorError::Usage(problems.join("\n"))) }
+}
+
+/// What is wrong with a reward, with its place.
+pub fn reward_problem(reward: &RewardInspection) -> Option<String> {
+    reward.problem.as_ref().map(|problem| format!("`{}`: {problem}", reward.key))
+}
+
+fn ask(programs: &Path, arguments: Vec<String>) -> Result<(PathBuf, Output), CoordinatorError> {
+    let program = programs.join("rollout-worker");
+    let output = Command::new(&program).args(arguments).output();
+    match output {
+        Ok(output) => Ok((program, output)),
+        Err(source) => Err(CoordinatorError::Spawn { program, source }),
+    }
+}
+
+fn understand<T: DeserializeOwned>(program: &Path, output: &Output) -> Result<T, CoordinatorError> {
+    serde_json::from_slice(&output.stdout).map_err(|error| {
+        CoordinatorError::Usage(format!(
+            "{} answers in another tongue ({error}); build both programs together",
+            program.display()
+        ))
+    })
+}
+
+fn broken(program: PathBuf, output: &Output) -> CoordinatorError {
+    CoordinatorError::Inspection { program, status: output.status.to_string(), output: complaint(output) }
+}
+
+fn complaint(output: &Output) -> String {
+    let problem = String::from_utf8_lossy(&output.stderr);
+    problem.trim().trim_start_matches("error: ").to_owned()
+}
+
+/// How the rollout worker is asked about the model under the run's settings.
+fn model_arguments(config: &RunConfig) -> Vec<String> {
+    let (model, sampling, adapter) = (&config.model, &config.sampling, &config.adapter);
+    let dtype = match model.dtype {
+        Dtype::Float32 => "float32",
+        Dtype::Bfloat16 => "bfloat16",
+    };
+    let mut arguments = vec!["inspect".to_owned(), model.path.display().to_string(), "--json".to_owned()];
+    let mut option = |name: &str, value: String| arguments.push(format!("--{name}={value}"));
+    option("dtype", dtype.to_owned());
+    option("height", sampling.height.to_string());
+    option("width", sampling.width.to_string());
+    option("guidance", sampling.guidance_scale.to_string());
+    option("max-sequence-length", model.max_sequence_length.to_string());
+    if !model.variant.is_empty() {
+        option("variant", model.variant.clone());
+    }
+    if adapter.method == AdapterMethod::Lora {
+        option("rank", adapter.rank.to_string());
+        adapter.targets.iter().for_each(|target| option("target", target.clone()));
+    }
+    if model.random_weights {
+        arguments.push("--random-weights".to_owned());
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worker_is_asked_about_the_model_under_the_settings_of_the_run() {
+        let config = config::preset("dgx-flux-pr").expect("a preset").config;
+        let asked = model_arguments(&config).join(" ");
+        for part in [
+            "inspect black-forest-labs/FLUX.1-dev --json",
+            "--dtype=bfloat16 --height=1024 --width=1024 --guidance=3.5 --max-sequence-length=128 --rank=32",
+            "--target=ff_context.net.2",
+        ] {
+            assert!(asked.contains(part), "{part} is not in {asked}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Whether to ask a scorer again that has failed: decisions without clock or sleep.
+//!
+//! 1. A scorer without [patience](crate::Reward::patience) computes here; it would fail again, so it is not asked again.
+//! 2. A failure that [may pass](RewardError::may_pass) holds its batch for as long as the scorer's patience. When that is
+//!    over the circuit is open: every further batch is one attempt, until one succeeds and closes it.
+//! 3. A failure that will not pass by waiting, such as a score that is not finite, gets [`ATTEMPTS`].
+
+use std::time::{Duration, Instant};
+
+use crate::error::RewardError;
+
+/// How often a batch is tried whose failure does not look like an outage.
+pub const ATTEMPTS: u32 = 3;
+
+/// What to do after a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Pause, then ask again.
+    Retry,
+    /// The batch has failed.
+    GiveUp,
+}
+
+/// What is remembered of a scorer's failures, from batch to batch.
+#[derive(Debug, Default)]
+pub struct Persistence {
+    /// When the outage began that still lasts.
+    outage_since: Option<Instant>,
+    /// Failures of the batch at hand that were no outage.
+    failures: u32,
+    is_open: bool,
+}
+
+impl Persistence {
+    /// Takes note of a failure of the batch at hand.
+    pub fn failed(&mut self, error: &RewardError, patience: Duration, now: Instant) -> Verdict {
+        if patience.is_zero() {
+            return Verdict::GiveUp;
+        }
+        if !error.may_pass() {
+            self.failures += 1;
+            return if self.failures < ATTEMPTS { Verdict::Retry } else { self.give_up() };
+        }
+        let since = *self.outage_since.get_or_insert(now);
+        self.is_open |= now.saturating_duration_since(since) >= patience;
+        if self.is_open { self.give_up() } else { Verdict::Retry }
+    }
+
+    /// Takes note that the batch at hand was scored.
+    pub fn succeeded(&mut self) {
+        *self = Self::default();
+    }
+
+    fn give_up(&mut self) -> Verdict {
+        self.failures = 0;
+        Verdict::GiveUp
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn outage() -> RewardError {
+        RewardError::Outage { name: "far".to_owned(), problem: "connection refused".to_owned() }
+    }
+
+    fn not_finite() -> RewardError {
+        RewardError::NotFinite { name: "far".to_owned(), index: 0, value: f32::NAN }
+    }
+
+    #[test]
+    fn an_outage_is_waited_for_and_then_every_batch_has_one_attempt() {
+        let (mut persistence, start) = (Persistence::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        for seconds in [0, 10, 59] {
+            assert_eq!(persistence.failed(&outage(), PATIENCE, at(seconds)), Verdict::Retry);
+        }
+        for seconds in [60, 61, 62] {
+            assert_eq!(persistence.failed(&outage(), PATIENCE, at(seconds)), Verdict::GiveUp);
+        }
+        persistence.succeeded();
+        assert_eq!(persistence.failed(&outage(), PATIENCE, at(90)), Verdict::Retry, "the circuit is closed");
+        assert_eq!(persistence.failed(&outage(), PATIENCE, at(149)), Verdict::Retry, "a new outage");
+    }
+
+    #[test]
+    fn what_waiting_does_not_mend_has_few_attempts_for_each_batch() {
+        let (mut persistence, now) = (Persistence::default(), Instant::now());
+        for _ in 0..2 {
+            let verdicts = [(); 3].map(|()| persistence.failed(&not_finite(), PATIENCE, now));
+            assert_eq!(verdicts, [Verdict::Retry, Verdict::Retry, Verdict::GiveUp]);
+        }
+    }
+
+    #[test]
+    fn what_computes_here_is_not_asked_again() {
+        let mut persistence = Persistence::default();
+        assert_eq!(persistence.failed(&not_finite(), Duration::ZERO, Instant::now()), Verdict::GiveUp);
+    }
+}
