@@ -304,7 +304,7 @@ pub struct EmaSection {
 }
 
 /// Scorers that a run can use, by name; each has a file in `crates/rewards`.
-pub const REWARD_NAMES: [&str; 10] = [
+pub const REWARD_NAMES: [&str; 11] = [
     "shapes",
     "jpeg_compressibility",
     "jpeg_incompressibility",
@@ -315,6 +315,7 @@ pub const REWARD_NAMES: [&str; 10] = [
     "unifiedreward",
     "vlm_judge",
     "grpc",
+    "ocr",
 ];
 
 /// `[[rewards]]` and `[[evaluation_rewards]]`

@@ -3,6 +3,7 @@
 use scenes::ImageError;
 use thiserror::Error;
 
+use crate::ocr::OcrError;
 use crate::remote::RemoteError;
 
 impl RewardError {
@@ -170,6 +171,9 @@ pub enum RewardError {
         /// Why not.
         problem: Box<RemoteError>,
     },
+    /// The program that reads text could not read.
+    #[error(transparent)]
+    Ocr(#[from] OcrError),
     /// A scorer elsewhere that does not answer.
     #[error("reward `{name}`: {problem}")]
     Outage {

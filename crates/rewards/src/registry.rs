@@ -9,12 +9,13 @@ use tch::Device;
 
 use crate::error::RewardError;
 use crate::jpeg::JpegReward;
+use crate::ocr::OcrReward;
 use crate::remote::{FlowFactoryReward, FlowGrpoReward, GenevalReward, GrpcReward, VlmJudge};
 use crate::reward::Reward;
 use crate::shapes::ShapesReward;
 
 /// The name of every scorer that [`build`] knows.
-pub const NAMES: [&str; 10] = [
+pub const NAMES: [&str; 11] = [
     "shapes",
     "jpeg_compressibility",
     "jpeg_incompressibility",
@@ -25,6 +26,7 @@ pub const NAMES: [&str; 10] = [
     "unifiedreward",
     "vlm_judge",
     "grpc",
+    "ocr",
 ];
 
 /// What scorers may need beside their options.
@@ -80,6 +82,7 @@ pub fn build(
         "unifiedreward" => Ok(Box::new(VlmJudge::unified_reward(options, resources)?)),
         "vlm_judge" => Ok(Box::new(VlmJudge::of_options(options, resources)?)),
         "grpc" => Ok(Box::new(GrpcReward::new(options)?)),
+        "ocr" => Ok(Box::new(OcrReward::new(parse_options(name, options)?)?)),
         _ => Err(unknown_name(name)),
     }
 }
