@@ -304,7 +304,7 @@ pub struct EmaSection {
 }
 
 /// Scorers that a run can use, by name; each has a file in `crates/rewards`.
-pub const REWARD_NAMES: [&str; 11] = [
+pub const REWARD_NAMES: [&str; 12] = [
     "shapes",
     "jpeg_compressibility",
     "jpeg_incompressibility",
@@ -316,6 +316,7 @@ pub const REWARD_NAMES: [&str; 11] = [
     "vlm_judge",
     "grpc",
     "hpsv3",
+    "ocr",
 ];
 
 /// `[[rewards]]` and `[[evaluation_rewards]]`

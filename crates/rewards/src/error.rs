@@ -5,6 +5,7 @@ use scenes::ImageError;
 use thiserror::Error;
 
 use crate::registry::ModelLookupError;
+use crate::ocr::OcrError;
 use crate::remote::RemoteError;
 
 impl RewardError {
@@ -172,6 +173,9 @@ pub enum RewardError {
         /// Why not.
         problem: Box<RemoteError>,
     },
+    /// The program that reads text could not read.
+    #[error(transparent)]
+    Ocr(#[from] OcrError),
     /// A scorer elsewhere that does not answer.
     #[error("reward `{name}`: {problem}")]
     Outage {

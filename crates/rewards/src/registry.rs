@@ -10,12 +10,13 @@ use tch::Device;
 use crate::error::RewardError;
 use crate::hpsv3::Hpsv3Reward;
 use crate::jpeg::JpegReward;
+use crate::ocr::OcrReward;
 use crate::remote::{FlowFactoryReward, FlowGrpoReward, GenevalReward, GrpcReward, VlmJudge};
 use crate::reward::Reward;
 use crate::shapes::ShapesReward;
 
 /// The name of every scorer that [`build`] knows.
-pub const NAMES: [&str; 11] = [
+pub const NAMES: [&str; 12] = [
     "shapes",
     "jpeg_compressibility",
     "jpeg_incompressibility",
@@ -27,6 +28,7 @@ pub const NAMES: [&str; 11] = [
     "vlm_judge",
     "grpc",
     "hpsv3",
+    "ocr",
 ];
 
 /// What scorers may need beside their options.
@@ -83,6 +85,7 @@ pub fn build(
         "vlm_judge" => Ok(Box::new(VlmJudge::of_options(options, resources)?)),
         "grpc" => Ok(Box::new(GrpcReward::new(options)?)),
         "hpsv3" => Ok(Box::new(Hpsv3Reward::new(parse_options(name, options)?, resources)?)),
+        "ocr" => Ok(Box::new(OcrReward::new(parse_options(name, options)?)?)),
         _ => Err(unknown_name(name)),
     }
 }
