@@ -4,6 +4,7 @@ mod adaptive_norm;
 mod clip_encoder;
 mod condition_embedding;
 mod feed_forward;
+mod file_slices;
 mod joint_block;
 mod query_key_norm;
 mod rotary;
@@ -40,6 +41,7 @@ pub mod t5;
 pub mod tensor_bytes;
 pub mod tiled_decoding;
 pub mod tokenizer;
+pub mod torch_file;
 
 pub use gradient_checkpointing::{Activations, TrainingVelocity};
 pub use network::Network;
