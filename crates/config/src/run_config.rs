@@ -291,7 +291,16 @@ pub struct EmaSection {
 }
 
 /// Scorers that a run can use, by name; each has a file in `crates/rewards`.
-pub const REWARD_NAMES: [&str; 4] = ["shapes", "jpeg_compressibility", "jpeg_incompressibility", "hpsv3"];
+pub const REWARD_NAMES: [&str; 8] = [
+    "shapes",
+    "jpeg_compressibility",
+    "jpeg_incompressibility",
+    "hpsv3",
+    "pickscore",
+    "clipscore",
+    "aesthetic",
+    "hpsv2.1",
+];
 
 /// `[[rewards]]` and `[[evaluation_rewards]]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -24,6 +24,7 @@ pub mod weights;
 
 pub use error::ModelError;
 
+pub mod aesthetic_predictor;
 pub mod autoencoder_kl;
 pub mod autoencoder_kl_qwen_image;
 pub mod clip;

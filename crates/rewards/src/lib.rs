@@ -8,16 +8,22 @@
 
 pub mod image_resampling;
 
+mod aesthetic;
+mod clip;
+mod clipscore;
 mod combination;
 mod error;
+mod hpsv2;
 mod hpsv3;
 mod jpeg;
 mod persistence;
+pub mod pickscore;
 mod qwen2_vl_images;
 mod registry;
 mod reward;
 mod shapes;
 
+pub use clip::{ClipDtype, ClipOptions, ClipReward};
 pub use combination::{RewardPart, weighted_sum};
 pub use error::RewardError;
 pub use hpsv3::{Hpsv3Files, Hpsv3Network, Hpsv3Reward, IMAGE_TOKEN, REWARD_TOKEN, ScoreDistribution};

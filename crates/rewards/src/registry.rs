@@ -7,14 +7,25 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tch::Device;
 
+use crate::aesthetic::AestheticReward;
 use crate::error::RewardError;
 use crate::hpsv3::Hpsv3Reward;
 use crate::jpeg::JpegReward;
 use crate::reward::Reward;
 use crate::shapes::ShapesReward;
+use crate::{clipscore, hpsv2, pickscore};
 
 /// The name of every scorer that [`build`] knows.
-pub const NAMES: [&str; 4] = ["shapes", "jpeg_compressibility", "jpeg_incompressibility", "hpsv3"];
+pub const NAMES: [&str; 8] = [
+    "shapes",
+    "jpeg_compressibility",
+    "jpeg_incompressibility",
+    "hpsv3",
+    "pickscore",
+    "clipscore",
+    "aesthetic",
+    "hpsv2.1",
+];
 
 /// What scorers may need beside their options.
 pub struct Resources {
@@ -54,6 +65,10 @@ pub fn build(
             Ok(Box::new(JpegReward::incompressibility(parse_options(name, options)?)?))
         }
         "hpsv3" => Ok(Box::new(Hpsv3Reward::new(parse_options(name, options)?, resources)?)),
+        "pickscore" => Ok(Box::new(pickscore::open(&parse_options(name, options)?, resources)?)),
+        "clipscore" => Ok(Box::new(clipscore::open(&parse_options(name, options)?, resources)?)),
+        "aesthetic" => Ok(Box::new(AestheticReward::open(&parse_options(name, options)?, resources)?)),
+        "hpsv2.1" => Ok(Box::new(hpsv2::open(&parse_options(name, options)?, resources)?)),
         _ => Err(unknown_name(name)),
     }
 }
