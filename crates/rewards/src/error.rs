@@ -159,7 +159,7 @@ pub enum RewardError {
         /// The prompt's words.
         prompt: String,
         /// What is wrong with it.
-        problem: ModelError,
+        problem: Box<ModelError>,
     },
     /// A weighted sum without parts.
     #[error("a weighted reward needs at least one part; name a reward")]

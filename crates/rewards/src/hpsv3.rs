@@ -128,7 +128,7 @@ impl Hpsv3Reward {
             let prompt = record.prompt.as_str();
             if !known.contains_key(prompt) {
                 let tokens = self.network.tokens(&question(prompt)).map_err(|problem| {
-                    RewardError::Prompt { name: NAME, prompt: prompt.to_owned(), problem }
+                    RewardError::Prompt { name: NAME, prompt: prompt.to_owned(), problem: problem.into() }
                 })?;
                 known.insert(prompt, tokens);
             }

@@ -30,7 +30,7 @@ pub use hpsv3::{Hpsv3Files, Hpsv3Network, Hpsv3Reward, IMAGE_TOKEN, REWARD_TOKEN
 pub use jpeg::{JpegReward, jpeg_bytes};
 pub use persistence::{Persistence, Verdict};
 pub use qwen2_vl_images::{ImagePatches, PixelBounds, Qwen2VlImageProcessor, TooNarrow, smart_resize};
-pub use registry::{ModelLookupError, NAMES, Resources, build};
+pub use registry::{FindModel, ModelLookupError, NAMES, Resources, build};
 pub use reward::{PromptRecord, Reward, Score, score_checked};
 pub use scenes::RgbImage;
 pub use shapes::{Detection, ShapesOptions, ShapesReward, detect};

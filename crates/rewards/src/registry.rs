@@ -34,7 +34,7 @@ pub struct Resources {
     /// Where their tensors come from: files, or nowhere, to find out what is wrong without reading them.
     pub source: TensorSource,
     /// Finds the folder of a model: a path, or `org/name` in a cache.
-    pub find_model: Box<dyn Fn(&Path) -> Result<PathBuf, ModelLookupError>>,
+    pub find_model: FindModel,
 }
 
 impl Resources {
@@ -44,6 +44,9 @@ impl Resources {
         Self { device: Device::Cpu, source: TensorSource::Files, find_model }
     }
 }
+
+/// The folder that a model's name stands for.
+pub type FindModel = Box<dyn Fn(&Path) -> Result<PathBuf, ModelLookupError>>;
 
 /// Why a model's folder is not found.
 pub type ModelLookupError = Box<dyn std::error::Error + Send + Sync>;

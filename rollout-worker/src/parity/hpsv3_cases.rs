@@ -33,10 +33,12 @@ pub(super) fn score(case: &ReferenceCase, model_dir: &Path) -> Computed {
             .with_context(|| format!("scoring {image} for `{prompt}`"))?;
         let named = |(name, tensor)| (format!("{idx}.{name}"), tensor);
         let (ids, outputs) = (one.input_ids, one.outputs);
-        let recorded = case.input(&format!("{idx}.input_ids"))?;
+        let recorded = case.input(&format!("{idx}.input_ids"))?.flatten(0, -1);
         ensure!(
-            recorded.flatten(0, -1) == ids,
-            "in.{idx}.input_ids is {recorded:?}, but we make {ids:?} of it"
+            recorded == ids,
+            "in.{idx}.input_ids are {} tokens, but we make {} others of the prompt and its image",
+            recorded.numel(),
+            ids.numel()
         );
         computed.extend(outputs.into_iter().map(named));
     }

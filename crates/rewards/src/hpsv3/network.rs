@@ -11,7 +11,7 @@ use models::qwen2_vl::{Qwen2Vl, Qwen2VlConfig, Qwen2VlInput, TokenPositions};
 use models::tokenizer::Qwen2Tokenizer;
 use models::weights::{Scope, WeightOptions, Weights};
 use scenes::RgbImage;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::qwen2_vl_images::{ImagePatches, Qwen2VlImageProcessor, TooNarrow};
 
@@ -230,8 +230,8 @@ impl Hpsv3Network {
         };
         let alike: Vec<Vec<i64>> = texts.iter().zip(&ends).map(alike).collect();
         let judged = self.judge(&self.hidden(&alike, images, positions)?, &alike);
-        let judged: Vec<Vec<f32>> =
-            Vec::try_from(judged).expect("the head gives rows of float32; else this is a bug");
+        let judged: Vec<Vec<f32>> = Vec::try_from(judged.to_device(Device::Cpu))
+            .expect("the head gives rows of float32; else this is a bug");
         Ok(judged.into_iter().map(|row| ScoreDistribution { mu: row[0], log_sigma: row[1] }).collect())
     }
 
