@@ -218,7 +218,7 @@ impl ClipReward {
     }
 
     fn prompt_error(&self, prompt: &str, problem: ModelError) -> RewardError {
-        RewardError::Prompt { name: self.name, prompt: prompt.to_owned(), problem }
+        RewardError::Prompt { name: self.name, prompt: prompt.to_owned(), problem: Box::new(problem) }
     }
 }
 
