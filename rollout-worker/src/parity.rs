@@ -6,6 +6,7 @@
 mod flow_cases;
 mod hpsv3_cases;
 mod model_cases;
+mod score_cases;
 mod token_cases;
 
 use std::io::Write;
@@ -34,7 +35,7 @@ const KINDS: &[(&str, Compute)] = &[
     ("lora", model_cases::lora),
     ("flow_sde", flow_cases::flow_sde),
     ("sigmas", flow_cases::sigmas),
-    ("score", |case, model| hpsv3_cases::score(case, &model.dir)),
+    ("score", score_cases::score),
 ];
 
 /// The model of the cases, opened when the first of them needs it.

@@ -87,6 +87,41 @@ fn every_recorded_hpsv3_case_holds() {
 }
 
 #[test]
+fn every_recorded_pickscore_case_holds() {
+    let (outcome, text) = run(&golden("pickscore"), None, 1e-5);
+    assert_eq!(outcome.unwrap(), ParityOutcome { passed: 4, failed: 0 }, "{text}");
+    for output in ["pixel_values", "text_embeds", "image_embeds", "score"] {
+        assert!(text.contains(output), "{output} is missing:\n{text}");
+    }
+}
+
+#[test]
+fn pickscore_cases_that_are_not_what_we_make_of_them_are_named() {
+    let refused = |change: &dyn Fn(&mut Vec<(String, Tensor)>, &mut serde_json::Value)| {
+        let cases = changed_case("pickscore/score", change);
+        for image in ["image0.png", "image1.png", "image2.png"] {
+            std::fs::copy(golden("pickscore/cases").join(image), cases.path().join(image)).unwrap();
+        }
+        refusal(&golden("pickscore"), Some(cases.path()))
+    };
+    let prompt = refused(&|_, call| call["prompts"][1] = "another".into());
+    assert!(
+        prompt.contains("in.input_ids of `another` is [1112, ") && prompt.contains("but we make"),
+        "{prompt}"
+    );
+    let count = refused(&|_, call| call["images"] = serde_json::json!(["image0.png"]));
+    assert!(count.contains("3 prompts and 1 images"), "{count}");
+    let lost = refused(&|_, call| call["images"][2] = "lost.png".into());
+    assert!(lost.contains("lost.png"), "{lost}");
+    let other = changed_case("pickscore/score", |_, _| ());
+    let message = refusal(&golden("sd3/text_encoder"), Some(other.path()));
+    assert!(
+        message.contains("of type `clip_text_model`; cases of scores are for clip and qwen2_vl"),
+        "{message}"
+    );
+}
+
+#[test]
 fn hpsv3_cases_that_are_not_what_we_make_of_them_are_named() {
     let refused = |change: fn(&mut Vec<(String, Tensor)>, &mut serde_json::Value)| {
         let cases = changed_case("hpsv3/score", change);

@@ -110,6 +110,7 @@ pub struct ClipVisionModel {
     encoder: ClipEncoder,
     norm_after: LayerNorm,
     projection: Linear,
+    n_features: i64,
     config: ClipVisionConfig,
 }
 
@@ -167,6 +168,7 @@ impl ClipVisionModel {
             ),
             norm_after: norm(names.pick("post_layernorm", "ln_post")),
             projection: names.projection(projected, ["visual_projection", "proj"], [width, projection_dim]),
+            n_features: projection_dim,
             config,
         }
     }
@@ -174,6 +176,11 @@ impl ClipVisionModel {
     /// The sizes of this encoder.
     pub fn config(&self) -> &ClipVisionConfig {
         &self.config
+    }
+
+    /// P.
+    pub fn n_features(&self) -> i64 {
+        self.n_features
     }
 
     /// Features of pictures, of length 1.

@@ -4,6 +4,7 @@ mod adaptive_norm;
 mod clip_encoder;
 mod condition_embedding;
 mod feed_forward;
+mod file_slices;
 mod joint_block;
 mod query_key_norm;
 mod rotary;
@@ -23,6 +24,7 @@ pub mod weights;
 
 pub use error::ModelError;
 
+pub mod aesthetic_predictor;
 pub mod autoencoder_kl;
 pub mod autoencoder_kl_qwen_image;
 pub mod clip;
@@ -40,6 +42,7 @@ pub mod t5;
 pub mod tensor_bytes;
 pub mod tiled_decoding;
 pub mod tokenizer;
+pub mod torch_file;
 
 pub use gradient_checkpointing::{Activations, TrainingVelocity};
 pub use network::Network;

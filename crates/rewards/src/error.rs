@@ -4,8 +4,8 @@ use models::ModelError;
 use scenes::ImageError;
 use thiserror::Error;
 
-use crate::registry::ModelLookupError;
 use crate::ocr::OcrError;
+use crate::registry::ModelLookupError;
 use crate::remote::RemoteError;
 
 impl RewardError {

@@ -12,8 +12,8 @@ use crate::{ModelError, json_file};
 /// Name of the file.
 const FILE: &str = "open_clip_config.json";
 /// Mean and standard deviation of the colours of CLIP's first training set.
-const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+const STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
 /// Sizes of both encoders, and the colours that pictures are normalised by.
 #[derive(Debug, Clone)]
@@ -21,9 +21,9 @@ pub struct OpenClipConfig {
     path: PathBuf,
     model: Model,
     /// Mean of each colour, black being 0 and white 1.
-    pub mean: [f32; 3],
+    pub mean: [f64; 3],
     /// And their standard deviation.
-    pub std: [f32; 3],
+    pub std: [f64; 3],
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -81,8 +81,8 @@ impl Default for Text {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 struct Preprocessing {
-    mean: [f32; 3],
-    std: [f32; 3],
+    mean: [f64; 3],
+    std: [f64; 3],
 }
 
 impl Default for Preprocessing {
