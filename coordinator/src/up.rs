@@ -146,7 +146,8 @@ impl Run {
                 self.display.summary(&summary);
                 Ok(exit_code::DONE)
             }
-            Stop::Ended(Ending::Failed { reason, bad_input }) => {
+            Stop::Ended(Ending::Failed { reason, bad_input, summary }) => {
+                summary.iter().for_each(|summary| self.display.summary(summary));
                 Err(CoordinatorError::RunFailed { reason, bad_input })
             }
             Stop::Drained => {
@@ -161,9 +162,11 @@ impl Run {
     fn record_ending(&mut self, stop: &Stop) {
         self.opened.record.ended = Some(match stop {
             Stop::Ended(Ending::Done(summary)) => RunEnding::Done { summary: summary.clone() },
-            Stop::Ended(Ending::Failed { reason, .. }) => RunEnding::Failed { reason: reason.clone() },
+            Stop::Ended(Ending::Failed { reason, summary, .. }) => {
+                RunEnding::Failed { reason: reason.clone(), summary: summary.clone() }
+            }
             Stop::Drained => RunEnding::Stopped { resume: self.resume_command.clone() },
-            Stop::Broken(error) => RunEnding::Failed { reason: error.to_string() },
+            Stop::Broken(error) => RunEnding::Failed { reason: error.to_string(), summary: None },
         });
         self.write_record();
     }

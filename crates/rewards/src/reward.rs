@@ -59,17 +59,25 @@ pub fn score_checked(
     prompts: &[PromptRecord],
     mut score_one: impl FnMut(usize, &RgbImage, &PromptRecord) -> Result<Score, RewardError>,
 ) -> Result<Vec<Score>, RewardError> {
-    if images.len() != prompts.len() {
-        return Err(RewardError::Lengths { images: images.len(), prompts: prompts.len() });
-    }
+    check_batch(images, prompts)?;
     let mut scores = Vec::with_capacity(images.len());
     for (index, (image, prompt)) in images.iter().zip(prompts).enumerate() {
-        image.check().map_err(|problem| RewardError::Image { index, problem })?;
         let score = score_one(index, image, prompt)?;
         check_finite(name, index, &score)?;
         scores.push(score);
     }
     Ok(scores)
+}
+
+/// Lets a batch pass only with one prompt for each image, and buffers that fit their images.
+pub(crate) fn check_batch(images: &[RgbImage], prompts: &[PromptRecord]) -> Result<(), RewardError> {
+    if images.len() != prompts.len() {
+        return Err(RewardError::Lengths { images: images.len(), prompts: prompts.len() });
+    }
+    let check = |(index, image): (usize, &RgbImage)| {
+        image.check().map_err(|problem| RewardError::Image { index, problem })
+    };
+    images.iter().enumerate().try_for_each(check)
 }
 
 /// Lets a score pass only if it and all its extras are finite.
