@@ -4,7 +4,9 @@
 //! schedules and steps (`sigmas*`, `flow_sde*`) and tokenizers (`cases.json` beside a vocabulary) work by themselves.
 
 mod flow_cases;
+mod hpsv3_cases;
 mod model_cases;
+mod score_cases;
 mod token_cases;
 
 use std::io::Write;
@@ -33,6 +35,7 @@ const KINDS: &[(&str, Compute)] = &[
     ("lora", model_cases::lora),
     ("flow_sde", flow_cases::flow_sde),
     ("sigmas", flow_cases::sigmas),
+    ("score", score_cases::score),
 ];
 
 /// The model of the cases, opened when the first of them needs it.

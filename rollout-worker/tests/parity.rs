@@ -80,6 +80,70 @@ fn every_recorded_flux_case_holds() {
 }
 
 #[test]
+fn every_recorded_hpsv3_case_holds() {
+    let (outcome, text) = run(&golden("hpsv3"), None, 1e-5);
+    // Patches, their grid, the hidden states and the head's numbers, of two images.
+    assert_eq!(outcome.unwrap(), ParityOutcome { passed: 2 * 4, failed: 0 }, "{text}");
+}
+
+#[test]
+fn every_recorded_pickscore_case_holds() {
+    let (outcome, text) = run(&golden("pickscore"), None, 1e-5);
+    assert_eq!(outcome.unwrap(), ParityOutcome { passed: 4, failed: 0 }, "{text}");
+    for output in ["pixel_values", "text_embeds", "image_embeds", "score"] {
+        assert!(text.contains(output), "{output} is missing:\n{text}");
+    }
+}
+
+#[test]
+fn pickscore_cases_that_are_not_what_we_make_of_them_are_named() {
+    let refused = |change: &dyn Fn(&mut Vec<(String, Tensor)>, &mut serde_json::Value)| {
+        let cases = changed_case("pickscore/score", change);
+        for image in ["image0.png", "image1.png", "image2.png"] {
+            std::fs::copy(golden("pickscore/cases").join(image), cases.path().join(image)).unwrap();
+        }
+        refusal(&golden("pickscore"), Some(cases.path()))
+    };
+    let prompt = refused(&|_, call| call["prompts"][1] = "another".into());
+    assert!(
+        prompt.contains("in.input_ids of `another` is [1112, ") && prompt.contains("but we make"),
+        "{prompt}"
+    );
+    let count = refused(&|_, call| call["images"] = serde_json::json!(["image0.png"]));
+    assert!(count.contains("3 prompts and 1 images"), "{count}");
+    let lost = refused(&|_, call| call["images"][2] = "lost.png".into());
+    assert!(lost.contains("lost.png"), "{lost}");
+    let other = changed_case("pickscore/score", |_, _| ());
+    let message = refusal(&golden("sd3/text_encoder"), Some(other.path()));
+    assert!(
+        message.contains("of type `clip_text_model`; cases of scores are for clip and qwen2_vl"),
+        "{message}"
+    );
+}
+
+#[test]
+fn hpsv3_cases_that_are_not_what_we_make_of_them_are_named() {
+    let refused = |change: fn(&mut Vec<(String, Tensor)>, &mut serde_json::Value)| {
+        let cases = changed_case("hpsv3/score", change);
+        for image in ["image0.png", "image1.png"] {
+            std::fs::copy(golden("hpsv3/cases").join(image), cases.path().join(image)).unwrap();
+        }
+        refusal(&golden("hpsv3"), Some(cases.path()))
+    };
+    let ids = refused(|tensors, _| {
+        let ids = tensors.iter_mut().find(|(name, _)| name == "in.1.input_ids").unwrap();
+        ids.1 = ids.1.narrow(1, 1, 9).contiguous();
+    });
+    assert!(ids.contains("in.1.input_ids"), "{ids}");
+    let image = refused(|_, call| call["images"][1] = "image7.png".into());
+    assert!(image.contains("image7.png"), "{image}");
+    let prompts = refused(|_, call| call["prompts"] = serde_json::json!(["one"]));
+    assert!(prompts.contains("1 prompts and 2 images"), "{prompts}");
+    let token = refused(|_, call| call["prompts"][0] = "a <|Reward|>".into());
+    assert!(token.contains("image0.png") && token.contains("2 times the token <|Reward|>"), "{token}");
+}
+
+#[test]
 fn positions_that_are_not_those_of_an_image_are_named() {
     let change_ids = |name: &str, change: fn(&Tensor)| {
         let cases = changed_case("flux/transformer", |tensors, _| {

@@ -2,5 +2,5 @@
 
 #[test]
 fn the_config_knows_exactly_the_rewards_that_exist() {
-    assert_eq!(config::REWARD_NAMES, rewards::NAMES);
+    assert_eq!(config::REWARD_NAMES, rewards::names());
 }

@@ -304,10 +304,16 @@ pub struct EmaSection {
 }
 
 /// Scorers that a run can use, by name; each has a file in `crates/rewards`.
-pub const REWARD_NAMES: [&str; 11] = [
+pub const REWARD_NAMES: [&str; 16] = [
     "shapes",
     "jpeg_compressibility",
     "jpeg_incompressibility",
+    "pickscore",
+    "clipscore",
+    "aesthetic",
+    "hpsv2.1",
+    "hpsv3",
+    "ocr",
     "flow_grpo_server",
     "geneval",
     "deqa",
@@ -315,7 +321,6 @@ pub const REWARD_NAMES: [&str; 11] = [
     "unifiedreward",
     "vlm_judge",
     "grpc",
-    "ocr",
 ];
 
 /// `[[rewards]]` and `[[evaluation_rewards]]`

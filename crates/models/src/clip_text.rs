@@ -10,12 +10,17 @@ use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
+use crate::clip_encoder::{
+    Attending, ClipEncoder, ClipNames, EncoderConfig, EncoderOutput, check_heads, check_sizes,
+    find_activation,
+};
 use crate::json_file;
-use crate::layers::{Activation, LayerNorm, Linear};
+use crate::layers::{LayerNorm, Linear};
 use crate::weights::{Init, Scope, WeightOptions, Weights};
 
-/// `config.json` of a CLIP text encoder.
+/// `config.json` of a CLIP text encoder; what it leaves out has the value that `transformers` gives it.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
 pub struct ClipTextConfig {
     /// Number of token ids.
     pub vocab_size: i64,
@@ -30,109 +35,57 @@ pub struct ClipTextConfig {
     /// The longest sequence.
     pub max_position_embeddings: i64,
     /// P; means nothing to an encoder without projection.
-    #[serde(default = "default_projection_dim")]
     pub projection_dim: i64,
     /// Name of the nonlinearity.
-    #[serde(default = "default_hidden_act")]
     pub hidden_act: String,
     /// ε of the layer norms.
-    #[serde(default = "default_layer_norm_eps")]
     pub layer_norm_eps: f64,
     /// Whose position holds the pooled features; 2 marks files from before this was right.
-    #[serde(default = "default_eos_token_id")]
     pub eos_token_id: i64,
 }
 
-fn default_projection_dim() -> i64 {
-    512
+impl Default for ClipTextConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 49_408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            projection_dim: 512,
+            hidden_act: "quick_gelu".to_owned(),
+            layer_norm_eps: 1e-5,
+            eos_token_id: 49_407,
+        }
+    }
 }
 
-fn default_hidden_act() -> String {
-    "quick_gelu".to_owned()
-}
-
-fn default_layer_norm_eps() -> f64 {
-    1e-5
-}
-
-fn default_eos_token_id() -> i64 {
-    49_407
+impl ClipTextConfig {
+    /// The sizes of the layers; `path` and `prefix` say where the configuration stands.
+    pub(crate) fn encoder(&self, path: &Path, prefix: &str) -> Result<EncoderConfig, ModelError> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("intermediate_size", self.intermediate_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        check_sizes(path, prefix, &sizes)?;
+        check_heads(path, prefix, [self.hidden_size, self.num_attention_heads])?;
+        Ok(EncoderConfig {
+            width: self.hidden_size,
+            inner: self.intermediate_size,
+            n_layers: self.num_hidden_layers,
+            n_heads: self.num_attention_heads,
+            epsilon: self.layer_norm_eps,
+            activation: find_activation(path, &format!("{prefix}hidden_act"), &self.hidden_act)?,
+        })
+    }
 }
 
 /// Files written before `eos_token_id` meant anything have 2 there.
-const LEGACY_EOS_TOKEN_ID: i64 = 2;
-
-struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-    n_heads: i64,
-}
-
-impl Attention {
-    fn new(scope: &Scope, config: &ClipTextConfig) -> Self {
-        let width = config.hidden_size;
-        let linear = |name| Linear::new(&scope.child(name), width, width, true);
-        Self {
-            q_proj: linear("q_proj"),
-            k_proj: linear("k_proj"),
-            v_proj: linear("v_proj"),
-            out_proj: linear("out_proj"),
-            n_heads: config.num_attention_heads,
-        }
-    }
-
-    fn forward(&self, hidden: &Tensor) -> Tensor {
-        // [B, L, D] → [B, heads, L, D / heads]
-        let split = |x: Tensor| x.unflatten(-1, [self.n_heads, -1]).transpose(1, 2);
-        let (query, key, value) = (
-            split(self.q_proj.forward(hidden)),
-            split(self.k_proj.forward(hidden)),
-            split(self.v_proj.forward(hidden)),
-        );
-        let mixed = Tensor::scaled_dot_product_attention(
-            &query,
-            &key,
-            &value,
-            None::<&Tensor>,
-            0.0,
-            true,
-            None,
-            false,
-        );
-        self.out_proj.forward(&mixed.transpose(1, 2).flatten(2, 3))
-    }
-}
-
-struct Layer {
-    layer_norm1: LayerNorm,
-    self_attn: Attention,
-    layer_norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    activation: Activation,
-}
-
-impl Layer {
-    fn new(scope: &Scope, config: &ClipTextConfig, activation: Activation) -> Self {
-        let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
-        Self {
-            layer_norm1: LayerNorm::new(&scope.child("layer_norm1"), width, eps),
-            self_attn: Attention::new(&scope.child("self_attn"), config),
-            layer_norm2: LayerNorm::new(&scope.child("layer_norm2"), width, eps),
-            fc1: Linear::new(&scope.child("mlp.fc1"), width, inner, true),
-            fc2: Linear::new(&scope.child("mlp.fc2"), inner, width, true),
-            activation,
-        }
-    }
-
-    fn forward(&self, hidden: &Tensor) -> Tensor {
-        let hidden = hidden + self.self_attn.forward(&self.layer_norm1.forward(hidden));
-        let inner = self.activation.apply(&self.fc1.forward(&self.layer_norm2.forward(&hidden)));
-        hidden + self.fc2.forward(&inner)
-    }
-}
+pub(crate) const LEGACY_EOS_TOKEN_ID: i64 = 2;
+/// Older versions of transformers stored the numbers 0, 1, 2, ….
+pub(crate) const POSITION_IDS: &str = "text_model.embeddings.position_ids";
 
 /// What the encoder says about a text.
 #[derive(Debug)]
@@ -166,7 +119,7 @@ impl ClipHead {
 pub struct ClipTextModel {
     token_embedding: Tensor,
     position_embedding: Tensor,
-    layers: Vec<Layer>,
+    encoder: ClipEncoder,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
     config: ClipTextConfig,
@@ -180,33 +133,38 @@ impl ClipTextModel {
     pub fn open(dir: &Path, head: ClipHead, options: &WeightOptions) -> Result<Self, ModelError> {
         let path = dir.join("config.json");
         let config: ClipTextConfig = json_file::read(&path)?;
-        let activation = check(&config, &path)?;
+        let encoder = config.encoder(&path, "")?;
         let weights = Weights::open(dir, "model", options)?;
-        let model = Self::new(&weights.scope(""), config, head, activation);
-        // Older versions of transformers stored the numbers 0, 1, 2, ….
-        weights.ignore(&["text_model.embeddings.position_ids"]);
+        let model = Self::new(&weights.scope(""), (config, encoder), head, ClipNames::Transformers);
+        weights.ignore(&[POSITION_IDS]);
         weights.finish()?;
         Ok(model)
     }
 
-    fn new(scope: &Scope, config: ClipTextConfig, head: ClipHead, activation: Activation) -> Self {
-        let text_model = scope.child("text_model");
-        let embeddings = text_model.child("embeddings");
-        let width = config.hidden_size;
-        let embedding =
-            |name, rows| embeddings.child(name).tensor("weight", &[rows, width], Init::Normal(0.02));
-        let layer = |idx| Layer::new(&text_model.child("encoder.layers").child(idx), &config, activation);
+    pub(crate) fn new(
+        scope: &Scope,
+        (config, encoder): (ClipTextConfig, EncoderConfig),
+        head: ClipHead,
+        names: ClipNames,
+    ) -> Self {
+        let text_model = match names {
+            ClipNames::Transformers => scope.child("text_model"),
+            ClipNames::OpenClip => scope.clone(),
+        };
+        let width = encoder.width;
+        let embedding = |name, rows| text_model.tensor(name, &[rows, width], Init::Normal(0.02));
+        let tokens = names.pick("embeddings.token_embedding.weight", "token_embedding.weight");
+        let positions = names.pick("embeddings.position_embedding.weight", "positional_embedding");
+        let layers = text_model.child(names.pick("encoder.layers", "transformer.resblocks"));
+        let final_norm = text_model.child(names.pick("final_layer_norm", "ln_final"));
+        let sizes = [width, config.projection_dim];
         Self {
-            token_embedding: embedding("token_embedding", config.vocab_size),
-            position_embedding: embedding("position_embedding", config.max_position_embeddings),
-            layers: (0..config.num_hidden_layers).map(layer).collect(),
-            final_layer_norm: LayerNorm::new(
-                &text_model.child("final_layer_norm"),
-                width,
-                config.layer_norm_eps,
-            ),
+            token_embedding: embedding(tokens, config.vocab_size),
+            position_embedding: embedding(positions, config.max_position_embeddings),
+            encoder: ClipEncoder::new(&layers, &encoder, names, Attending::Back),
+            final_layer_norm: LayerNorm::new(&final_norm, width, encoder.epsilon),
             text_projection: (head == ClipHead::Projection)
-                .then(|| Linear::new(&scope.child("text_projection"), width, config.projection_dim, false)),
+                .then(|| names.projection(scope, ["text_projection"; 2], sizes)),
             config,
         }
     }
@@ -234,13 +192,9 @@ impl ClipTextModel {
     pub fn forward(&self, input_ids: &Tensor) -> ClipTextOutput {
         let (_, length) = input_ids.size2().expect("token ids have two axes; else this is a bug");
         let positions = self.position_embedding.narrow(0, 0, length);
-        let mut hidden = Tensor::embedding(&self.token_embedding, input_ids, -1, false, false) + positions;
-        let mut penultimate = hidden.shallow_clone();
-        for layer in &self.layers {
-            penultimate = hidden;
-            hidden = layer.forward(&penultimate);
-        }
-        let hidden = self.final_layer_norm.forward(&hidden);
+        let hidden = Tensor::embedding(&self.token_embedding, input_ids, -1, false, false) + positions;
+        let EncoderOutput { penultimate, last } = self.encoder.forward(hidden);
+        let hidden = self.final_layer_norm.forward(&last);
         let index =
             self.pooled_position(input_ids).view([-1, 1, 1]).expand([-1, 1, self.config.hidden_size], false);
         let pooled = hidden.gather(1, &index, false).squeeze_dim(1); // [B, L, D] → [B, D]
@@ -258,16 +212,4 @@ impl ClipTextModel {
             eos_token_id => input_ids.eq(eos_token_id).to_kind(Kind::Int).argmax(-1, false),
         }
     }
-}
-
-fn check(config: &ClipTextConfig, path: &Path) -> Result<Activation, ModelError> {
-    let (width, n_heads) = (config.hidden_size, config.num_attention_heads);
-    if n_heads < 1 || width % n_heads != 0 {
-        let reason = format!("{n_heads} heads do not divide `hidden_size` {width}");
-        return Err(ModelError::config(path, "num_attention_heads", reason));
-    }
-    let name = &config.hidden_act;
-    Activation::from_name(name).ok_or_else(|| {
-        ModelError::config(path, "hidden_act", format!("\"{name}\" is not supported; use gelu or quick_gelu"))
-    })
 }

@@ -17,6 +17,11 @@ impl Linear {
         Self { weight, bias: bias.then(|| scope.tensor("bias", &[outputs], Init::Zeros)) }
     }
 
+    /// The layer of a weight `[outputs, inputs]` and a bias `[outputs]`.
+    pub fn of(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight, bias }
+    }
+
     /// # Shapes
     /// `[..., inputs]` → `[..., outputs]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {

@@ -1,8 +1,10 @@
 //! Networks and their files: transformers, text encoders, autoencoders, tokenizers, LoRA, safetensors.
 
 mod adaptive_norm;
+mod clip_encoder;
 mod condition_embedding;
 mod feed_forward;
+mod file_slices;
 mod joint_block;
 mod query_key_norm;
 mod rotary;
@@ -22,19 +24,25 @@ pub mod weights;
 
 pub use error::ModelError;
 
+pub mod aesthetic_predictor;
 pub mod autoencoder_kl;
 pub mod autoencoder_kl_qwen_image;
+pub mod clip;
 pub mod clip_text;
+pub mod clip_vision;
 pub mod json_file;
 pub mod pipeline;
 pub mod push_tensors;
 pub mod qwen2_decoder;
+pub mod qwen2_vision;
+pub mod qwen2_vl;
 pub mod qwen_image;
 pub mod reference_case;
 pub mod t5;
 pub mod tensor_bytes;
 pub mod tiled_decoding;
 pub mod tokenizer;
+pub mod torch_file;
 
 pub use gradient_checkpointing::{Activations, TrainingVelocity};
 pub use network::Network;

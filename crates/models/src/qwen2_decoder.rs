@@ -16,36 +16,20 @@ pub use config::Qwen2Config;
 
 use crate::ModelError;
 use crate::layers::{Linear, RmsNorm};
-use crate::rotary;
+use crate::rotary::{self, HalfRotation};
 use crate::weights::{Init, Scope, WeightOptions, Weights};
 
-/// Cosines and sines by which the features of queries and keys are turned: each `[B, 1, L, D]`, float32.
-struct Rotation {
-    cosines: Tensor,
-    sines: Tensor,
-}
-
-impl Rotation {
-    /// `positions` `[A, B, L]`: a feature turns with its frequency times the token's position on the feature's axis.
-    fn new(positions: &Tensor, config: &Qwen2Config) -> Self {
-        let device = positions.device();
-        let frequencies = rotary::frequencies(config.rope_theta, config.head_width(), device);
-        let axes = Tensor::from_slice(&config.axis_of_frequency()).to_device(device);
-        // [A, B, L] → [D/2, B, L] → [B, L, D/2]
-        let positions = positions.to_kind(Kind::Double).index_select(0, &axes).permute([1, 2, 0]);
-        let angles = positions * frequencies;
-        let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1);
-        let rounded = |turns: Tensor| turns.to_kind(Kind::Float);
-        Self { cosines: rounded(angles.cos()), sines: rounded(angles.sin()) }
-    }
-
-    /// Turns each feature of the first half together with its partner in the second, in float32.
-    fn apply(&self, x: &Tensor) -> Tensor {
-        let wide = x.to_kind(Kind::Float);
-        let halves = wide.chunk(2, -1);
-        let partners = Tensor::cat(&[&halves[1].neg(), &halves[0]], -1);
-        (wide * &self.cosines + partners * &self.sines).to_kind(x.kind())
-    }
+/// The rotation of queries and keys: a feature turns with its frequency times the token's position on the feature's axis.
+///
+/// # Shapes
+/// `positions` `[A, B, L]`; turns what is `[B, N, L, D]`.
+fn rotation(positions: &Tensor, config: &Qwen2Config) -> HalfRotation {
+    let device = positions.device();
+    let frequencies = rotary::frequencies(config.rope_theta(), config.head_width(), device);
+    let axes = Tensor::from_slice(&config.axis_of_frequency()).to_device(device);
+    // [A, B, L] → [D/2, B, L] → [B, L, D/2]
+    let positions = positions.to_kind(Kind::Double).index_select(0, &axes).permute([1, 2, 0]);
+    HalfRotation::new(&(positions * frequencies).unsqueeze(1))
 }
 
 struct Attention {
@@ -70,7 +54,7 @@ impl Attention {
     }
 
     /// Each token sees itself and those before it; several query heads share one head of keys and values.
-    fn forward(&self, hidden: &Tensor, rotation: &Rotation) -> Tensor {
+    fn forward(&self, hidden: &Tensor, rotation: &HalfRotation) -> Tensor {
         // [B, L, N · D] → [B, N, L, D]
         let split = |x: Tensor| x.unflatten(-1, [-1, self.head_width]).transpose(1, 2);
         let query = rotation.apply(&split(self.q.forward(hidden)));
@@ -130,7 +114,7 @@ impl Layer {
         }
     }
 
-    fn forward(&self, hidden: &Tensor, rotation: &Rotation) -> Tensor {
+    fn forward(&self, hidden: &Tensor, rotation: &HalfRotation) -> Tensor {
         let hidden = hidden + self.attention.forward(&self.attention_norm.forward(hidden), rotation);
         &hidden + self.feed_forward.forward(&self.feed_forward_norm.forward(&hidden))
     }
@@ -197,7 +181,7 @@ impl Qwen2Decoder {
     /// # Panics
     /// If the shapes do not fit each other or the model.
     pub fn forward(&self, embedded: &Tensor, positions: &Tensor) -> Tensor {
-        let rotation = Rotation::new(positions, &self.config);
+        let rotation = rotation(positions, &self.config);
         let hidden = self
             .layers
             .iter()
@@ -223,7 +207,7 @@ impl Qwen2Decoder {
 
 /// Where the files keep the language model: beside the vision tower under one name, as newer `transformers` write it, or
 /// directly, as the published checkpoints have it.
-fn language_model(weights: &Weights) -> Scope {
+pub(crate) fn language_model(weights: &Weights) -> Scope {
     let newer = weights.scope("model.language_model");
     if newer.has("embed_tokens.weight") { newer } else { weights.scope("model") }
 }

@@ -1,6 +1,7 @@
 //! Rotary embedding: attention whose queries and keys are turned by their tokens' positions.
 //!
-//! Letters: B rows, T tokens, H heads, D head width.
+//! Letters: B rows, T tokens, H heads, D head width. Which features turn together differs: neighbours in the transformers of
+//! diffusion models, one of each half in language models and their vision towers.
 //!
 //! Source: Su et al. 2021 (RoFormer), with several axes, each of which turns features of its own.
 
@@ -33,6 +34,33 @@ pub(crate) fn rotation(positions: &[Tensor], axes: &[i64]) -> Tensor {
     let angles = Tensor::cat(&angles.collect::<Vec<_>>(), 1);
     let turns = Tensor::stack(&[angles.cos(), angles.sin()], -1).to_kind(Kind::Float);
     turns.unsqueeze(1).unsqueeze(1)
+}
+
+/// Cosines and sines by which each feature of the first half is turned together with its partner in the second.
+pub(crate) struct HalfRotation {
+    cosines: Tensor,
+    sines: Tensor,
+}
+
+impl HalfRotation {
+    /// # Shapes
+    /// `angles` `[..., T, D / 2]`, float64; with the axes before T it broadcasts against what is turned.
+    pub(crate) fn new(angles: &Tensor) -> Self {
+        let angles = Tensor::cat(&[angles, angles], -1);
+        let rounded = |turns: Tensor| turns.to_kind(Kind::Float);
+        Self { cosines: rounded(angles.cos()), sines: rounded(angles.sin()) }
+    }
+
+    /// Turns the features, in float32.
+    ///
+    /// # Shapes
+    /// `[..., T, D]` → the same.
+    pub(crate) fn apply(&self, x: &Tensor) -> Tensor {
+        let wide = x.to_kind(Kind::Float);
+        let halves = wide.chunk(2, -1);
+        let partners = Tensor::cat(&[&halves[1].neg(), &halves[0]], -1);
+        (wide * &self.cosines + partners * &self.sines).to_kind(x.kind())
+    }
 }
 
 /// Turns each pair of neighbouring features, in float32.
@@ -79,6 +107,14 @@ mod tests {
                 assert!((part(0) - angle.cos()).abs() < 1e-6 && (part(1) - angle.sin()).abs() < 1e-6);
             }
         }
+    }
+
+    #[test]
+    fn a_quarter_turn_of_halves_moves_the_first_half_to_the_second() {
+        let angles = Tensor::from_slice(&[std::f64::consts::FRAC_PI_2, 0.0]).view([1, 2]);
+        let turned = HalfRotation::new(&angles).apply(&Tensor::from_slice(&[3.0_f32, 5.0, 4.0, 6.0]));
+        let expected = Tensor::from_slice(&[-4.0_f32, 5.0, 3.0, 6.0]).view([1, 4]);
+        assert!((turned - expected).abs().max().double_value(&[]) < 1e-6);
     }
 
     #[test]

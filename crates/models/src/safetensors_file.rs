@@ -2,23 +2,21 @@
 //!
 //! Tensors are read at their positions, slice by slice, into memory that the caller has. Mapping the file would save a
 //! copy, but is sound only as long as nobody truncates the file, so it needs `unsafe`; and what is read is kept by the
-//! page cache either way. Beyond its target a read holds two slices, however large the tensor.
+//! page cache either way.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::ModelError;
+use crate::file_slices::read_slices;
 
 /// Bytes of the header's length, which a file starts with.
 const LENGTH_BYTES: u64 = 8;
-/// Bytes that are read at once; a multiple of every element's size.
-const SLICE_BYTES: usize = 8 << 20;
 
 /// An open safetensors file: its header in memory, its tensors on disk.
 pub struct SafetensorsFile {
@@ -97,18 +95,8 @@ impl SafetensorsFile {
             let reason = format!("tensor {name} has {length} bytes, not {} elements", target.numel());
             return Err(ModelError::damaged(&self.path, reason));
         }
-        let target = target.view(-1);
-        let mut bytes = vec![0; length.min(SLICE_BYTES)];
-        for offset in (0..length).step_by(SLICE_BYTES) {
-            let bytes = &mut bytes[..(length - offset).min(SLICE_BYTES)];
-            let position = self.data_start + (start + offset) as u64;
-            self.file.read_exact_at(bytes, position).map_err(|e| ModelError::io(&self.path, e))?;
-            let count = (bytes.len() / element) as i64;
-            let slice = Tensor::f_from_data_size(bytes, &[count], kind)
-                .map_err(|e| ModelError::damaged(&self.path, format!("{name}: {e}")))?;
-            target.narrow(0, (offset / element) as i64, count).copy_(&slice);
-        }
-        Ok(())
+        let position = self.data_start + start as u64;
+        read_slices((&self.file, &self.path), position, kind, &target.view(-1))
     }
 
     fn info(&self, name: &str) -> Result<(&TensorInfo, Kind), ModelError> {
@@ -276,6 +264,7 @@ fn dtype_of(kind: Kind) -> Option<Dtype> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::file_slices::SLICE_BYTES;
 
     fn example() -> Vec<(String, Tensor)> {
         let a = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([2, 3]);

@@ -92,6 +92,7 @@ pub struct Weights {
 pub struct Scope {
     shared: Rc<Shared>,
     prefix: String,
+    kind: Kind,
 }
 
 struct Shared {
@@ -162,7 +163,7 @@ impl Weights {
 
     /// The tensors whose names start with `prefix` and a dot; all tensors for an empty prefix.
     pub fn scope(&self, prefix: &str) -> Scope {
-        Scope { shared: self.shared.clone(), prefix: prefix.to_owned() }
+        Scope { shared: self.shared.clone(), prefix: prefix.to_owned(), kind: self.shared.kind }
     }
 
     /// Accepts tensors that nobody asks for if their names start with one of these prefixes.
@@ -214,7 +215,12 @@ impl Report {
 impl Scope {
     /// The scope one level down.
     pub fn child(&self, name: impl std::fmt::Display) -> Self {
-        Self { shared: self.shared.clone(), prefix: self.name_of(&name) }
+        Self { shared: self.shared.clone(), prefix: self.name_of(&name), kind: self.kind }
+    }
+
+    /// The same tensors in another element type than the component's.
+    pub fn in_kind(&self, kind: Kind) -> Self {
+        Self { kind, ..self.clone() }
     }
 
     /// The prefix itself, without a dot at its end.
@@ -231,9 +237,14 @@ impl Scope {
         self.shared.source.files().is_some_and(|files| files.has(&self.name_of(&name)))
     }
 
-    /// Element type of all tensors of the component.
+    /// Shape of a tensor in the files; `None` if they hold none of this name, or take no part.
+    pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        self.shared.source.files()?.shape(&self.name_of(&name))
+    }
+
+    /// Element type of the tensors.
     pub fn kind(&self) -> Kind {
-        self.shared.kind
+        self.kind
     }
 
     /// Device of all tensors of the component.
@@ -278,7 +289,7 @@ impl Scope {
 
     /// A tensor to be filled; where there is nothing to fill it with, one number that stands for all.
     fn room(&self, shape: &[i64]) -> Tensor {
-        let options = (self.shared.kind, self.shared.device);
+        let options = (self.kind, self.shared.device);
         match self.shared.source {
             Source::Nowhere(..) => Tensor::zeros(vec![1; shape.len()], options).expand(shape, false),
             Source::Files(_) | Source::Generator(..) => Tensor::empty(shape, options),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use models::tokenizer::Tokenizer;
+use models::tokenizer::{Qwen2Tokenizer, Tokenizer};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden")
@@ -130,6 +130,19 @@ fn qwen_ids_equal_the_recorded_ones() {
     for Case { text, ids } in cases {
         assert_eq!(tokenizer.encode(&text, 64).unwrap().ids, ids, "{text:?}");
     }
+}
+
+#[test]
+fn a_token_added_to_qwen_takes_the_next_id_and_is_cut_out_whole() {
+    let mut tokenizer = Qwen2Tokenizer::open(&golden().join("tokenizers/qwen")).unwrap();
+    let last = tokenizer.token_id("<|video_pad|>").unwrap();
+    assert_eq!(tokenizer.token_id("<|Reward|>"), None);
+    assert_eq!(tokenizer.add_special_token("<|Reward|>").unwrap(), last + 1);
+    assert_eq!(tokenizer.add_special_token("<|Reward|>").unwrap(), last + 1, "the same again");
+    assert_eq!(tokenizer.add_special_token("<|video_pad|>").unwrap(), last, "one that is there keeps its id");
+    let word = tokenizer.encode_unpadded("a", 9).unwrap().ids;
+    let ids = tokenizer.encode_unpadded("a<|Reward|>a", 9).unwrap().ids;
+    assert_eq!(ids, [word.as_slice(), &[last + 1], &word].concat());
 }
 
 #[test]

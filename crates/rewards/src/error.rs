@@ -1,9 +1,11 @@
 //! What can go wrong in a scorer.
 
+use models::ModelError;
 use scenes::ImageError;
 use thiserror::Error;
 
 use crate::ocr::OcrError;
+use crate::registry::ModelLookupError;
 use crate::remote::RemoteError;
 
 impl RewardError {
@@ -181,6 +183,32 @@ pub enum RewardError {
         name: String,
         /// What happened.
         problem: String,
+    },
+    /// The folder of a scorer's network is not found.
+    #[error("reward `{name}`: {problem}")]
+    ModelLookup {
+        /// Name of the scorer.
+        name: &'static str,
+        /// What is missing where.
+        problem: ModelLookupError,
+    },
+    /// A scorer's network that cannot be opened, or does not take its input.
+    #[error("reward `{name}`: {problem}")]
+    Model {
+        /// Name of the scorer.
+        name: &'static str,
+        /// What is wrong with it.
+        problem: ModelError,
+    },
+    /// A prompt that a scorer cannot read.
+    #[error("reward `{name}` cannot take the prompt `{prompt}`: {problem}")]
+    Prompt {
+        /// Name of the scorer.
+        name: &'static str,
+        /// The prompt's words.
+        prompt: String,
+        /// What is wrong with it.
+        problem: Box<ModelError>,
     },
     /// A weighted sum without parts.
     #[error("a weighted reward needs at least one part; name a reward")]

@@ -8,22 +8,32 @@
 
 pub mod image_resampling;
 
+mod aesthetic;
+mod clip;
+mod clipscore;
 mod combination;
 mod error;
+mod hpsv2;
+mod hpsv3;
 mod jpeg;
 mod ocr;
 mod persistence;
+pub mod pickscore;
+mod qwen2_vl_images;
 mod registry;
 pub mod remote;
 mod reward;
 mod shapes;
 
+pub use clip::{ClipDtype, ClipOptions, ClipReward};
 pub use combination::{RewardPart, weighted_sum};
 pub use error::RewardError;
+pub use hpsv3::{Hpsv3Files, Hpsv3Network, Hpsv3Reward, IMAGE_TOKEN, REWARD_TOKEN, ScoreDistribution};
 pub use jpeg::{JpegReward, jpeg_bytes};
 pub use ocr::{OcrError, OcrOptions, OcrReward};
 pub use persistence::{Persistence, Verdict};
-pub use registry::{FindModel, LookUpVariable, ModelLookupError, NAMES, Resources, build};
+pub use qwen2_vl_images::{ImagePatches, PixelBounds, Qwen2VlImageProcessor, TooNarrow, smart_resize};
+pub use registry::{FindModel, LookUpVariable, ModelLookupError, Resources, build, names};
 pub use reward::{PromptRecord, Reward, Score, score_checked};
 pub use scenes::RgbImage;
 pub use shapes::{Detection, ShapesOptions, ShapesReward, detect};

@@ -7,27 +7,63 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tch::Device;
 
+use crate::aesthetic::AestheticReward;
 use crate::error::RewardError;
+use crate::hpsv3::Hpsv3Reward;
 use crate::jpeg::JpegReward;
 use crate::ocr::OcrReward;
 use crate::remote::{FlowFactoryReward, FlowGrpoReward, GenevalReward, GrpcReward, VlmJudge};
 use crate::reward::Reward;
 use crate::shapes::ShapesReward;
+use crate::{clipscore, hpsv2, pickscore};
 
-/// The name of every scorer that [`build`] knows.
-pub const NAMES: [&str; 11] = [
-    "shapes",
-    "jpeg_compressibility",
-    "jpeg_incompressibility",
-    "flow_grpo_server",
-    "geneval",
-    "deqa",
-    "flow_factory",
-    "unifiedreward",
-    "vlm_judge",
-    "grpc",
-    "ocr",
+/// Makes a scorer of what it was given.
+type Build = fn(&Given) -> Built;
+
+type Built = Result<Box<dyn Reward + Send>, RewardError>;
+
+/// Every scorer by its name, those in other processes last.
+const SCORERS: [(&str, Build); 16] = [
+    ("shapes", |given| built(ShapesReward::new(given.options()?))),
+    ("jpeg_compressibility", |given| built(JpegReward::compressibility(given.options()?))),
+    ("jpeg_incompressibility", |given| built(JpegReward::incompressibility(given.options()?))),
+    ("pickscore", |given| built(pickscore::open(&given.options()?, given.resources))),
+    ("clipscore", |given| built(clipscore::open(&given.options()?, given.resources))),
+    ("aesthetic", |given| built(AestheticReward::open(&given.options()?, given.resources))),
+    ("hpsv2.1", |given| built(hpsv2::open(&given.options()?, given.resources))),
+    ("hpsv3", |given| built(Hpsv3Reward::new(given.options()?, given.resources))),
+    ("ocr", |given| built(OcrReward::new(given.options()?))),
+    ("flow_grpo_server", |given| built(FlowGrpoReward::with_prompts(given.raw))),
+    ("geneval", |given| built(GenevalReward::new(given.raw))),
+    ("deqa", |given| built(FlowGrpoReward::deqa(given.raw))),
+    ("flow_factory", |given| built(FlowFactoryReward::new(given.raw))),
+    ("unifiedreward", |given| built(VlmJudge::unified_reward(given.raw, given.resources))),
+    ("vlm_judge", |given| built(VlmJudge::of_options(given.raw, given.resources))),
+    ("grpc", |given| built(GrpcReward::new(given.raw))),
 ];
+
+/// What a scorer is made of.
+struct Given<'a> {
+    name: &'a str,
+    /// Its options as they came.
+    raw: &'a Value,
+    resources: &'a Resources,
+}
+
+impl Given<'_> {
+    fn options<T: DeserializeOwned>(&self) -> Result<T, RewardError> {
+        parse_options(self.name, self.raw)
+    }
+}
+
+fn built<R: Reward + Send + 'static>(reward: Result<R, RewardError>) -> Built {
+    Ok(Box::new(reward?))
+}
+
+/// The names of all scorers.
+pub fn names() -> [&'static str; SCORERS.len()] {
+    SCORERS.map(|(name, _)| name)
+}
 
 /// What scorers may need beside their options.
 pub struct Resources {
@@ -64,33 +100,16 @@ pub type ModelLookupError = Box<dyn std::error::Error + Send + Sync>;
 /// # Errors
 /// If there is no such scorer (the nearest name is told), an option is unknown, of the wrong kind, or out of range, or
 /// what the scorer needs is missing.
-pub fn build(
-    name: &str,
-    options: &Value,
-    resources: &Resources,
-) -> Result<Box<dyn Reward + Send>, RewardError> {
-    match name {
-        "shapes" => Ok(Box::new(ShapesReward::new(parse_options(name, options)?)?)),
-        "jpeg_compressibility" => Ok(Box::new(JpegReward::compressibility(parse_options(name, options)?)?)),
-        "jpeg_incompressibility" => {
-            Ok(Box::new(JpegReward::incompressibility(parse_options(name, options)?)?))
-        }
-        "flow_grpo_server" => Ok(Box::new(FlowGrpoReward::with_prompts(options)?)),
-        "geneval" => Ok(Box::new(GenevalReward::new(options)?)),
-        "deqa" => Ok(Box::new(FlowGrpoReward::deqa(options)?)),
-        "flow_factory" => Ok(Box::new(FlowFactoryReward::new(options)?)),
-        "unifiedreward" => Ok(Box::new(VlmJudge::unified_reward(options, resources)?)),
-        "vlm_judge" => Ok(Box::new(VlmJudge::of_options(options, resources)?)),
-        "grpc" => Ok(Box::new(GrpcReward::new(options)?)),
-        "ocr" => Ok(Box::new(OcrReward::new(parse_options(name, options)?)?)),
-        _ => Err(unknown_name(name)),
-    }
+pub fn build(name: &str, options: &Value, resources: &Resources) -> Built {
+    let known = SCORERS.iter().find(|(known, _)| *known == name);
+    let (_, build) = known.ok_or_else(|| unknown_name(name))?;
+    build(&Given { name, raw: options, resources })
 }
 
 fn unknown_name(name: &str) -> RewardError {
     let distance = |known: &&str| strsim::damerau_levenshtein(known, name);
-    let nearest = NAMES.into_iter().min_by_key(distance).unwrap_or_default();
-    RewardError::UnknownName { name: name.to_owned(), nearest: nearest.to_owned(), known: NAMES.join(", ") }
+    let nearest = names().into_iter().min_by_key(distance).unwrap_or_default();
+    RewardError::UnknownName { name: name.to_owned(), nearest: nearest.to_owned(), known: names().join(", ") }
 }
 
 pub(crate) fn parse_options<T: DeserializeOwned>(name: &str, options: &Value) -> Result<T, RewardError> {
@@ -112,7 +131,7 @@ mod tests {
 
     #[test]
     fn every_listed_name_builds_a_scorer_of_that_name() {
-        for name in NAMES {
+        for name in names() {
             let options = match name {
                 "flow_grpo_server" | "flow_factory" | "grpc" => json!({"url": "http://127.0.0.1:1"}),
                 "vlm_judge" => json!({
@@ -120,8 +139,13 @@ mod tests {
                 }),
                 _ => Value::Null,
             };
-            let reward = build(name, &options, &Resources::local()).unwrap_or_else(|e| panic!("{name}: {e}"));
-            assert_eq!(reward.name(), name);
+            match build(name, &options, &Resources::local()) {
+                Ok(scorer) => assert_eq!(scorer.name(), name),
+                // Its network is not in the folder of this test.
+                Err(error) => {
+                    assert!(matches!(error, RewardError::Model { name: found, .. } if found == name))
+                }
+            }
         }
     }
 

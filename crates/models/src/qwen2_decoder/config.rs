@@ -27,11 +27,12 @@ pub struct Qwen2Config {
     /// ε of the norms.
     #[serde(default = "default_epsilon")]
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
+    /// Base of the rotary frequencies, where `rope_scaling` has none.
     #[serde(default = "default_theta")]
     pub rope_theta: f64,
-    /// How positions on several axes share the frequencies; absent where there is one axis.
-    #[serde(default)]
+    /// How positions on several axes share the frequencies; absent where there is one axis. `transformers` 5 has another
+    /// name for it and writes the base there too.
+    #[serde(default, alias = "rope_parameters")]
     pub rope_scaling: Option<RopeScaling>,
     /// Whether tokens see only some of those before them, which is not implemented.
     #[serde(default)]
@@ -47,6 +48,8 @@ pub struct RopeScaling {
     /// The same under its old name.
     #[serde(rename = "type")]
     pub old_type: Option<String>,
+    /// Base of the rotary frequencies, in newer files.
+    pub rope_theta: Option<f64>,
     /// How many of the D/2 frequencies belong to each axis.
     pub mrope_section: Option<Vec<i64>>,
 }
@@ -138,6 +141,11 @@ impl Qwen2Config {
         self.hidden_size / self.num_attention_heads
     }
 
+    /// Base of the rotary frequencies.
+    pub fn rope_theta(&self) -> f64 {
+        self.rope_scaling.as_ref().and_then(|scaling| scaling.rope_theta).unwrap_or(self.rope_theta)
+    }
+
     /// A: on how many axes a token has a position.
     pub fn axes(&self) -> i64 {
         self.sections().len() as i64
@@ -184,6 +192,15 @@ mod tests {
         let mrope = r#""rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}"#;
         let config = read(&format!("{{{FLAT}, {mrope}}}")).unwrap();
         assert_eq!((config.axes(), config.axis_of_frequency()), (3, vec![0, 0, 1, 2]));
+    }
+
+    #[test]
+    fn the_base_of_the_frequencies_is_read_where_newer_files_keep_it() {
+        let newer =
+            r#""rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 500.0}"#;
+        let config = read(&format!("{{{FLAT}, {newer}}}")).unwrap();
+        assert_eq!((config.axes(), config.rope_theta()), (3, 500.0));
+        assert_eq!(read(&format!("{{{FLAT}, \"rope_theta\": 7.0}}")).unwrap().rope_theta(), 7.0);
     }
 
     #[test]

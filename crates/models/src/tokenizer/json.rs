@@ -81,6 +81,27 @@ impl JsonTokenizer {
         Ok(TokenIds { ids, truncated })
     }
 
+    /// The id of a token, if there is such a one.
+    pub fn token_id(&self, token: &str) -> Option<i64> {
+        self.inner.token_to_id(token).map(i64::from)
+    }
+
+    /// Cuts `content` out of texts as one token: the one of that name, or else a new one after the last.
+    ///
+    /// # Errors
+    /// If the tokenizer refuses the token.
+    pub fn add_special_token(&mut self, content: &str) -> Result<i64, ModelError> {
+        let token = tokenizers::AddedToken::from(content, true);
+        let refused = |reason: &dyn std::fmt::Display| {
+            ModelError::damaged(
+                &self.path,
+                format!("its tokenizer does not take the token `{content}`: {reason}"),
+            )
+        };
+        self.inner.add_special_tokens([token]).map_err(|error| refused(&error))?;
+        self.token_id(content).ok_or_else(|| refused(&"it gives it no id"))
+    }
+
     /// The longest sequence the model takes, where `tokenizer_config.json` states one.
     pub fn model_max_length(&self) -> Option<usize> {
         self.model_max_length

@@ -32,12 +32,15 @@ pub struct Qwen2Tokenizer(JsonTokenizer);
 
 impl Qwen2Tokenizer {
     /// Opens `vocab.json`, `merges.txt`, the added tokens of `tokenizer_config.json` or `added_tokens.json`, and, where
-    /// present, `special_tokens_map.json`.
+    /// present, `special_tokens_map.json`; in folders without them `tokenizer.json`, which says the same.
     ///
     /// # Errors
     /// If a file is missing or malformed, or the files contradict each other.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let vocabulary_path = dir.join("vocab.json");
+        if !vocabulary_path.is_file() && dir.join("tokenizer.json").is_file() {
+            return JsonTokenizer::open(dir).map(Self);
+        }
         let vocabulary: HashMap<String, u32> = json_file::read(&vocabulary_path)?;
         let merges = merges(&dir.join("merges.txt"), &vocabulary)?;
         let settings = Settings::open(dir)?;
@@ -64,6 +67,19 @@ impl Qwen2Tokenizer {
     /// If the tokenizer refuses the text.
     pub fn encode_unpadded(&self, text: &str, max_length: usize) -> Result<TokenIds, ModelError> {
         self.0.encode_unpadded(&composed(text), max_length)
+    }
+
+    /// The id of a token, if there is such a one.
+    pub fn token_id(&self, token: &str) -> Option<i64> {
+        self.0.token_id(token)
+    }
+
+    /// Cuts `content` out of texts as one token: the one of that name, or else a new one after the last.
+    ///
+    /// # Errors
+    /// If the tokenizer refuses the token.
+    pub fn add_special_token(&mut self, content: &str) -> Result<i64, ModelError> {
+        self.0.add_special_token(content)
     }
 
     /// The longest sequence the model takes, where `tokenizer_config.json` states one.

@@ -1,4 +1,5 @@
-//! The safetensors files of one component: one file, or the shards that an index file names; plain, or a variant.
+//! The weight files of one component: one in safetensors, or the shards that an index file names; plain, or a variant; else
+//! what `torch.save` wrote.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -7,27 +8,65 @@ use tch::Tensor;
 
 use crate::error::ModelError;
 use crate::safetensors_file::SafetensorsFile;
+use crate::torch_file::TorchFile;
 
 const ENDING: &str = "safetensors";
+/// Endings that people give to what `torch.save` writes.
+const TORCH_ENDINGS: [&str; 3] = ["pt", "pth", "bin"];
+
+/// An open file of either kind.
+enum WeightFile {
+    Safetensors(SafetensorsFile),
+    Torch(TorchFile),
+}
+
+impl WeightFile {
+    fn open(path: &Path) -> Result<Self, ModelError> {
+        let is_torch = |ending: &str| path.extension().is_some_and(|extension| extension == ending);
+        match TORCH_ENDINGS.into_iter().any(is_torch) {
+            true => Ok(Self::Torch(TorchFile::open(path)?)),
+            false => Ok(Self::Safetensors(SafetensorsFile::open(path)?)),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        match self {
+            Self::Safetensors(file) => file.names(),
+            Self::Torch(file) => file.names(),
+        }
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        match self {
+            Self::Safetensors(file) => file.shape(name),
+            Self::Torch(file) => file.shape(name),
+        }
+    }
+
+    fn read_into(&self, name: &str, target: &Tensor) -> Result<(), ModelError> {
+        match self {
+            Self::Safetensors(file) => file.read_into(name, target),
+            Self::Torch(file) => file.read_into(name, target),
+        }
+    }
+}
 
 /// The open files of one component.
 pub(super) struct Files {
     /// The file, or the index of its shards.
     pub(super) path: PathBuf,
-    files: Vec<SafetensorsFile>,
+    files: Vec<WeightFile>,
     index: BTreeMap<String, usize>,
 }
 
 impl Files {
     /// Opens the files of `variant` where there are some, else the plain ones; without a `variant`, the plain ones, else
-    /// the only variant there is.
+    /// the only variant there is, else what `torch.save` wrote.
     pub(super) fn open(dir: &Path, stem: &str, variant: Option<&str>) -> Result<Self, ModelError> {
         let path = find(dir, stem, variant)?;
         let files = match path.extension().is_some_and(|extension| extension == "json") {
-            true => {
-                shards(&path)?.iter().map(|shard| SafetensorsFile::open(shard)).collect::<Result<_, _>>()?
-            }
-            false => vec![SafetensorsFile::open(&path)?],
+            true => shards(&path)?.iter().map(|shard| WeightFile::open(shard)).collect::<Result<_, _>>()?,
+            false => vec![WeightFile::open(&path)?],
         };
         let index =
             files.iter().enumerate().flat_map(|(i, f)| f.names().into_iter().map(move |n| (n, i))).collect();
@@ -52,7 +91,7 @@ impl Files {
             .read_into(name, target)
     }
 
-    fn file_of(&self, name: &str) -> Option<&SafetensorsFile> {
+    fn file_of(&self, name: &str) -> Option<&WeightFile> {
         self.index.get(name).map(|&i| &self.files[i])
     }
 }
@@ -98,8 +137,13 @@ fn find(dir: &Path, stem: &str, variant: Option<&str>) -> Result<PathBuf, ModelE
     let names: Vec<&str> = present.iter().map(String::as_str).collect();
     match (names.as_slice(), variant) {
         ([only], None) => files_of(Some(only)).ok_or_else(|| missing(dir, stem, &names)),
-        _ => Err(missing(dir, stem, &names)),
+        _ => torch_file(dir, stem).ok_or_else(|| missing(dir, stem, &names)),
     }
+}
+
+fn torch_file(dir: &Path, stem: &str) -> Option<PathBuf> {
+    let paths = TORCH_ENDINGS.map(|ending| dir.join(format!("{stem}.{ending}")));
+    paths.into_iter().find(|path| path.is_file())
 }
 
 fn missing(dir: &Path, stem: &str, variants: &[&str]) -> ModelError {
