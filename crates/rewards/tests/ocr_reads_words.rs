@@ -56,7 +56,7 @@ fn pictures_beside_it_do_not_change_a_score() {
     for index in [0, 7, 12, 31, 32, 39] {
         assert_eq!(scores(&names[index..=index], &prompts[index..=index]), [together[index]], "{index}");
     }
-    assert!(together.iter().any(|score| *score == 1.0) && together.contains(&0.0), "{together:?}");
+    assert!(together.contains(&1.0) && together.contains(&0.0), "{together:?}");
 }
 
 #[test]
@@ -98,7 +98,8 @@ fn what_is_missing_is_named_with_the_remedy_before_anything_is_scored() {
     }
     let old = refusal(json!({"program": golden("old.sh")}));
     assert!(old.contains("`tesseract 4.1.1`; Tesseract 5 or newer"), "{old}");
-    assert!(refusal(json!({"program": "true"})).contains("is ``"), "it says nothing of itself");
+    let other = refusal(json!({"program": "true"}));
+    assert!(other.contains("Tesseract 5 or newer is needed"), "{other}");
 }
 
 #[test]

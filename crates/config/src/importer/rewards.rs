@@ -151,6 +151,7 @@ fn option_of(scorer: &str, key: &str) -> Option<&'static str> {
         (Kind::Server, "server_url") | (Kind::Judge, "api_base_url") => Some("url"),
         (Kind::Server | Kind::Judge, "timeout") => Some("timeout_seconds"),
         (Kind::Judge, "vlm_model") => Some("model"),
+        (Kind::Judge, "max_concurrent") => Some("max_concurrent"),
         _ => None,
     }
 }

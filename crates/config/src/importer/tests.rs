@@ -160,7 +160,7 @@ fn options_of_scorers_are_carried_where_there_is_a_counterpart() {
     let import = with_rewards(
         "rewards:\n  - {name: a, reward_model: flow_factory.rewards.remote.RemotePointwiseRewardModel, \
          server_url: \"http://a:8000\", timeout: 90.0, batch_size: 4, retry_attempts: 3}\n  - {name: b, reward_model: \
-         vllm_evaluate, api_base_url: \"http://b/v1\", vlm_model: Qwen3-VL, timeout: 1.5, top_logprobs: 20}\n  - {name: c, \
+         vllm_evaluate, api_base_url: \"http://b/v1\", vlm_model: Qwen3-VL, timeout: 1.5, max_concurrent: 8, top_logprobs: 20}\n  - {name: c, \
          reward_model: OCR, server_url: \"http://c\", batch_size: 4}\n",
     );
     let rewards = &import.config.rewards;
@@ -170,7 +170,7 @@ fn options_of_scorers_are_carried_where_there_is_a_counterpart() {
     );
     let expected = [
         serde_json::json!({"url": "http://a:8000", "timeout_seconds": 90, "batch_size": 4}),
-        serde_json::json!({"url": "http://b/v1", "model": "Qwen3-VL", "timeout_seconds": 1.5}),
+        serde_json::json!({"url": "http://b/v1", "model": "Qwen3-VL", "timeout_seconds": 1.5, "max_concurrent": 8}),
         serde_json::json!({}),
     ];
     assert_eq!(rewards.iter().map(RewardSection::options_as_json).collect::<Vec<_>>(), expected);
