@@ -37,10 +37,11 @@ ablation: build
 	python3 tests/ablation/ablation.py run
 	python3 tests/ablation/ablation.py report
 
-# Python with torch 2.11, diffusers 0.38, transformers 4.57 and peft: `make bench PYTHON=.venv/bin/python`.
+# Python with torch 2.11, diffusers 0.38, transformers 4.57, peft and pillow: `make bench PYTHON=.venv/bin/python`.
 PYTHON ?= python3
 
 bench: build
 	$(CARGO) build --release -p models --example transformer_speed
 	$(CARGO) build --release -p rollout-worker --example task_speed
+	$(CARGO) build --release -p rewards --example hpsv3_speed
 	$(PYTHON) tests/reference/bench.py

@@ -3,7 +3,7 @@
 use crate::rates::Rates;
 use crate::run_record::RunEnding;
 use crate::run_state::Snapshot;
-use proto::{HeldOut, Progress, Summary};
+use proto::{HeldOut, Progress, ScoreChange, Summary};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
@@ -109,6 +109,13 @@ pub fn summary_table(summary: &Summary) -> String {
         ("held-out reward after", held_out(summary.after)),
         ("gain, paired by prompt", gain),
     ];
+    // A single one says nothing that the reward does not.
+    if summary.scores.len() > 1 {
+        rows.extend(summary.scores.iter().map(|score| (score.name.as_str(), score_change(score))));
+    }
+    if !summary.reward_hacking.is_empty() {
+        rows.push(("reward hacking seen in", summary.reward_hacking.join(", ")));
+    }
     rows.extend(summary.best.map(|best| ("best version", format!("{}, {}", best.version, measured(&best)))));
     rows.extend([
         ("time", clock(seconds(summary.seconds))),
@@ -129,6 +136,14 @@ pub fn summary_table(summary: &Summary) -> String {
     lines.join("\n")
 }
 
+/// A raw score before and after.
+fn score_change(score: &ScoreChange) -> String {
+    format!(
+        "{:.4} ± {:.4} → {:.4} ± {:.4}",
+        score.before, score.before_standard_error, score.after, score.after_standard_error
+    )
+}
+
 /// The coordinator counts workers' time since it was started, which after a resume is not the whole run.
 fn workers_busy(summary: &Summary) -> String {
     let share = format!("{:.0} %", 100.0 * summary.worker_busy);
@@ -145,7 +160,10 @@ fn workers_busy(summary: &Summary) -> String {
 pub fn ending_text(ending: &RunEnding) -> String {
     match ending {
         RunEnding::Done { summary } => format!("done\n{}", summary_table(summary)),
-        RunEnding::Failed { reason } => format!("failed: {reason}"),
+        RunEnding::Failed { reason, summary: None } => format!("failed: {reason}"),
+        RunEnding::Failed { reason, summary: Some(summary) } => {
+            format!("failed: {reason}\n{}", summary_table(summary))
+        }
         RunEnding::Stopped { resume } => format!("stopped; go on with `{resume}`"),
     }
 }
@@ -265,6 +283,31 @@ mod tests {
             "runs/demo/adapter/best",
         ] {
             assert!(table.contains(expected), "{expected} is not in\n{table}");
+        }
+    }
+
+    #[test]
+    fn the_table_shows_every_reward_where_there_are_several_and_which_was_hacked() {
+        let score = |name: &str, after: f64| ScoreChange {
+            name: name.to_owned(),
+            before: 0.5,
+            before_standard_error: 0.01,
+            after,
+            after_standard_error: 0.02,
+        };
+        let mut summary = Summary { scores: vec![score("shapes", 0.75)], ..summary() };
+        assert!(!summary_table(&summary).contains("shapes"), "it is the reward");
+        summary.scores.push(score("pickscore", 0.25));
+        summary.reward_hacking = vec!["pickscore".to_owned()];
+        let ending = RunEnding::Failed { reason: "hacked".to_owned(), summary: Some(Box::new(summary)) };
+        let text = ending_text(&ending);
+        for expected in [
+            "failed: hacked\n",
+            "0.5000 ± 0.0100 → 0.7500 ± 0.0200",
+            "0.2500 ± 0.0200",
+            "reward hacking seen in",
+        ] {
+            assert!(text.contains(expected), "{expected} is not in\n{text}");
         }
     }
 

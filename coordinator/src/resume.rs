@@ -84,11 +84,12 @@ mod tests {
         given.resources.workers += 1;
         given.evaluation.every += 1;
         given.checkpoints.keep_last += 1;
+        given.evaluation_rewards = vec![config::RewardSection::new("jpeg_compressibility")];
         let differences = compare(&config(), &given);
         assert!(differences.forbidden.is_empty());
         assert_eq!(
             differences.allowed.len(),
-            3,
+            4,
             "the number of workers is not even a difference: {differences:?}"
         );
         given.resources.worker_threads += 1;

@@ -25,6 +25,9 @@ pub enum RunEnding {
     Failed {
         /// Why.
         reason: String,
+        /// What it came to, where it ended itself in good order.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        summary: Option<Box<Summary>>,
     },
     /// It was asked to stop.
     Stopped {

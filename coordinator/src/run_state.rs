@@ -24,6 +24,8 @@ pub enum Ending {
         reason: String,
         /// Whether config, model or prompts are at fault.
         bad_input: bool,
+        /// What it came to, where it ended itself in good order.
+        summary: Option<Box<Summary>>,
     },
 }
 
@@ -202,7 +204,7 @@ impl RunState {
         if let Verdict::GiveUp { failures } = self.tasks.fail(&member_id, name, request.poisonous, now) {
             let task = self.catalog.describe(name);
             let reason = format!("{task} failed {failures} times, last: {}", request.failure);
-            self.end(Ending::Failed { reason, bad_input: false });
+            self.end(Ending::Failed { reason, bad_input: false, summary: None });
         }
         Ok(())
     }
@@ -227,14 +229,22 @@ impl RunState {
                 self.notices.push(notice);
             }
         }
-        if let Some(Fatal { reason, bad_input }) = request.fatal {
-            self.end(Ending::Failed { reason, bad_input });
-        } else if let Some(mut summary) = request.summary {
-            summary.worker_busy = self.worker_busy(now);
-            summary.worker_busy_seconds = now.saturating_duration_since(self.started).as_secs_f64();
-            self.end(Ending::Done(Box::new(summary)));
+        if let Some(Fatal { reason, bad_input, summary }) = request.fatal {
+            let summary = summary.map(|summary| Box::new(self.completed(summary, now)));
+            self.end(Ending::Failed { reason, bad_input, summary });
+        } else if let Some(summary) = request.summary {
+            self.end(Ending::Done(Box::new(self.completed(summary, now))));
         }
         Ok(self.learner_leaves())
+    }
+
+    /// The learner's summary with what it cannot know.
+    fn completed(&self, summary: Summary, now: Instant) -> Summary {
+        Summary {
+            worker_busy: self.worker_busy(now),
+            worker_busy_seconds: now.saturating_duration_since(self.started).as_secs_f64(),
+            ..summary
+        }
     }
 
     fn wanted(&self, set: &Wanted) -> Result<WantedTasks, Refusal> {

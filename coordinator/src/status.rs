@@ -115,7 +115,7 @@ mod tests {
         let summary = Box::new(Summary { after, ..Summary::default() });
         let endings = [
             (RunEnding::Done { summary }, "ended 1:05 ago: done\n", "0.7500 ± 0.5000"),
-            (RunEnding::Failed { reason: "a NaN".to_owned() }, "failed: a NaN", "demo-"),
+            (RunEnding::Failed { reason: "a NaN".to_owned(), summary: None }, "failed: a NaN", "demo-"),
             (
                 RunEnding::Stopped { resume: "up --resume".to_owned() },
                 "stopped; go on with `up --resume`",
@@ -126,7 +126,7 @@ mod tests {
             let text = ended_text(&record, &ending, Duration::from_secs(65));
             assert!(text.contains(first) && text.contains(second), "{text}");
         }
-        let failed = RunEnding::Failed { reason: "a NaN".to_owned() };
+        let failed = RunEnding::Failed { reason: "a NaN".to_owned(), summary: None };
         assert_eq!(ended_json(&record, &failed)["ended"], json!({ "how": "failed", "reason": "a NaN" }));
     }
 }

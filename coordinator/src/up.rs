@@ -146,7 +146,8 @@ impl Run {
                 self.display.summary(&summary);
                 Ok(exit_code::DONE)
             }
-            Stop::Ended(Ending::Failed { reason, bad_input }) => {
+            Stop::Ended(Ending::Failed { reason, bad_input, summary }) => {
+                summary.iter().for_each(|summary| self.display.summary(summary));
                 Err(CoordinatorError::RunFailed { reason, bad_input })
             }
             Stop::Drained => {
@@ -161,9 +162,11 @@ impl Run {
     fn record_ending(&mut self, stop: &Stop) {
         self.opened.record.ended = Some(match stop {
             Stop::Ended(Ending::Done(summary)) => RunEnding::Done { summary: summary.clone() },
-            Stop::Ended(Ending::Failed { reason, .. }) => RunEnding::Failed { reason: reason.clone() },
+            Stop::Ended(Ending::Failed { reason, summary, .. }) => {
+                RunEnding::Failed { reason: reason.clone(), summary: summary.clone() }
+            }
             Stop::Drained => RunEnding::Stopped { resume: self.resume_command.clone() },
-            Stop::Broken(error) => RunEnding::Failed { reason: error.to_string() },
+            Stop::Broken(error) => RunEnding::Failed { reason: error.to_string(), summary: None },
         });
         self.write_record();
     }
@@ -257,9 +260,37 @@ fn without_workers(port: u16, directory: &RunDirectory) -> String {
 }
 
 fn resume_command(args: &UpArgs) -> String {
-    let mut words =
-        vec!["coordinator up".to_owned(), args.config.file.display().to_string(), "--resume".to_owned()];
+    let mut words = vec![
+        "coordinator up".to_owned(),
+        quoted(&args.config.file.display().to_string()),
+        "--resume".to_owned(),
+    ];
     words.extend(args.workers.map(|workers| format!("--workers {workers}")));
-    words.extend(args.config.settings.iter().map(|setting| format!("--set '{setting}'")));
+    words.extend(args.config.settings.iter().map(|setting| format!("--set {}", quoted(setting))));
     words.join(" ")
+}
+
+/// A word as a shell takes it back.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@,+%".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_come_back_from_a_shell_as_they_were() {
+        for word in ["runs/a.toml", "my run.toml", "it's", "a=\"b\"", "", "$HOME;ls"] {
+            let mut shell = std::process::Command::new("sh");
+            shell.arg("-c").arg(format!("printf %s {}", quoted(word)));
+            let output = shell.output().expect("a shell");
+            assert_eq!(String::from_utf8_lossy(&output.stdout), word);
+        }
+        assert_eq!(quoted("run.seed=7"), "run.seed=7");
+    }
 }

@@ -330,7 +330,7 @@ async fn a_poisonous_task_ends_the_run_and_is_named() {
         let task = worker.next(LONG).await.expect("a member").expect("a task");
         worker.finish(task, "the reward is NaN").await.expect("told");
     }
-    let Some(Ending::Failed { reason, bad_input: false }) = server.plane.ending().await else {
+    let Some(Ending::Failed { reason, bad_input: false, summary: None }) = server.plane.ending().await else {
         panic!("not failed")
     };
     for expected in ["training task 0 of iteration 0", "\"scene ", "seeds 0..1", "the reward is NaN"] {
@@ -362,12 +362,27 @@ async fn a_fatal_report_says_whether_the_input_is_at_fault() {
         let home = tempfile::tempdir().expect("a directory");
         let server = Server::start(home.path(), 0, 1);
         let mut learner = server.learner().await;
-        let fatal = Some(Fatal { reason: "the model is damaged".to_owned(), bad_input });
+        let fatal = Some(Fatal { reason: "the model is damaged".to_owned(), bad_input, summary: None });
         let request = ReportRequest { caller: learner.caller.clone(), fatal, ..ReportRequest::default() };
         learner.client.report(request).await.expect("reported");
-        let expected = Ending::Failed { reason: "the model is damaged".to_owned(), bad_input };
+        let expected = Ending::Failed { reason: "the model is damaged".to_owned(), bad_input, summary: None };
         assert_eq!(server.plane.ending().await, Some(expected));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_ends_itself_in_good_order_has_a_summary() {
+    let home = tempfile::tempdir().expect("a directory");
+    let server = Server::start(home.path(), 0, 1);
+    let mut learner = server.learner().await;
+    let summary = Some(Summary { gain: 0.25, ..Summary::default() });
+    let fatal = Some(Fatal { reason: "reward hacking".to_owned(), bad_input: false, summary });
+    let request = ReportRequest { caller: learner.caller.clone(), fatal, ..ReportRequest::default() };
+    learner.client.report(request).await.expect("reported");
+    let Some(Ending::Failed { summary: Some(summary), .. }) = server.plane.ending().await else {
+        panic!("it ended so")
+    };
+    assert!(summary.gain == 0.25 && summary.worker_busy_seconds > 0.0, "{summary:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use flow::FlowError;
 use models::ModelError;
+use proto::Summary;
 use service::{ModelNotFound, ServiceError};
 
 use crate::checkpoint::CheckpointError;
@@ -67,6 +68,22 @@ pub enum LearnerError {
         #[source]
         source: CheckpointError,
     },
+    /// Rewards that are not trained got worse while those that are got better, and the config has the run stop then. All
+    /// of it is saved.
+    #[error(
+        "reward hacking: {findings}. Everything is saved: go on with `evaluation.on_reward_hacking` = \"warn\" and \
+         `--resume`, or take the adapter of version {best}, the best one, from {adapter}"
+    )]
+    RewardHacking {
+        /// What was found, in words.
+        findings: String,
+        /// The best version.
+        best: u32,
+        /// Where its adapter is.
+        adapter: String,
+        /// What the run came to.
+        summary: Box<Summary>,
+    },
     /// There is a checkpoint, but of another run config.
     #[error(
         "the checkpoint {path} belongs to another run config; resume with {saved}, or start a new run under another name"
@@ -114,9 +131,18 @@ impl LearnerError {
             | Self::NonFiniteParameter { .. }
             | Self::EmbeddingGone { .. }
             | Self::CheckpointsFail { .. }
+            | Self::RewardHacking { .. }
             | Self::Flow(_)
             | Self::Service(_)
             | Self::Checkpoint(_) => false,
+        }
+    }
+
+    /// What the run came to, if it ended in good order.
+    pub fn summary(&self) -> Option<Summary> {
+        match self {
+            Self::RewardHacking { summary, .. } => Some((**summary).clone()),
+            _ => None,
         }
     }
 }

@@ -3,7 +3,8 @@
 //! Read in this order:
 //!
 //! 1. [`trainer`]: an iteration as a stream of tasks; [`gradient`]: what a task adds to an update.
-//! 2. [`run`]: iterations, evaluations and checkpoints from the start of a run to its end.
+//! 2. [`run`]: iterations, evaluations and checkpoints from the start of a run to its end; [`reward_hacking`]: when it ends
+//!    before.
 //! 3. [`server`], [`receive`], [`inbox`]: how outcomes get from workers to the trainer; [`publications`]: how weights
 //!    get to workers.
 //! 4. [`serve`]: the process around it. [`parity`]: its numbers against recorded ones. [`pretrain`]: how the shipped model
@@ -30,6 +31,7 @@ pub mod progress;
 pub mod publications;
 pub mod receive;
 pub mod records;
+pub mod reward_hacking;
 pub mod rules;
 pub mod run;
 mod saving;

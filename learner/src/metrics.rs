@@ -30,6 +30,8 @@ pub struct IterationMetrics {
     pub cost: CostMetrics,
     /// Where the time went, in seconds.
     pub time: TimeMetrics,
+    /// How many rewards the newest evaluation found hacked.
+    pub reward_hacking: u32,
 }
 
 /// Rewards of an iteration.
@@ -61,7 +63,7 @@ pub struct AdvantageMetrics {
     pub mean_abs: f64,
     /// Largest magnitude.
     pub max_abs: f64,
-    /// Share of groups whose rewards are all equal, which teach nothing.
+    /// Share of groups whose advantages are all 0, which teach nothing.
     pub zero_std_ratio: f64,
     /// Images per group and step.
     pub group_size: f64,
@@ -110,6 +112,8 @@ pub struct CostMetrics {
     pub network_evaluations: u64,
     /// Seconds of all workers: sampling.
     pub sampling_seconds: f64,
+    /// Of them, from latents to images.
+    pub decoding_seconds: f64,
     /// Seconds of all workers: scoring.
     pub scoring_seconds: f64,
 }
@@ -133,7 +137,7 @@ pub struct Tally {
     /// Of every seed.
     pub rewards: Vec<SeedRewards>,
     scores: BTreeMap<String, Vec<f64>>,
-    advantages: Vec<f32>,
+    advantages: Vec<Vec<f32>>,
     /// What was sampled.
     pub cost: CostMetrics,
 }
@@ -148,13 +152,14 @@ impl Tally {
         self.cost.images += cost.images;
         self.cost.network_evaluations += cost.network_evaluations;
         self.cost.sampling_seconds += cost.sampling_seconds;
+        self.cost.decoding_seconds += cost.decoding_seconds;
         self.cost.scoring_seconds += cost.reward_seconds;
     }
 
     /// Counts rewards and the advantages that came of them.
     pub fn count_advantages(&mut self, rewards: Vec<SeedRewards>, advantages: &[Vec<f32>]) {
         self.rewards.extend(rewards);
-        self.advantages.extend(advantages.iter().flatten());
+        self.advantages.extend_from_slice(advantages);
     }
 
     /// Sums up the rewards; `steps` are the trained steps.
@@ -174,11 +179,18 @@ impl Tally {
     /// Sums up the advantages.
     pub fn advantage(&self, group: AdvantageGroup, n_steps: usize) -> Result<AdvantageMetrics, FlowError> {
         let n_branches = self.rewards.first().map_or(0, |seed| seed.rewards.len() / n_steps.max(1));
-        let groups = group_statistics(group, &self.rewards, n_steps, n_branches)?;
-        let magnitudes = self.advantages.iter().map(|advantage| f64::from(advantage.abs()));
+        // Several rewards may differ where their sum does not, so it is advantages that tell.
+        let of_seed = |(seed, advantages): (&SeedRewards, &Vec<f32>)| SeedRewards {
+            rewards: advantages.clone(),
+            ..*seed
+        };
+        let advantages: Vec<SeedRewards> = self.rewards.iter().zip(&self.advantages).map(of_seed).collect();
+        let groups = group_statistics(group, &advantages, n_steps, n_branches)?;
+        let magnitudes: Vec<f64> =
+            self.advantages.iter().flatten().map(|advantage| f64::from(advantage.abs())).collect();
         Ok(AdvantageMetrics {
-            mean_abs: mean(magnitudes.clone()),
-            max_abs: magnitudes.fold(0.0, f64::max),
+            mean_abs: mean(magnitudes.iter().copied()),
+            max_abs: magnitudes.iter().copied().fold(0.0, f64::max),
             zero_std_ratio: groups.zero_std_ratio,
             group_size: groups.group_size,
         })

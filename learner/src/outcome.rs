@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use config::{RunConfig, TaskKind, TaskSpec};
+use config::{RewardSection, RunConfig, TaskKind, TaskSpec};
 use models::TextToImageModel;
-use models::push_tensors::{self, HASH_BYTES, embedding_part_of};
+use models::push_tensors::{self, HASH_BYTES, embedding_part_of, extra_of};
 use proto::{ElementType, PushHeader, TaskCost, TensorInfo};
 
 /// Name of a prompt's embedding: the BLAKE3 digest of its tensors.
@@ -12,6 +12,10 @@ pub type Digest = [u8; 32];
 
 /// The most that one prompt's embedding may take, in bytes.
 const EMBEDDING_LIMIT: i64 = 256 * 1024 * 1024;
+/// The most extras of one reward.
+const MOST_EXTRAS: usize = 64;
+/// The longest key of an extra, in bytes.
+const LONGEST_KEY: usize = 100;
 const TEXT: &str = "text";
 const POOLED: &str = "pooled";
 const TEXT_MASK: &str = "text_mask";
@@ -48,6 +52,8 @@ pub struct EvaluatedImages {
     pub rewards: Vec<f32>,
     /// Raw scores of each scorer, in the config's order: `[images]`.
     pub scores: Vec<(String, Vec<f32>)>,
+    /// What rewards tell besides, as `REWARD/KEY`: `[images]`, NaN where it does not apply.
+    pub extras: Vec<(String, Vec<f32>)>,
     /// What the sampling cost.
     pub cost: TaskCost,
 }
@@ -63,8 +69,10 @@ pub struct Layout {
     pub image_size: (i64, i64),
     /// Branches per seed and step.
     pub n_branches: usize,
-    /// Names of the scorers.
-    pub scorers: Vec<String>,
+    /// Names of the rewards of training.
+    pub training_rewards: Vec<String>,
+    /// Names of the rewards of evaluations.
+    pub evaluation_rewards: Vec<String>,
     /// Whether there is guidance, hence a negative prompt.
     pub is_guided: bool,
 }
@@ -77,8 +85,17 @@ impl Layout {
             embedding_widths: model.embedding_widths(),
             image_size: (config.sampling.height, config.sampling.width),
             n_branches: config.sampling.branches_per_seed,
-            scorers: config.rewards.iter().map(|reward| reward.name.clone()).collect(),
+            training_rewards: names(&config.rewards),
+            evaluation_rewards: names(config.rewards_of_evaluation()),
             is_guided: model.negative_prompt(config.sampling.guidance_scale).is_some(),
+        }
+    }
+
+    /// Names of the rewards that score the images of a kind of task.
+    pub fn rewards(&self, kind: TaskKind) -> &[String] {
+        match kind {
+            TaskKind::Train => &self.training_rewards,
+            TaskKind::Evaluate => &self.evaluation_rewards,
         }
     }
 
@@ -110,7 +127,7 @@ impl Layout {
                 (moves.to_vec(), tensors)
             }
             TaskKind::Evaluate => {
-                let n_images = task.prompts.len() as i64 * i64::from(task.n_seeds);
+                let n_images = n_images(task);
                 (
                     vec![n_images],
                     vec![info(push_tensors::IMAGES, &[n_images, height, width, 3], ElementType::U8)],
@@ -118,7 +135,7 @@ impl Layout {
             }
         };
         tensors.push(info(push_tensors::REWARDS, &scored, ElementType::F32));
-        let scores = self.scorers.iter().map(|name| push_tensors::score_name(name));
+        let scores = self.rewards(task.kind).iter().map(|name| push_tensors::score_name(name));
         tensors.extend(scores.map(|name| info(&name, &scored, ElementType::F32)));
         tensors
     }
@@ -151,6 +168,7 @@ impl Layout {
                 None => return Err(format!("tensor `{}` is missing", wanted.name)),
             }
         }
+        self.check_number_of_extras(header)?;
         for (position, info) in header.tensors.iter().enumerate() {
             if header.tensors[..position].iter().any(|earlier| earlier.name == info.name) {
                 return Err(format!("tensor `{}` is announced twice", info.name));
@@ -185,6 +203,9 @@ impl Layout {
         n_steps: usize,
     ) -> Result<(), String> {
         let is_training = task.kind == TaskKind::Train;
+        if let Some((reward, key)) = extra_of(&info.name).filter(|_| !is_training) {
+            return self.check_extra(info, reward, key, n_images(task));
+        }
         if is_training && info.name == push_tensors::NEXT_LATENTS {
             let moves = [i64::from(task.n_seeds), n_steps as i64, self.n_branches as i64];
             let shape = [&moves[..], &self.latent_shape].concat();
@@ -207,6 +228,40 @@ impl Layout {
                 self.embedding_widths.1
             )),
         }
+    }
+
+    fn check_extra(&self, info: &TensorInfo, reward: &str, key: &str, n_images: i64) -> Result<(), String> {
+        if !self.evaluation_rewards.iter().any(|known| known == reward) {
+            return Err("there is an extra of a reward that no evaluation is scored by".to_owned());
+        }
+        if !(1..=LONGEST_KEY).contains(&key.len()) {
+            return Err(format!(
+                "an extra of reward `{reward}` has a key of {} bytes; 1 to {LONGEST_KEY} are allowed",
+                key.len()
+            ));
+        }
+        match info.shape == [n_images] && info.element_type() == ElementType::F32 {
+            true => Ok(()),
+            false => Err(format!(
+                "tensor `{}` is announced as {}, but ELEMENT_TYPE_F32 [{n_images}] is expected",
+                info.name,
+                describe(info)
+            )),
+        }
+    }
+
+    fn check_number_of_extras(&self, header: &PushHeader) -> Result<(), String> {
+        for reward in &self.evaluation_rewards {
+            let of_reward =
+                |info: &&TensorInfo| extra_of(&info.name).is_some_and(|(owner, _)| owner == reward);
+            let n_extras = header.tensors.iter().filter(of_reward).count();
+            if n_extras > MOST_EXTRAS {
+                return Err(format!(
+                    "reward `{reward}` has {n_extras} extras; at most {MOST_EXTRAS} are allowed"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Whether the model can take a tensor of one embedding's; the network would panic at any other.
@@ -243,6 +298,14 @@ impl Layout {
     }
 }
 
+fn names(rewards: &[RewardSection]) -> Vec<String> {
+    rewards.iter().map(|reward| reward.name.clone()).collect()
+}
+
+fn n_images(task: &TaskSpec) -> i64 {
+    task.prompts.len() as i64 * i64::from(task.n_seeds)
+}
+
 fn check_embedding_size(info: &TensorInfo) -> Result<(), String> {
     const LARGEST_ELEMENT: i64 = 8;
     let bytes = info.shape.iter().try_fold(LARGEST_ELEMENT, |bytes, size| {
@@ -268,7 +331,8 @@ mod tests {
             embedding_widths: (128, 64),
             image_size: (16, 16),
             n_branches: 3,
-            scorers: vec!["shapes".to_owned()],
+            training_rewards: vec!["shapes".to_owned()],
+            evaluation_rewards: vec!["shapes".to_owned(), "geneval".to_owned()],
             is_guided: true,
         }
     }
@@ -340,6 +404,51 @@ mod tests {
         });
         assert!(missing.contains("`means` is missing"));
         assert!(refusal(|header| header.tensors.push(header.tensors[0].clone())).contains("twice"));
+    }
+
+    fn evaluation() -> (TaskSpec, PushHeader) {
+        let task = TaskSpec { kind: TaskKind::Evaluate, prompts: vec![0, 1, 2], ..train_task() };
+        let header = PushHeader { version: 2, tensors: layout().expected(&task, 0), ..PushHeader::default() };
+        (task, header)
+    }
+
+    fn extra(name: &str, shape: &[i64]) -> TensorInfo {
+        TensorInfo { name: name.to_owned(), shape: shape.to_vec(), element_type: ElementType::F32.into() }
+    }
+
+    #[test]
+    fn training_and_evaluation_are_scored_by_their_own_rewards() {
+        let scores = |tensors: &[TensorInfo]| -> Vec<String> {
+            tensors.iter().map(|info| info.name.clone()).filter(|name| name.starts_with("reward.")).collect()
+        };
+        assert_eq!(scores(&layout().expected(&train_task(), 5)), ["reward.shapes"]);
+        let (task, mut header) = evaluation();
+        assert_eq!(scores(&header.tensors), ["reward.shapes", "reward.geneval"]);
+        header.tensors.retain(|info| info.name != "reward.geneval");
+        assert_eq!(layout().check(&header, &task, &[]), Err("tensor `reward.geneval` is missing".to_owned()));
+    }
+
+    #[test]
+    fn extras_come_with_evaluations_within_bounds() {
+        let push = |extras: &[TensorInfo]| {
+            let (task, mut header) = evaluation();
+            header.tensors.extend_from_slice(extras);
+            layout().check(&header, &task, &[])
+        };
+        let many = |count: usize| -> Vec<TensorInfo> {
+            (0..count).map(|number| extra(&format!("extra.geneval/{number}"), &[6])).collect()
+        };
+        assert_eq!(push(&many(64)), Ok(()));
+        assert!(push(&many(65)).unwrap_err().contains("`geneval` has 65 extras; at most 64"));
+        let key = |length: usize| extra(&format!("extra.shapes/{}", "k".repeat(length)), &[6]);
+        assert_eq!(push(&[key(100)]), Ok(()));
+        for length in [0, 101] {
+            assert!(push(&[key(length)]).unwrap_err().contains(&format!("a key of {length} bytes")));
+        }
+        assert!(push(&[extra("extra.shapes/a", &[5])]).unwrap_err().contains("[6] is expected"));
+        assert!(push(&[extra("extra.other/a", &[6])]).unwrap_err().contains("no evaluation is scored by"));
+        let training = refusal(|header| header.tensors.push(extra("extra.shapes/a", &[6])));
+        assert!(training.contains("of no use here"), "{training}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! From the bytes of a push to what training takes: tensors split, embeddings kept, next latents rebuilt and checked.
 
 use flow::{NoiseKey, Purpose, next_latents_on_host, standard_normal};
-use models::push_tensors::{self, HASH_BYTES, embedding_part_of, latent_hash, scorer_of};
+use models::push_tensors::{self, HASH_BYTES, embedding_part_of, extra_of, latent_hash, scorer_of};
 use proto::{PushHeader, TensorInfo};
 
 use config::{TaskKind, TaskSpec};
@@ -61,7 +61,8 @@ impl Receiver {
             TaskKind::Evaluate => Ok(Outcome::Evaluate(Box::new(EvaluatedImages {
                 pixels: parts.bytes(push_tensors::IMAGES)?.to_vec(),
                 rewards: parts.floats(push_tensors::REWARDS)?,
-                scores: self.scores(&parts)?,
+                scores: self.scores(&parts, task.kind)?,
+                extras: extras(&parts)?,
                 cost: header.cost.unwrap_or_default(),
             }))),
         }
@@ -120,7 +121,7 @@ impl Receiver {
             next_latents,
             log_probs: parts.floats(push_tensors::LOG_PROBS)?,
             rewards: parts.floats(push_tensors::REWARDS)?,
-            scores: self.scores(parts)?,
+            scores: self.scores(parts, task.kind)?,
             conditioning: digest_of(&header.conditioning)?,
             negative_conditioning: self
                 .layout
@@ -132,10 +133,10 @@ impl Receiver {
     }
 
     /// The scores in the config's order, whatever order they came in.
-    fn scores(&self, parts: &Parts) -> Result<Vec<(String, Vec<f32>)>, Refusal> {
+    fn scores(&self, parts: &Parts, kind: TaskKind) -> Result<Vec<(String, Vec<f32>)>, Refusal> {
         let of_scorer =
             |name: &String| Ok((name.clone(), parts.floats_of(|tensor| scorer_of(tensor) == Some(name))?));
-        self.layout.scorers.iter().map(of_scorer).collect()
+        self.layout.rewards(kind).iter().map(of_scorer).collect()
     }
 
     /// Next latents of every (seed, step, branch) from the means and the noise of their keys.
@@ -161,6 +162,12 @@ impl Receiver {
         }
         rebuilt
     }
+}
+
+/// What rewards tell besides scores, as `REWARD/KEY`.
+fn extras(parts: &Parts) -> Result<Vec<(String, Vec<f32>)>, Refusal> {
+    let named = parts.parts.iter().filter_map(|(info, _)| Some((&info.name, extra_of(&info.name)?)));
+    named.map(|(tensor, (reward, key))| Ok((format!("{reward}/{key}"), parts.floats(tensor)?))).collect()
 }
 
 /// How many bytes a header announces.

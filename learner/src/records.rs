@@ -66,8 +66,14 @@ impl Records {
             scalar("gain", evaluation.gain),
             scalar("gain_standard_error", evaluation.gain_standard_error),
         ];
+        values.push(scalar("reward_hacking", evaluation.reward_hacking.len() as f64));
+        values.extend(evaluation.training_reward.map(|reward| scalar("training_reward", reward)));
+        for (name, score) in &evaluation.scores {
+            values.push(scalar(&format!("scores/{name}/mean"), score.mean));
+            values.push(scalar(&format!("scores/{name}/standard_error"), score.standard_error));
+        }
         values
-            .extend(evaluation.scores.iter().map(|(name, value)| scalar(&format!("scores/{name}"), *value)));
+            .extend(evaluation.extras.iter().map(|(name, value)| scalar(&format!("extras/{name}"), *value)));
         let canvas = grid::draw(tiles);
         let png = grid::to_png(&canvas).inspect_err(|error| tracing::error!("no samples: {error}"));
         if let Ok(bytes) = &png {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use config::{PromptRecord, RunConfig, TaskKind, TaskSpec};
+use config::{OnRewardHacking, PromptRecord, RunConfig, TaskKind, TaskSpec};
 use proto::{Summary, WeightsRole};
 use service::RunDirectory;
 
@@ -24,6 +24,7 @@ use crate::outcome::EvaluatedImages;
 use crate::policy::NamedTensors;
 use crate::publications::Publications;
 use crate::records::{self, Records};
+use crate::reward_hacking::{self, Hacked};
 use crate::rules::TrainedSteps;
 use crate::saving::SavedState;
 use crate::trainer::Trainer;
@@ -134,6 +135,7 @@ impl Run {
 
     fn iterate(&mut self) -> Result<(), LearnerError> {
         while self.state.version < self.config().run.iterations {
+            self.stop_if_hacked()?;
             let iteration = self.state.version;
             self.order(iteration)?;
             let metrics = self.trainer.train(iteration)?;
@@ -142,6 +144,11 @@ impl Run {
         }
         self.order(self.state.version)?;
         self.evaluate(self.state.version)?;
+        self.save_at_last()
+    }
+
+    /// Saves the version reached, however often it takes.
+    fn save_at_last(&mut self) -> Result<(), LearnerError> {
         while self.saved != Some(self.state.version) {
             self.save()?;
             if self.failed_saves > 0 {
@@ -149,6 +156,33 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// Ends the run where the config has it end. The iteration that was sampled beside the evaluation is finished first, by
+    /// an uninterrupted run as by a resumed one.
+    fn stop_if_hacked(&mut self) -> Result<(), LearnerError> {
+        let evaluations = self.records.evaluations();
+        let is_finished = evaluations.last().is_some_and(|row| row.version < self.state.version);
+        if self.config().evaluation.on_reward_hacking == OnRewardHacking::Warn || !is_finished {
+            return Ok(());
+        }
+        let hacked = self.hacked(evaluations);
+        if hacked.is_empty() {
+            return Ok(());
+        }
+        self.save_at_last()?;
+        let summary = Box::new(self.summary());
+        let best = summary.best.map_or(0, |best| best.version);
+        let adapter = match summary.best_adapter.is_empty() {
+            true => summary.adapter.clone(),
+            false => summary.best_adapter.clone(),
+        };
+        Err(LearnerError::RewardHacking { findings: findings(&hacked), best, adapter, summary })
+    }
+
+    fn hacked(&self, history: &[Evaluation]) -> Vec<Hacked> {
+        let config = self.config();
+        reward_hacking::hacked(history, &config.held_out_rewards(), config.evaluation.hacking_patience)
     }
 
     /// Publishes what the tasks of `iteration` and of those that may be sampled ahead need, and wants them.
@@ -179,6 +213,8 @@ impl Run {
 
     fn finish_iteration(&mut self, metrics: IterationMetrics) -> Result<(), LearnerError> {
         let iteration = self.state.version;
+        let n_hacked = self.records.evaluations().last().map_or(0, |row| row.reward_hacking.len());
+        let metrics = IterationMetrics { reward_hacking: n_hacked as u32, ..metrics };
         self.trainer.inbox.forget(TaskKind::Train, iteration);
         self.state.version += 1;
         self.state.updates = self.trainer.updates;
@@ -229,12 +265,7 @@ impl Run {
         let (images_per_prompt, grid) = (settings.images_per_prompt, settings.grid);
         let size = (self.config().sampling.height, self.config().sampling.width);
         let tiles = records::tiles(&self.test_prompts, outcomes, size, images_per_prompt, grid);
-        let earlier = self.records.evaluations();
-        let base = earlier.iter().find(|row| row.version == 0).map(|row| row.prompt_rewards.as_slice());
-        let seconds = self.seconds();
-        let evaluation =
-            Evaluation { seconds, ..Evaluation::new(version, outcomes, images_per_prompt, base) };
-        let is_best = evaluation::best(earlier).is_none_or(|best| evaluation.reward > best.reward);
+        let evaluation = self.evaluation(version, outcomes);
         tracing::info!(
             version,
             reward = evaluation.reward,
@@ -242,6 +273,8 @@ impl Run {
             "evaluated"
         );
         self.records.evaluation(evaluation, &tiles);
+        let is_best =
+            evaluation::best(self.records.evaluations()).is_some_and(|best| best.version == version);
         if is_best && self.saved == Some(version) {
             let marked = self.checkpoints.mark_best(version).map_err(LearnerError::from);
             if let Err(error) = marked.and_then(|()| self.export_best(version)) {
@@ -249,6 +282,31 @@ impl Run {
             }
         }
         self.tell_progress();
+    }
+
+    /// Sums up an evaluation and holds it against those before.
+    fn evaluation(&self, version: u32, outcomes: &[EvaluatedImages]) -> Evaluation {
+        let (config, earlier) = (self.config(), self.records.evaluations());
+        let (rewards, per_prompt) = (config.rewards_of_evaluation(), config.evaluation.images_per_prompt);
+        let since = earlier.last().map(|row| row.version);
+        let mut evaluation = Evaluation {
+            seconds: self.seconds(),
+            training_reward: since.and_then(|since| self.training_reward(since)),
+            ..Evaluation::new(version, outcomes, per_prompt, rewards, earlier)
+        };
+        let hacked = self.hacked(&[earlier, &[evaluation.clone()]].concat());
+        if !hacked.is_empty() {
+            self.trainer.progress.notice(format!("reward hacking: {}", findings(&hacked)));
+        }
+        evaluation.reward_hacking = hacked.into_iter().map(|hacked| hacked.name).collect();
+        evaluation
+    }
+
+    /// Mean training reward of the iterations from `since` on that are finished.
+    fn training_reward(&self, since: u32) -> Option<f64> {
+        let rows = self.records.metrics().iter().filter(|row| row.iteration >= since);
+        let rewards: Vec<f64> = rows.map(|row| row.reward.mean).collect();
+        (!rewards.is_empty()).then(|| evaluation::mean(rewards.into_iter()))
     }
 
     fn is_evaluation_open(&self, version: u32) -> bool {
@@ -287,4 +345,8 @@ impl Run {
     pub(crate) fn config(&self) -> &RunConfig {
         &self.trainer.config
     }
+}
+
+fn findings(hacked: &[Hacked]) -> String {
+    hacked.iter().map(Hacked::to_string).collect::<Vec<_>>().join("; ")
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use config::{AdapterMethod, RunConfig};
 use models::weights;
-use proto::{HeldOut, Summary};
+use proto::{HeldOut, ScoreChange, Summary};
 use serde::{Deserialize, Serialize};
 use service::{RunDirectory, ServiceError, durable};
 use tch::Tensor;
@@ -168,11 +168,12 @@ impl Run {
     pub(crate) fn summary(&self) -> Summary {
         let (seconds, evaluations) = (self.seconds(), self.records.evaluations());
         let (images, network_evaluations) = self.totals();
-        let after = evaluations.last();
+        let comparable = evaluation::comparable(evaluations);
+        let (before, after) = (comparable.first().copied(), evaluations.last());
         let best = evaluation::best(evaluations);
         let is_exported = best.is_some_and(|best| self.checkpoints.best() == Some(best.version));
         Summary {
-            before: evaluations.first().map(held_out),
+            before: before.map(held_out),
             after: after.map(held_out),
             best: best.map(held_out),
             gain: after.map_or(0.0, |row| row.gain),
@@ -187,6 +188,8 @@ impl Run {
             worker_busy_seconds: 0.0,
             adapter: self.directory.adapter().display().to_string(),
             best_adapter: if is_exported { self.best_adapter().display().to_string() } else { String::new() },
+            scores: before.zip(after).map(|(before, after)| score_changes(before, after)).unwrap_or_default(),
+            reward_hacking: after.map(|row| row.reward_hacking.clone()).unwrap_or_default(),
         }
     }
 
@@ -222,6 +225,21 @@ fn shallow_clones(tensors: &[(String, Tensor)]) -> NamedTensors {
 
 fn held_out(row: &Evaluation) -> HeldOut {
     HeldOut { version: row.version, reward: row.reward, standard_error: row.standard_error }
+}
+
+/// What became of each reward between two evaluations by the same ones.
+fn score_changes(before: &Evaluation, after: &Evaluation) -> Vec<ScoreChange> {
+    let change = |reward: &config::RewardSection| {
+        let (before, after) = (before.scores.get(&reward.name)?, after.scores.get(&reward.name)?);
+        Some(ScoreChange {
+            name: reward.name.clone(),
+            before: before.mean,
+            before_standard_error: before.standard_error,
+            after: after.mean,
+            after_standard_error: after.standard_error,
+        })
+    };
+    after.rewards.iter().filter_map(change).collect()
 }
 
 fn policy_file(version: u32) -> String {

@@ -220,7 +220,8 @@ async fn say_goodbye(
         }
         Err(error) => {
             if let ServeError::Training(problem) = &error {
-                let fatal = Fatal { reason: chain(problem), bad_input: problem.is_bad_input() };
+                let (reason, bad_input) = (chain(problem), problem.is_bad_input());
+                let fatal = Fatal { reason, bad_input, summary: problem.summary() };
                 membership.report_fatal(fatal).await?;
             }
             Err(error)

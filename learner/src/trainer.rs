@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The learner need not see the whole list to begin. Once the rewards that a task is compared with are here (its own for
-//! seed groups, its prompt's for prompt groups, all of them for batch groups), its part of the sum can be computed while
+//! seed groups, its prompt's for prompt groups, all of them for batch groups and for GDPO), its part of the sum can be computed while
 //! other tasks are still being sampled:
 //!
 //! ```text
@@ -29,8 +29,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use config::{AdvantageGroup, PromptRecord, RunConfig, TaskKind, TaskSpec};
-use flow::{FlowError, Schedule, SeedRewards, advantages};
+use config::{PromptRecord, RewardCombination, RunConfig, TaskKind, TaskSpec};
+use flow::{FlowError, Schedule, SeedRewards, WeightedRewards, advantages, gdpo_advantages};
 
 use crate::embeddings::Embeddings;
 use crate::error::LearnerError;
@@ -89,7 +89,7 @@ impl Trainer {
         let part_ends = part_ends(tasks.len(), self.config.training.updates_per_iteration);
         let mut sums = Sums::default();
         let mut part_start = 0;
-        for group in tasks.chunks(self.tasks_compared(tasks.len())) {
+        for group in tasks.chunks(self.config.tasks_compared().max(1)) {
             let trajectories = self.take(group, &mut sums)?;
             let advantages = self.advantages(group, &trajectories, &steps, &mut sums)?;
             let mut advantages = advantages.as_slice();
@@ -107,15 +107,6 @@ impl Trainer {
         }
         self.warn_if_off_policy(iteration, &sums.first_update);
         self.metrics(iteration, &steps, &sums, start)
-    }
-
-    /// How many consecutive tasks have their rewards compared with each other.
-    fn tasks_compared(&self, n_tasks: usize) -> usize {
-        match self.config.training.advantage_group {
-            AdvantageGroup::Seed => 1,
-            AdvantageGroup::Prompt => self.config.tasks_per_prompt(),
-            AdvantageGroup::Batch | AdvantageGroup::None => n_tasks,
-        }
     }
 
     /// Waits for the outcomes of a group, in task order.
@@ -145,22 +136,27 @@ impl Trainer {
         steps: &TrainedSteps,
         sums: &mut Sums,
     ) -> Result<Vec<Vec<f32>>, LearnerError> {
-        let per_seed = steps.steps.len() * self.config.sampling.branches_per_seed;
-        let mut rewards = Vec::new();
-        for (task, outcome) in group.iter().zip(trajectories) {
-            for (seed_index, of_seed) in (task.first_seed..).zip(outcome.rewards.chunks(per_seed)) {
-                let rewards_of_seed = of_seed.to_vec();
-                rewards.push(SeedRewards {
-                    prompt_slot: task.prompt_slot,
-                    seed_index,
-                    rewards: rewards_of_seed,
-                });
-            }
-        }
+        let (n_steps, n_branches) = (steps.steps.len(), self.config.sampling.branches_per_seed);
+        let by_seed = |part: &dyn Fn(&Trajectories) -> &[f32]| {
+            let of_task = |(task, outcome): (&TaskSpec, &Trajectories)| {
+                seed_rewards(task, part(outcome), n_steps * n_branches)
+            };
+            group.iter().zip(trajectories).flat_map(of_task).collect::<Vec<_>>()
+        };
+        let rewards = by_seed(&|outcome| &outcome.rewards);
         let comparison = self.config.training.advantage_group;
-        let advantages =
-            advantages(comparison, &rewards, steps.steps.len(), self.config.sampling.branches_per_seed)
-                .map_err(|error| self.name_reward(group, steps, error))?;
+        let advantages = match self.config.training.reward_combination {
+            RewardCombination::Sum => advantages(comparison, &rewards, n_steps, n_branches),
+            RewardCombination::Gdpo => {
+                let sections = self.config.rewards.iter().enumerate();
+                let weighted = sections.map(|(position, reward)| WeightedRewards {
+                    weight: reward.weight,
+                    rewards: by_seed(&|outcome| &outcome.scores[position].1),
+                });
+                gdpo_advantages(comparison, &weighted.collect::<Vec<_>>(), n_steps, n_branches)
+            }
+        };
+        let advantages = advantages.map_err(|error| self.name_reward(group, steps, error))?;
         sums.tally.count_advantages(rewards, &advantages);
         Ok(advantages)
     }
@@ -252,6 +248,8 @@ impl Trainer {
                 waiting: sums.waited,
                 busy: 1.0 - sums.waited / seconds.max(f64::MIN_POSITIVE),
             },
+            // The evaluation of this iteration is still to come.
+            reward_hacking: 0,
         })
     }
 
@@ -278,6 +276,16 @@ impl Trainer {
         let lines: Vec<String> = lines.iter().map(u32::to_string).collect();
         format!("prompts in lines {} (from 0), seeds 0 to {last_seed}, all trained steps", lines.join(", "))
     }
+}
+
+/// The rewards of a task, seed by seed.
+fn seed_rewards(task: &TaskSpec, rewards: &[f32], per_seed: usize) -> Vec<SeedRewards> {
+    let of_seed = |(seed_index, rewards): (u32, &[f32])| SeedRewards {
+        prompt_slot: task.prompt_slot,
+        seed_index,
+        rewards: rewards.to_vec(),
+    };
+    (task.first_seed..).zip(rewards.chunks(per_seed)).map(of_seed).collect()
 }
 
 /// One past the last task of each of `n_parts` contiguous, nearly equal, non-empty parts.

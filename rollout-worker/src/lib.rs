@@ -19,6 +19,7 @@ pub mod sample;
 pub mod score;
 pub mod scoring;
 pub mod serve;
+pub mod serve_reward;
 pub mod settings;
 pub mod task;
 pub mod task_noise;

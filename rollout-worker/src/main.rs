@@ -1,5 +1,6 @@
 //! Command line of the rollout worker.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,7 +13,9 @@ use rollout_worker::inspect::{self, InspectOptions};
 use rollout_worker::sample::{self, SampleOptions};
 use rollout_worker::score::{self, ScoreOptions};
 use rollout_worker::serve::{self, ServeOptions};
+use rollout_worker::serve_reward::{self, Ended, ServeRewardOptions};
 use rollout_worker::{inspect_rewards, parity, settings};
+use service::logging::LogFormat;
 use service::{Hub, MemberArguments, ServiceError, cuda, exit_code, logging, shutdown};
 
 /// Samples images: for a training run, or by itself.
@@ -37,6 +40,8 @@ enum Command {
     Inspect(InspectArgs),
     /// Says whether rewards could be built here, as JSON.
     InspectRewards(InspectRewardsArgs),
+    /// Hosts scorers for others over gRPC; the reward `grpc` of a run config is their client.
+    ServeReward(ServeRewardArgs),
 }
 
 #[derive(clap::Args)]
@@ -97,7 +102,7 @@ struct SampleArgs {
     #[arg(long, default_value_t = 28)]
     steps: usize,
     /// Strength of classifier-free guidance; none at 1 or less.
-    #[arg(long, default_value_t = 4.5)]
+    #[arg(long, default_value_t = 4.5, value_parser = finite)]
     guidance: f64,
     /// Tokens of a prompt for the encoder of long texts: T5, or Qwen2.5-VL.
     #[arg(long, default_value_t = 128)]
@@ -160,7 +165,7 @@ struct InspectArgs {
     #[arg(long)]
     width: Option<i64>,
     /// Strength of guidance.
-    #[arg(long, default_value_t = 4.5)]
+    #[arg(long, default_value_t = 4.5, value_parser = finite)]
     guidance: f64,
     /// Tokens of the long part of a prompt.
     #[arg(long, default_value_t = 128)]
@@ -181,6 +186,31 @@ struct InspectRewardsArgs {
     /// A reward's place in the config and its section as JSON: `rewards[0]={"name": "pickscore"}`; may be given often.
     #[arg(required = true, value_parser = reward_section)]
     sections: Vec<(String, RewardSection)>,
+}
+
+#[derive(clap::Args)]
+struct ServeRewardArgs {
+    /// Scorer, such as `pickscore`; may be given often.
+    #[arg(long = "reward", value_name = "NAME", required = true)]
+    rewards: Vec<String>,
+    /// Option of the scorer, as in `batch_size=8`, or `pickscore.batch_size=8` where several are hosted; may be given often.
+    #[arg(long = "option", value_name = "KEY=VALUE")]
+    options: Vec<String>,
+    /// Where to listen, as in `127.0.0.1:17200`; port 0 takes a free one, which the line on standard output tells.
+    #[arg(long, env)]
+    listen: SocketAddr,
+    /// `cpu` or `cuda`.
+    #[arg(long, env, default_value = "cpu")]
+    device: String,
+    /// Batches of each scorer that may wait; more are refused for the time being.
+    #[arg(long, env, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    max_queue: u16,
+    /// CPU threads of each scorer's tensor operations.
+    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: u16,
+    /// `text` or `json`.
+    #[arg(long, env, default_value_t)]
+    log_format: LogFormat,
 }
 
 fn main() -> ExitCode {
@@ -204,6 +234,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Score(args) => run_score(args),
         Command::Inspect(args) => run_inspect(args),
         Command::InspectRewards(args) => run_inspect_rewards(&args),
+        Command::ServeReward(args) => run_serve_reward(args),
     }
 }
 
@@ -214,6 +245,7 @@ impl Command {
             Self::Serve(args) => args.device.as_deref(),
             Self::Sample(args) => Some(&args.device),
             Self::Score(args) => Some(&args.device),
+            Self::ServeReward(args) => Some(&args.device),
             Self::Parity(_) | Self::Inspect(_) | Self::InspectRewards(_) => Some("cpu"),
         }
     }
@@ -226,6 +258,11 @@ fn hub() -> Hub {
 
 fn dtype(name: &str) -> Result<Dtype, serde_json::Error> {
     serde_json::from_value(name.into())
+}
+
+fn finite(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if number.is_finite() { Ok(number) } else { Err("must be finite".to_owned()) }
 }
 
 fn reward_section(text: &str) -> Result<(String, RewardSection), String> {
@@ -347,4 +384,25 @@ fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {
         ScoreOptions { reward, images: args.images, prompts: args.prompts, json: args.json, resources };
     score::run(&options, &mut std::io::stdout().lock())?;
     Ok(exit_code::DONE)
+}
+
+fn run_serve_reward(args: ServeRewardArgs) -> anyhow::Result<u8> {
+    logging::init(args.log_format, "info")?;
+    let options = ServeRewardOptions {
+        rewards: serve_reward::choices(&args.rewards, &args.options).map_err(BadInput::from_error)?,
+        listen: args.listen,
+        device: args.device,
+        n_threads: args.threads.into(),
+        max_queue: args.max_queue.into(),
+        hub: hub(),
+    };
+    let names = args.rewards.join(", ");
+    let ready = |address| println!("serving {names} at http://{address}");
+    // Sockets need little; the scorers' threads have the cores.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let serve = async { serve_reward::run(options, shutdown::on_signals()?, ready).await };
+    Ok(match runtime.block_on(serve)? {
+        Ended::Drained => exit_code::DONE,
+        Ended::CutOff => exit_code::RETRY,
+    })
 }

@@ -13,6 +13,7 @@
 
 mod scorer_thread;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -115,10 +116,8 @@ impl Scorer {
     ) -> Result<Vec<WireTensor>, ScoringError> {
         let prompts = (0..sampled.images.len()).map(|image| prompt_record(sampled, image)).collect();
         let batch = Arc::new(Batch { images: std::mem::take(&mut sampled.images), prompts });
-        let parts = match sampled.task.id.map(|id| id.kind()) {
-            Some(TaskKind::Evaluate) => &self.evaluation,
-            _ => &self.training,
-        };
+        let is_evaluation = sampled.task.id.is_some_and(|id| id.kind() == TaskKind::Evaluate);
+        let parts = if is_evaluation { &self.evaluation } else { &self.training };
         let mut pending = Vec::with_capacity(parts.len());
         for part in parts {
             let scores = self.threads[part.thread].submit(batch.clone(), listener.clone()).await;
@@ -137,6 +136,9 @@ impl Scorer {
                 .iter()
                 .map(|part| wire_scores(&push_tensors::score_name(&part.name), sampled, &part.scores)),
         );
+        if is_evaluation {
+            tensors.extend(scored.iter().flat_map(wire_extras));
+        }
         Ok(tensors)
     }
 }
@@ -144,9 +146,7 @@ impl Scorer {
 /// The parts of a list of rewards, each with the position of its scorer among `sections`, which grow by new ones.
 fn list_parts<'a>(list: &'a [RewardSection], sections: &mut Vec<&'a RewardSection>) -> Vec<Part> {
     let part = |section: &'a RewardSection| {
-        let is_same =
-            |other: &&RewardSection| other.scorer() == section.scorer() && other.options == section.options;
-        let thread = sections.iter().position(is_same).unwrap_or_else(|| {
+        let thread = sections.iter().position(|other| other.scores_as(section)).unwrap_or_else(|| {
             sections.push(section);
             sections.len() - 1
         });
@@ -190,4 +190,16 @@ fn wire_scores(name: &str, sampled: &Sampled, scores: &[Score]) -> WireTensor {
     let shares = n_values / scores.len().max(1);
     let values: Vec<f32> = scores.iter().flat_map(|score| std::iter::repeat_n(score.value, shares)).collect();
     WireTensor::from_floats(name, &sampled.score_shape, &values)
+}
+
+/// Each extra of a reward as a value per image, NaN where it does not apply.
+fn wire_extras(part: &RewardPart) -> Vec<WireTensor> {
+    let keys: BTreeSet<&String> = part.scores.iter().flat_map(|score| score.extras.keys()).collect();
+    let tensor = |key: &String| {
+        let value = |score: &Score| score.extras.get(key).copied().unwrap_or(f32::NAN);
+        let values: Vec<f32> = part.scores.iter().map(value).collect();
+        let name = push_tensors::extra_name(&part.name, key);
+        WireTensor::from_floats(&name, &[values.len() as i64], &values)
+    };
+    keys.into_iter().map(tensor).collect()
 }

@@ -53,7 +53,8 @@ pub fn decoder(config: &RunConfig) -> DecoderOptions {
 /// What scorers may need on this machine.
 pub fn reward_resources(device: Device, hub: Hub) -> Resources {
     let find_model = Box::new(move |model: &Path| Ok(hub.resolve(model)?));
-    Resources { device, source: TensorSource::Files, find_model }
+    let variable = Box::new(|name: &str| std::env::var(name).ok());
+    Resources { device, source: TensorSource::Files, find_model, variable }
 }
 
 /// A device that is not here, or that nobody knows.

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Our transformer beside diffusers' on the same weights, one CPU thread each, one after the other; plus whole tasks.
+"""Our transformer beside diffusers' on the same weights, one CPU thread each, one after the other; plus whole tasks, and
+HPSv3's network beside transformers' on two threads.
 
     python tests/reference/bench.py [--model assets/tiny-sd3] [--config deploy/configs/tempflow-tiny-cpu.toml]
 
-Needs Python packages torch 2.11, diffusers, peft; build the examples first (`make bench` does). Each time is the least of
+Needs Python packages torch 2.11, diffusers, peft, transformers 4.57, pillow; build the examples first (`make bench` does). Each time is the least of
 repeated calls, in milliseconds. A ratio above 1 means that ours is faster.
 """
 import argparse
@@ -15,6 +16,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "target" / "release" / "examples"
 REPEATS = 30
 TEXT_TOKENS = 9
+HPSV3_REPEATS = 3
+HPSV3_THREADS = 2
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 
 
@@ -25,10 +28,10 @@ def ours(model):
     return {int(batch): (float(sampling), float(training)) for batch, sampling, training in rows}
 
 
-def least_ms(call):
+def least_ms(call, repeats=REPEATS):
     call()
     times = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
@@ -65,11 +68,69 @@ def theirs(model, batches):
     return found
 
 
+def hpsv3_ours():
+    command = [EXAMPLES / "hpsv3_speed", str(HPSV3_THREADS)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    rows = [line.split(",") for line in text.splitlines()[1:]]
+    return {int(images): (float(patches), float(network)) for images, patches, network in rows}
+
+
+def hpsv3_theirs(batches):
+    """Milliseconds of patches and network, on the model and inputs of crates/rewards/examples/hpsv3_speed.rs."""
+    import numpy
+    import torch
+    from PIL import Image
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessor
+
+    torch.set_num_threads(HPSV3_THREADS)
+    text = dict(vocab_size=1000, hidden_size=3584, intermediate_size=18944, num_hidden_layers=2, num_attention_heads=28)
+    text |= dict(num_key_value_heads=4, rms_norm_eps=1e-6, rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]})
+    vision = dict(depth=4, embed_dim=1280, mlp_ratio=4, num_heads=16, hidden_size=3584)
+    ids = dict(image_token_id=7, video_token_id=6, vision_start_token_id=5, vision_end_token_id=4)
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **ids)).model.eval()
+    processor = Qwen2VLImageProcessor()
+    pixels = numpy.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=numpy.uint8)
+    image = Image.fromarray(pixels)
+
+    def patches():
+        return processor(images=[image.resize((448, 448), Image.BICUBIC)], return_tensors="pt")
+
+    tokens = [8 + 31 * idx % 900 for idx in range(14)] + [7] * 256 + [8 + 31 * idx % 900 for idx in range(530)]
+    found = {}
+    for batch in batches:
+        one = patches()
+        inputs = dict(
+            input_ids=torch.tensor([tokens] * batch),
+            pixel_values=one["pixel_values"].repeat(batch, 1),
+            image_grid_thw=one["image_grid_thw"].repeat(batch, 1),
+            position_ids=torch.arange(len(tokens)).expand(3, batch, -1),
+        )
+        with torch.no_grad():
+            network = least_ms(lambda: model(**inputs, use_cache=False), HPSV3_REPEATS)
+        found[batch] = (batch * least_ms(patches, HPSV3_REPEATS), network)
+    return found
+
+
+def hpsv3():
+    mine = hpsv3_ours()
+    reference = hpsv3_theirs(list(mine))
+    print("| images | patches: ours, transformers (ms) | network: ours, transformers (ms) | ratio | images/s |")
+    print("|---|---|---|---|---|")
+    for batch, (patches, network) in mine.items():
+        their_patches, their_network = reference[batch]
+        ratio = (their_patches + their_network) / (patches + network)
+        cells = f"| {batch} | {patches:.0f}, {their_patches:.0f} | {network:.0f}, {their_network:.0f} "
+        print(f"{cells}| {ratio:.2f} | {1e3 * batch / (patches + network):.3f} |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "assets" / "tiny-sd3"))
     parser.add_argument("--config", default="deploy/configs/tempflow-tiny-cpu.toml")
+    parser.add_argument("--only", choices=["hpsv3"], help="leave out the rest")
     options = parser.parse_args()
+    if options.only == "hpsv3":
+        return hpsv3()
     mine = ours(options.model)
     reference = theirs(options.model, list(mine))
     print("| rows | sampling: ours, diffusers (ms) | ratio | training: ours, diffusers + peft (ms) | ratio |")
@@ -80,6 +141,8 @@ def main():
         print(f"{cells}| {training:.2f}, {adapted:.2f} | {adapted / training:.2f} |")
     print()
     subprocess.run([EXAMPLES / "task_speed", options.config, "40"], check=True, cwd=ROOT)
+    print()
+    hpsv3()
 
 
 if __name__ == "__main__":

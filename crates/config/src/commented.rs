@@ -17,6 +17,9 @@ pub(crate) fn commented_toml(config: &RunConfig, header: &str, comments: &[(&str
     let mut text = comment_lines(header);
     for (section, value) in &sections {
         if let Value::Array(entries) = value {
+            if entries.is_empty() {
+                continue;
+            }
             let comment = comment_on(section).map(comment_lines).unwrap_or_default();
             text.push_str(&format!("\n{comment}"));
             for entry in entries {

@@ -1,17 +1,21 @@
 //! Which keys decide what a run trains, and which may change when it is resumed.
 
-use crate::{CheckpointSection, RunConfig};
+use crate::{CheckpointSection, OnRewardHacking, RunConfig};
 
 /// Keys, or sections ending in a dot, that decide nothing about the iterations done: what [`RunConfig::identity`] leaves
-/// out. Thread counts and the device are not among them, since matrix products round differently on others; nor is what
-/// an evaluation measures, since gains are taken against the first one.
-pub const CHANGEABLE_KEYS: [&str; 8] = [
+/// out. Thread counts and the device are not among them, since matrix products round differently on others; nor are the
+/// images of an evaluation, since gains are taken against the first one. What scores them may change: every evaluation says
+/// what it was scored by, and only equals are compared.
+pub const CHANGEABLE_KEYS: [&str; 11] = [
     "run.name",
     "run.directory",
     "run.iterations",
     "model.embedding_cache",
     "evaluation.every",
     "evaluation.grid",
+    "evaluation.hacking_patience",
+    "evaluation.on_reward_hacking",
+    "evaluation_rewards",
     "checkpoints.",
     "resources.workers",
 ];
@@ -26,6 +30,9 @@ impl RunConfig {
         identity.model.embedding_cache.clear();
         identity.evaluation.every = 0;
         identity.evaluation.grid = 0;
+        identity.evaluation.hacking_patience = 0;
+        identity.evaluation.on_reward_hacking = OnRewardHacking::Warn;
+        identity.evaluation_rewards.clear();
         identity.checkpoints = CheckpointSection { every: 0, keep_last: 0 };
         identity.resources.workers = 0;
         identity.to_toml()
@@ -43,7 +50,7 @@ pub fn is_changeable(key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::preset;
+    use crate::{RewardSection, preset};
 
     fn with(setting: &str) -> RunConfig {
         let text = preset("tempflow-tiny-cpu").expect("a preset").text;
@@ -63,7 +70,9 @@ mod tests {
             "training.gradient_checkpointing=true",
             "evaluation.every=7",
             "evaluation.grid=7",
+            "evaluation.hacking_patience=7",
             "evaluation.prompts=7",
+            "training.reward_combination=gdpo",
             "checkpoints.every=7",
             "checkpoints.keep_last=7",
             "resources.workers=7",
@@ -75,5 +84,17 @@ mod tests {
             let is_same = with(setting).identity() == with("run.lag=0").identity();
             assert_eq!(is_same, is_changeable(key), "{key}");
         }
+    }
+
+    #[test]
+    fn what_evaluations_are_scored_by_may_change_but_not_what_is_trained() {
+        let mut config = with("run.lag=0");
+        let identity = config.identity();
+        config.evaluation_rewards = vec![RewardSection::new("jpeg_compressibility")];
+        config.evaluation.on_reward_hacking = OnRewardHacking::Stop;
+        assert!(is_changeable("evaluation_rewards") && is_changeable("evaluation.on_reward_hacking"));
+        assert_eq!(config.identity(), identity);
+        config.rewards[0].weight = 2.0;
+        assert!(!is_changeable("rewards") && config.identity() != identity);
     }
 }

@@ -6,6 +6,7 @@
 
 mod document;
 mod report;
+mod rewards;
 mod sections;
 mod unused_keys;
 

@@ -11,6 +11,7 @@ mod parse;
 mod plan;
 mod presets;
 mod prompts;
+mod rewards;
 mod run_config;
 mod tasks;
 mod validate;

@@ -2,8 +2,8 @@
 
 use crate::memory::dtype_bytes;
 use crate::{
-    AdapterMethod, Algorithm, Dtype, IterationCost, MemoryPart, MemoryPlace, ModelInspection, RunConfig,
-    human_bytes, memory_plan, total_bytes, trained_parameters,
+    AdapterMethod, Algorithm, Dtype, IterationCost, MemoryPart, MemoryPlace, ModelInspection,
+    RewardCombination, RunConfig, human_bytes, memory_plan, total_bytes, trained_parameters,
 };
 use std::fmt;
 
@@ -88,10 +88,24 @@ impl Plan {
             &format!("{:.0}", cost.trained_cells),
             &format!("in {} updates", cost.updates),
         )?;
+        line(f, "tasks compared", &self.config.tasks_compared().to_string(), &self.streaming())?;
         let ratio = self.workers_per_learner();
         let workers =
             format!("{:.0} workers per learner keep it busy; decoding and rewards come on top", ratio.ceil());
         line(f, "sampling : training", &format!("{ratio:.2}"), &workers)
+    }
+
+    /// Whether training and sampling of one iteration overlap.
+    fn streaming(&self) -> String {
+        let (compared, n_tasks) = (self.config.tasks_compared(), self.config.n_train_tasks());
+        let cause = match self.config.training.reward_combination {
+            RewardCombination::Gdpo => " (reward_combination = \"gdpo\")",
+            RewardCombination::Sum => "",
+        };
+        match compared == n_tasks {
+            true => format!("of {n_tasks}: training begins when all are sampled{cause}"),
+            false => format!("of {n_tasks}: training begins while others are sampled"),
+        }
     }
 
     fn write_bytes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

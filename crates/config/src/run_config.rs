@@ -229,6 +229,8 @@ pub struct TrainingSection {
     pub updates_per_iteration: usize,
     /// Which rewards an advantage is measured against.
     pub advantage_group: AdvantageGroup,
+    /// How several rewards become one advantage.
+    pub reward_combination: RewardCombination,
     /// Weight of each step in the policy loss.
     pub step_weight: StepWeight,
     /// Ratios are clipped to `1 ± clip_range`.
@@ -257,6 +259,17 @@ pub enum AdvantageGroup {
     Batch,
     /// Mean and deviation of the whole iteration over all steps.
     None,
+}
+
+/// How several rewards become one advantage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RewardCombination {
+    /// Advantages of the weighted sum of raw scores.
+    Sum,
+    /// The weighted sum of each reward's advantages, over its deviation in the whole iteration (GDPO, arXiv 2601.05242):
+    /// rewards count by their weights, whatever their scales. Training waits for all tasks of an iteration.
+    Gdpo,
 }
 
 /// Weight of a step in the policy loss. Written `noise`, `none`, or `constant:2.25`.
@@ -291,10 +304,17 @@ pub struct EmaSection {
 }
 
 /// Scorers that a run can use, by name; each has a file in `crates/rewards`.
-pub const REWARD_NAMES: [&str; 8] = [
+pub const REWARD_NAMES: [&str; 15] = [
     "shapes",
     "jpeg_compressibility",
     "jpeg_incompressibility",
+    "flow_grpo_server",
+    "geneval",
+    "deqa",
+    "flow_factory",
+    "unifiedreward",
+    "vlm_judge",
+    "grpc",
     "hpsv3",
     "pickscore",
     "clipscore",
@@ -311,47 +331,11 @@ pub struct RewardSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scorer: Option<String>,
     /// Factor of its raw score, or of its advantage, in the sum.
-    #[serde(default = "unit_weight")]
+    #[serde(default = "crate::rewards::unit_weight")]
     pub weight: f64,
     /// Every other key is an option of the scorer, which alone knows them.
     #[serde(flatten)]
     pub options: toml::Table,
-}
-
-fn unit_weight() -> f64 {
-    1.0
-}
-
-impl RewardSection {
-    /// A scorer at weight 1 with its options at their defaults.
-    pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), scorer: None, weight: unit_weight(), options: toml::Table::new() }
-    }
-
-    /// Name of the scorer.
-    pub fn scorer(&self) -> &str {
-        self.scorer.as_deref().unwrap_or(&self.name)
-    }
-
-    /// The options as JSON.
-    pub fn options_as_json(&self) -> serde_json::Value {
-        serde_json::to_value(&self.options).expect("a TOML table has a JSON form; else this is a bug")
-    }
-}
-
-impl RunConfig {
-    /// Every reward with its place, as `rewards[0]`.
-    pub fn all_rewards(&self) -> impl Iterator<Item = (String, &RewardSection)> {
-        crate::validate::reward_lists(self).flat_map(|(list, rewards)| {
-            let placed = rewards.iter().enumerate();
-            placed.map(move |(position, reward)| (format!("{list}[{position}]"), reward))
-        })
-    }
-
-    /// What held-out images are scored by.
-    pub fn rewards_of_evaluation(&self) -> &[RewardSection] {
-        if self.evaluation_rewards.is_empty() { &self.rewards } else { &self.evaluation_rewards }
-    }
 }
 
 /// `[evaluation]`
@@ -369,6 +353,21 @@ pub struct EvaluationSection {
     pub prompts_per_task: usize,
     /// Images in the PNG grid.
     pub grid: usize,
+    /// Evaluations in a row over which the training reward must rise and a reward that is not trained fall to be called
+    /// reward hacking; 0 does not look.
+    pub hacking_patience: u32,
+    /// What follows from that.
+    pub on_reward_hacking: OnRewardHacking,
+}
+
+/// What a run does when rewards that it does not train fall while those that it trains rise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnRewardHacking {
+    /// It says so and goes on.
+    Warn,
+    /// It writes a checkpoint and ends.
+    Stop,
 }
 
 /// `[checkpoints]`

@@ -1,6 +1,6 @@
 //! The tasks of an iteration as pure functions of the config: which prompt, which seeds, with which policy version.
 
-use crate::RunConfig;
+use crate::{AdvantageGroup, RewardCombination, RunConfig};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -48,6 +48,18 @@ impl RunConfig {
     /// Tasks that share one prompt.
     pub fn tasks_per_prompt(&self) -> usize {
         self.sampling.seeds_per_prompt.div_ceil(self.sampling.seeds_per_task)
+    }
+
+    /// How many consecutive tasks of an iteration have their rewards compared with each other, which is how many training
+    /// has to wait for before it can use the first of them.
+    pub fn tasks_compared(&self) -> usize {
+        match (self.training.reward_combination, self.training.advantage_group) {
+            (RewardCombination::Gdpo, _) | (_, AdvantageGroup::Batch | AdvantageGroup::None) => {
+                self.n_train_tasks()
+            }
+            (RewardCombination::Sum, AdvantageGroup::Seed) => 1,
+            (RewardCombination::Sum, AdvantageGroup::Prompt) => self.tasks_per_prompt(),
+        }
     }
 
     /// Training tasks of an iteration, prompt by prompt; `n_prompts` is the length of the prompt file.
@@ -192,6 +204,20 @@ mod tests {
         let mut config = config();
         config.run.lag = 1;
         assert_eq!([0, 1, 2].map(|iteration| config.policy_version(iteration)), [0, 0, 1]);
+    }
+
+    #[test]
+    fn gdpo_compares_all_tasks_whatever_the_group() {
+        let mut config = config();
+        let groups =
+            [AdvantageGroup::Seed, AdvantageGroup::Prompt, AdvantageGroup::Batch, AdvantageGroup::None];
+        for (group, by_sum) in groups.into_iter().zip([1, 2, 10, 10]) {
+            config.training.advantage_group = group;
+            config.training.reward_combination = RewardCombination::Sum;
+            assert_eq!(config.tasks_compared(), by_sum, "{group:?}");
+            config.training.reward_combination = RewardCombination::Gdpo;
+            assert_eq!(config.tasks_compared(), 10, "{group:?}");
+        }
     }
 
     #[test]

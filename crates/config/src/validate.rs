@@ -2,12 +2,15 @@
 
 use crate::parse::{REWARD_LISTS, default_adapter};
 use crate::{
-    AdapterMethod, AdapterSection, Algorithm, BranchSteps, ConfigProblem, Dtype, REWARD_NAMES, RewardSection,
-    RunConfig, StepRule, StepWeight,
+    AdapterMethod, AdapterSection, Algorithm, BranchSteps, ConfigProblem, Dtype, OnRewardHacking,
+    REWARD_NAMES, RewardSection, RunConfig, StepRule, StepWeight,
 };
 
 /// More of anything than a run can have; keeps products of counts and casts to 32 bits safe.
 const MOST: usize = 1_000_000;
+
+/// Bytes of a reward's name.
+const LONGEST_REWARD_NAME: usize = 64;
 
 /// Collects problems, one check a line.
 struct Checks(Vec<ConfigProblem>);
@@ -259,6 +262,7 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
         check_rewards(list, rewards, checks);
     }
     checks.0.extend(unavailable_rewards(config));
+    check_hacking(config, checks);
     checks.count(config.evaluation.every as usize, "evaluation.every");
     checks.require(config.evaluation.steps >= 2, "evaluation.steps", || {
         format!("is {}; at least 2 are needed", config.evaluation.steps)
@@ -284,6 +288,27 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
     checks.count(config.resources.learner_threads, "resources.learner_threads");
 }
 
+/// To stop at reward hacking there must be something that tells it.
+fn check_hacking(config: &RunConfig, checks: &mut Checks) {
+    let patience = config.evaluation.hacking_patience;
+    checks.require(patience as usize <= MOST, "evaluation.hacking_patience", || {
+        format!("is {patience}; it must be 0 (off) to {MOST}")
+    });
+    if config.evaluation.on_reward_hacking == OnRewardHacking::Warn {
+        return;
+    }
+    checks.require(patience > 0, "evaluation.hacking_patience", || {
+        "is 0, so that on_reward_hacking = \"stop\" would never stop; give the number of evaluations in a row, or write \
+         \"warn\""
+            .to_owned()
+    });
+    checks.require(!config.held_out_rewards().is_empty(), "evaluation.on_reward_hacking", || {
+        "is `stop`, but evaluations are scored by nothing that is not trained, so that hacking cannot be told; add an \
+         `[[evaluation_rewards]]` that is not among the `[[rewards]]`, or write \"warn\""
+            .to_owned()
+    });
+}
+
 pub(crate) fn reward_lists(config: &RunConfig) -> impl Iterator<Item = (&'static str, &[RewardSection])> {
     REWARD_LISTS.into_iter().zip([config.rewards.as_slice(), config.evaluation_rewards.as_slice()])
 }
@@ -297,6 +322,15 @@ fn check_rewards(list: &str, rewards: &[RewardSection], checks: &mut Checks) {
         );
         let name = format!("{list}[{position}].name");
         checks.require(!reward.name.is_empty(), &name, || "is empty; name a scorer".to_owned());
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let is_name = reward.name.len() <= LONGEST_REWARD_NAME && reward.name.chars().all(is_plain);
+        checks.require(is_name, &name, || {
+            format!(
+                "is `{}`; use at most {LONGEST_REWARD_NAME} letters, digits, `-`, `_` and `.`, since it names tensors and \
+                 curves",
+                reward.name
+            )
+        });
         let is_repeated = rewards[..position].iter().any(|other| other.name == reward.name);
         checks.require(!is_repeated, &name, || {
             format!(
@@ -450,6 +484,49 @@ mod tests {
         let message = unavailable_reward("pickscore");
         assert!(message.starts_with("reward `pickscore` is not available in this build; available: shapes"));
         assert!(unavailable_reward("jpeg_compresibility").contains("did you mean `jpeg_compressibility`?"));
+    }
+
+    #[test]
+    fn names_of_rewards_are_plain() {
+        for (name, is_good) in [("hpsv2.1", true), ("a/b", false), ("a b", false), ("é", false)] {
+            let named = |config: &mut RunConfig| {
+                config.rewards[0].scorer = Some("shapes".to_owned());
+                config.rewards[0].name = name.to_owned();
+            };
+            assert_eq!(keys_of(named).is_empty(), is_good, "{name}");
+        }
+        let long = |config: &mut RunConfig| {
+            config.rewards[0] =
+                RewardSection { scorer: Some("shapes".to_owned()), ..RewardSection::new("a".repeat(65)) };
+        };
+        assert_eq!(keys_of(long), ["rewards[0].name"]);
+    }
+
+    #[test]
+    fn a_run_that_stops_at_reward_hacking_needs_a_reward_that_is_not_trained() {
+        let stop = |rewards: &[&str], patience| {
+            keys_of(|config| {
+                config.evaluation.on_reward_hacking = OnRewardHacking::Stop;
+                config.evaluation.hacking_patience = patience;
+                config.evaluation_rewards = rewards.iter().map(|name| RewardSection::new(*name)).collect();
+            })
+        };
+        assert_eq!(stop(&["shapes", "jpeg_compressibility"], 1), Vec::<String>::new());
+        for rewards in [&[][..], &["shapes"]] {
+            assert_eq!(stop(rewards, 1), ["evaluation.on_reward_hacking"]);
+        }
+        assert_eq!(stop(&["jpeg_compressibility"], 0), ["evaluation.hacking_patience"]);
+    }
+
+    #[test]
+    fn the_same_scorer_with_other_options_is_held_out() {
+        let mut config = preset("tempflow-tiny-cpu").expect("a preset").config;
+        let mut renamed = RewardSection { scorer: Some("shapes".to_owned()), ..RewardSection::new("again") };
+        config.evaluation_rewards = vec![renamed.clone()];
+        assert!(config.held_out_rewards().is_empty(), "another name is no other scorer");
+        renamed.options.insert("threshold".to_owned(), toml::Value::Float(0.5));
+        config.evaluation_rewards.push(renamed);
+        assert_eq!(config.held_out_rewards(), [&config.evaluation_rewards[1]]);
     }
 
     #[test]

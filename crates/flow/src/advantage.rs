@@ -47,7 +47,7 @@ pub struct GroupStatistics {
     pub reward_std_mean: f64,
 }
 
-const EPSILON: f64 = 1e-4;
+pub(crate) const EPSILON: f64 = 1e-4;
 
 /// Advantages in the layout of the rewards, one list per entry of `rewards`.
 ///
@@ -60,28 +60,7 @@ pub fn advantages(
     n_branches: usize,
 ) -> Result<Vec<Vec<f32>>, FlowError> {
     let table = Table::new(rewards, n_steps, n_branches)?;
-    let mut advantages: Vec<Vec<f32>> = rewards.iter().map(|seed| vec![0.0; seed.rewards.len()]).collect();
-    for members in table.groups(group).values() {
-        for step in 0..n_steps {
-            let own = Moments::of(table.cell(members, step));
-            let Moments { mean, std } = match group {
-                AdvantageGroup::Seed | AdvantageGroup::Prompt => own,
-                AdvantageGroup::Batch => {
-                    Moments { std: Moments::of(table.cell(&table.order, step)).std, ..own }
-                }
-                AdvantageGroup::None => Moments::of(table.everything()),
-            };
-            for &seed in members {
-                let here = step * n_branches..(step + 1) * n_branches;
-                for (advantage, reward) in
-                    advantages[seed][here.clone()].iter_mut().zip(&rewards[seed].rewards[here])
-                {
-                    *advantage = ((f64::from(*reward) - mean) / (std + EPSILON)) as f32;
-                }
-            }
-        }
-    }
-    Ok(advantages)
+    Ok(table.advantages(group).iter().map(|seed| rounded(seed)).collect())
 }
 
 /// Describes the groups that [`advantages`] compares within; a batch group counts as its prompts.
@@ -109,16 +88,26 @@ pub fn group_statistics(
     })
 }
 
+/// Advantages as training takes them.
+pub(crate) fn rounded(advantages: &[f64]) -> Vec<f32> {
+    advantages.iter().map(|advantage| *advantage as f32).collect()
+}
+
 /// Rewards that have been checked, and the order in which they are summed.
-struct Table<'a> {
+pub(crate) struct Table<'a> {
     rewards: &'a [SeedRewards],
     /// Indices sorted by prompt slot and seed, so that sums do not depend on the order of arrival.
-    order: Vec<usize>,
+    pub(crate) order: Vec<usize>,
+    n_steps: usize,
     n_branches: usize,
 }
 
 impl<'a> Table<'a> {
-    fn new(rewards: &'a [SeedRewards], n_steps: usize, n_branches: usize) -> Result<Self, FlowError> {
+    pub(crate) fn new(
+        rewards: &'a [SeedRewards],
+        n_steps: usize,
+        n_branches: usize,
+    ) -> Result<Self, FlowError> {
         let mut seen = HashSet::new();
         for seed in rewards {
             let (prompt_slot, seed_index) = (seed.prompt_slot, seed.seed_index);
@@ -141,7 +130,33 @@ impl<'a> Table<'a> {
         }
         let mut order: Vec<usize> = (0..rewards.len()).collect();
         order.sort_by_key(|&seed| (rewards[seed].prompt_slot, rewards[seed].seed_index));
-        Ok(Self { rewards, order, n_branches })
+        Ok(Self { rewards, order, n_steps, n_branches })
+    }
+
+    /// The formula above, in the layout of the rewards.
+    pub(crate) fn advantages(&self, group: AdvantageGroup) -> Vec<Vec<f64>> {
+        let mut advantages: Vec<Vec<f64>> =
+            self.rewards.iter().map(|seed| vec![0.0; seed.rewards.len()]).collect();
+        for members in self.groups(group).values() {
+            for step in 0..self.n_steps {
+                let own = Moments::of(self.cell(members, step));
+                let Moments { mean, std } = match group {
+                    AdvantageGroup::Seed | AdvantageGroup::Prompt => own,
+                    AdvantageGroup::Batch => {
+                        Moments { std: Moments::of(self.cell(&self.order, step)).std, ..own }
+                    }
+                    AdvantageGroup::None => Moments::of(self.everything()),
+                };
+                for &seed in members {
+                    let here = step * self.n_branches..(step + 1) * self.n_branches;
+                    let rewards = &self.rewards[seed].rewards[here.clone()];
+                    for (advantage, reward) in advantages[seed][here].iter_mut().zip(rewards) {
+                        *advantage = (f64::from(*reward) - mean) / (std + EPSILON);
+                    }
+                }
+            }
+        }
+        advantages
     }
 
     /// Indices of the seeds of each group.
@@ -174,13 +189,13 @@ impl<'a> Table<'a> {
 }
 
 #[derive(Clone, Copy)]
-struct Moments {
+pub(crate) struct Moments {
     mean: f64,
-    std: f64,
+    pub(crate) std: f64,
 }
 
 impl Moments {
-    fn of(values: impl Iterator<Item = f64> + Clone) -> Self {
+    pub(crate) fn of(values: impl Iterator<Item = f64> + Clone) -> Self {
         let count = values.clone().count() as f64;
         let mean = values.clone().sum::<f64>() / count;
         let variance = values.map(|value| (value - mean) * (value - mean)).sum::<f64>() / count;

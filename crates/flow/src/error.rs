@@ -122,6 +122,15 @@ pub enum FlowError {
         seed_index: u32,
     },
 
+    /// Rewards that are to be combined are not of the same seeds.
+    #[error(
+        "reward number {reward} (from 0) covers other seeds than the first; give every reward of every seed"
+    )]
+    UnevenRewards {
+        /// Position of the reward among those combined.
+        reward: usize,
+    },
+
     /// A gradient that is NaN or infinite.
     #[error("gradient of `{parameter}` is not finite; lower the learning rate or check rewards and weights")]
     NonFiniteGradient {

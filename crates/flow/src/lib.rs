@@ -6,7 +6,7 @@
 //! 2. [`step`]: one move between two of them, deterministic or random, and how likely it was.
 //! 3. [`noise`]: random numbers that are a function of a key, so that any process can draw them again.
 //! 4. [`plan`]: where a trajectory branches, and what that costs.
-//! 5. [`advantage`], [`weight`], [`objective`]: from rewards to a loss.
+//! 5. [`advantage`], [`gdpo`], [`weight`], [`objective`]: from rewards to a loss.
 //! 6. [`adamw`], [`ema`]: from a loss to new parameters.
 //!
 //! Settings have the types of the run config. Everything here is deterministic: equal inputs on the same kind of device give equal bits.
@@ -15,6 +15,7 @@ pub mod adamw;
 pub mod advantage;
 pub mod ema;
 mod error;
+pub mod gdpo;
 pub mod noise;
 pub mod objective;
 pub mod plan;
@@ -26,6 +27,7 @@ pub use adamw::{AdamW, AdamWSettings, clip_gradient_norm};
 pub use advantage::{GroupStatistics, SeedRewards, advantages, group_statistics};
 pub use ema::{Ema, EmaSettings};
 pub use error::FlowError;
+pub use gdpo::{WeightedRewards, gdpo_advantages};
 pub use noise::{NoiseKey, Purpose, permutation, standard_normal, uniform};
 pub use objective::{ClippedObjective, PolicyLoss, kl_divergence};
 pub use plan::{RolloutPlan, trained_steps};

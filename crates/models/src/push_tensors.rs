@@ -18,6 +18,7 @@ pub const IMAGES: &str = "images";
 pub const REWARDS: &str = "rewards";
 
 const SCORE_PREFIX: &str = "reward.";
+const EXTRA_PREFIX: &str = "extra.";
 const EMBEDDING_PREFIX: &str = "conditioning.";
 
 /// Bytes of a latent's hash.
@@ -40,6 +41,16 @@ pub fn scorer_of(tensor: &str) -> Option<&str> {
     tensor.strip_prefix(SCORE_PREFIX)
 }
 
+/// Name of what a reward tells of images besides their scores: `[images]`, NaN where `key` does not apply.
+pub fn extra_name(reward: &str, key: &str) -> String {
+    format!("{EXTRA_PREFIX}{reward}/{key}")
+}
+
+/// The reward and the key of such a tensor; names of rewards have no slash, keys may.
+pub fn extra_of(tensor: &str) -> Option<(&str, &str)> {
+    tensor.strip_prefix(EXTRA_PREFIX)?.split_once('/')
+}
+
 /// Name of a tensor of the embedding with that digest.
 pub fn embedding_part_name(digest: &[u8; 32], part: &str) -> String {
     format!("{EMBEDDING_PREFIX}{}.{part}", blake3::Hash::from(*digest).to_hex())
@@ -58,10 +69,12 @@ mod tests {
     #[test]
     fn composed_names_are_taken_apart_again() {
         assert_eq!(scorer_of(&score_name("shapes")), Some("shapes"));
+        assert_eq!(extra_of(&extra_name("hpsv2.1", "color/red")), Some(("hpsv2.1", "color/red")));
         let digest = [7; 32];
         assert_eq!(embedding_part_of(&embedding_part_name(&digest, "text")), Some((digest, "text")));
         for other in [REWARDS, "conditioning.text", "conditioning.zz.text"] {
             assert!(scorer_of(other).is_none() && embedding_part_of(other).is_none(), "{other}");
+            assert!(extra_of(other).is_none(), "{other}");
         }
     }
 

@@ -86,9 +86,14 @@ pub struct Global {
 }
 
 impl fmt::Display for Global {
+    /// Printable and not long, whatever the pickle says.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}.{}", self.module.escape_debug(), self.name.escape_debug())
+        write!(formatter, "{:.100}.{:.100}", printable(&self.module), printable(&self.name))
     }
+}
+
+fn printable(name: &str) -> String {
+    name.chars().take(100).flat_map(char::escape_debug).collect()
 }
 
 /// A call, or the making of an object, that a pickle asks for.

@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tch::set_num_threads(arguments.next().unwrap_or_else(|| "2".to_owned()).parse()?);
     let mut batches: Vec<usize> = arguments.map(|argument| argument.parse()).collect::<Result<_, _>>()?;
     if batches.is_empty() {
-        batches = vec![1, 4];
+        batches = vec![1, 2];
     }
     let (model, processor) = open()?;
     let image = noise()?;

@@ -5,11 +5,16 @@ use scenes::ImageError;
 use thiserror::Error;
 
 use crate::registry::ModelLookupError;
+use crate::remote::RemoteError;
 
 impl RewardError {
     /// Whether the same images may be scored by trying again later.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Outage { .. })
+        match self {
+            Self::Outage { .. } => true,
+            Self::Remote { problem, .. } => problem.may_pass(),
+            _ => false,
+        }
     }
 
     /// Position in its batch of the image that the error is about, if it is about one.
@@ -18,7 +23,9 @@ impl RewardError {
             Self::Image { index, .. }
             | Self::ImageSize { index, .. }
             | Self::NotFinite { index, .. }
-            | Self::Jpeg { index, .. } => Some(*index),
+            | Self::Jpeg { index, .. }
+            | Self::Png { index, .. } => Some(*index),
+            Self::Remote { problem, .. } => problem.image(),
             _ => None,
         }
     }
@@ -58,6 +65,26 @@ pub enum RewardError {
         value: f32,
         /// What is allowed.
         allowed: &'static str,
+    },
+    /// An option whose value makes no sense.
+    #[error("option `{key}` of reward `{name}`: {problem}")]
+    OptionValue {
+        /// Name of the scorer.
+        name: String,
+        /// The option.
+        key: &'static str,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// The address of a server that does not parse.
+    #[error("option `url` of reward `{name}` is `{url}`: {problem}; give `http://host:port`")]
+    Url {
+        /// Name of the scorer.
+        name: String,
+        /// The address, without what may be secret in it.
+        url: String,
+        /// What is wrong with it.
+        problem: String,
     },
     /// Not one prompt for each image.
     #[error("got {images} images and {prompts} prompts; give one prompt for each image")]
@@ -126,6 +153,24 @@ pub enum RewardError {
         index: usize,
         /// What the encoder says.
         source: turbojpeg::Error,
+    },
+    /// The PNG encoder refused an image.
+    #[error("encoding image {index} as PNG")]
+    Png {
+        /// Position in the batch.
+        index: usize,
+        /// What the encoder says.
+        source: image::ImageError,
+    },
+    /// A scorer in another process that did not score.
+    #[error("reward `{name}` at {url}: {problem}")]
+    Remote {
+        /// Name of the scorer.
+        name: String,
+        /// Where its server is, without credentials.
+        url: String,
+        /// Why not.
+        problem: Box<RemoteError>,
     },
     /// A scorer elsewhere that does not answer.
     #[error("reward `{name}`: {problem}")]

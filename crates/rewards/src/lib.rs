@@ -20,6 +20,7 @@ mod persistence;
 pub mod pickscore;
 mod qwen2_vl_images;
 mod registry;
+pub mod remote;
 mod reward;
 mod shapes;
 
@@ -30,7 +31,7 @@ pub use hpsv3::{Hpsv3Files, Hpsv3Network, Hpsv3Reward, IMAGE_TOKEN, REWARD_TOKEN
 pub use jpeg::{JpegReward, jpeg_bytes};
 pub use persistence::{Persistence, Verdict};
 pub use qwen2_vl_images::{ImagePatches, PixelBounds, Qwen2VlImageProcessor, TooNarrow, smart_resize};
-pub use registry::{FindModel, ModelLookupError, NAMES, Resources, build};
+pub use registry::{FindModel, LookUpVariable, ModelLookupError, NAMES, Resources, build};
 pub use reward::{PromptRecord, Reward, Score, score_checked};
 pub use scenes::RgbImage;
 pub use shapes::{Detection, ShapesOptions, ShapesReward, detect};

@@ -11,15 +11,23 @@ use crate::aesthetic::AestheticReward;
 use crate::error::RewardError;
 use crate::hpsv3::Hpsv3Reward;
 use crate::jpeg::JpegReward;
+use crate::remote::{FlowFactoryReward, FlowGrpoReward, GenevalReward, GrpcReward, VlmJudge};
 use crate::reward::Reward;
 use crate::shapes::ShapesReward;
 use crate::{clipscore, hpsv2, pickscore};
 
 /// The name of every scorer that [`build`] knows.
-pub const NAMES: [&str; 8] = [
+pub const NAMES: [&str; 15] = [
     "shapes",
     "jpeg_compressibility",
     "jpeg_incompressibility",
+    "flow_grpo_server",
+    "geneval",
+    "deqa",
+    "flow_factory",
+    "unifiedreward",
+    "vlm_judge",
+    "grpc",
     "hpsv3",
     "pickscore",
     "clipscore",
@@ -35,18 +43,24 @@ pub struct Resources {
     pub source: TensorSource,
     /// Finds the folder of a model: a path, or `org/name` in a cache.
     pub find_model: FindModel,
+    /// Looks up a variable of the environment, where options name one that holds a secret.
+    pub variable: LookUpVariable,
 }
 
 impl Resources {
-    /// The CPU, and models by their paths alone.
+    /// The CPU, models by their paths alone, and no environment.
     pub fn local() -> Self {
         let find_model = Box::new(|model: &Path| Ok(model.to_owned()));
-        Self { device: Device::Cpu, source: TensorSource::Files, find_model }
+        let variable = Box::new(|_: &str| None);
+        Self { device: Device::Cpu, source: TensorSource::Files, find_model, variable }
     }
 }
 
 /// The folder that a model's name stands for.
 pub type FindModel = Box<dyn Fn(&Path) -> Result<PathBuf, ModelLookupError>>;
+
+/// The value of a variable of the environment.
+pub type LookUpVariable = Box<dyn Fn(&str) -> Option<String>>;
 
 /// Why a model's folder is not found.
 pub type ModelLookupError = Box<dyn std::error::Error + Send + Sync>;
@@ -67,6 +81,13 @@ pub fn build(
         "jpeg_incompressibility" => {
             Ok(Box::new(JpegReward::incompressibility(parse_options(name, options)?)?))
         }
+        "flow_grpo_server" => Ok(Box::new(FlowGrpoReward::with_prompts(options)?)),
+        "geneval" => Ok(Box::new(GenevalReward::new(options)?)),
+        "deqa" => Ok(Box::new(FlowGrpoReward::deqa(options)?)),
+        "flow_factory" => Ok(Box::new(FlowFactoryReward::new(options)?)),
+        "unifiedreward" => Ok(Box::new(VlmJudge::unified_reward(options, resources)?)),
+        "vlm_judge" => Ok(Box::new(VlmJudge::of_options(options, resources)?)),
+        "grpc" => Ok(Box::new(GrpcReward::new(options)?)),
         "hpsv3" => Ok(Box::new(Hpsv3Reward::new(parse_options(name, options)?, resources)?)),
         "pickscore" => Ok(Box::new(pickscore::open(&parse_options(name, options)?, resources)?)),
         "clipscore" => Ok(Box::new(clipscore::open(&parse_options(name, options)?, resources)?)),
@@ -82,7 +103,7 @@ fn unknown_name(name: &str) -> RewardError {
     RewardError::UnknownName { name: name.to_owned(), nearest: nearest.to_owned(), known: NAMES.join(", ") }
 }
 
-fn parse_options<T: DeserializeOwned>(name: &str, options: &Value) -> Result<T, RewardError> {
+pub(crate) fn parse_options<T: DeserializeOwned>(name: &str, options: &Value) -> Result<T, RewardError> {
     let options = if options.is_null() { json!({}) } else { options.clone() };
     serde_path_to_error::deserialize(options).map_err(|error| RewardError::Options {
         name: name.to_owned(),
@@ -102,7 +123,14 @@ mod tests {
     #[test]
     fn every_listed_name_builds_a_scorer_of_that_name() {
         for name in NAMES {
-            match build(name, &Value::Null, &Resources::local()) {
+            let options = match name {
+                "flow_grpo_server" | "flow_factory" | "grpc" => json!({"url": "http://127.0.0.1:1"}),
+                "vlm_judge" => json!({
+                    "url": "http://127.0.0.1:1", "model": "m", "question": "Is it {prompt}?", "pattern": "([01])"
+                }),
+                _ => Value::Null,
+            };
+            match build(name, &options, &Resources::local()) {
                 Ok(scorer) => assert_eq!(scorer.name(), name),
                 // Its network is not in the folder of this test.
                 Err(error) => {

@@ -3,6 +3,7 @@
 use crate::{Backoff, ServiceError};
 use proto::coordinator_client::CoordinatorClient;
 use proto::learner_client::LearnerClient;
+use proto::reward_client::RewardClient;
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint, Server};
 
@@ -56,6 +57,11 @@ pub fn coordinator_client(channel: Channel) -> CoordinatorClient<Channel> {
 /// A client of the learner with the limits of the wire.
 pub fn learner_client(channel: Channel) -> LearnerClient<Channel> {
     LearnerClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT)
+}
+
+/// A client of a reward server with the limits of the wire.
+pub fn reward_client(channel: Channel) -> RewardClient<Channel> {
+    RewardClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT)
 }
 
 /// A request that fails with a deadline error unless it is answered within `deadline`.

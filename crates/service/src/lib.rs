@@ -18,7 +18,9 @@ pub mod shutdown;
 pub use arguments::MemberArguments;
 pub use backoff::Backoff;
 pub use chunks::{Assembly, ChunkError, chunks};
-pub use connect::{CHUNK_BYTES, MESSAGE_LIMIT, connect, coordinator_client, learner_client, request, server};
+pub use connect::{
+    CHUNK_BYTES, MESSAGE_LIMIT, connect, coordinator_client, learner_client, request, reward_client, server,
+};
 pub use error::ServiceError;
 pub use hub::{Hub, ModelNotFound};
 pub use membership::{JoinDetails, Membership, Standing, WorkInHand};

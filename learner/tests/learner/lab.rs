@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ::service::RunDirectory;
 use bytes::Bytes;
-use config::{AdapterMethod, Dtype, RunConfig, TaskKind, TaskSpec};
+use config::{AdapterMethod, Dtype, RewardSection, RunConfig, TaskKind, TaskSpec};
 use flow::{
     NoiseKey, Purpose, TransitionRows, log_probability, next_latents, ode_step, repeat_for_branches,
     standard_normal, transition_mean,
@@ -341,11 +341,17 @@ impl Worker {
         let latent = &self.receiver.layout.latent_shape;
         let [states, means, nexts, log_probs] = sampled.map(|rows| Tensor::cat(&rows, 0));
         let moves = [seeds, steps, n_branches];
-        // Some cells teach nothing: the first step of every odd seed.
-        let rewards = nexts.flatten(1, -1).narrow(1, 0, 8).mean_dim(1, false, Kind::Float).view(moves);
-        if !task.first_seed.is_multiple_of(2) {
-            let _ = rewards.get(0).get(0).fill_(0.5);
-        }
+        let scores: Vec<Tensor> = (0..self.config.rewards.len() as i64)
+            .map(|position| {
+                let eight = nexts.flatten(1, -1).narrow(1, 8 * position, 8);
+                let scores = eight.mean_dim(1, false, Kind::Float).view(moves);
+                // Some cells teach nothing: the first step of every odd seed.
+                if !task.first_seed.is_multiple_of(2) {
+                    let _ = scores.get(0).get(0).fill_(0.5);
+                }
+                scores
+            })
+            .collect();
         let floats: Vec<f32> = Vec::try_from(&nexts.flatten(0, -1)).unwrap();
         let hashes: Vec<u8> = floats.chunks(self.receiver.layout.latent_len()).flat_map(hash_of).collect();
         let cells = [&moves[..2], latent].concat();
@@ -354,9 +360,8 @@ impl Worker {
             ("means".to_owned(), means.view(cells.as_slice())),
             ("log_probs".to_owned(), log_probs.view(moves)),
             ("next_hashes".to_owned(), Tensor::from_slice(&hashes).view([seeds, steps, n_branches, 8])),
-            ("rewards".to_owned(), rewards.copy()),
-            ("reward.shapes".to_owned(), rewards),
         ];
+        tensors.extend(scored(&self.config.rewards, scores));
         for embedding in &embeddings {
             let hex = blake3::Hash::from(embedding.digest()).to_hex();
             let named = embedding.tensors().into_iter();
@@ -380,22 +385,28 @@ impl Worker {
         Sample { header, tensors }
     }
 
-    /// Later versions score better, so that there is a best one.
+    /// Later versions score better by the first reward, so that there is a best one, and worse by all others.
     fn images(&self, task: &TaskSpec) -> Sample {
         let (height, width) = self.receiver.layout.image_size;
-        let rewards: Vec<f32> =
-            task.prompts.iter().map(|prompt| *prompt as f32 * 0.25 + task.version as f32 * 0.125).collect();
-        let n_images = rewards.len() as i64;
-        let tensors = vec![
-            (
-                "images".to_owned(),
-                Tensor::full([n_images, height, width, 3], 200, (Kind::Uint8, Device::Cpu)),
-            ),
-            ("rewards".to_owned(), Tensor::from_slice(&rewards)),
-            ("reward.shapes".to_owned(), Tensor::from_slice(&rewards)),
-        ];
+        let rewards = self.config.rewards_of_evaluation();
+        let scores = (0..rewards.len()).map(|position| {
+            let change = if position == 0 { 0.125 } else { -0.0625 };
+            let of_prompt = |prompt: &u32| *prompt as f32 * 0.25 + task.version as f32 * change;
+            Tensor::from_slice(&task.prompts.iter().map(of_prompt).collect::<Vec<_>>())
+        });
+        let shape = [task.prompts.len() as i64, height, width, 3];
+        let images = ("images".to_owned(), Tensor::full(shape, 200, (Kind::Uint8, Device::Cpu)));
+        let tensors = std::iter::once(images).chain(scored(rewards, scores.collect())).collect();
         Sample { header: PushHeader { version: task.version, ..PushHeader::default() }, tensors }
     }
+}
+
+/// The tensors of scores: the weighted sum and each reward's own.
+fn scored(rewards: &[RewardSection], scores: Vec<Tensor>) -> Vec<(String, Tensor)> {
+    let weighted = rewards.iter().zip(&scores).map(|(reward, scores)| scores * reward.weight);
+    let sum = weighted.reduce(|sum, scores| sum + scores).unwrap();
+    let own = rewards.iter().zip(scores).map(|(reward, scores)| (format!("reward.{}", reward.name), scores));
+    std::iter::once(("rewards".to_owned(), sum)).chain(own).collect()
 }
 
 impl Sample {

@@ -4,5 +4,6 @@ mod full_fine_tuning;
 mod lab;
 mod precision;
 mod service;
+mod several_rewards;
 mod starting_adapter;
 mod training;

@@ -5,18 +5,17 @@ use super::report::{Fate, ImportEntry, ImportReport};
 use super::unused_keys;
 use crate::presets::base_model::{BaseModel, FLUX1_DEV, QWEN_IMAGE, SD35_MEDIUM};
 use crate::{
-    AdapterMethod, AdvantageGroup, Algorithm, BranchSteps, Dtype, KlDenominator, RewardSection, RunConfig,
-    StepRule, StepWeight, parse,
+    AdapterMethod, Algorithm, BranchSteps, Dtype, KlDenominator, RunConfig, StepRule, StepWeight, parse,
 };
 
 /// Most seeds of one prompt that an imported run samples together.
 const SEEDS_PER_TASK: usize = 8;
 
 /// A run config on its way out of a Flow-Factory YAML.
-struct Translation {
-    document: Document,
-    config: RunConfig,
-    report: ImportReport,
+pub(super) struct Translation {
+    pub(super) document: Document,
+    pub(super) config: RunConfig,
+    pub(super) report: ImportReport,
 }
 
 /// Makes a run config of a document, and an account of all its keys.
@@ -48,16 +47,16 @@ impl Translation {
         self.report.entries.push(ImportEntry { theirs: theirs.to_owned(), value, fate });
     }
 
-    fn carried(&mut self, theirs: &str, ours: &'static str) {
+    pub(super) fn carried(&mut self, theirs: &str, ours: &'static str) {
         self.enter(theirs, Fate::Carried { ours });
     }
 
-    fn translated(&mut self, theirs: &str, ours: &'static str, note: impl Into<String>) {
+    pub(super) fn translated(&mut self, theirs: &str, ours: &'static str, note: impl Into<String>) {
         self.enter(theirs, Fate::Translated { ours, note: note.into() });
     }
 
     /// Accounts for a key that sets nothing; one that the file does not hold needs no account.
-    fn not_carried(&mut self, theirs: &str, reason: impl Into<String>) {
+    pub(super) fn not_carried(&mut self, theirs: &str, reason: impl Into<String>) {
         if self.document.has(theirs) {
             self.enter(theirs, Fate::NotCarried { reason: reason.into() });
         }
@@ -93,9 +92,7 @@ impl Translation {
 
     fn run(&mut self) {
         let given = self.document.text("log.run_name", "flow-factory-import");
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        let plain: String = given.chars().map(|c| if is_plain(c) { c } else { '-' }).collect();
-        self.config.run.name = plain.trim_start_matches('.').to_owned();
+        self.config.run.name = plain_name(&given);
         match self.config.run.name == given {
             true => self.carried("log.run_name", "run.name"),
             false => self.translated("log.run_name", "run.name", "it names a directory here"),
@@ -338,14 +335,7 @@ impl Translation {
     }
 
     fn objective(&mut self) {
-        let is_global = self.document.flag("train.global_std", true);
-        self.config.training.advantage_group =
-            if is_global { AdvantageGroup::Batch } else { AdvantageGroup::Prompt };
-        let note = match is_global {
-            true => "mean of the prompt, deviation of the whole iteration",
-            false => "mean and deviation of the prompt",
-        };
-        self.translated("train.global_std", "training.advantage_group", note);
+        self.combination();
         self.config.training.clip_range = self.range("train.clip_range", 1e-4, "training.clip_range");
         self.config.training.advantage_clip =
             self.range("train.adv_clip_range", 5.0, "training.advantage_clip");
@@ -394,49 +384,6 @@ impl Translation {
         self.translated("train.ema_update_interval", "ema.interval", note);
     }
 
-    fn rewards(&mut self) {
-        let tables = self.document.tables("rewards");
-        if tables.is_empty() {
-            self.document.problems.push("`rewards` is empty; nothing would be learned".to_owned());
-        }
-        let mut notes = Vec::new();
-        let mut unused = Vec::new();
-        for (position, table) in tables.iter().enumerate() {
-            let text = |key: &str| table.get(key).map(written);
-            let model = text("reward_model").or_else(|| text("name")).unwrap_or_default();
-            let name = reward_name(&model);
-            let weight = match table.get("weight") {
-                None => 1.0,
-                Some(weight) => weight.as_f64().unwrap_or_else(|| {
-                    let problem = format!("`rewards[{position}].weight` is {weight}; it must be a number");
-                    self.document.problems.push(problem);
-                    1.0
-                }),
-            };
-            notes.push(format!("{model} is {name}"));
-            match self.config.rewards.iter_mut().find(|reward| reward.name == name) {
-                Some(reward) => reward.weight += weight,
-                None => self.config.rewards.push(RewardSection { weight, ..RewardSection::new(name) }),
-            }
-            let used = ["name", "reward_model", "weight"];
-            for (key, value) in table.iter().filter(|(key, _)| !used.contains(&key.as_str())) {
-                unused.push((format!("rewards[{position}].{key}"), written(value), unused_keys::reason(key)));
-            }
-        }
-        self.translated("rewards", "rewards", notes.join(", "));
-        self.report.entries.extend(unused.into_iter().map(|(theirs, value, reason)| {
-            let fate = Fate::NotCarried { reason: reason.to_owned() };
-            ImportEntry { theirs, value: Some(value), fate }
-        }));
-        let aggregation = "the weighted sum of raw scores is normalised, not each reward by itself";
-        let aggregation = match self.document.text("train.advantage_aggregation", "gdpo").as_str() {
-            "sum" => "the weighted sum of raw scores is normalised, as there",
-            _ if tables.len() < 2 => "without effect, since there is one reward",
-            _ => aggregation,
-        };
-        self.not_carried("train.advantage_aggregation", aggregation);
-    }
-
     fn evaluation(&mut self) {
         self.config.evaluation.steps = self.carried_count("eval.num_inference_steps", 30, "evaluation.steps");
         self.config.evaluation.every =
@@ -450,8 +397,6 @@ impl Translation {
         let is_same_guidance =
             self.document.number("eval.guidance_scale", 3.5) == self.config.sampling.guidance_scale;
         self.not_carried("eval.guidance_scale", as_trained(is_same_guidance));
-        let is_same = self.document.get("eval_rewards") == self.document.get("rewards");
-        self.not_carried("eval_rewards", as_trained(is_same));
     }
 
     /// Accounts for all keys that nothing above has accounted for.
@@ -465,6 +410,13 @@ impl Translation {
     }
 }
 
+/// A name of theirs with the letters that names have here.
+pub(super) fn plain_name(given: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let plain: String = given.chars().map(|c| if is_plain(c) { c } else { '-' }).collect();
+    plain.trim_start_matches('.').to_owned()
+}
+
 fn saturated(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
@@ -473,14 +425,5 @@ fn as_trained(is_same: bool) -> &'static str {
     match is_same {
         true => "evaluation is as training is, and so it was there",
         false => "evaluation is as training is; theirs was NOT",
-    }
-}
-
-/// Our name of one of their scorers.
-fn reward_name(model: &str) -> String {
-    match model.to_lowercase().as_str() {
-        "clip" | "clip_score" => "clipscore".to_owned(),
-        "pickscore_rank" => "pickscore".to_owned(),
-        other => other.replace('-', "_"),
     }
 }

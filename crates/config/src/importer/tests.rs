@@ -1,6 +1,7 @@
 use super::*;
 use crate::{
-    AdapterMethod, AdvantageGroup, Algorithm, BranchSteps, Dtype, KlDenominator, StepRule, validate,
+    AdapterMethod, AdvantageGroup, Algorithm, BranchSteps, Dtype, KlDenominator, RewardCombination,
+    RewardSection, StepRule, validate,
 };
 
 const SD35: &str = include_str!("../../tests/flow-factory/sd35-lora.yaml");
@@ -36,11 +37,14 @@ fn a_run_on_sd35_is_carried_over() {
     let training = &config.training;
     assert_eq!((training.learning_rate, training.clip_range, training.max_rows), (3e-4, 1e-4, 8));
     assert_eq!((training.adam_beta1, training.adam_beta2), (0.9, 0.99));
-    assert_eq!(training.advantage_group, AdvantageGroup::Batch);
+    assert_eq!(training.advantage_group, AdvantageGroup::Prompt, "gdpo does not look at global_std");
+    assert_eq!(training.reward_combination, RewardCombination::Gdpo);
     assert_eq!((config.ema.decay, config.ema.interval), (0.99, 8));
     assert_eq!(config.model.dtype, Dtype::Bfloat16);
     assert_eq!((config.evaluation.steps, config.evaluation.every, config.checkpoints.every), (40, 20, 20));
     assert_eq!(config.rewards[0].name, "pickscore");
+    assert_eq!(config.rewards[0].options_as_json(), serde_json::json!({"batch_size": 16}));
+    assert!(config.evaluation_rewards.is_empty());
 }
 
 #[test]
@@ -115,6 +119,10 @@ fn full_fine_tuning_and_unequal_evaluation_are_told() {
     );
     assert_eq!(import.config.sampling.branch_steps, BranchSteps::List(vec![1, 2, 3]));
     assert_eq!(import.config.training.advantage_group, AdvantageGroup::Prompt);
+    assert_eq!(import.config.training.reward_combination, RewardCombination::Sum);
+    let [held_out] = import.config.evaluation_rewards.as_slice() else { panic!("{report}") };
+    assert_eq!((held_out.name.as_str(), held_out.weight), ("ocr", 2.0), "theirs weighs it otherwise");
+    assert!(report.contains("evaluation_rewards ← eval_rewards = "), "{report}");
     assert_eq!((import.config.sampling.height, import.config.sampling.width), (384, 640));
     assert_eq!(import.config.training.kl_denominator, KlDenominator::Eta);
     assert_eq!(import.config.training.kl_beta, 0.01);
@@ -129,6 +137,73 @@ fn guard_is_imported_without_its_ratio_and_says_so() {
     assert_eq!(rewards, [("clipscore", 1.0), ("pickscore", 0.5)]);
     assert_eq!(import.config.sampling.step_rule, StepRule::Cps);
     assert_eq!(import.config.adapter.targets.len(), 12);
+}
+
+/// SD3.5 with other rewards.
+fn with_rewards(rewards: &str) -> Import {
+    let start = SD35.find("rewards:\n").expect("it has rewards");
+    import(&format!("{}{rewards}", &SD35[..start]))
+}
+
+#[test]
+fn without_gdpo_the_deviation_is_as_global_as_it_was() {
+    for (is_global, group) in [("true", AdvantageGroup::Batch), ("false", AdvantageGroup::Prompt)] {
+        let yaml = with("global_std: true", &format!("global_std: {is_global}"))
+            .replace("advantage_aggregation: gdpo", "advantage_aggregation: sum");
+        let training = import(&yaml).config.training;
+        assert_eq!((training.advantage_group, training.reward_combination), (group, RewardCombination::Sum));
+    }
+}
+
+#[test]
+fn options_of_scorers_are_carried_where_there_is_a_counterpart() {
+    let import = with_rewards(
+        "rewards:\n  - {name: a, reward_model: flow_factory.rewards.remote.RemotePointwiseRewardModel, \
+         server_url: \"http://a:8000\", timeout: 90.0, batch_size: 4, retry_attempts: 3}\n  - {name: b, reward_model: \
+         vllm_evaluate, api_base_url: \"http://b/v1\", vlm_model: Qwen3-VL, timeout: 1.5, top_logprobs: 20}\n  - {name: c, \
+         reward_model: OCR, server_url: \"http://c\", batch_size: 4}\n",
+    );
+    let rewards = &import.config.rewards;
+    assert_eq!(
+        rewards.iter().map(|reward| reward.scorer()).collect::<Vec<_>>(),
+        ["flow_factory", "vlm_judge", "ocr"]
+    );
+    let expected = [
+        serde_json::json!({"url": "http://a:8000", "timeout_seconds": 90, "batch_size": 4}),
+        serde_json::json!({"url": "http://b/v1", "model": "Qwen3-VL", "timeout_seconds": 1.5}),
+        serde_json::json!({}),
+    ];
+    assert_eq!(rewards.iter().map(RewardSection::options_as_json).collect::<Vec<_>>(), expected);
+    let report = import.report.to_string();
+    assert!(
+        report.contains("rewards ← rewards[0].server_url = http://a:8000 (option `url` of flow_factory)"),
+        "{report}"
+    );
+    assert!(
+        report.contains("rewards[2].server_url = http://c: the scorer is not reached over a network"),
+        "{report}"
+    );
+    assert!(report.contains("rewards[1].top_logprobs = 20: nothing here corresponds to it"), "{report}");
+    let (read, problems) = crate::parse::read(&import.text, &[]);
+    assert_eq!((read, problems), (Some(import.config), Vec::new()), "{}", import.text);
+}
+
+#[test]
+fn one_scorer_twice_is_weighed_together_or_gets_another_name() {
+    let import = with_rewards(
+        "rewards:\n  - {name: a, reward_model: CLIP, weight: 0.5}\n  - {name: b, reward_model: clip}\n  - {name: \"big one\", \
+         reward_model: CLIP, batch_size: 64}\neval_rewards:\n  - {name: a, reward_model: CLIP, weight: 1.5}\n  - {name: c, \
+         reward_model: CLIP, batch_size: 64}\n",
+    );
+    let named: Vec<(&str, &str, f64)> = import
+        .config
+        .rewards
+        .iter()
+        .map(|reward| (reward.name.as_str(), reward.scorer(), reward.weight))
+        .collect();
+    assert_eq!(named, [("clipscore", "clipscore", 1.5), ("big-one", "clipscore", 1.0)]);
+    assert_eq!(import.config.evaluation_rewards.len(), 2, "the same scores under other names");
+    assert!(import.config.held_out_rewards().is_empty());
 }
 
 #[test]

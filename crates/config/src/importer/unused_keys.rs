@@ -4,10 +4,12 @@ const LAUNCH: &str = "`coordinator up` starts the processes; how many sample is 
 const ENCODING: &str = "prompts are read as they are and encoded when they are sampled";
 const PLACEMENT: &str = "where tensors live is not a setting here";
 const LOGGING: &str = "every run writes metrics.jsonl and TensorBoard files";
+const NOT_REMOTE: &str = "the scorer is not reached over a network";
+const RETRIES: &str = "how often a server is asked again is not a setting here";
 const TEXT_TO_IMAGE: &str = "only text-to-image models are trained here";
 
 /// Keys and reasons; a key that is no key of Flow-Factory is not among them.
-const REASONS: [(&str, &str); 39] = [
+const REASONS: [(&str, &str); 41] = [
     ("launcher", LAUNCH),
     ("config_file", LAUNCH),
     ("num_processes", LAUNCH),
@@ -40,13 +42,15 @@ const REASONS: [(&str, &str); 39] = [
     ("eval.seed", "every draw is a function of `run.seed`"),
     ("dtype", PLACEMENT),
     ("device", PLACEMENT),
-    ("batch_size", "images are scored as they are finished"),
+    ("batch_size", "the scorer takes images as they come"),
     ("async_reward", "images are always scored while others are sampled"),
     ("num_workers", "images are always scored while others are sampled"),
-    ("server_url", "remote scorers are not reached by a run config"),
-    ("timeout", "remote scorers are not reached by a run config"),
-    ("retry_attempts", "remote scorers are not reached by a run config"),
-    ("api_base_url", "remote scorers are not reached by a run config"),
+    ("server_url", NOT_REMOTE),
+    ("timeout", NOT_REMOTE),
+    ("api_base_url", NOT_REMOTE),
+    ("vlm_model", NOT_REMOTE),
+    ("retry_attempts", RETRIES),
+    ("max_retries", RETRIES),
 ];
 
 /// Why a key sets nothing here; for entries of `rewards` the key inside the entry.

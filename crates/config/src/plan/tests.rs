@@ -1,6 +1,18 @@
 use super::*;
 use crate::{AdapterInspection, AdapterMethod, ComponentInspection, Dtype, ImageInspection, preset};
 
+#[test]
+fn a_run_that_cannot_stream_says_so() {
+    let mut config = preset("tempflow-tiny-cpu").expect("a preset").config;
+    assert!(plan(&config, None).to_string().contains("1  of 16: training begins while others are sampled"));
+    config.training.reward_combination = RewardCombination::Gdpo;
+    let text = plan(&config, None).to_string();
+    assert!(
+        text.contains("16  of 16: training begins when all are sampled (reward_combination = \"gdpo\")"),
+        "{text}"
+    );
+}
+
 const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
 
 fn component(name: &str, parameters: u64, bytes_each: u64) -> ComponentInspection {

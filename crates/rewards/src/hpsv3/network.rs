@@ -263,15 +263,17 @@ fn open_tensors(
 /// Checks that the tokenizer knows the tokens that mean something to the model.
 fn check_tokens(tokenizer: &Qwen2Tokenizer, dir: &Path, image_token_id: i64) -> Result<(), ModelError> {
     for token in SPECIAL_TOKENS {
-        let id = tokenizer.token_id(token);
-        if id.is_none_or(|id| tokenizer.encode_unpadded(token, 2).is_ok_and(|found| found.ids != [id])) {
-            let reason =
-                format!("its tokenizer does not know the token {token}; give the folder of a Qwen2-VL model");
-            return Err(ModelError::damaged(dir, reason));
-        }
-        if token == IMAGE_TOKEN && id != Some(image_token_id) {
-            let reason =
-                format!("{image_token_id}, but the tokenizer gives {token} the id {}", id.unwrap_or(-1));
+        let is_whole = |id: &i64| tokenizer.encode_unpadded(token, 2).is_ok_and(|found| found.ids == [*id]);
+        let Some(id) = tokenizer.token_id(token).filter(is_whole) else {
+            let reason = format!("the tokenizer does not know {token}; give the folder of a Qwen2-VL model");
+            return Err(ModelError::config(
+                &dir.join("tokenizer_config.json"),
+                "added_tokens_decoder",
+                reason,
+            ));
+        };
+        if token == IMAGE_TOKEN && id != image_token_id {
+            let reason = format!("{image_token_id}, but the tokenizer gives {token} the id {id}");
             return Err(ModelError::config(&dir.join("config.json"), "image_token_id", reason));
         }
     }

@@ -1,0 +1,138 @@
+//! Judges that answer in words: chat completions as OpenAI's API has them, and vLLM, SGLang and others after it.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use regex::Regex;
+use scenes::RgbImage;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::batch::{Scorer, check_images, png_base64};
+use super::error::RemoteError;
+use super::exchange::quoted;
+use super::http::HttpClient;
+use crate::error::RewardError;
+use crate::image_resampling::resize_bicubic;
+use crate::reward::{PromptRecord, Score, check_finite};
+
+/// What is asked of the judge, and how its answer is read.
+pub(super) struct Chat {
+    pub(super) name: &'static str,
+    pub(super) client: HttpClient,
+    /// Name of the model on the server.
+    pub(super) model: String,
+    /// The question, with [`PROMPT`] where the prompt goes.
+    pub(super) question: String,
+    /// Finds the score in the answer, as its only group.
+    pub(super) pattern: Regex,
+    /// What the number found is divided by.
+    pub(super) scale: f32,
+    /// How many questions are under way at once.
+    pub(super) max_concurrent: usize,
+    /// Side of the square that images are resized to; none to send them as they are.
+    pub(super) image_size: Option<usize>,
+}
+
+/// What stands for the prompt in a question.
+pub(super) const PROMPT: &str = "{prompt}";
+
+#[derive(Deserialize)]
+struct Completion {
+    choices: Vec<Choice>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    message: Message,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    content: Option<String>,
+}
+
+impl Chat {
+    pub(super) fn scorer(&self) -> Scorer<'_> {
+        Scorer { name: self.name, url: &self.client.connection().url }
+    }
+
+    /// Asks about every image by itself.
+    ///
+    /// # Errors
+    /// If the lists differ in length, an image is empty or broken, or one is not answered with a finite score; the
+    /// questions that were not asked yet are then not asked.
+    pub(super) fn score(
+        &self,
+        images: &[RgbImage],
+        prompts: &[PromptRecord],
+    ) -> Result<Vec<Score>, RewardError> {
+        check_images(self.name, images, prompts)?;
+        let scores: Vec<Mutex<Option<Score>>> = images.iter().map(|_| Mutex::new(None)).collect();
+        let next = AtomicUsize::new(0);
+        let ask_on = || -> Result<(), RewardError> {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some((image, place)) = images.get(index).zip(scores.get(index)) else { return Ok(()) };
+                let score = self.ask(index, image, &prompts[index]).inspect_err(|_| {
+                    next.fetch_max(images.len(), Ordering::Relaxed);
+                })?;
+                *place.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(score);
+            }
+        };
+        std::thread::scope(|scope| {
+            let n_threads = self.max_concurrent.min(images.len());
+            let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(ask_on)).collect();
+            let outcomes = threads.into_iter().map(|thread| match thread.join() {
+                Ok(outcome) => outcome,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            outcomes.collect::<Vec<_>>().into_iter().collect::<Result<(), _>>()
+        })?;
+        let scores = scores.into_iter().map(|place| {
+            let score = place.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+            score.expect("every question was answered; else this is a bug")
+        });
+        Ok(scores.collect())
+    }
+
+    fn ask(&self, index: usize, image: &RgbImage, record: &PromptRecord) -> Result<Score, RewardError> {
+        let file = match self.image_size {
+            Some(size) => png_base64(index, &resize_bicubic(image, size, size))?,
+            None => png_base64(index, image)?,
+        };
+        let request = self.request(&file, &record.prompt);
+        let score = self.answer(&request).and_then(|answer| self.read_score(index, &answer));
+        let score = Score::from(score.map_err(|problem| self.scorer().error(problem))?);
+        check_finite(self.name, index, &score)?;
+        Ok(score)
+    }
+
+    fn request(&self, png_base64: &str, prompt: &str) -> Value {
+        let image =
+            json!({"type": "image_url", "image_url": {"url": format!("data:image;base64,{png_base64}")}});
+        let text = json!({"type": "text", "text": self.question.replace(PROMPT, prompt)});
+        let messages = json!([{"role": "user", "content": [image, text]}]);
+        json!({"model": self.model, "messages": messages, "temperature": 0})
+    }
+
+    fn answer(&self, request: &Value) -> Result<String, RemoteError> {
+        let body = request.to_string();
+        let exchange = self.client.post("/chat/completions", "application/json", body.as_bytes())?;
+        let (completion, exchange) = exchange.json::<Completion>()?;
+        let answer = completion.choices.into_iter().next().and_then(|choice| choice.message.content);
+        answer.ok_or_else(|| exchange.wrong("the reply has no `choices[0].message.content`".to_owned()))
+    }
+
+    fn read_score(&self, index: usize, answer: &str) -> Result<f32, RemoteError> {
+        let found = self.pattern.captures(answer).and_then(|captures| captures.get(1));
+        let number: Option<f32> = found.and_then(|number| number.as_str().parse().ok());
+        match number {
+            Some(number) => Ok(number / self.scale),
+            None => {
+                let (answer, pattern) = (quoted(answer.as_bytes()), self.pattern.to_string());
+                Err(RemoteError::NoScore { index, answer, pattern })
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Flow-Factory's remote rewards: JSON with images in base64.
+//!
+//! Source: my_reward_remote.py and reward_server/example_server.py of X-GenGroup/Flow-Factory at a0b2bc5: POST /compute of
+//! `prompt` and `image` (PNG), `rewards` back, or `error`; FastAPI's `detail` with status 500 where the server failed.
+
+use std::time::Duration;
+
+use scenes::RgbImage;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::batch::{Batch, Scorer, png_base64};
+use super::error::RemoteError;
+use super::exchange::quoted;
+use super::http::HttpClient;
+use super::options::OptionKeys;
+use crate::error::RewardError;
+use crate::reward::{PromptRecord, Reward, Score};
+
+const KEYS: OptionKeys = OptionKeys { name: "flow_factory", default_url: None, own: &["batch_size"] };
+
+/// Scores by a server of Flow-Factory's kind.
+pub struct FlowFactoryReward {
+    client: HttpClient,
+    batch_size: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct Options {
+    batch_size: usize,
+}
+
+impl Default for Options {
+    /// As Flow-Factory's examples have it.
+    fn default() -> Self {
+        Self { batch_size: 16 }
+    }
+}
+
+#[derive(Deserialize)]
+struct ComputeReply {
+    rewards: Option<Vec<f64>>,
+    error: Option<Value>,
+}
+
+impl FlowFactoryReward {
+    /// Takes the options.
+    ///
+    /// # Errors
+    /// If they are wrong, or there is no `url`.
+    pub fn new(options: &Value) -> Result<Self, RewardError> {
+        let (connection, Options { batch_size }) = KEYS.parse(options)?;
+        let batch_size = KEYS.at_least_one("batch_size", batch_size)?;
+        Ok(Self { client: HttpClient::new(connection), batch_size })
+    }
+
+    fn scorer(&self) -> Scorer<'_> {
+        Scorer { name: KEYS.name, url: &self.client.connection().url }
+    }
+
+    fn score_batch(&self, batch: Batch) -> Result<Vec<Score>, RewardError> {
+        let images = batch.images.iter().enumerate();
+        let images = images.map(|(index, image)| png_base64(batch.start + index, image));
+        let request = json!({
+            "prompt": batch.prompts.iter().map(|record| &record.prompt).collect::<Vec<_>>(),
+            "image": images.collect::<Result<Vec<_>, _>>()?,
+            "video": null,
+            "condition_images": null,
+            "condition_videos": null,
+        });
+        let rewards = self.rewards(&request).map_err(|problem| self.scorer().error(problem))?;
+        if rewards.len() != batch.images.len() {
+            let (sent, got, key) = (batch.images.len(), rewards.len(), "rewards".to_owned());
+            return Err(self.scorer().error(RemoteError::Count { sent, got, key }));
+        }
+        Ok(rewards.into_iter().map(|reward| Score::from(reward as f32)).collect())
+    }
+
+    fn rewards(&self, request: &Value) -> Result<Vec<f64>, RemoteError> {
+        let exchange = self.client.post("/compute", "application/json", request.to_string().as_bytes())?;
+        let (reply, exchange) = exchange.json()?;
+        match reply {
+            ComputeReply { error: Some(error), .. } => {
+                let message = error.as_str().map_or_else(|| error.to_string(), str::to_owned);
+                Err(RemoteError::Refused { message: quoted(message.as_bytes()) })
+            }
+            ComputeReply { rewards: Some(rewards), .. } => Ok(rewards),
+            _ => Err(exchange.wrong("the reply has no `rewards`".to_owned())),
+        }
+    }
+}
+
+impl Reward for FlowFactoryReward {
+    fn name(&self) -> &str {
+        KEYS.name
+    }
+
+    fn score(&self, images: &[RgbImage], prompts: &[PromptRecord]) -> Result<Vec<Score>, RewardError> {
+        self.scorer().score_in_batches(images, prompts, self.batch_size, |batch| self.score_batch(batch))
+    }
+
+    fn patience(&self) -> Duration {
+        self.client.connection().patience
+    }
+}

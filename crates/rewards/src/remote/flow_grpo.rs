@@ -1,0 +1,98 @@
+//! Servers of images and prompts in pickle: Flow-GRPO's DeQA, verl-omni's scorers, and those written like them.
+
+use std::time::Duration;
+
+use pickle::Value;
+use scenes::RgbImage;
+use serde::Deserialize;
+
+use super::batch::Batch;
+use super::http::HttpClient;
+use super::options::OptionKeys;
+use super::pickle_server::{PickleServer, text};
+use crate::error::RewardError;
+use crate::reward::{PromptRecord, Reward, Score};
+
+/// What a request holds beside its images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    Nothing,
+    Prompts,
+}
+
+/// Scores by a server that takes `images` (JPEG), and `prompts` where it looks at them, and gives `outputs` or `scores`.
+pub struct FlowGrpoReward {
+    server: PickleServer,
+    beside: Beside,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct Options {
+    batch_size: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { batch_size: 64 }
+    }
+}
+
+impl FlowGrpoReward {
+    /// Any server of images and prompts.
+    ///
+    /// # Errors
+    /// If the options are wrong, or there is no `url`.
+    pub fn with_prompts(options: &serde_json::Value) -> Result<Self, RewardError> {
+        Self::new("flow_grpo_server", None, Beside::Prompts, options)
+    }
+
+    /// The quality of images by DeQA-Score, without a look at the prompt, 0 to 1.
+    ///
+    /// # Errors
+    /// If the options are wrong.
+    pub fn deqa(options: &serde_json::Value) -> Result<Self, RewardError> {
+        Self::new("deqa", Some("http://127.0.0.1:18086"), Beside::Nothing, options)
+    }
+
+    fn new(
+        name: &'static str,
+        default_url: Option<&'static str>,
+        beside: Beside,
+        options: &serde_json::Value,
+    ) -> Result<Self, RewardError> {
+        let keys = OptionKeys { name, default_url, own: &["batch_size"] };
+        let (connection, Options { batch_size }) = keys.parse(options)?;
+        let batch_size = keys.at_least_one("batch_size", batch_size)?;
+        Ok(Self { server: PickleServer { name, client: HttpClient::new(connection), batch_size }, beside })
+    }
+
+    fn score_batch(&self, batch: Batch) -> Result<Vec<Score>, RewardError> {
+        let beside = match self.beside {
+            Beside::Nothing => Vec::new(),
+            Beside::Prompts => {
+                let prompts = batch.prompts.iter().map(|record| text(&record.prompt)).collect();
+                // verl-omni's servers want to see metadata, and its clients send none.
+                vec![("prompts", Value::List(prompts)), ("metadata", Value::Dict(Vec::new()))]
+            }
+        };
+        let reply = self.server.exchange(batch, beside)?;
+        let scores = reply.numbers(&["outputs", "scores"]).map_err(|e| self.server.scorer().error(e))?;
+        Ok(scores.into_iter().map(Score::from).collect())
+    }
+}
+
+impl Reward for FlowGrpoReward {
+    fn name(&self) -> &str {
+        self.server.name
+    }
+
+    fn score(&self, images: &[RgbImage], prompts: &[PromptRecord]) -> Result<Vec<Score>, RewardError> {
+        let PickleServer { batch_size, .. } = self.server;
+        self.server.scorer().score_in_batches(images, prompts, batch_size, |batch| self.score_batch(batch))
+    }
+
+    fn patience(&self) -> Duration {
+        self.server.client.connection().patience
+    }
+}

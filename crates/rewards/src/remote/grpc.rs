@@ -1,0 +1,233 @@
+//! Our own protocol, `proto/reward.proto`: raw pixels in, scores and errors by image out.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use proto::score_reply::Outcome;
+use proto::score_request::Part;
+use proto::{DescribeRequest, ImageError, ImageHeader, ImageScore, ScoreReply, ScoreRequest};
+use scenes::RgbImage;
+use serde::Deserialize;
+use serde_json::Value;
+use service::{CHUNK_BYTES, ServiceError};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use super::batch::{Batch, Scorer};
+use super::error::{Chain, RemoteError};
+use super::exchange::{Exchange, Sent, quoted};
+use super::options::{Connection, OptionKeys};
+use crate::error::RewardError;
+use crate::reward::{PromptRecord, Reward, Score};
+
+/// The version of the protocol that is spoken here.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+const KEYS: OptionKeys = OptionKeys { name: "grpc", default_url: None, own: &["reward", "batch_size"] };
+/// What tonic says of a deadline that has passed, on either side.
+const TIMEOUT_EXPIRED: &str = "Timeout expired";
+/// What tonic says of a message beyond the limit.
+const TOO_LARGE: &str = "decoded message length too large";
+/// Pieces of images that wait to be sent.
+const PIECES_IN_FLIGHT: usize = 4;
+
+/// Scores by a server of `proto/reward.proto`, such as `rollout-worker serve-reward`.
+pub struct GrpcReward {
+    connection: Connection,
+    /// Name on the server; empty for the only one there.
+    reward: String,
+    batch_size: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct Options {
+    reward: String,
+    batch_size: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { reward: String::new(), batch_size: 64 }
+    }
+}
+
+impl GrpcReward {
+    /// Takes the options.
+    ///
+    /// # Errors
+    /// If they are wrong, or there is no `url`.
+    pub fn new(options: &Value) -> Result<Self, RewardError> {
+        let (connection, Options { reward, batch_size }) = KEYS.parse::<Options>(options)?;
+        let batch_size = KEYS.at_least_one("batch_size", batch_size)?;
+        if !connection.url.is_plain_http() {
+            let problem = "it is more than `http://host:port`, which is all that gRPC is spoken over here";
+            return Err(KEYS.refuse("url", problem.to_owned()));
+        }
+        Ok(Self { connection, reward, batch_size })
+    }
+
+    fn scorer(&self) -> Scorer<'_> {
+        Scorer { name: KEYS.name, url: &self.connection.url }
+    }
+
+    /// Scores a batch over a connection of its own, so that the server may be restarted between two batches.
+    fn score_batch(&self, batch: Batch) -> Result<Vec<Score>, RemoteError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| RemoteError::Unreachable { cause: error.into() })?;
+        let allowed = self.connection.timeout;
+        runtime.block_on(async {
+            let call = tokio::time::timeout(allowed, self.call(batch));
+            call.await.unwrap_or(Err(RemoteError::Deadline { allowed }))
+        })
+    }
+
+    async fn call(&self, batch: Batch<'_>) -> Result<Vec<Score>, RemoteError> {
+        let deadline = Instant::now() + self.connection.timeout;
+        let address = self.connection.url.join("");
+        let channel = service::connect(&address, Duration::ZERO).await.map_err(unreachable)?;
+        let mut client = service::reward_client(channel).max_decoding_message_size(
+            usize::try_from(self.connection.max_reply_bytes).unwrap_or(usize::MAX),
+        );
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let describe = client.describe(service::request(DescribeRequest {}, left())).await;
+        let version = describe.map_err(|status| self.failure(status, 0))?.into_inner().protocol_version;
+        if version != PROTOCOL_VERSION {
+            let problem =
+                format!("the server speaks version {version} of this protocol, not {PROTOCOL_VERSION}");
+            return Err(self.wrong(problem, 0));
+        }
+        let (pieces, receiver) = mpsc::channel(PIECES_IN_FLIGHT);
+        let receive = async {
+            let call = client.score(service::request(ReceiverStream::new(receiver), left())).await;
+            let n_bytes = batch.images.iter().map(|image| image.pixels.len()).sum();
+            let replies = call.map_err(|status| self.failure(status, n_bytes))?.into_inner();
+            self.collect(replies, batch.images.len(), n_bytes).await
+        };
+        tokio::select! {
+            scores = receive => scores,
+            never = send(pieces, parts(&self.reward, batch)) => match never {},
+        }
+    }
+
+    async fn collect(
+        &self,
+        mut replies: Streaming<ScoreReply>,
+        n_images: usize,
+        n_bytes: usize,
+    ) -> Result<Vec<Score>, RemoteError> {
+        let mut scores: BTreeMap<usize, Score> = BTreeMap::new();
+        let mut bytes_left = self.connection.max_reply_bytes;
+        while let Some(reply) = replies.message().await.map_err(|status| self.failure(status, n_bytes))? {
+            let reply_bytes = reply.encoded_len() as u64;
+            bytes_left = bytes_left.checked_sub(reply_bytes).ok_or_else(|| self.too_large())?;
+            let ScoreReply { id, outcome } = reply;
+            let index = usize::try_from(id).ok().filter(|index| *index < n_images);
+            let Some(index) = index.filter(|index| !scores.contains_key(index)) else {
+                return Err(self.wrong(format!("image {id} was not sent, or is answered twice"), n_bytes));
+            };
+            match outcome {
+                Some(Outcome::Score(ImageScore { value, extras })) => {
+                    scores.insert(index, Score { value, extras: extras.into_iter().collect() });
+                }
+                Some(Outcome::Error(ImageError { code, message })) => {
+                    let (code, message) = (Code::from_i32(code as i32), quoted(message.as_bytes()));
+                    return Err(RemoteError::Image { index, code, message });
+                }
+                None => return Err(self.wrong(format!("image {id} has neither score nor error"), n_bytes)),
+            }
+        }
+        match scores.len() {
+            got if got == n_images => Ok(scores.into_values().collect()),
+            got => Err(RemoteError::Count { sent: n_images, got, key: "score".to_owned() }),
+        }
+    }
+
+    /// What a status means: the server's word, or, where it has a cause, how the connection failed on this side.
+    fn failure(&self, status: Status, n_bytes: usize) -> RemoteError {
+        let (code, message) = (status.code(), quoted(status.message().as_bytes()));
+        let cause = std::error::Error::source(&status);
+        let io = std::iter::successors(cause, |error| error.source())
+            .find_map(|error| error.downcast_ref::<std::io::Error>());
+        match (io, cause, code) {
+            (Some(io), ..) => {
+                RemoteError::Unreachable { cause: std::io::Error::new(io.kind(), io.to_string()).into() }
+            }
+            (_, _, Code::Cancelled) if message == TIMEOUT_EXPIRED => {
+                RemoteError::Deadline { allowed: self.connection.timeout }
+            }
+            (_, _, Code::OutOfRange) if message.contains(TOO_LARGE) => self.too_large(),
+            (_, Some(cause), Code::Internal | Code::Unknown) => {
+                self.wrong(format!("this is not gRPC, or broken ({})", Chain(cause)), n_bytes)
+            }
+            _ => RemoteError::Grpc { code, message },
+        }
+    }
+
+    fn too_large(&self) -> RemoteError {
+        RemoteError::TooLarge { allowed: self.connection.max_reply_bytes }
+    }
+
+    fn wrong(&self, problem: String, n_bytes: usize) -> RemoteError {
+        let url = self.connection.url.shown("/tempflow.v1.Reward/Score");
+        let sent = Sent { url, content_type: "application/grpc", n_bytes };
+        Exchange { sent, reply: None }.wrong(problem)
+    }
+}
+
+fn unreachable(error: ServiceError) -> RemoteError {
+    match error {
+        ServiceError::Unreachable { source, .. } => RemoteError::Unreachable { cause: source.into() },
+        other => RemoteError::Unreachable { cause: other.into() },
+    }
+}
+
+/// Sends all parts as fast as they are taken, closes the stream, and leaves the end of the call to its reply.
+async fn send(
+    pieces: mpsc::Sender<ScoreRequest>,
+    parts: impl Iterator<Item = Part>,
+) -> std::convert::Infallible {
+    for part in parts {
+        if pieces.send(ScoreRequest { part: Some(part) }).await.is_err() {
+            break;
+        }
+    }
+    drop(pieces);
+    std::future::pending().await
+}
+
+/// A batch as messages; an image's id is its position in the batch.
+fn parts<'a>(reward: &str, batch: Batch<'a>) -> impl Iterator<Item = Part> + use<'a> {
+    let header = proto::Batch { reward: reward.to_owned(), n_images: batch.images.len() as u32 };
+    let images = batch.images.iter().zip(batch.prompts).enumerate();
+    let images = images.flat_map(|(index, (image, record))| {
+        let header = Part::Image(ImageHeader {
+            id: index as u64,
+            prompt: record.prompt.clone(),
+            metadata: record.metadata.to_string(),
+            height: image.height as u32,
+            width: image.width as u32,
+        });
+        let pixels = image.pixels.chunks(CHUNK_BYTES);
+        std::iter::once(header).chain(pixels.map(|piece| Part::Pixels(piece.to_vec().into())))
+    });
+    std::iter::once(Part::Batch(header)).chain(images)
+}
+
+impl Reward for GrpcReward {
+    fn name(&self) -> &str {
+        KEYS.name
+    }
+
+    fn score(&self, images: &[RgbImage], prompts: &[PromptRecord]) -> Result<Vec<Score>, RewardError> {
+        self.scorer().score_in_batches(images, prompts, self.batch_size, |batch| {
+            self.score_batch(batch).map_err(|problem| self.scorer().error(problem.after(batch.start)))
+        })
+    }
+
+    fn patience(&self) -> Duration {
+        self.connection.patience
+    }
+}
