@@ -82,10 +82,12 @@ mod tests {
     #[test]
     fn a_model_that_is_not_there_yet_leaves_the_counts() {
         let (home, mut args) = home("exit 1");
+        let text = fs::read_to_string(&args.file).expect("readable");
+        fs::write(&args.file, text.replace("name = \"geneval\"", "name = \"nobody\"")).expect("written");
         args.settings = vec!["model.path=./no/model".to_owned()];
         let (plan, notes) = plan(&args, &Hub::at("no/cache"), home.path()).expect("planned");
         assert!(plan.to_string().contains("53568") && !plan.to_string().contains("memory"), "{plan}");
-        assert!(notes[0].contains("`geneval` is not available"), "{notes:?}");
+        assert!(notes[0].contains("`nobody` is not available"), "{notes:?}");
         assert!(notes[1].contains("no/model/model_index.json"), "{notes:?}");
     }
 

@@ -2,6 +2,8 @@
 //! workers, learner and coordinator on the way.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use nix::sys::signal::{Signal, kill};
@@ -135,4 +137,45 @@ fn a_network_trained_as_a_whole_and_embeddings_from_disk_obey_the_same_law() {
     kill_member(&disturbed, "learner");
     assert_eq!(disturbed.wait(), Some(0), "the run failed:\n{}", disturbed.output());
     assert_eq!(disturbed.adapter_digests(), expected, "{}", disturbed.output());
+}
+
+/// A `serve-reward` of the shapes; dropping it kills it.
+struct RewardServer {
+    child: Child,
+    address: String,
+}
+
+impl RewardServer {
+    fn start(listen: &str) -> Self {
+        let mut command = Command::new(tests::binary("rollout-worker"));
+        command.args(["serve-reward", "--reward", "shapes", "--listen", listen]);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the server starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+        let address = line.trim().strip_prefix("serving shapes at http://").expect("its address").to_owned();
+        Self { child, address }
+    }
+}
+
+impl Drop for RewardServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_reward_served_elsewhere_and_killed_on_the_way_trains_the_same_adapter() {
+    let server = RewardServer::start("127.0.0.1:0");
+    let address = server.address.clone();
+    let mut run = Run::new(&with_lag(0));
+    let elsewhere = format!("name = \"shapes\"\nscorer = \"grpc\"\nurl = \"http://{address}\"\n");
+    let config = std::fs::read_to_string(run.config()).expect("readable");
+    std::fs::write(run.config(), config.replace("name = \"shapes\"\n", &elsewhere)).expect("written");
+    run.start(&["--workers", "2"]);
+    run.wait_for_iterations(2);
+    drop(server);
+    let _server = RewardServer::start(&address);
+    assert_eq!(run.wait(), Some(0), "the run failed:\n{}", run.output());
+    assert_eq!(&run.adapter_digests(), undisturbed(0), "{}", run.output());
 }

@@ -413,7 +413,7 @@ mod tests {
     #[test]
     fn a_plan_needs_no_reward_but_all_else() {
         let text = preset("dgx-geneval-sd3-pr").expect("a preset").text;
-        let text = text.replace("name = \"geneval\"", "name = \"unheard-of\"");
+        let text = text.replace("name = \"geneval\"", "name = \"nobody\"");
         let (_, problems) = RunConfig::from_toml_to_plan(&text, &[]).expect("can be planned");
         assert_eq!(
             problems.iter().map(|problem| problem.key.as_str()).collect::<Vec<_>>(),

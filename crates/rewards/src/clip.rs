@@ -237,5 +237,5 @@ impl Reward for ClipReward {
 
 /// Names the reward in an error of its network.
 pub(crate) fn named(name: &'static str) -> impl Fn(ModelError) -> RewardError + Copy {
-    move |problem| RewardError::Model { name, problem }
+    move |problem| RewardError::Model { name, problem: Box::new(problem) }
 }

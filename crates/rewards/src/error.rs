@@ -198,7 +198,7 @@ pub enum RewardError {
         /// Name of the scorer.
         name: &'static str,
         /// What is wrong with it.
-        problem: ModelError,
+        problem: Box<ModelError>,
     },
     /// A prompt that a scorer cannot read.
     #[error("reward `{name}` cannot take the prompt `{prompt}`: {problem}")]

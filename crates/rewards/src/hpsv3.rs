@@ -105,7 +105,7 @@ impl Hpsv3Reward {
         };
         let weights = WeightOptions::new(kind, resources.device).from_source(resources.source.clone());
         let network = Hpsv3Network::open(&files, &weights)
-            .map_err(|problem| RewardError::Model { name: NAME, problem })?;
+            .map_err(|problem| RewardError::Model { name: NAME, problem: problem.into() })?;
         Ok(Self { network, batch_size: options.batch_size })
     }
 
@@ -157,7 +157,8 @@ impl Reward for Hpsv3Reward {
                 .map(|(image, record)| self.network.with_image(&tokens[record.prompt.as_str()], image.grid))
                 .collect();
             let judged = self.network.score(&texts, &patches, TokenPositions::InSequence);
-            let judged = judged.map_err(|problem| RewardError::Model { name: NAME, problem })?;
+            let judged =
+                judged.map_err(|problem| RewardError::Model { name: NAME, problem: problem.into() })?;
             for distribution in judged {
                 let score = score(distribution);
                 check_finite(NAME, scores.len(), &score)?;

@@ -9,7 +9,7 @@ use scenes::RgbImage;
 use super::error::RemoteError;
 use super::server_url::ServerUrl;
 use crate::error::RewardError;
-use crate::reward::{PromptRecord, Score, check_finite};
+use crate::reward::{PromptRecord, Score, check_batch, check_finite};
 
 /// Neighbouring images with their prompts.
 #[derive(Clone, Copy)]
@@ -70,11 +70,8 @@ pub(super) fn check_images(
     images: &[RgbImage],
     prompts: &[PromptRecord],
 ) -> Result<(), RewardError> {
-    if images.len() != prompts.len() {
-        return Err(RewardError::Lengths { images: images.len(), prompts: prompts.len() });
-    }
+    check_batch(images, prompts)?;
     for (index, image) in images.iter().enumerate() {
-        image.check().map_err(|problem| RewardError::Image { index, problem })?;
         let (width, height) = (image.width, image.height);
         if image.pixels.is_empty() {
             let allowed = "images with at least one pixel";
