@@ -53,3 +53,46 @@ fn status_says_when_nobody_could_note_how_a_run_ended() {
     let status = run.status(&[]);
     assert!(status.contains("was killed before it could note how the run ended"), "{status}");
 }
+
+/// Files get larger or smaller, and one of two opposite rewards for that gets worse at every evaluation.
+const UNTRAINED_REWARDS: &str = "
+[[evaluation_rewards]]
+name = \"shapes\"
+
+[[evaluation_rewards]]
+name = \"jpeg_compressibility\"
+
+[[evaluation_rewards]]
+name = \"jpeg_incompressibility\"
+";
+
+#[test]
+fn a_run_that_games_its_reward_stops_with_a_summary_and_goes_on_when_told_to() {
+    let mut run = Run::new(&[
+        ("run.iterations", "8"),
+        ("evaluation.every", "1"),
+        ("evaluation.hacking_patience", "1"),
+        ("evaluation.on_reward_hacking", "\"stop\""),
+    ]);
+    let config = std::fs::read_to_string(run.config()).expect("the config is there");
+    std::fs::write(run.config(), config + UNTRAINED_REWARDS).expect("the config is written");
+    run.start(&["--workers", "1"]);
+    assert_eq!(run.wait(), Some(1), "{}", run.output());
+    let (evaluations, said) = (run.rows("evaluations.jsonl"), run.said());
+    let hacked = evaluations.last().expect("rows")["reward_hacking"][0].as_str().expect("hacked").to_owned();
+    assert!(hacked.starts_with("jpeg_"), "{hacked}");
+    for words in
+        ["the run failed: reward hacking", "--resume", "held-out reward after", "reward hacking seen in", "→"]
+    {
+        assert!(said.contains(words), "{words} is not in\n{said}");
+    }
+    assert!(run.status(&[]).contains("reward hacking seen in"), "{}", run.status(&[]));
+    let n_trained = run.rows("metrics.jsonl").len();
+    assert!(
+        n_trained < 8 && n_trained == evaluations.len(),
+        "the iteration beside the evaluation is finished"
+    );
+
+    run.complete(&["--resume", "--workers", "1", "--set", "evaluation.on_reward_hacking=warn"]);
+    assert_eq!(run.rows("metrics.jsonl").len(), 8);
+}

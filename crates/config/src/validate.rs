@@ -481,8 +481,8 @@ mod tests {
 
     #[test]
     fn a_reward_that_this_build_lacks_is_told_from_a_misspelt_one() {
-        let message = unavailable_reward("pickscore");
-        assert!(message.starts_with("reward `pickscore` is not available in this build; available: shapes"));
+        let message = unavailable_reward("unheard-of");
+        assert!(message.starts_with("reward `unheard-of` is not available in this build; available: shapes"));
         assert!(unavailable_reward("jpeg_compresibility").contains("did you mean `jpeg_compressibility`?"));
     }
 

@@ -132,7 +132,7 @@ fn options(
         if ["name", "reward_model", "weight"].contains(&key.as_str()) {
             continue;
         }
-        let fate = match option_of(scorer, key).zip(as_toml(value)) {
+        let fate = match option_of(scorer, key).zip(option_value(key, value)) {
             Some((option, value)) => {
                 options.insert(option.to_owned(), value);
                 Fate::Translated { ours, note: format!("option `{option}` of {scorer}") }
@@ -148,6 +148,7 @@ fn options(
 fn option_of(scorer: &str, key: &str) -> Option<&'static str> {
     match (kind_of(scorer), key) {
         (Kind::Network | Kind::Server, "batch_size") => Some("batch_size"),
+        (Kind::Network, "dtype") => Some("dtype"),
         (Kind::Server, "server_url") | (Kind::Judge, "api_base_url") => Some("url"),
         (Kind::Server | Kind::Judge, "timeout") => Some("timeout_seconds"),
         (Kind::Judge, "vlm_model") => Some("model"),
@@ -163,6 +164,19 @@ fn kind_of(scorer: &str) -> Kind {
         "unifiedreward" | "vlm_judge" => Kind::Judge,
         _ => Kind::Computed,
     }
+}
+
+/// The value of a key of theirs as an option's.
+fn option_value(key: &str, value: &Value) -> Option<toml::Value> {
+    if key != "dtype" {
+        return as_toml(value);
+    }
+    let ours = match value.as_str()? {
+        "bf16" | "bfloat16" => "bfloat16",
+        "fp32" | "float32" => "float32",
+        _ => return None,
+    };
+    Some(toml::Value::String(ours.to_owned()))
 }
 
 /// A number or a string; whole numbers as such, since an option may take no others.

@@ -43,7 +43,10 @@ fn a_run_on_sd35_is_carried_over() {
     assert_eq!(config.model.dtype, Dtype::Bfloat16);
     assert_eq!((config.evaluation.steps, config.evaluation.every, config.checkpoints.every), (40, 20, 20));
     assert_eq!(config.rewards[0].name, "pickscore");
-    assert_eq!(config.rewards[0].options_as_json(), serde_json::json!({"batch_size": 16}));
+    assert_eq!(
+        config.rewards[0].options_as_json(),
+        serde_json::json!({"batch_size": 16, "dtype": "bfloat16"})
+    );
     assert!(config.evaluation_rewards.is_empty());
 }
 

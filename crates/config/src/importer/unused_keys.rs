@@ -40,7 +40,7 @@ const REASONS: [(&str, &str); 41] = [
     ("train.ema_decay_schedule", "the decay rises as (1 + s)/(10 + s) up to `ema.decay`, s being the update"),
     ("scheduler.seed", "every draw is a function of `run.seed`"),
     ("eval.seed", "every draw is a function of `run.seed`"),
-    ("dtype", PLACEMENT),
+    ("dtype", "the scorer computes in a type of its own"),
     ("device", PLACEMENT),
     ("batch_size", "the scorer takes images as they come"),
     ("async_reward", "images are always scored while others are sampled"),
