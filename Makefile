@@ -43,5 +43,5 @@ PYTHON ?= python3
 bench: build
 	$(CARGO) build --release -p models --example transformer_speed
 	$(CARGO) build --release -p rollout-worker --example task_speed
-	$(CARGO) build --release -p rewards --example hpsv3_speed
+	$(CARGO) build --release -p rewards --example hpsv3_speed --example reward_speed
 	$(PYTHON) tests/reference/bench.py

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Our transformer beside diffusers' on the same weights, one CPU thread each, one after the other; plus whole tasks, and
-HPSv3's network beside transformers' on two threads.
+HPSv3's network and PickScore beside transformers' on two threads.
 
     python tests/reference/bench.py [--model assets/tiny-sd3] [--config deploy/configs/tempflow-tiny-cpu.toml]
 
@@ -18,6 +18,10 @@ REPEATS = 30
 TEXT_TOKENS = 9
 HPSV3_REPEATS = 3
 HPSV3_THREADS = 2
+PICKSCORE_THREADS = 2
+PICKSCORE_REPEATS = 3
+# Images, and how many prompts they share.
+PICKSCORE_CASES = [(8, 1), (8, 8)]
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 
 
@@ -123,14 +127,68 @@ def hpsv3():
         print(f"{cells}| {ratio:.2f} | {1e3 * batch / (patches + network):.3f} |")
 
 
+def pickscore_ours(images, prompts):
+    """Seconds to score, by crates/rewards/examples/reward_speed.rs."""
+    arguments = {"images": images, "prompts": prompts, "threads": PICKSCORE_THREADS, "repeats": PICKSCORE_REPEATS}
+    command = [EXAMPLES / "reward_speed", "pickscore", *(word for name, number in arguments.items() for word in (f"--{name}", str(number)))]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    return float(text.splitlines()[1].split(",")[2])
+
+
+class PickScore:
+    """As pickscore_scorer.py of Flow-GRPO, at the published size with random weights."""
+
+    def __init__(self):
+        import torch
+        from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+        torch.set_num_threads(PICKSCORE_THREADS)
+        golden = ROOT / "tests" / "golden"
+        published = golden / "published" / "pickscore-v1"
+        self.model = CLIPModel(CLIPConfig.from_pretrained(published)).eval()
+        self.processor = CLIPImageProcessor.from_pretrained(published)
+        self.tokenizer = CLIPTokenizer.from_pretrained(golden / "pickscore")
+
+    def score(self, images, prompts):
+        """Scores of images; a prompt is encoded as often as it is handed over, one or one for each image."""
+        import torch
+
+        texts = self.tokenizer(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
+        pixels = self.processor(images=images, return_tensors="pt")
+        with torch.no_grad():
+            image = self.model.get_image_features(**pixels)
+            text = self.model.get_text_features(**texts)
+            image, text = (features / features.norm(dim=-1, keepdim=True) for features in (image, text))
+            return self.model.logit_scale.exp() * (text * image).sum(-1) / 26
+
+
+def pickscore():
+    import numpy
+    from PIL import Image
+
+    mine = {case: pickscore_ours(*case) for case in PICKSCORE_CASES}
+    reference = PickScore()
+    print("| images | prompts | ours (s) | transformers (s) | ratio | prompts encoded once (s) | ratio | ours: images/s |")
+    print("|---|---|---|---|---|---|---|---|")
+    for (n_images, n_prompts), seconds in mine.items():
+        pixels = numpy.random.default_rng(0).integers(0, 256, (n_images, 512, 512, 3), dtype=numpy.uint8)
+        images = [Image.fromarray(picture) for picture in pixels]
+        texts = [f"a photo of {number} red circles and 0 blue squares on a table" for number in range(n_prompts)]
+        each = [texts[number % n_prompts] for number in range(n_images)]
+        theirs = least_ms(lambda: reference.score(images, each), PICKSCORE_REPEATS) / 1e3
+        once = least_ms(lambda: reference.score(images, texts), PICKSCORE_REPEATS) / 1e3
+        cells = f"| {n_images} | {n_prompts} | {seconds:.2f} | {theirs:.2f} | {theirs / seconds:.2f} "
+        print(f"{cells}| {once:.2f} | {once / seconds:.2f} | {n_images / seconds:.3f} |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "assets" / "tiny-sd3"))
     parser.add_argument("--config", default="deploy/configs/tempflow-tiny-cpu.toml")
-    parser.add_argument("--only", choices=["hpsv3"], help="leave out the rest")
+    parser.add_argument("--only", choices=["hpsv3", "pickscore"], help="leave out the rest")
     options = parser.parse_args()
-    if options.only == "hpsv3":
-        return hpsv3()
+    if options.only:
+        return {"hpsv3": hpsv3, "pickscore": pickscore}[options.only]()
     mine = ours(options.model)
     reference = theirs(options.model, list(mine))
     print("| rows | sampling: ours, diffusers (ms) | ratio | training: ours, diffusers + peft (ms) | ratio |")
@@ -143,6 +201,8 @@ def main():
     subprocess.run([EXAMPLES / "task_speed", options.config, "40"], check=True, cwd=ROOT)
     print()
     hpsv3()
+    print()
+    pickscore()
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ pub(crate) struct ClipImageProcessor {
     size: ProcessedSize,
     side: usize,
     /// What becomes of each byte, by colour.
-    levels: [[f32; LEVELS]; COLORS],
+    levels: Box<[[f32; LEVELS]; COLORS]>,
 }
 
 impl ClipImageProcessor {
@@ -180,7 +180,7 @@ impl ClipImageProcessor {
             // The reference rescales in float64 and normalises in float32.
             std::array::from_fn(|level| ((level as f64 * rescale_factor) as f32 - mean) / std)
         });
-        Ok(Self { size, side, levels })
+        Ok(Self { size, side, levels: Box::new(levels) })
     }
 
     /// Resizes a picture, cuts out its middle and normalises it.
