@@ -376,6 +376,8 @@ fn say_stand_ins(model: &Path, random_weights: bool) -> anyhow::Result<()> {
 }
 
 fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {
+    // What scorers warn of, such as a prompt that they can make nothing of.
+    logging::init(LogFormat::Text, "warn")?;
     tch::set_num_threads(i32::from(args.threads));
     let device = settings::device(&args.device).map_err(BadInput::from_error)?;
     let resources = settings::reward_resources(device, hub());

@@ -97,21 +97,21 @@ fn every_recorded_pickscore_case_holds() {
 
 #[test]
 fn pickscore_cases_that_are_not_what_we_make_of_them_are_named() {
-    let refused = |change: &dyn Fn(&mut Vec<(String, Tensor)>, &mut serde_json::Value)| {
+    let refused = |change: fn(&mut Vec<(String, Tensor)>, &mut serde_json::Value)| {
         let cases = changed_case("pickscore/score", change);
         for image in ["image0.png", "image1.png", "image2.png"] {
             std::fs::copy(golden("pickscore/cases").join(image), cases.path().join(image)).unwrap();
         }
         refusal(&golden("pickscore"), Some(cases.path()))
     };
-    let prompt = refused(&|_, call| call["prompts"][1] = "another".into());
+    let prompt = refused(|_, call| call["prompts"][1] = "another".into());
     assert!(
         prompt.contains("in.input_ids of `another` is [1112, ") && prompt.contains("but we make"),
         "{prompt}"
     );
-    let count = refused(&|_, call| call["images"] = serde_json::json!(["image0.png"]));
+    let count = refused(|_, call| call["images"] = serde_json::json!(["image0.png"]));
     assert!(count.contains("3 prompts and 1 images"), "{count}");
-    let lost = refused(&|_, call| call["images"][2] = "lost.png".into());
+    let lost = refused(|_, call| call["images"][2] = "lost.png".into());
     assert!(lost.contains("lost.png"), "{lost}");
     let other = changed_case("pickscore/score", |_, _| ());
     let message = refusal(&golden("sd3/text_encoder"), Some(other.path()));

@@ -19,7 +19,7 @@ TEXT_TOKENS = 9
 HPSV3_REPEATS = 3
 HPSV3_THREADS = 2
 PICKSCORE_THREADS = 2
-PICKSCORE_REPEATS = 3
+PICKSCORE_REPEATS = 2
 # Images, and how many prompts they share.
 PICKSCORE_CASES = [(8, 1), (8, 8)]
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]

@@ -181,7 +181,8 @@ pub fn read_prompts(path: &Path) -> Result<Vec<PromptRecord>, PromptFileError> {
 }
 
 /// Metadata keys that a reward looks at, by its name.
-const NEEDED_METADATA: [(&str, [&str; 2]); 1] = [("shapes", ["tag", "include"])];
+const NEEDED_METADATA: [(&str, [&str; 2]); 2] =
+    [("shapes", ["tag", "include"]), ("geneval", ["tag", "include"])];
 
 /// Finds out before a run starts whether prompts carry what its rewards look at.
 ///
