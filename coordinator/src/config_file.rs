@@ -159,14 +159,17 @@ mod tests {
         let home = tempfile::tempdir().expect("a directory");
         let (yaml, path) = (home.path().join("theirs.yaml"), home.path().join("run.toml"));
         let text = "model: {model_type: sd3-5}\ndata: {dataset_dir: prompts}\ntrain: {group_size: 8, odd: 1}\n\
-                    rewards: [{name: size, reward_model: jpeg_compressibility}, {name: b, reward_model: OCR}]\n";
+                    rewards: [{name: size, reward_model: jpeg_compressibility}, {name: b, reward_model: ImageReward}]\n";
         std::fs::write(&yaml, text).expect("writable");
         let report = import(&yaml, &path).expect("imported");
         assert!(report.contains("sampling.seeds_per_prompt ← train.group_size = 8"), "{report}");
         assert!(report.contains("train.odd = 1: nothing here corresponds to it"), "{report}");
-        assert!(report.contains("to be mended before it runs\n`rewards[1].name`: reward `ocr`"), "{report}");
+        assert!(
+            report.contains("to be mended before it runs\n`rewards[1].name`: reward `imagereward`"),
+            "{report}"
+        );
         let error = read(&args(path.clone(), &[])).expect_err("no such reward").to_string();
-        assert!(error.contains("reward `ocr` is not available in this build"), "{error}");
+        assert!(error.contains("reward `imagereward` is not available in this build"), "{error}");
         assert!(import(&yaml, &path).expect_err("exists").to_string().contains("run.toml exists"));
         std::fs::write(&yaml, "train: [\n").expect("writable");
         let error = import(&yaml, &path).expect_err("malformed");

@@ -95,9 +95,7 @@ fn a_tensor_of_another_shape_is_named() {
     edit_weights(&model.weights("transformer"), |header, _| {
         header["context_embedder.weight"]["shape"].as_array_mut().expect("a shape").reverse();
     });
-    let run = ends(&[model.key()], 2, &["mis-shaped: context_embedder.weight has shape"]);
-    let status = run.status(&[]);
-    assert!(status.contains("failed: ") && status.contains("mis-shaped"), "{status}");
+    ends(&[model.key()], 2, &["mis-shaped: context_embedder.weight has shape"]);
 }
 
 #[test]
