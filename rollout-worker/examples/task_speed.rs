@@ -18,7 +18,6 @@ use service::Hub;
 struct Unheard;
 
 impl Listener for Unheard {
-    fn progressed(&self) {}
     fn held(&self, _: &str, _: &str) {}
     fn released(&self, _: &str) {}
 }

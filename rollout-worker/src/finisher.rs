@@ -1,6 +1,7 @@
 //! The second half of every task: score, push, tell the coordinator; the device samples the next one meanwhile.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto::TaskId;
 use service::{Membership, ServiceError, WorkInHand};
@@ -13,6 +14,9 @@ use crate::learner_link::LearnerLink;
 use crate::push::{Delivered, PushError, push};
 use crate::scoring::{Listener, Scorer, ScoringError};
 use crate::task::Sampled;
+
+/// How often a task that is being scored counts as getting on.
+const PROGRESS: Duration = Duration::from_secs(5);
 
 /// Takes sampled tasks and finishes them one after another.
 pub struct Finisher {
@@ -35,15 +39,10 @@ struct Accepted {
 
 /// Tells the coordinator how scoring goes on.
 struct ScoringReport {
-    work: Arc<WorkInHand>,
     membership: Membership,
 }
 
 impl Listener for ScoringReport {
-    fn progressed(&self) {
-        self.work.progressed();
-    }
-
     fn held(&self, scorer: &str, problem: &str) {
         self.membership
             .troubled(scorer, format!("tasks are held until reward `{scorer}` answers: {problem}"));
@@ -116,9 +115,8 @@ impl Place<'_> {
 
 impl Work {
     async fn finish(&mut self, id: TaskId, sampled: Sampled) -> anyhow::Result<()> {
-        let work = Arc::new(self.membership.begin_work());
-        let listener = ScoringReport { work: work.clone(), membership: self.membership.clone() };
-        let delivery = match self.scorer.complete(sampled, Arc::new(listener)).await {
+        let work = self.membership.begin_work();
+        let delivery = match self.score(sampled, &work).await {
             Ok(delivery) => delivery,
             Err(ScoringError::Task(error)) => {
                 tracing::error!("cannot score: {error}");
@@ -128,6 +126,20 @@ impl Work {
         };
         let delivered = push(&mut self.link, &delivery, &work).await;
         Ok(self.tell(id, delivered, &delivery).await?)
+    }
+
+    /// Scores; as long as that takes the worker does not hang: a request to a server has a deadline of its own, and
+    /// holding a task for a server that is away is what the worker is meant to do.
+    async fn score(&self, sampled: Sampled, work: &WorkInHand) -> Result<Delivery, ScoringError> {
+        let listener = Arc::new(ScoringReport { membership: self.membership.clone() });
+        let mut scoring = std::pin::pin!(self.scorer.complete(sampled, listener));
+        let mut ticks = tokio::time::interval(PROGRESS);
+        loop {
+            tokio::select! {
+                outcome = &mut scoring => return outcome,
+                _ = ticks.tick() => work.progressed(),
+            }
+        }
     }
 
     async fn tell(

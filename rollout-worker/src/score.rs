@@ -44,17 +44,17 @@ pub fn run(options: &ScoreOptions, out: &mut dyn Write) -> anyhow::Result<()> {
     let reward = rewards::build(section.scorer(), &section.options_as_json(), &options.resources)
         .map_err(BadInput::from_error)?;
     let entries = entries(options).map_err(BadInput::from_error)?;
-    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let (mut values, mut extras) = (Vec::new(), BTreeMap::<String, Vec<f64>>::new());
     for batch in entries.chunks(BATCH) {
         for (entry, score) in batch.iter().zip(score(reward.as_ref(), batch)?) {
             write_score(out, options, entry, &score)?;
-            let all = std::iter::once(("score", score.value));
-            for (name, value) in all.chain(score.extras.iter().map(|(name, value)| (name.as_str(), *value))) {
-                values.entry(name.to_owned()).or_default().push(f64::from(value));
+            values.push(f64::from(score.value));
+            for (name, value) in score.extras {
+                extras.entry(name).or_default().push(f64::from(value));
             }
         }
     }
-    write_means(out, options, &values)
+    write_means(out, options, &values, &extras)
 }
 
 /// The image files, each with its prompt.
@@ -111,22 +111,22 @@ fn write_score(
 fn write_means(
     out: &mut dyn Write,
     options: &ScoreOptions,
-    values: &BTreeMap<String, Vec<f64>>,
+    scores: &[f64],
+    extras: &BTreeMap<String, Vec<f64>>,
 ) -> anyhow::Result<()> {
-    let scores = values.get("score").map_or(&[][..], Vec::as_slice);
     let (n_images, mean) = (scores.len() as f64, mean(scores));
     let variance = scores.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n_images - 1.0).max(1.0);
     let standard_error = (variance / n_images).sqrt();
-    let extras = || values.iter().filter(|(name, _)| *name != "score");
     if options.json {
-        let means: BTreeMap<&str, f64> = extras().map(|(name, of)| (name.as_str(), self::mean(of))).collect();
+        let means: BTreeMap<&str, f64> =
+            extras.iter().map(|(name, of)| (name.as_str(), self::mean(of))).collect();
         let line =
             json!({"images": scores.len(), "mean": mean, "standard_error": standard_error, "extras": means});
         writeln!(out, "{line}")?;
         return Ok(());
     }
     writeln!(out, "mean {mean:.6} ± {standard_error:.6} of {} images", scores.len())?;
-    for (name, of) in extras() {
+    for (name, of) in extras {
         writeln!(out, "  {name} {:.6} of {} images", self::mean(of), of.len())?;
     }
     Ok(())

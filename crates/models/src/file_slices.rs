@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use crate::error::ModelError;
 
 /// Bytes that are read at once; a multiple of every element's size.
-pub(crate) const SLICE_BYTES: usize = 8 << 20;
+pub(crate) const SLICE_BYTES: usize = 2 << 20;
 
 /// Fills a flat tensor with the elements of `kind` that lie one after another from byte `start` on, converted to the
 /// tensor's own element type and on its device.

@@ -210,6 +210,16 @@ pub enum RewardError {
         /// What is wrong with it.
         problem: Box<ModelError>,
     },
+    /// A scorer that did not score every image once.
+    #[error("reward `{name}` gave {scores} scores for {images} images; this is a bug of the scorer")]
+    ScoreCount {
+        /// Name of the scorer.
+        name: String,
+        /// Number of images.
+        images: usize,
+        /// Number of scores.
+        scores: usize,
+    },
     /// A weighted sum without parts.
     #[error("a weighted reward needs at least one part; name a reward")]
     NoParts,

@@ -32,28 +32,30 @@ pub struct Persistence {
 }
 
 impl Persistence {
+    /// Takes note of a new batch.
+    pub fn begin_batch(&mut self) {
+        self.failures = 0;
+    }
+
     /// Takes note of a failure of the batch at hand.
     pub fn failed(&mut self, error: &RewardError, patience: Duration, now: Instant) -> Verdict {
         if patience.is_zero() {
             return Verdict::GiveUp;
         }
         if !error.may_pass() {
+            // Whoever answers, however wrongly, is not away.
+            self.outage_since = None;
             self.failures += 1;
-            return if self.failures < ATTEMPTS { Verdict::Retry } else { self.give_up() };
+            return if self.failures < ATTEMPTS { Verdict::Retry } else { Verdict::GiveUp };
         }
         let since = *self.outage_since.get_or_insert(now);
         self.is_open |= now.saturating_duration_since(since) >= patience;
-        if self.is_open { self.give_up() } else { Verdict::Retry }
+        if self.is_open { Verdict::GiveUp } else { Verdict::Retry }
     }
 
     /// Takes note that the batch at hand was scored.
     pub fn succeeded(&mut self) {
         *self = Self::default();
-    }
-
-    fn give_up(&mut self) -> Verdict {
-        self.failures = 0;
-        Verdict::GiveUp
     }
 }
 
@@ -90,6 +92,7 @@ mod tests {
     fn what_waiting_does_not_mend_has_few_attempts_for_each_batch() {
         let (mut persistence, now) = (Persistence::default(), Instant::now());
         for _ in 0..2 {
+            persistence.begin_batch();
             let verdicts = [(); 3].map(|()| persistence.failed(&not_finite(), PATIENCE, now));
             assert_eq!(verdicts, [Verdict::Retry, Verdict::Retry, Verdict::GiveUp]);
         }

@@ -24,8 +24,6 @@ pub struct Batch {
 
 /// Who hears of scoring while it goes on.
 pub trait Listener: Send + Sync {
-    /// Scoring got somewhere, or waits on purpose.
-    fn progressed(&self);
     /// A batch is held because its scorer fails.
     fn held(&self, scorer: &str, problem: &str);
     /// The scorer answers again, or its batch was given up.
@@ -113,6 +111,7 @@ impl Service {
     /// Scores a batch, however many attempts that takes; `None` if nobody waits for it any more.
     fn score(&mut self, command: &Command) -> Option<Result<Vec<Score>, RewardError>> {
         let Command { batch, listener, reply, .. } = command;
+        self.persistence.begin_batch();
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         let mut is_held = false;
         let outcome = loop {
@@ -120,6 +119,10 @@ impl Service {
                 break None;
             }
             let error = match self.reward.score(&batch.images, &batch.prompts) {
+                Ok(scores) if scores.len() != batch.images.len() => {
+                    let (images, scores) = (batch.images.len(), scores.len());
+                    break Some(Err(RewardError::ScoreCount { name: self.name.clone(), images, scores }));
+                }
                 Ok(scores) => {
                     self.persistence.succeeded();
                     break Some(Ok(scores));
@@ -137,7 +140,6 @@ impl Service {
                 }
             }
         };
-        listener.progressed();
         if is_held {
             listener.released(&self.name);
         }
@@ -146,11 +148,9 @@ impl Service {
 }
 
 /// Sleeps until it is time for another attempt, or nobody waits for it any more.
-fn pause(length: Duration, Command { listener, reply, .. }: &Command) {
+fn pause(length: Duration, Command { reply, .. }: &Command) {
     let end = Instant::now() + length;
     while !reply.is_closed() && Instant::now() < end {
-        // Holding a batch is what the worker is meant to do now; it does not hang.
-        listener.progressed();
         std::thread::sleep(LOOK.min(end.saturating_duration_since(Instant::now())));
     }
 }
@@ -188,8 +188,6 @@ mod tests {
     struct Heard(Mutex<Vec<String>>);
 
     impl Listener for Heard {
-        fn progressed(&self) {}
-
         fn held(&self, scorer: &str, problem: &str) {
             self.0.lock().unwrap().push(format!("{scorer} held: {problem}"));
         }

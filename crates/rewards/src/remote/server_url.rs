@@ -36,6 +36,11 @@ impl ServerUrl {
             Some((user, host)) => (Some(user), host),
             None => (None, authority.as_str()),
         };
+        if uri.path().contains('@') {
+            return Err(refuse(
+                "there is an @ after its host; write / ? # and @ of a password as %2F %3F %23 and %40",
+            ));
+        }
         if authority.host().is_empty() {
             return Err(refuse("it names no host"));
         }
@@ -101,9 +106,10 @@ fn percent_decoded(text: &str) -> Vec<u8> {
 
 /// A URL as it was typed, whether it parses or not, without what may be secret in it.
 fn without_secrets(text: &str) -> String {
-    let text = text.split(['?', '#']).next().unwrap_or_default();
     let (scheme, rest) = text.split_once("://").map_or(("", text), |(scheme, rest)| (scheme, rest));
+    // A password may hold any character that should have been written as an escape.
     let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
     if scheme.is_empty() { rest.to_owned() } else { format!("{scheme}://{rest}") }
 }
 
