@@ -320,6 +320,7 @@ fn a_server_of_another_protocol_is_told_as_such() {
 
     let grpc = Server::start(|_| Ok(Vec::new()));
     let (told, may_pass) = failure(scorer("deqa", &grpc.options()).score(&pictures(), &prompts()));
-    assert!(told.contains("this is not HTTP"), "{told}");
-    assert!(!may_pass, "{told}");
+    // The server may reset the connection before what it sent is read; then nothing tells it from one that went away.
+    assert!(told.contains("this is not HTTP") || told.contains("Connection reset"), "{told}");
+    assert_eq!(may_pass, told.contains("Connection reset"), "{told}");
 }
