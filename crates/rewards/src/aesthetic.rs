@@ -12,10 +12,10 @@ use serde::Deserialize;
 use tch::Kind;
 
 use crate::clip::{
-    ClipDtype, ClipFiles, ClipImageProcessor, DEFAULT_BATCH_SIZE, Preprocessing, Published, check_batch_size,
-    find_model, named, score_in_batches,
+    ClipFiles, ClipImageProcessor, DEFAULT_BATCH_SIZE, Preprocessing, Published, score_in_batches,
 };
 use crate::error::RewardError;
+use crate::network_options::{NetworkDtype, check_batch_size, find_model, named};
 use crate::registry::Resources;
 use crate::reward::{PromptRecord, Reward, Score, check_batch};
 
@@ -37,7 +37,7 @@ pub struct AestheticOptions {
     /// one.
     pub processor: Option<PathBuf>,
     /// Element type of CLIP; the layers have float32.
-    pub dtype: ClipDtype,
+    pub dtype: NetworkDtype,
     /// Most pictures that the network sees at once.
     pub batch_size: usize,
 }
@@ -45,7 +45,7 @@ pub struct AestheticOptions {
 impl Default for AestheticOptions {
     fn default() -> Self {
         let (model, predictor, processor) = (None, None, None);
-        Self { model, predictor, processor, dtype: ClipDtype::Float32, batch_size: DEFAULT_BATCH_SIZE }
+        Self { model, predictor, processor, dtype: NetworkDtype::Float32, batch_size: DEFAULT_BATCH_SIZE }
     }
 }
 

@@ -12,20 +12,19 @@ mod tensor_images;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use models::ModelError;
 use models::clip::ClipModel;
-use models::weights::WeightOptions;
 use scenes::RgbImage;
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
-pub(crate) use files::{ClipFiles, Published, find_model};
+pub(crate) use files::{ClipFiles, Published};
 pub(crate) use image_processor::{ClipImageProcessor, ClipPreprocessing};
 pub(crate) use open_clip_text::clean;
 pub(crate) use prompts::PromptEmbeddings;
 pub(crate) use tensor_images::{Framing, Normalization, TensorImages};
 
 use crate::error::RewardError;
+use crate::network_options::{NetworkDtype, check_batch_size, prompt_error};
 use crate::registry::Resources;
 use crate::reward::{PromptRecord, Reward, Score, check_batch, check_finite};
 
@@ -39,49 +38,32 @@ pub struct ClipOptions {
     /// the published one.
     pub processor: Option<PathBuf>,
     /// Element type of the network.
-    pub dtype: ClipDtype,
+    pub dtype: NetworkDtype,
     /// Most pictures that the network sees at once.
     pub batch_size: usize,
 }
 
 impl Default for ClipOptions {
     fn default() -> Self {
-        Self { model: None, processor: None, dtype: ClipDtype::Float32, batch_size: DEFAULT_BATCH_SIZE }
+        Self { model: None, processor: None, dtype: NetworkDtype::Float32, batch_size: DEFAULT_BATCH_SIZE }
     }
 }
 
 pub(crate) const DEFAULT_BATCH_SIZE: usize = 16;
 
-/// Element types of the network.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ClipDtype {
-    /// 32 bits, as the references have it.
-    #[default]
-    Float32,
-    /// 16 bits.
-    Bfloat16,
-}
-
-impl ClipDtype {
-    /// How a network of this element type is opened.
-    pub(crate) fn weights(self, resources: &Resources) -> WeightOptions {
-        let kind = match self {
-            Self::Float32 => Kind::Float,
-            Self::Bfloat16 => Kind::BFloat16,
-        };
-        WeightOptions::new(kind, resources.device).from_source(resources.source.clone())
-    }
-}
-
-/// Refuses batches of nothing.
-pub(crate) fn check_batch_size(name: &str, batch_size: usize) -> Result<(), RewardError> {
-    match batch_size {
-        0 => {
-            let (name, allowed) = (name.to_owned(), "at least 1");
-            Err(RewardError::OptionRange { name, key: "batch_size", value: 0.0, allowed })
-        }
-        _ => Ok(()),
+impl ClipOptions {
+    /// Finds the folders of the scorer called `name`.
+    ///
+    /// # Errors
+    /// If the batch size is 0, or a folder is not found.
+    pub(crate) fn find_files(
+        &self,
+        name: &'static str,
+        published: &Published,
+        resources: &Resources,
+    ) -> Result<ClipFiles, RewardError> {
+        check_batch_size(name, self.batch_size)?;
+        ClipFiles::find(name, (self.model.as_deref(), self.processor.as_deref()), published, resources)
     }
 }
 
@@ -164,7 +146,7 @@ impl ClipReward {
     /// # Errors
     /// If the tokenizer refuses the text, or gives an id that the network does not know.
     pub fn token_ids(&self, prompt: &str) -> Result<Vec<i64>, RewardError> {
-        self.prompts.token_ids(prompt).map_err(|problem| self.prompt_error(prompt, problem))
+        self.prompts.token_ids(prompt).map_err(|problem| prompt_error(self.name, prompt, problem))
     }
 
     /// What the network sees of pictures.
@@ -193,7 +175,9 @@ impl ClipReward {
     /// If there is none.
     pub fn text_embeds(&self, prompts: &[PromptRecord]) -> Result<Tensor, RewardError> {
         let row = |PromptRecord { prompt, .. }: &PromptRecord| {
-            self.prompts.embed(&self.model, prompt).map_err(|problem| self.prompt_error(prompt, problem))
+            self.prompts
+                .embed(&self.model, prompt)
+                .map_err(|problem| prompt_error(self.name, prompt, problem))
         };
         Ok(Tensor::cat(&prompts.iter().map(row).collect::<Result<Vec<_>, _>>()?, 0))
     }
@@ -216,10 +200,6 @@ impl ClipReward {
     pub fn compare(&self, text_embeds: &Tensor, image_embeds: &Tensor) -> Tensor {
         (text_embeds * image_embeds).sum_dim_intlist([-1_i64].as_slice(), false, Kind::Float) * self.factor
     }
-
-    fn prompt_error(&self, prompt: &str, problem: ModelError) -> RewardError {
-        RewardError::Prompt { name: self.name, prompt: prompt.to_owned(), problem: Box::new(problem) }
-    }
 }
 
 impl Reward for ClipReward {
@@ -233,9 +213,4 @@ impl Reward for ClipReward {
             Ok(self.compare(&self.text_embeds(&prompts[range])?, &self.image_embeds(pixel_values)))
         })
     }
-}
-
-/// Names the reward in an error of its network.
-pub(crate) fn named(name: &'static str) -> impl Fn(ModelError) -> RewardError + Copy {
-    move |problem| RewardError::Model { name, problem: Box::new(problem) }
 }

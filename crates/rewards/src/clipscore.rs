@@ -8,10 +8,11 @@
 use models::clip::ClipModel;
 
 use crate::clip::{
-    ClipFiles, ClipOptions, ClipPreprocessing, ClipReward, Framing, Preprocessing, PromptEmbeddings,
-    Published, TensorImages, check_batch_size, named,
+    ClipOptions, ClipPreprocessing, ClipReward, Framing, Preprocessing, PromptEmbeddings, Published,
+    TensorImages,
 };
 use crate::error::RewardError;
+use crate::network_options::named;
 use crate::registry::Resources;
 
 const NAME: &str = "clipscore";
@@ -25,9 +26,7 @@ const DIVISOR: f64 = 30.0;
 /// # Errors
 /// If an option is out of range, or a folder or file is missing, malformed or not that of a CLIP model.
 pub(crate) fn open(options: &ClipOptions, resources: &Resources) -> Result<ClipReward, RewardError> {
-    check_batch_size(NAME, options.batch_size)?;
-    let asked = (options.model.as_deref(), options.processor.as_deref());
-    let files = ClipFiles::find(NAME, asked, &PUBLISHED, resources)?;
+    let files = options.find_files(NAME, &PUBLISHED, resources)?;
     let named = named(NAME);
     let model = ClipModel::open(&files.model, &options.dtype.weights(resources)).map_err(named)?;
     let image_size = model.vision.config().image_size;

@@ -9,10 +9,11 @@
 use models::clip::{ClipModel, OpenClipConfig};
 
 use crate::clip::{
-    ClipFiles, ClipOptions, ClipReward, Framing, Normalization, Preprocessing, PromptEmbeddings, Published,
-    TensorImages, check_batch_size, clean, named,
+    ClipOptions, ClipReward, Framing, Normalization, Preprocessing, PromptEmbeddings, Published,
+    TensorImages, clean,
 };
 use crate::error::RewardError;
+use crate::network_options::named;
 use crate::registry::Resources;
 
 const NAME: &str = "hpsv2.1";
@@ -27,9 +28,7 @@ const STEM: &str = "HPS_v2.1_compressed";
 /// # Errors
 /// If an option is out of range, or a folder or file is missing, malformed or not that of HPSv2.1.
 pub(crate) fn open(options: &ClipOptions, resources: &Resources) -> Result<ClipReward, RewardError> {
-    check_batch_size(NAME, options.batch_size)?;
-    let asked = (options.model.as_deref(), options.processor.as_deref());
-    let files = ClipFiles::find(NAME, asked, &PUBLISHED, resources)?;
+    let files = options.find_files(NAME, &PUBLISHED, resources)?;
     let named = named(NAME);
     let config = OpenClipConfig::open_or_vit_h_14(&files.model).map_err(named)?;
     let weights = options.dtype.weights(resources);

@@ -19,15 +19,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use models::qwen2_vl::TokenPositions;
-use models::weights::WeightOptions;
 use scenes::RgbImage;
 use serde::Deserialize;
-use tch::{Device, Kind};
+use tch::Device;
 
 pub use network::{Hpsv3Files, Hpsv3Network, IMAGE_TOKEN, REWARD_TOKEN, ScoreDistribution};
 
 use crate::error::RewardError;
 use crate::image_resampling::resize_bicubic;
+use crate::network_options::{NetworkDtype, check_batch_size, find_model, named, prompt_error};
 use crate::qwen2_vl_images::{ImagePatches, PixelBounds, TooNarrow, smart_resize};
 use crate::registry::Resources;
 use crate::reward::{PromptRecord, Reward, Score, check_batch, check_finite};
@@ -59,19 +59,9 @@ pub struct Hpsv3Options {
     /// them, else the published ones.
     pub processor: Option<PathBuf>,
     /// Element type of the network; by default bfloat16 on a GPU, float32 elsewhere.
-    pub dtype: Option<Hpsv3Dtype>,
+    pub dtype: Option<NetworkDtype>,
     /// Most images that the network sees at once.
     pub batch_size: usize,
-}
-
-/// Element types of the network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Hpsv3Dtype {
-    /// 32 bits.
-    Float32,
-    /// 16 bits, as published.
-    Bfloat16,
 }
 
 impl Default for Hpsv3Options {
@@ -92,20 +82,14 @@ impl Hpsv3Reward {
     /// # Errors
     /// If an option is out of range, or a folder or file is missing, malformed or not that of HPSv3.
     pub fn new(options: Hpsv3Options, resources: &Resources) -> Result<Self, RewardError> {
-        if options.batch_size == 0 {
-            let (name, allowed) = (NAME.to_owned(), "at least 1");
-            return Err(RewardError::OptionRange { name, key: "batch_size", value: 0.0, allowed });
-        }
+        check_batch_size(NAME, options.batch_size)?;
         let files = find_files(&options, resources)?;
-        let kind = match options.dtype {
-            Some(Hpsv3Dtype::Float32) => Kind::Float,
-            Some(Hpsv3Dtype::Bfloat16) => Kind::BFloat16,
-            None if matches!(resources.device, Device::Cuda(_)) => Kind::BFloat16,
-            None => Kind::Float,
+        let usual = match resources.device {
+            Device::Cuda(_) => NetworkDtype::Bfloat16,
+            _ => NetworkDtype::Float32,
         };
-        let weights = WeightOptions::new(kind, resources.device).from_source(resources.source.clone());
-        let network = Hpsv3Network::open(&files, &weights)
-            .map_err(|problem| RewardError::Model { name: NAME, problem: problem.into() })?;
+        let weights = options.dtype.unwrap_or(usual).weights(resources);
+        let network = Hpsv3Network::open(&files, &weights).map_err(named(NAME))?;
         Ok(Self { network, batch_size: options.batch_size })
     }
 
@@ -127,9 +111,8 @@ impl Hpsv3Reward {
         for record in prompts {
             let prompt = record.prompt.as_str();
             if !known.contains_key(prompt) {
-                let tokens = self.network.tokens(&question(prompt)).map_err(|problem| {
-                    RewardError::Prompt { name: NAME, prompt: prompt.to_owned(), problem: problem.into() }
-                })?;
+                let tokens = self.network.tokens(&question(prompt));
+                let tokens = tokens.map_err(|problem| prompt_error(NAME, prompt, problem))?;
                 known.insert(prompt, tokens);
             }
         }
@@ -157,8 +140,7 @@ impl Reward for Hpsv3Reward {
                 .map(|(image, record)| self.network.with_image(&tokens[record.prompt.as_str()], image.grid))
                 .collect();
             let judged = self.network.score(&texts, &patches, TokenPositions::InSequence);
-            let judged =
-                judged.map_err(|problem| RewardError::Model { name: NAME, problem: problem.into() })?;
+            let judged = judged.map_err(named(NAME))?;
             for distribution in judged {
                 let score = score(distribution);
                 check_finite(NAME, scores.len(), &score)?;
@@ -174,9 +156,7 @@ fn score(ScoreDistribution { mu, log_sigma }: ScoreDistribution) -> Score {
 }
 
 fn find_files(options: &Hpsv3Options, resources: &Resources) -> Result<Hpsv3Files, RewardError> {
-    let find = |model: &PathBuf| {
-        (resources.find_model)(model).map_err(|problem| RewardError::ModelLookup { name: NAME, problem })
-    };
+    let find = |model: &PathBuf| find_model(NAME, model, resources);
     let model = find(&options.model)?;
     let processor = match &options.processor {
         Some(processor) => find(processor)?,

@@ -4,11 +4,9 @@
 
 use models::clip::ClipModel;
 
-use crate::clip::{
-    ClipFiles, ClipImageProcessor, ClipOptions, ClipReward, Preprocessing, PromptEmbeddings, Published,
-    check_batch_size, named,
-};
+use crate::clip::{ClipImageProcessor, ClipOptions, ClipReward, Preprocessing, PromptEmbeddings, Published};
 use crate::error::RewardError;
+use crate::network_options::named;
 use crate::registry::Resources;
 
 const NAME: &str = "pickscore";
@@ -22,9 +20,7 @@ const DIVISOR: f64 = 26.0;
 /// # Errors
 /// If an option is out of range, or a folder or file is missing, malformed or not that of a CLIP model.
 pub fn open(options: &ClipOptions, resources: &Resources) -> Result<ClipReward, RewardError> {
-    check_batch_size(NAME, options.batch_size)?;
-    let asked = (options.model.as_deref(), options.processor.as_deref());
-    let files = ClipFiles::find(NAME, asked, &PUBLISHED, resources)?;
+    let files = options.find_files(NAME, &PUBLISHED, resources)?;
     let named = named(NAME);
     let model = ClipModel::open(&files.model, &options.dtype.weights(resources)).map_err(named)?;
     let image_size = model.vision.config().image_size;

@@ -6,6 +6,7 @@ use models::tokenizer::Tokenizer;
 
 use super::image_processor::FILE as PREPROCESSOR;
 use crate::error::RewardError;
+use crate::network_options::find_model;
 use crate::registry::Resources;
 
 /// Folders of a CLIP model's files.
@@ -50,16 +51,4 @@ impl ClipFiles {
             model,
         })
     }
-}
-
-/// The folder of a model.
-///
-/// # Errors
-/// If it is not found; the error says how to get it.
-pub(crate) fn find_model(
-    name: &'static str,
-    model: &Path,
-    resources: &Resources,
-) -> Result<PathBuf, RewardError> {
-    (resources.find_model)(model).map_err(|problem| RewardError::ModelLookup { name, problem })
 }
