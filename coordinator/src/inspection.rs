@@ -2,18 +2,20 @@
 
 use crate::error::CoordinatorError;
 use config::{
-    AdapterMethod, Dtype, ModelInspection, REWARD_NAMES, RewardInspection, RewardSection, RunConfig,
+    AdapterMethod, Dtype, ModelInspection, REWARD_NAMES, RewardInquiry, RewardInspection, RewardSection,
+    RunConfig,
 };
 use serde::de::DeserializeOwned;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 /// Asks the rollout worker, which is among `programs`, about the model under the run's settings.
 ///
 /// # Errors
 /// If the model's folder, the size of the images or the adapter's targets cannot be used, or the worker cannot be asked.
 pub fn model(config: &RunConfig, programs: &Path) -> Result<ModelInspection, CoordinatorError> {
-    let (program, output) = ask(programs, model_arguments(config))?;
+    let (program, output) = ask(programs, &model_arguments(config), &[])?;
     match output.status.code() {
         Some(0) => understand(&program, &output),
         Some(2) => Err(CoordinatorError::Usage(format!("the model cannot be used: {}", complaint(&output)))),
@@ -21,22 +23,25 @@ pub fn model(config: &RunConfig, programs: &Path) -> Result<ModelInspection, Coo
     }
 }
 
-/// Asks the rollout worker about the rewards that this build has. None is built, no server is asked.
+/// Asks the rollout worker about the rewards that this build has, once about those that share a scorer. None is built, no
+/// server is asked.
 ///
 /// # Errors
 /// If the worker cannot be asked; what is wrong with a reward stands in its inspection.
 pub fn rewards(config: &RunConfig, programs: &Path) -> Result<Vec<RewardInspection>, CoordinatorError> {
-    let section = |(key, reward): (String, &RewardSection)| {
-        let section = serde_json::to_string(reward).expect("a section has a JSON form; else this is a bug");
-        format!("{key}={section}")
-    };
-    let known = config.all_rewards().filter(|(_, reward)| REWARD_NAMES.contains(&reward.scorer()));
-    let sections: Vec<String> = known.map(section).collect();
-    if sections.is_empty() {
+    let mut rewards: Vec<(String, RewardSection)> = Vec::new();
+    for (key, reward) in config.all_rewards() {
+        let is_known = REWARD_NAMES.contains(&reward.scorer());
+        if is_known && !rewards.iter().any(|(_, earlier)| earlier.is_built_as(reward)) {
+            rewards.push((key, reward.clone()));
+        }
+    }
+    if rewards.is_empty() {
         return Ok(Vec::new());
     }
-    let arguments = std::iter::once("inspect-rewards".to_owned()).chain(sections).collect();
-    let (program, output) = ask(programs, arguments)?;
+    let inquiry = RewardInquiry { device: config.resources.device.clone(), rewards };
+    let inquiry = serde_json::to_vec(&inquiry).expect("an inquiry has a JSON form; else this is a bug");
+    let (program, output) = ask(programs, &["inspect-rewards".to_owned()], &inquiry)?;
     match output.status.success() {
         true => understand(&program, &output),
         false => Err(broken(program, &output)),
@@ -62,9 +67,18 @@ pub fn reward_problem(reward: &RewardInspection) -> Option<String> {
     reward.problem.as_ref().map(|problem| format!("`{}`: {problem}", reward.key))
 }
 
-fn ask(programs: &Path, arguments: Vec<String>) -> Result<(PathBuf, Output), CoordinatorError> {
+/// Runs the rollout worker to its end with `input` on its standard input.
+fn ask(programs: &Path, arguments: &[String], input: &[u8]) -> Result<(PathBuf, Output), CoordinatorError> {
     let program = programs.join("rollout-worker");
-    let output = Command::new(&program).args(arguments).output();
+    let mut command = Command::new(&program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let output = command.spawn().and_then(|mut child| {
+        if let Some(mut stdin) = child.stdin.take() {
+            // A child that ends without reading breaks the pipe, and says itself what is wrong.
+            let _ = stdin.write_all(input);
+        }
+        child.wait_with_output()
+    });
     match output {
         Ok(output) => Ok((program, output)),
         Err(source) => Err(CoordinatorError::Spawn { program, source }),

@@ -4,7 +4,7 @@ use crate::cli::ConfigArgs;
 use crate::config_file;
 use crate::error::CoordinatorError;
 use crate::inspection;
-use config::{Plan, RunConfig};
+use config::{Plan, RewardSection, RunConfig};
 use service::Hub;
 use std::path::Path;
 
@@ -26,7 +26,16 @@ pub fn plan(args: &ConfigArgs, hub: &Hub, programs: &Path) -> Result<(Plan, Vec<
         }
     };
     notes.extend(reward_notes(&config, programs));
+    notes.extend(config.rewards.iter().filter(|reward| reward.is_judge()).map(judge_note));
     Ok((config::plan(&config, model), notes))
+}
+
+fn judge_note(reward: &RewardSection) -> String {
+    format!(
+        "reward `{}` is a language model that is asked in words: a run can be repeated to the last bit only as far as its \
+         answers can",
+        reward.name
+    )
 }
 
 /// What rewards take on each worker besides, or why they cannot be built; a plan needs none of them.
@@ -106,6 +115,21 @@ mod tests {
             "`rewards[1]`: no `tesseract`",
         ];
         assert_eq!(notes[1..], expected, "{notes:?}");
+    }
+
+    #[test]
+    fn a_judge_is_said_to_leave_the_last_bit_open() {
+        let (home, mut args) = home("echo '[]'");
+        let text = fs::read_to_string(&args.file).expect("readable");
+        fs::write(&args.file, text.replace("name = \"geneval\"", "name = \"unifiedreward\""))
+            .expect("written");
+        args.settings = vec!["model.path=./no/model".to_owned()];
+        let (_, notes) = plan(&args, &Hub::at("no/cache"), home.path()).expect("planned");
+        let note = notes.last().expect("a note");
+        assert!(
+            note.starts_with("reward `unifiedreward` is a language model") && note.contains("last bit"),
+            "{notes:?}"
+        );
     }
 
     #[test]

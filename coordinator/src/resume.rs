@@ -26,7 +26,11 @@ pub fn compare(stored: &RunConfig, given: &RunConfig) -> Differences {
             continue;
         }
         let show = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
-        let text = format!("{key}: {} → {}", show(old), show(new));
+        let text = match key.ends_with("].url") {
+            // It may have a password in it.
+            true => format!("{key}: another address"),
+            false => format!("{key}: {} → {}", show(old), show(new)),
+        };
         match config::is_changeable(key) {
             true => differences.allowed.push(text),
             false => differences.forbidden.push(text),
@@ -43,6 +47,12 @@ fn flatten(config: &RunConfig) -> BTreeMap<String, Value> {
         match value {
             Value::Table(keys) => {
                 flat.extend(keys.into_iter().map(|(key, value)| (format!("{section}.{key}"), value)));
+            }
+            Value::Array(entries) if entries.iter().all(Value::is_table) => {
+                for (position, entry) in entries.into_iter().enumerate() {
+                    let keys = entry.try_into::<Table>().unwrap_or_default().into_iter();
+                    flat.extend(keys.map(|(key, value)| (format!("{section}[{position}].{key}"), value)));
+                }
             }
             other => {
                 flat.insert(section, other);
@@ -73,8 +83,25 @@ mod tests {
         given.rewards[0].weight = 2.5;
         let differences = compare(&config(), &given);
         let keys: Vec<_> = differences.forbidden.iter().filter_map(|text| text.split(':').next()).collect();
-        assert_eq!(keys, ["rewards", "run.seed", "training.learning_rate"]);
+        assert_eq!(keys, ["rewards[0].weight", "run.seed", "training.learning_rate"]);
         assert!(differences.forbidden[2].ends_with("→ 0.5"), "{differences:?}");
+    }
+
+    #[test]
+    fn a_reward_server_may_move_and_its_password_is_not_shown() {
+        let at = |url: &str, batch_size: i64| {
+            let mut config = config();
+            config.rewards = vec![config::RewardSection::new("geneval")];
+            let options = &mut config.rewards[0].options;
+            options.insert("url".to_owned(), Value::String(url.to_owned()));
+            options.insert("batch_size".to_owned(), Value::Integer(batch_size));
+            config
+        };
+        let differences = compare(&at("http://ada:secret@a:1", 8), &at("http://ada:secret@b:1", 8));
+        assert_eq!(differences.allowed, ["rewards[0].url: another address"]);
+        assert!(differences.forbidden.is_empty());
+        let differences = compare(&at("http://a:1", 8), &at("http://a:1", 16));
+        assert_eq!(differences.forbidden, ["rewards[0].batch_size: 8 → 16"]);
     }
 
     #[test]
@@ -89,7 +116,7 @@ mod tests {
         assert!(differences.forbidden.is_empty());
         assert_eq!(
             differences.allowed.len(),
-            4,
+            5,
             "the number of workers is not even a difference: {differences:?}"
         );
         given.resources.worker_threads += 1;

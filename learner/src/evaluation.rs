@@ -24,7 +24,7 @@ pub struct Evaluation {
     pub scores: BTreeMap<String, Estimate>,
     /// Means over the images that they apply to of what rewards tell besides, as `REWARD/KEY`.
     pub extras: BTreeMap<String, f64>,
-    /// What scored the images. It may change over the life of a run; only equals are compared.
+    /// What scored the images, wherever it was. It may change over the life of a run; only equals are compared.
     pub rewards: Vec<RewardSection>,
     /// Mean training reward of the iterations since the evaluation before; absent for the first.
     pub training_reward: Option<f64>,
@@ -64,6 +64,7 @@ impl Evaluation {
     ) -> Self {
         let all: Vec<f32> = outcomes.iter().flat_map(|outcome| &outcome.rewards).copied().collect();
         let prompt_rewards = prompt_means(&all, images_per_prompt);
+        let rewards: Vec<_> = rewards.iter().map(RewardSection::without_connection).collect();
         let base = earlier.iter().find(|row| row.rewards == rewards);
         let gains: Vec<f64> = match base {
             Some(base) => {
@@ -80,7 +81,7 @@ impl Evaluation {
             gain_standard_error: gain.standard_error,
             scores: scores(outcomes, images_per_prompt),
             extras: extras(outcomes),
-            rewards: rewards.to_vec(),
+            rewards,
             training_reward: None,
             reward_hacking: Vec::new(),
             prompts: prompt_rewards.len() as u32,
@@ -91,9 +92,12 @@ impl Evaluation {
         }
     }
 
-    /// The mean raw score of a reward, by whatever name it was evaluated.
+    /// The mean raw score of a reward, if one of its name and making was evaluated.
     pub fn score_of(&self, reward: &RewardSection) -> Option<f64> {
-        let evaluated = self.rewards.iter().find(|evaluated| evaluated.scores_as(reward))?;
+        let sought = reward.without_connection();
+        let is_sought =
+            |evaluated: &&RewardSection| evaluated.name == sought.name && evaluated.is_built_as(&sought);
+        let evaluated = self.rewards.iter().find(is_sought)?;
         self.scores.get(&evaluated.name).map(|score| score.mean)
     }
 }
@@ -225,6 +229,25 @@ mod tests {
         assert_eq!(rows[2].gain, 0.25);
         assert_eq!(best(&rows).map(|row| row.version), Some(6));
         assert_eq!(comparable(&rows).first().map(|row| row.version), Some(3));
+    }
+
+    #[test]
+    fn a_reward_is_the_same_wherever_its_server_is() {
+        let served = |url: &str, batch_size: i64| {
+            let mut reward = RewardSection::new("deqa");
+            reward.options.insert("url".to_owned(), toml::Value::String(url.to_owned()));
+            reward.options.insert("batch_size".to_owned(), toml::Value::Integer(batch_size));
+            reward
+        };
+        let by = |reward: RewardSection, mean: f32, earlier: &[Evaluation]| {
+            Evaluation::new(0, &outcomes(&[&[mean]]), 1, &[reward], earlier)
+        };
+        let mut base = by(served("http://ada:secret@a:1", 8), 0.25, &[]);
+        base.scores.insert("deqa".to_owned(), Estimate::of(&[0.5]));
+        assert!(!serde_json::to_string(&base).expect("plain data").contains("secret"));
+        assert_eq!(base.score_of(&served("http://b:1", 8)), Some(0.5));
+        assert_eq!(base.score_of(&served("http://a:1", 16)), None);
+        assert_eq!(by(served("http://b:1", 8), 0.75, &[base]).gain, 0.5);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use config::{RewardSection, RunConfig, TaskKind, TaskSpec};
 use models::TextToImageModel;
-use models::push_tensors::{self, HASH_BYTES, embedding_part_of, extra_of};
+use models::push_tensors::{self, HASH_BYTES, LONGEST_EXTRA_KEY, MOST_EXTRAS, embedding_part_of, extra_of};
 use proto::{ElementType, PushHeader, TaskCost, TensorInfo};
 
 /// Name of a prompt's embedding: the BLAKE3 digest of its tensors.
@@ -12,10 +12,6 @@ pub type Digest = [u8; 32];
 
 /// The most that one prompt's embedding may take, in bytes.
 const EMBEDDING_LIMIT: i64 = 256 * 1024 * 1024;
-/// The most extras of one reward.
-const MOST_EXTRAS: usize = 64;
-/// The longest key of an extra, in bytes.
-const LONGEST_KEY: usize = 100;
 const TEXT: &str = "text";
 const POOLED: &str = "pooled";
 const TEXT_MASK: &str = "text_mask";
@@ -234,9 +230,9 @@ impl Layout {
         if !self.evaluation_rewards.iter().any(|known| known == reward) {
             return Err("there is an extra of a reward that no evaluation is scored by".to_owned());
         }
-        if !(1..=LONGEST_KEY).contains(&key.len()) {
+        if !(1..=LONGEST_EXTRA_KEY).contains(&key.len()) {
             return Err(format!(
-                "an extra of reward `{reward}` has a key of {} bytes; 1 to {LONGEST_KEY} are allowed",
+                "an extra of reward `{reward}` has a key of {} bytes; 1 to {LONGEST_EXTRA_KEY} are allowed",
                 key.len()
             ));
         }

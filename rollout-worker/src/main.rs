@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use config::{Dtype, RewardSection};
+use config::{Dtype, RewardInquiry};
 use models::lora::LoraConfig;
 use rollout_worker::bad_input::BadInput;
 use rollout_worker::guided_model::GuidanceSettings;
@@ -38,8 +38,8 @@ enum Command {
     Score(ScoreArgs),
     /// Says what a model is, and what is wrong with its folder, without reading its weights.
     Inspect(InspectArgs),
-    /// Says whether rewards could be built here, as JSON.
-    InspectRewards(InspectRewardsArgs),
+    /// Reads rewards as JSON from its standard input, as the coordinator writes them, and says whether they could be built here.
+    InspectRewards,
     /// Hosts scorers for others over gRPC; the reward `grpc` of a run config is their client.
     ServeReward(ServeRewardArgs),
 }
@@ -182,13 +182,6 @@ struct InspectArgs {
 }
 
 #[derive(clap::Args)]
-struct InspectRewardsArgs {
-    /// A reward's place in the config and its section as JSON: `rewards[0]={"name": "pickscore"}`; may be given often.
-    #[arg(required = true, value_parser = reward_section)]
-    sections: Vec<(String, RewardSection)>,
-}
-
-#[derive(clap::Args)]
 struct ServeRewardArgs {
     /// Scorer, such as `pickscore`; may be given often.
     #[arg(long = "reward", value_name = "NAME", required = true)]
@@ -233,7 +226,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Sample(args) => run_sample(args),
         Command::Score(args) => run_score(args),
         Command::Inspect(args) => run_inspect(args),
-        Command::InspectRewards(args) => run_inspect_rewards(&args),
+        Command::InspectRewards => run_inspect_rewards(),
         Command::ServeReward(args) => run_serve_reward(args),
     }
 }
@@ -246,7 +239,7 @@ impl Command {
             Self::Sample(args) => Some(&args.device),
             Self::Score(args) => Some(&args.device),
             Self::ServeReward(args) => Some(&args.device),
-            Self::Parity(_) | Self::Inspect(_) | Self::InspectRewards(_) => Some("cpu"),
+            Self::Parity(_) | Self::Inspect(_) | Self::InspectRewards => Some("cpu"),
         }
     }
 }
@@ -265,16 +258,11 @@ fn finite(text: &str) -> Result<f64, String> {
     if number.is_finite() { Ok(number) } else { Err("must be finite".to_owned()) }
 }
 
-fn reward_section(text: &str) -> Result<(String, RewardSection), String> {
-    let (key, section) = text.split_once('=').ok_or("write KEY=JSON")?;
-    Ok((key.to_owned(), serde_json::from_str(section).map_err(|error| error.to_string())?))
-}
-
-fn run_inspect_rewards(args: &InspectRewardsArgs) -> anyhow::Result<u8> {
-    let hub = hub();
-    let inspections: Vec<_> =
-        args.sections.iter().map(|(key, section)| inspect_rewards::run(key, section, &hub)).collect();
-    println!("{}", serde_json::to_string(&inspections)?);
+fn run_inspect_rewards() -> anyhow::Result<u8> {
+    let inquiry: RewardInquiry = serde_json::from_reader(std::io::stdin().lock()).map_err(|error| {
+        BadInput::from_error(anyhow::Error::new(error).context("reading rewards from standard input"))
+    })?;
+    println!("{}", serde_json::to_string(&inspect_rewards::run(&inquiry, &hub()))?);
     Ok(exit_code::DONE)
 }
 

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use config::{RewardSection, RunConfig};
+use futures::future::try_join_all;
 use models::push_tensors;
 use proto::{PushHeader, TaskCost, TaskKind};
 use rewards::{PromptRecord, RewardError, RewardPart, Score, weighted_sum};
@@ -25,12 +26,11 @@ use serde_json::Value;
 use service::Hub;
 use tch::Device;
 
-use crate::bad_input::BadInput;
 use crate::delivery::{Delivery, WireTensor};
-use crate::settings;
+use crate::reward_thread::{self, ScorerDied};
 use crate::task::{Sampled, TaskError};
+pub use scorer_thread::Listener;
 use scorer_thread::{Batch, ScorerThread};
-pub use scorer_thread::{Listener, ScorerDied};
 
 /// The rewards of a run, each scorer on a thread of its own.
 pub struct Scorer {
@@ -69,7 +69,9 @@ impl Scorer {
         let (training, evaluation) = (parts(&config.rewards), parts(config.rewards_of_evaluation()));
         let mut threads = Vec::with_capacity(sections.len());
         for section in sections {
-            threads.push(start_thread(section, config.resources.worker_threads, device, hub).await?);
+            let (name, n_threads) = (section.name.clone(), config.resources.worker_threads);
+            let build = reward_thread::build(section.clone(), device, hub.clone());
+            threads.push(ScorerThread::start(name, n_threads, build).await?);
         }
         Ok(Self { threads, training, evaluation })
     }
@@ -118,17 +120,16 @@ impl Scorer {
         let batch = Arc::new(Batch { images: std::mem::take(&mut sampled.images), prompts });
         let is_evaluation = sampled.task.id.is_some_and(|id| id.kind() == TaskKind::Evaluate);
         let parts = if is_evaluation { &self.evaluation } else { &self.training };
-        let mut pending = Vec::with_capacity(parts.len());
-        for part in parts {
-            let scores = self.threads[part.thread].submit(batch.clone(), listener.clone()).await;
-            pending.push(scores.ok_or_else(|| ScorerDied(part.name.clone()))?);
-        }
-        let mut scored = Vec::with_capacity(parts.len());
-        for (Part { name, weight, .. }, pending) in parts.iter().zip(pending) {
-            let scores = pending.await.map_err(|_| ScorerDied(name.clone()))?;
+        let sampled = &*sampled;
+        let scored = parts.iter().map(async |Part { name, weight, thread }| {
+            let died = || ScorerDied(name.clone());
+            let pending = self.threads[*thread].submit(batch.clone(), listener.clone()).await;
+            let scores = pending.ok_or_else(died)?.await.map_err(|_| died())?;
             let scores = scores.map_err(|problem| blame(sampled, problem))?;
-            scored.push(RewardPart { name: name.clone(), weight: *weight, scores });
-        }
+            Ok::<_, ScoringError>(RewardPart { name: name.clone(), weight: *weight, scores })
+        });
+        // The first that fails is told at once, even while others are held.
+        let scored = try_join_all(scored).await?;
         let sums = weighted_sum(&scored).map_err(|problem| blame(sampled, problem))?;
         let mut tensors = vec![wire_scores(push_tensors::REWARDS, sampled, &sums)];
         tensors.extend(
@@ -136,8 +137,8 @@ impl Scorer {
                 .iter()
                 .map(|part| wire_scores(&push_tensors::score_name(&part.name), sampled, &part.scores)),
         );
-        if is_evaluation {
-            tensors.extend(scored.iter().flat_map(wire_extras));
+        for part in scored.iter().filter(|_| is_evaluation) {
+            tensors.extend(wire_extras(part).map_err(|problem| blame(sampled, problem))?);
         }
         Ok(tensors)
     }
@@ -146,29 +147,13 @@ impl Scorer {
 /// The parts of a list of rewards, each with the position of its scorer among `sections`, which grow by new ones.
 fn list_parts<'a>(list: &'a [RewardSection], sections: &mut Vec<&'a RewardSection>) -> Vec<Part> {
     let part = |section: &'a RewardSection| {
-        let thread = sections.iter().position(|other| other.scores_as(section)).unwrap_or_else(|| {
+        let thread = sections.iter().position(|other| other.is_built_as(section)).unwrap_or_else(|| {
             sections.push(section);
             sections.len() - 1
         });
         Part { name: section.name.clone(), weight: section.weight as f32, thread }
     };
     list.iter().map(part).collect()
-}
-
-async fn start_thread(
-    section: &RewardSection,
-    n_threads: usize,
-    device: Device,
-    hub: &Hub,
-) -> anyhow::Result<ScorerThread> {
-    let (section, hub) = (section.clone(), hub.clone());
-    let name = section.name.clone();
-    let build = move || {
-        let resources = settings::reward_resources(device, hub);
-        let reward = rewards::build(section.scorer(), &section.options_as_json(), &resources);
-        reward.map_err(BadInput::from_error)
-    };
-    ScorerThread::start(name, n_threads, build).await
 }
 
 fn prompt_record(sampled: &Sampled, image: usize) -> PromptRecord {
@@ -193,13 +178,44 @@ fn wire_scores(name: &str, sampled: &Sampled, scores: &[Score]) -> WireTensor {
 }
 
 /// Each extra of a reward as a value per image, NaN where it does not apply.
-fn wire_extras(part: &RewardPart) -> Vec<WireTensor> {
+fn wire_extras(part: &RewardPart) -> Result<Vec<WireTensor>, RewardError> {
     let keys: BTreeSet<&String> = part.scores.iter().flat_map(|score| score.extras.keys()).collect();
+    let is_allowed = |key: &&String| (1..=push_tensors::LONGEST_EXTRA_KEY).contains(&key.len());
+    if keys.len() > push_tensors::MOST_EXTRAS || !keys.iter().all(is_allowed) {
+        return Err(RewardError::Extras { name: part.name.clone(), got: keys.len() });
+    }
     let tensor = |key: &String| {
         let value = |score: &Score| score.extras.get(key).copied().unwrap_or(f32::NAN);
         let values: Vec<f32> = part.scores.iter().map(value).collect();
         let name = push_tensors::extra_name(&part.name, key);
         WireTensor::from_floats(&name, &[values.len() as i64], &values)
     };
-    keys.into_iter().map(tensor).collect()
+    Ok(keys.into_iter().map(tensor).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(keys: &[&str]) -> RewardPart {
+        let extras = keys.iter().map(|key| ((*key).to_owned(), 0.5)).collect();
+        RewardPart {
+            name: "far".to_owned(),
+            weight: 1.0,
+            scores: vec![Score { value: 1.0, extras }, 0.0.into()],
+        }
+    }
+
+    #[test]
+    fn extras_beyond_what_the_learner_takes_are_refused_by_name() {
+        assert_eq!(wire_extras(&part(&["a", "b"])).expect("few").len(), 2);
+        let many: Vec<String> = (0..65).map(|number| number.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(wire_extras(&part(&many[..64])).is_ok());
+        for keys in [&many[..], &[""], &["x".repeat(101).as_str()]] {
+            let told =
+                wire_extras(&part(keys)).map(|tensors| tensors.len()).expect_err("refused").to_string();
+            assert!(told.starts_with("reward `far` tells of "), "{told}");
+        }
+    }
 }

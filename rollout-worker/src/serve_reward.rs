@@ -27,6 +27,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::bad_input::BadInput;
+use crate::reward_thread::{self, ThreadOptions};
 use crate::settings;
 use hosted::Hosted;
 use service::RewardService;
@@ -121,15 +122,8 @@ async fn open(options: ServeRewardOptions) -> anyhow::Result<Vec<Hosted>> {
     let device = settings::device(&device).map_err(BadInput::from_error)?;
     let mut hosted = Vec::with_capacity(rewards.len());
     for section in rewards {
-        let hub = hub.clone();
-        let name = section.name.clone();
-        let build = move || {
-            // On the scorer's own thread: OpenMP counts threads by who starts them.
-            tch::set_num_threads(n_threads as i32);
-            let resources = settings::reward_resources(device, hub);
-            rewards::build(section.scorer(), &section.options_as_json(), &resources)
-        };
-        hosted.push(Hosted::start(name, max_queue, build).await?);
+        let options = ThreadOptions { name: section.name.clone(), n_threads, max_queue };
+        hosted.push(Hosted::start(options, reward_thread::build(section, device, hub.clone())).await?);
     }
     Ok(hosted)
 }

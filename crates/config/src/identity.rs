@@ -1,11 +1,11 @@
 //! Which keys decide what a run trains, and which may change when it is resumed.
 
-use crate::{CheckpointSection, OnRewardHacking, RunConfig};
+use crate::{CONNECTION_OPTIONS, CheckpointSection, OnRewardHacking, RewardSection, RunConfig};
 
 /// Keys, or sections ending in a dot, that decide nothing about the iterations done: what [`RunConfig::identity`] leaves
 /// out. Thread counts and the device are not among them, since matrix products round differently on others; nor are the
 /// images of an evaluation, since gains are taken against the first one. What scores them may change: every evaluation says
-/// what it was scored by, and only equals are compared.
+/// what it was scored by, and only equals are compared. Of a trained reward, [`CONNECTION_OPTIONS`] may change.
 pub const CHANGEABLE_KEYS: [&str; 11] = [
     "run.name",
     "run.directory",
@@ -21,7 +21,7 @@ pub const CHANGEABLE_KEYS: [&str; 11] = [
 ];
 
 impl RunConfig {
-    /// The config without [`CHANGEABLE_KEYS`], as TOML: two configs of equal identity train the same adapter.
+    /// The config without [`CHANGEABLE_KEYS`] and [`CONNECTION_OPTIONS`], as TOML: two configs of equal identity train the same adapter.
     pub fn identity(&self) -> String {
         let mut identity = self.clone();
         identity.run.name.clear();
@@ -33,18 +33,26 @@ impl RunConfig {
         identity.evaluation.hacking_patience = 0;
         identity.evaluation.on_reward_hacking = OnRewardHacking::Warn;
         identity.evaluation_rewards.clear();
+        identity.rewards = identity.rewards.iter().map(RewardSection::without_connection).collect();
         identity.checkpoints = CheckpointSection { every: 0, keep_last: 0 };
         identity.resources.workers = 0;
         identity.to_toml()
     }
 }
 
-/// Whether a key, `section.key`, may change when a run is resumed.
+/// Whether a key, `section.key` or `list[position].key`, may change when a run is resumed.
 pub fn is_changeable(key: &str) -> bool {
-    CHANGEABLE_KEYS.iter().any(|changeable| match changeable.ends_with('.') {
+    let list = key.split_once('[').map(|(list, _)| list);
+    let is_listed = CHANGEABLE_KEYS.iter().any(|changeable| match changeable.ends_with('.') {
         true => key.starts_with(changeable),
-        false => key == *changeable,
-    })
+        false => key == *changeable || list == Some(changeable),
+    });
+    is_listed
+        || list == Some("rewards") && key.split_once("].").is_some_and(|(_, option)| is_connection(option))
+}
+
+fn is_connection(option: &str) -> bool {
+    CONNECTION_OPTIONS.contains(&option)
 }
 
 #[cfg(test)]
@@ -84,6 +92,24 @@ mod tests {
             let is_same = with(setting).identity() == with("run.lag=0").identity();
             assert_eq!(is_same, is_changeable(key), "{key}");
         }
+    }
+
+    #[test]
+    fn a_server_that_moves_scores_the_same_run() {
+        let mut config = with("run.lag=0");
+        config.rewards[0] = RewardSection::new("geneval");
+        let identity = config.identity();
+        for option in CONNECTION_OPTIONS {
+            config.rewards[0].options.insert(option.to_owned(), toml::Value::Integer(7));
+            assert!(is_changeable(&format!("rewards[0].{option}")));
+        }
+        assert_eq!(config.identity(), identity);
+        config.rewards[0].options.insert("batch_size".to_owned(), toml::Value::Integer(7));
+        assert_ne!(config.identity(), identity);
+        for key in ["rewards[0].batch_size", "rewards[0].name", "rewards[0]", "sampling.url", "url"] {
+            assert!(!is_changeable(key), "{key}");
+        }
+        assert!(is_changeable("evaluation_rewards[1].name"));
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub use parse::*;
 pub use plan::*;
 pub use presets::*;
 pub use prompts::*;
+pub use rewards::CONNECTION_OPTIONS;
 pub use run_config::*;
 pub use tasks::*;
 pub use validate::validate;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Dtype;
+use crate::{Dtype, RewardSection};
 
 /// A model as its configurations and the headers of its files describe it, under the settings asked about.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +36,16 @@ pub struct ModelInspection {
     pub adapter: Option<AdapterInspection>,
 }
 
+/// What `rollout-worker inspect-rewards` reads from its standard input, since addresses may have passwords in them and the
+/// arguments of a process are there for all to see.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RewardInquiry {
+    /// `cpu` or `cuda`: where networks would live. It need not be here.
+    pub device: String,
+    /// The rewards, each with its place in the config, as `rewards[0]`.
+    pub rewards: Vec<(String, RewardSection)>,
+}
+
 /// A reward as its options and the headers of its files describe it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RewardInspection {
@@ -43,7 +53,7 @@ pub struct RewardInspection {
     pub key: String,
     /// What metrics call it.
     pub name: String,
-    /// Its weights on the CPU, in bytes.
+    /// Its weights in bytes, on the device asked about.
     pub bytes: u64,
     /// Why it cannot be built.
     pub problem: Option<String>,

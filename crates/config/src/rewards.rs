@@ -2,6 +2,16 @@
 
 use crate::{RewardSection, RunConfig};
 
+/// Options of scorers in other processes that say how the server is reached, and nothing of what it says.
+pub const CONNECTION_OPTIONS: [&str; 6] =
+    ["url", "timeout_seconds", "patience_seconds", "max_reply_bytes", "max_concurrent", "api_key_env"];
+
+/// Scorers that are language models, whose answers may differ from one time to the next.
+const JUDGES: [&str; 2] = ["unifiedreward", "vlm_judge"];
+
+/// Scorers that are whatever their server is, so that another address is another scorer.
+const NAMED_BY_THEIR_SERVER: [&str; 3] = ["grpc", "flow_factory", "flow_grpo_server"];
+
 impl RewardSection {
     /// A scorer at weight 1 with its options at their defaults.
     pub fn new(name: impl Into<String>) -> Self {
@@ -13,9 +23,28 @@ impl RewardSection {
         self.scorer.as_deref().unwrap_or(&self.name)
     }
 
-    /// Whether both give every image the same raw score: the scorer and its options, not name and weight.
-    pub fn scores_as(&self, other: &Self) -> bool {
+    /// Whether a language model judges.
+    pub fn is_judge(&self) -> bool {
+        JUDGES.contains(&self.scorer())
+    }
+
+    /// Whether one scorer can be built for both: the scorer and its options, not name and weight.
+    pub fn is_built_as(&self, other: &Self) -> bool {
         self.scorer() == other.scorer() && self.options == other.options
+    }
+
+    /// Whether both give every image the same raw score, by whatever name and however they are reached.
+    pub fn scores_as(&self, other: &Self) -> bool {
+        let is_named_by_its_server = NAMED_BY_THEIR_SERVER.contains(&self.scorer());
+        let is_elsewhere = is_named_by_its_server && self.options.get("url") != other.options.get("url");
+        self.without_connection().is_built_as(&other.without_connection()) && !is_elsewhere
+    }
+
+    /// The section without [`CONNECTION_OPTIONS`], which stays the same where a server moves.
+    pub fn without_connection(&self) -> Self {
+        let mut section = self.clone();
+        section.options.retain(|key, _| !CONNECTION_OPTIONS.contains(&key));
+        section
     }
 
     /// The options as JSON.

@@ -530,6 +530,24 @@ mod tests {
     }
 
     #[test]
+    fn another_address_is_another_scorer_only_where_the_server_says_what_it_is() {
+        let served = |scorer: &str, url: &str| {
+            let mut section = RewardSection::new(scorer);
+            section.options.insert("url".to_owned(), toml::Value::String(url.to_owned()));
+            section
+        };
+        let mut config = preset("tempflow-tiny-cpu").expect("a preset").config;
+        for (scorer, n_held_out) in [("deqa", 0), ("vlm_judge", 0), ("grpc", 1), ("flow_factory", 1)] {
+            config.rewards = vec![served(scorer, "http://a:1")];
+            config.evaluation_rewards = vec![served(scorer, "http://a:1"), served(scorer, "http://b:1")];
+            config.evaluation_rewards[0]
+                .options
+                .insert("timeout_seconds".to_owned(), toml::Value::Integer(1));
+            assert_eq!(config.held_out_rewards().len(), n_held_out, "{scorer}");
+        }
+    }
+
+    #[test]
     fn nan_is_out_of_every_range() {
         assert_eq!(keys_of(|config| config.training.clip_range = f64::NAN), ["training.clip_range"]);
         assert_eq!(keys_of(|config| config.ema.decay = f64::NAN), ["ema.decay"]);

@@ -41,6 +41,11 @@ pub fn scorer_of(tensor: &str) -> Option<&str> {
     tensor.strip_prefix(SCORE_PREFIX)
 }
 
+/// The most that one reward may tell of images besides their scores.
+pub const MOST_EXTRAS: usize = 64;
+/// The longest name of it, in bytes.
+pub const LONGEST_EXTRA_KEY: usize = 100;
+
 /// Name of what a reward tells of images besides their scores: `[images]`, NaN where `key` does not apply.
 pub fn extra_name(reward: &str, key: &str) -> String {
     format!("{EXTRA_PREFIX}{reward}/{key}")

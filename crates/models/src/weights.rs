@@ -157,6 +157,8 @@ impl Weights {
 
     fn new(source: Source, path: &Path, options: &WeightOptions) -> Self {
         let WeightOptions { kind, device, .. } = *options;
+        // What is nowhere needs no GPU to be there.
+        let device = if let Source::Nowhere(..) = source { Device::Cpu } else { device };
         let path = path.to_owned();
         Self { shared: Rc::new(Shared { source, path, kind, device, report: RefCell::default() }) }
     }

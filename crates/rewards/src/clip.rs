@@ -18,7 +18,7 @@ use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 pub(crate) use files::{ClipFiles, Published};
-pub(crate) use image_processor::{ClipImageProcessor, ClipPreprocessing};
+pub(crate) use image_processor::{ClipImageProcessor, ClipSizes, PREPROCESSOR_FILE};
 pub(crate) use open_clip_text::clean;
 pub(crate) use prompts::PromptEmbeddings;
 pub(crate) use tensor_images::{Framing, Normalization, TensorImages};

@@ -8,11 +8,12 @@
 use models::clip::ClipModel;
 
 use crate::clip::{
-    ClipOptions, ClipPreprocessing, ClipReward, Framing, Preprocessing, PromptEmbeddings, Published,
-    TensorImages,
+    ClipOptions, ClipReward, ClipSizes, Framing, Normalization, PREPROCESSOR_FILE, Preprocessing,
+    PromptEmbeddings, Published, TensorImages,
 };
 use crate::error::RewardError;
 use crate::network_options::named;
+use crate::pixel_preprocessing::PixelPreprocessing;
 use crate::registry::Resources;
 
 const NAME: &str = "clipscore";
@@ -30,8 +31,10 @@ pub(crate) fn open(options: &ClipOptions, resources: &Resources) -> Result<ClipR
     let named = named(NAME);
     let model = ClipModel::open(&files.model, &options.dtype.weights(resources)).map_err(named)?;
     let image_size = model.vision.config().image_size;
-    let ClipPreprocessing { size, side, normalization, .. } =
-        ClipPreprocessing::read(&files.preprocessor, image_size).map_err(named)?;
+    let preprocessor = files.preprocessor.join(PREPROCESSOR_FILE);
+    let ClipSizes { size, side } = ClipSizes::read(&preprocessor, image_size).map_err(named)?;
+    let pixels = PixelPreprocessing::read(&preprocessor).map_err(named)?;
+    let normalization = Normalization { mean: pixels.image_mean, std: pixels.image_std };
     let device = resources.device;
     let images = TensorImages { framing: Framing::Cropped(size), side, normalization, device };
     Ok(ClipReward {

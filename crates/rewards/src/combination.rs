@@ -1,7 +1,5 @@
 //! Several rewards as one: the weighted sum of raw scores.
 
-use std::collections::BTreeMap;
-
 use crate::error::RewardError;
 use crate::reward::{Score, check_finite};
 
@@ -18,23 +16,20 @@ pub struct RewardPart {
 
 /// Adds weight times raw score over the parts, in their order, for each image.
 ///
-/// The extras hold each part's raw score under the part's name, and the part's own extras under `name/extra`.
-///
 /// # Errors
 /// If there are no parts, they differ in length, or a sum is not finite.
 pub fn weighted_sum(parts: &[RewardPart]) -> Result<Vec<Score>, RewardError> {
     let n_images = parts.first().ok_or(RewardError::NoParts)?.scores.len();
-    let mut sums = vec![Score { value: 0.0, extras: BTreeMap::new() }; n_images];
-    for RewardPart { name, weight, scores } in parts {
+    let mut sums = vec![0.0; n_images];
+    for RewardPart { weight, scores, .. } in parts {
         if scores.len() != n_images {
             return Err(RewardError::Lengths { images: n_images, prompts: scores.len() });
         }
         for (sum, part) in sums.iter_mut().zip(scores) {
-            sum.value += weight * part.value;
-            sum.extras.insert(name.clone(), part.value);
-            sum.extras.extend(part.extras.iter().map(|(key, value)| (format!("{name}/{key}"), *value)));
+            *sum += weight * part.value;
         }
     }
+    let sums: Vec<Score> = sums.into_iter().map(Score::from).collect();
     for (index, sum) in sums.iter().enumerate() {
         check_finite("the weighted sum", index, sum)?;
     }
@@ -51,14 +46,9 @@ mod tests {
     }
 
     #[test]
-    fn sum_is_weighted_and_keeps_each_part() {
-        let mut strict = part("shapes", 1.0, &[0.75, 1.0]);
-        strict.scores[1].extras.insert("strict_accuracy".to_owned(), 1.0);
-        let sums = weighted_sum(&[strict, part("jpeg", -0.5, &[0.5, 3.0])]).expect("finite");
-        assert_eq!(sums.iter().map(|sum| sum.value).collect::<Vec<_>>(), [0.5, -0.5]);
-        assert_eq!((sums[1].extras["shapes"], sums[1].extras["jpeg"]), (1.0, 3.0));
-        assert_eq!(sums[1].extras["shapes/strict_accuracy"], 1.0);
-        assert!(!sums[0].extras.contains_key("shapes/strict_accuracy"));
+    fn raw_scores_are_weighted_and_added() {
+        let sums = weighted_sum(&[part("shapes", 1.0, &[0.75, 1.0]), part("jpeg", -0.5, &[0.5, 3.0])]);
+        assert_eq!(sums.expect("finite"), [Score::from(0.5), Score::from(-0.5)]);
     }
 
     #[test]

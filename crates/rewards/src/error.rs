@@ -12,8 +12,8 @@ impl RewardError {
     /// Whether the same images may be scored by trying again later.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Outage { .. } => true,
             Self::Remote { problem, .. } => problem.may_pass(),
+            Self::Ocr(problem) => problem.may_pass(),
             _ => false,
         }
     }
@@ -148,20 +148,20 @@ pub enum RewardError {
         value: f32,
     },
     /// The JPEG encoder refused an image.
-    #[error("encoding image {index} as JPEG")]
+    #[error("image {index} cannot be encoded as JPEG: {problem}")]
     Jpeg {
         /// Position in the batch.
         index: usize,
         /// What the encoder says.
-        source: turbojpeg::Error,
+        problem: turbojpeg::Error,
     },
     /// The PNG encoder refused an image.
-    #[error("encoding image {index} as PNG")]
+    #[error("image {index} cannot be encoded as PNG: {problem}")]
     Png {
         /// Position in the batch.
         index: usize,
         /// What the encoder says.
-        source: image::ImageError,
+        problem: image::ImageError,
     },
     /// A scorer in another process that did not score.
     #[error("reward `{name}` at {url}: {problem}")]
@@ -176,14 +176,6 @@ pub enum RewardError {
     /// The program that reads text could not read.
     #[error(transparent)]
     Ocr(#[from] OcrError),
-    /// A scorer elsewhere that does not answer.
-    #[error("reward `{name}`: {problem}")]
-    Outage {
-        /// Name of the scorer.
-        name: String,
-        /// What happened.
-        problem: String,
-    },
     /// The folder of a scorer's network is not found.
     #[error("reward `{name}`: {problem}")]
     ModelLookup {
@@ -219,6 +211,18 @@ pub enum RewardError {
         images: usize,
         /// Number of scores.
         scores: usize,
+    },
+    /// Numbers beside the scores that are too many, or have names that are empty or too long.
+    #[error(
+        "reward `{name}` tells of {got} numbers beside its scores; at most {} with names of 1 to {} bytes are taken",
+        models::push_tensors::MOST_EXTRAS,
+        models::push_tensors::LONGEST_EXTRA_KEY
+    )]
+    Extras {
+        /// Name of the reward.
+        name: String,
+        /// How many there are.
+        got: usize,
     },
     /// A weighted sum without parts.
     #[error("a weighted reward needs at least one part; name a reward")]

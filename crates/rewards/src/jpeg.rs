@@ -74,7 +74,7 @@ impl Reward for JpegReward {
     fn score(&self, images: &[RgbImage], prompts: &[PromptRecord]) -> Result<Vec<Score>, RewardError> {
         score_checked(self.name(), images, prompts, |index, image, _| {
             let encoded =
-                jpeg_bytes(image, self.quality).map_err(|source| RewardError::Jpeg { index, source })?;
+                jpeg_bytes(image, self.quality).map_err(|problem| RewardError::Jpeg { index, problem })?;
             let kilobytes = encoded.len() as f32 / 1000.0;
             Ok(Score::from(match self.goal {
                 Goal::Small => -kilobytes / 500.0,

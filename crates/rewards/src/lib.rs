@@ -20,6 +20,7 @@ mod network_options;
 mod ocr;
 mod persistence;
 pub mod pickscore;
+mod pixel_preprocessing;
 mod qwen2_vl_images;
 mod registry;
 pub mod remote;

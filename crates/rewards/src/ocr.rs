@@ -18,6 +18,7 @@ mod tesseract;
 
 use std::cell::Cell;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use scenes::RgbImage;
 use serde::Deserialize;
@@ -99,6 +100,8 @@ impl OcrReward {
 
 /// A day, in seconds.
 const LONGEST_TIMEOUT: f64 = 86_400.0;
+/// How long a machine that cannot run the program, or is too slow, is given to recover.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Shortest side of an image in which Tesseract can tell ink from paper.
 const SHORTEST_SIDE: usize = 8;
 
@@ -128,6 +131,10 @@ impl Reward for OcrReward {
             }
         };
         Ok(targets.iter().map(score_one).collect())
+    }
+
+    fn patience(&self) -> Duration {
+        PATIENCE
     }
 }
 

@@ -62,11 +62,13 @@ impl Persistence {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::remote::RemoteError;
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
     fn outage() -> RewardError {
-        RewardError::Outage { name: "far".to_owned(), problem: "connection refused".to_owned() }
+        let problem = Box::new(RemoteError::Unreachable { cause: "connection refused".into() });
+        RewardError::Remote { name: "far".to_owned(), url: "http://far".to_owned(), problem }
     }
 
     fn not_finite() -> RewardError {

@@ -11,13 +11,10 @@ use serde::Deserialize;
 use tch::Tensor;
 
 use crate::image_resampling::resize_bicubic;
+use crate::pixel_preprocessing::{COLORS, Levels, PixelPreprocessing};
 
-const COLORS: usize = 3;
-const LEVELS: usize = 256;
 /// How many times the shorter side of an image the longer one may be.
 const MAX_RATIO: f64 = 200.0;
-/// Pillow's number of the cubic filter.
-const BICUBIC: i64 = 3;
 
 /// How many pixels an image may have after it was resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,33 +61,29 @@ pub fn smart_resize(
     })
 }
 
-/// `preprocessor_config.json`.
+/// The keys of `preprocessor_config.json` about sizes; what it leaves out has the value that `transformers` gives it.
 #[derive(Deserialize)]
-struct ConfigFile {
-    #[serde(default = "yes")]
-    do_resize: bool,
-    #[serde(default = "yes")]
-    do_rescale: bool,
-    #[serde(default = "yes")]
-    do_normalize: bool,
-    #[serde(default = "bicubic")]
-    resample: i64,
-    #[serde(default = "one_of_255")]
-    rescale_factor: f64,
-    #[serde(default = "clip_mean")]
-    image_mean: [f64; COLORS],
-    #[serde(default = "clip_std")]
-    image_std: [f64; COLORS],
+#[serde(default)]
+struct SizeFile {
     min_pixels: Option<usize>,
     max_pixels: Option<usize>,
-    #[serde(default)]
     size: Edges,
-    #[serde(default = "fourteen")]
     patch_size: i64,
-    #[serde(default = "two")]
     temporal_patch_size: i64,
-    #[serde(default = "two")]
     merge_size: i64,
+}
+
+impl Default for SizeFile {
+    fn default() -> Self {
+        Self {
+            min_pixels: None,
+            max_pixels: None,
+            size: Edges::default(),
+            patch_size: 14,
+            temporal_patch_size: 2,
+            merge_size: 2,
+        }
+    }
 }
 
 /// The bounds as newer files have them: they are of areas, whatever the names say.
@@ -100,49 +93,13 @@ struct Edges {
     longest_edge: Option<usize>,
 }
 
-fn yes() -> bool {
-    true
-}
-fn bicubic() -> i64 {
-    BICUBIC
-}
-fn one_of_255() -> f64 {
-    1.0 / 255.0
-}
-fn clip_mean() -> [f64; COLORS] {
-    [0.48145466, 0.4578275, 0.40821073]
-}
-fn clip_std() -> [f64; COLORS] {
-    [0.26862954, 0.26130258, 0.27577711]
-}
-fn fourteen() -> i64 {
-    14
-}
-fn two() -> i64 {
-    2
-}
-
-impl ConfigFile {
+impl SizeFile {
     fn bounds(&self) -> PixelBounds {
         let min = self.min_pixels.or(self.size.shortest_edge).unwrap_or(56 * 56);
         PixelBounds { min, max: self.max_pixels.or(self.size.longest_edge).unwrap_or(28 * 28 * 1280) }
     }
 
     fn check(&self, vision: &Qwen2VisionConfig) -> Result<(), (&'static str, String)> {
-        let switches = [
-            ("do_resize", self.do_resize),
-            ("do_rescale", self.do_rescale),
-            ("do_normalize", self.do_normalize),
-        ];
-        if let Some((key, _)) = switches.into_iter().find(|(_, on)| !on) {
-            return Err((key, "false is not supported; use true".to_owned()));
-        }
-        if self.resample != BICUBIC {
-            return Err(("resample", format!("{} is not supported; use {BICUBIC}, bicubic", self.resample)));
-        }
-        if self.image_std.contains(&0.0) {
-            return Err(("image_std", "0 cannot be divided by".to_owned()));
-        }
         let sizes = [
             ("patch_size", self.patch_size, vision.patch_size),
             ("temporal_patch_size", self.temporal_patch_size, vision.temporal_patch_size),
@@ -173,8 +130,7 @@ pub struct ImagePatches {
 #[derive(Debug)]
 pub struct Qwen2VlImageProcessor {
     bounds: PixelBounds,
-    /// What becomes of each byte, by colour.
-    levels: [[f32; LEVELS]; COLORS],
+    levels: Box<Levels>,
     side: usize,
     frames: usize,
     merge_size: usize,
@@ -186,13 +142,9 @@ impl Qwen2VlImageProcessor {
     /// # Errors
     /// If the file is missing or malformed, asks for what is not implemented, or belongs to another tower.
     pub fn open(path: &Path, vision: &Qwen2VisionConfig) -> Result<Self, ModelError> {
-        let file: ConfigFile = json_file::read(path)?;
+        let levels = PixelPreprocessing::read(path)?.levels();
+        let file: SizeFile = json_file::read(path)?;
         file.check(vision).map_err(|(key, reason)| ModelError::config(path, key, reason))?;
-        let levels = std::array::from_fn(|color| {
-            let (mean, std) = (file.image_mean[color] as f32, file.image_std[color] as f32);
-            // The reference rescales in float64 and normalises in float32.
-            std::array::from_fn(|level| ((level as f64 * file.rescale_factor) as f32 - mean) / std)
-        });
         let [side, frames, merge_size] =
             [file.patch_size, file.temporal_patch_size, file.merge_size].map(|size| size as usize);
         Ok(Self { bounds: file.bounds(), levels, side, frames, merge_size })

@@ -47,5 +47,5 @@ fn empty_image_is_refused_with_its_index() {
     let reward = build("jpeg_compressibility", &Value::Null, &Resources::local()).expect("known name");
     let record = PromptRecord { prompt: "nothing".to_owned(), metadata: Value::Null };
     let error = reward.score(&[RgbImage::filled(0, 0, [0; 3])], &[record]).expect_err("no pixels");
-    assert!(error.to_string().starts_with("encoding image 0 as JPEG"), "{error}");
+    assert!(error.to_string().starts_with("image 0 cannot be encoded as JPEG: "), "{error}");
 }

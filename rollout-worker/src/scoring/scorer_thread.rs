@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rewards::{Persistence, PromptRecord, Reward, RewardError, RgbImage, Score, Verdict};
+use rewards::{Persistence, PromptRecord, RewardError, RgbImage, Score, Verdict};
 use service::Backoff;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
+
+use crate::reward_thread::{self, OwnReward, ThreadOptions};
 
 /// Pauses between attempts: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -33,11 +35,6 @@ pub trait Listener: Send + Sync {
 /// Scores of one batch that are being made.
 pub type PendingScores = oneshot::Receiver<Result<Vec<Score>, RewardError>>;
 
-/// The thread of a scorer is gone, so the process has no more purpose.
-#[derive(Debug, thiserror::Error)]
-#[error("the thread of reward `{0}` has died; its panic is in the log")]
-pub struct ScorerDied(pub String);
-
 /// A thread with a scorer in it.
 pub struct ScorerThread {
     commands: mpsc::Sender<Command>,
@@ -55,31 +52,17 @@ impl ScorerThread {
     ///
     /// # Errors
     /// If `build` fails, or the thread cannot be started or dies.
-    pub async fn start<E: From<ScorerDied> + From<std::io::Error> + Send + 'static>(
+    pub async fn start(
         name: String,
         n_threads: usize,
-        build: impl FnOnce() -> Result<Box<dyn Reward + Send>, E> + Send + 'static,
-    ) -> Result<Self, E> {
+        build: impl FnOnce() -> anyhow::Result<OwnReward> + Send + 'static,
+    ) -> anyhow::Result<Self> {
         // The next batch may wait while one is scored; a caller that has a third waits for room.
-        let (commands, receiver) = mpsc::channel(1);
-        let (built, is_built) = oneshot::channel();
-        let own_name = name.clone();
-        let work = move || {
-            // On this thread: OpenMP counts threads by who starts them.
-            tch::set_num_threads(n_threads as i32);
-            match build() {
-                Ok(reward) => {
-                    let _ = built.send(Ok(()));
-                    Service { name: own_name, reward, persistence: Persistence::default() }.serve(receiver);
-                }
-                Err(error) => {
-                    let _ = built.send(Err(error));
-                }
-            }
+        let options = ThreadOptions { name: name.clone(), n_threads, max_queue: 1 };
+        let serve = move |reward, commands| {
+            Service { name, reward, persistence: Persistence::default() }.serve(commands);
         };
-        std::thread::Builder::new().name(format!("reward {name}")).spawn(work)?;
-        is_built.await.unwrap_or_else(|_| Err(ScorerDied(name).into()))?;
-        Ok(Self { commands })
+        Ok(Self { commands: reward_thread::start(options, build, serve).await? })
     }
 
     /// Has a batch scored after those before it; `None` if the thread is gone.
@@ -94,7 +77,7 @@ impl ScorerThread {
 /// The scorer and what is remembered of its failures.
 struct Service {
     name: String,
-    reward: Box<dyn Reward + Send>,
+    reward: OwnReward,
     persistence: Persistence,
 }
 
@@ -158,6 +141,8 @@ fn pause(length: Duration, Command { reply, .. }: &Command) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rewards::Reward;
+    use rewards::remote::RemoteError;
     use std::collections::VecDeque;
     use std::sync::Mutex;
 
@@ -198,7 +183,8 @@ mod tests {
     }
 
     fn outage() -> RewardError {
-        RewardError::Outage { name: "scripted".to_owned(), problem: "refused".to_owned() }
+        let problem = Box::new(RemoteError::Unreachable { cause: "refused".into() });
+        RewardError::Remote { name: "scripted".to_owned(), url: "http://far".to_owned(), problem }
     }
 
     fn not_finite() -> RewardError {
@@ -207,7 +193,7 @@ mod tests {
 
     async fn start(failures: Vec<RewardError>, patience: Duration) -> ScorerThread {
         let reward = Scripted { failures: Mutex::new(failures.into()), patience };
-        let build = move || Ok::<_, anyhow::Error>(Box::new(reward) as Box<dyn Reward + Send>);
+        let build = move || Ok(Box::new(reward) as OwnReward);
         ScorerThread::start("far".to_owned(), 1, build).await.expect("built")
     }
 
@@ -230,7 +216,7 @@ mod tests {
         let thread = start(vec![outage(), outage()], Duration::from_secs(600)).await;
         let (scores, heard) = score(&thread).await;
         assert_eq!(scores.expect("scored").len(), 2);
-        let held = "far held: reward `scripted`: refused";
+        let held = "far held: reward `scripted` at http://far: unreachable: refused";
         assert_eq!(heard, [held, held, "far released"]);
         assert_eq!(score(&thread).await.1, Vec::<String>::new(), "all is well again");
     }
@@ -261,12 +247,5 @@ mod tests {
         // The thread takes up the next batch only after it has let go of the first.
         drop(thread.submit(batch(), heard.clone()).await.expect("living"));
         drop(thread.submit(batch(), heard.clone()).await.expect("living"));
-    }
-
-    #[tokio::test]
-    async fn a_scorer_that_cannot_be_built_says_why() {
-        let build = || Err::<Box<dyn Reward + Send>, _>(anyhow::anyhow!("no such model"));
-        let error = ScorerThread::start("far".to_owned(), 1, build).await.err().expect("refused");
-        assert_eq!(error.to_string(), "no such model");
     }
 }

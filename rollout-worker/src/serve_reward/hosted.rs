@@ -2,11 +2,10 @@
 
 use std::future::Future;
 
-use anyhow::Context;
 use rewards::{PromptRecord, Reward, RewardError, RgbImage, Score};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::bad_input::BadInput;
+use crate::reward_thread::{self, OwnReward, ThreadOptions};
 
 /// The images of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,29 +44,14 @@ impl Hosted {
     /// Starts a thread on which `build` makes the scorer, and waits for that.
     ///
     /// # Errors
-    /// [`BadInput`] if it cannot be made; else if the thread cannot be started or dies.
+    /// If `build` fails, or the thread cannot be started or dies.
     pub(super) async fn start(
-        name: String,
-        max_queue: usize,
-        build: impl FnOnce() -> Result<Box<dyn Reward + Send>, RewardError> + Send + 'static,
+        options: ThreadOptions,
+        build: impl FnOnce() -> anyhow::Result<OwnReward> + Send + 'static,
     ) -> anyhow::Result<Self> {
-        let (jobs, queue) = mpsc::channel(max_queue);
-        let (built, is_built) = oneshot::channel();
-        let work = move || match build() {
-            Ok(reward) => {
-                let _ = built.send(Ok(()));
-                score_jobs(&*reward, queue);
-            }
-            Err(error) => {
-                let _ = built.send(Err(error));
-            }
-        };
-        std::thread::Builder::new().name(name.clone()).spawn(work).context("starting a scorer's thread")?;
-        is_built
-            .await
-            .context("a scorer's thread has died; its panic is above")?
-            .map_err(BadInput::from_error)?;
-        Ok(Self { name, jobs })
+        let name = options.name.clone();
+        let serve = |reward: OwnReward, jobs| score_jobs(&*reward, jobs);
+        Ok(Self { name, jobs: reward_thread::start(options, build, serve).await? })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -136,8 +120,9 @@ mod tests {
     async fn gate(max_queue: usize) -> (Hosted, blocking::Receiver<usize>, blocking::Sender<()>) {
         let (scored, n_scored) = blocking::channel();
         let (opener, open) = blocking::channel();
-        let build = move || Ok(Box::new(Gate { scored, open }) as Box<dyn Reward + Send>);
-        let hosted = Hosted::start("gate".to_owned(), max_queue, build).await.expect("a scorer");
+        let build = move || Ok(Box::new(Gate { scored, open }) as OwnReward);
+        let options = ThreadOptions { name: "gate".to_owned(), n_threads: 1, max_queue };
+        let hosted = Hosted::start(options, build).await.expect("a scorer");
         (hosted, n_scored, opener)
     }
 

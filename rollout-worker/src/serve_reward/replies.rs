@@ -40,6 +40,7 @@ fn code(error: &RewardError) -> Code {
         | RewardError::ImageSize { .. }
         | RewardError::Metadata { .. }
         | RewardError::MetadataValue { .. }
+        | RewardError::Prompt { .. }
         | RewardError::Jpeg { .. }
         | RewardError::Png { .. } => Code::InvalidArgument,
         _ => Code::Internal,

@@ -104,7 +104,7 @@ impl Translation {
 
 /// Adds a reward to a list: its weight where one scores the same, else under a name that is still free.
 fn add(rewards: &mut Vec<RewardSection>, mut reward: RewardSection, their_name: &str) {
-    if let Some(same) = rewards.iter_mut().find(|other| other.scores_as(&reward)) {
+    if let Some(same) = rewards.iter_mut().find(|other| other.is_built_as(&reward)) {
         same.weight += reward.weight;
         return;
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use models::tokenizer::Tokenizer;
 
-use super::image_processor::FILE as PREPROCESSOR;
+use super::image_processor::PREPROCESSOR_FILE;
 use crate::error::RewardError;
 use crate::network_options::find_model;
 use crate::registry::Resources;
@@ -46,7 +46,7 @@ impl ClipFiles {
             None => find(Path::new(published.processor)),
         };
         Ok(Self {
-            preprocessor: processor_for(model.join(PREPROCESSOR).is_file())?,
+            preprocessor: processor_for(model.join(PREPROCESSOR_FILE).is_file())?,
             tokenizer: processor_for(Tokenizer::is_in(&model))?,
             model,
         })

@@ -13,47 +13,25 @@ use serde_json::Value;
 use tch::Tensor;
 
 use super::UnsuitableSize;
-use super::tensor_images::Normalization;
 use crate::image_resampling::{Area, resize_bicubic_area};
+use crate::pixel_preprocessing::{COLORS, Levels, PixelPreprocessing};
 
 /// Name of the file that describes it.
-pub(crate) const FILE: &str = "preprocessor_config.json";
-const COLORS: usize = 3;
-const LEVELS: usize = 256;
-/// Pillow's number of the filter.
-const BICUBIC: i64 = 3;
+pub(crate) const PREPROCESSOR_FILE: &str = "preprocessor_config.json";
 pub(crate) const NOT_EMPTY: UnsuitableSize = UnsuitableSize("pictures of at least one pixel");
 
-/// `preprocessor_config.json`; what it leaves out has the value that `transformers` gives it.
+/// The keys of `preprocessor_config.json` about sizes; what it leaves out has the value that `transformers` gives it.
 #[derive(Deserialize)]
 #[serde(default)]
-struct ConfigFile {
-    do_resize: bool,
+struct SizeFile {
     do_center_crop: bool,
-    do_rescale: bool,
-    do_normalize: bool,
-    resample: i64,
-    rescale_factor: f64,
-    image_mean: [f64; COLORS],
-    image_std: [f64; COLORS],
     size: Value,
     crop_size: Value,
 }
 
-impl Default for ConfigFile {
+impl Default for SizeFile {
     fn default() -> Self {
-        Self {
-            do_resize: true,
-            do_center_crop: true,
-            do_rescale: true,
-            do_normalize: true,
-            resample: BICUBIC,
-            rescale_factor: 1.0 / 255.0,
-            image_mean: [0.48145466, 0.4578275, 0.40821073],
-            image_std: [0.26862954, 0.26130258, 0.27577711],
-            size: Value::from(224),
-            crop_size: Value::from(224),
-        }
+        Self { do_center_crop: true, size: Value::from(224), crop_size: Value::from(224) }
     }
 }
 
@@ -89,42 +67,27 @@ fn shorter_edge_to(edge: usize, width: usize, height: usize) -> (usize, usize) {
     if width <= height { (edge, longer(height, width)) } else { (longer(width, height), edge) }
 }
 
-/// What `preprocessor_config.json` says, checked.
-#[derive(Debug, Clone)]
-pub(crate) struct ClipPreprocessing {
+/// The sizes of pictures as `preprocessor_config.json` has them, checked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClipSizes {
     pub size: ProcessedSize,
     /// S.
     pub side: usize,
-    pub rescale_factor: f64,
-    pub normalization: Normalization,
 }
 
-impl ClipPreprocessing {
-    /// Reads `preprocessor_config.json` in `dir`, which must make pictures of the network's `image_size`.
+impl ClipSizes {
+    /// Reads `preprocessor_config.json` at `path`, which must make pictures of the network's `image_size`.
     ///
     /// # Errors
     /// If the file is missing or malformed, asks for what is not implemented, or belongs to another network.
-    pub fn read(dir: &Path, image_size: i64) -> Result<Self, ModelError> {
-        let path = dir.join(FILE);
-        let file: ConfigFile = json_file::read(&path)?;
-        Self::check(&file, image_size).map_err(|(key, reason)| ModelError::config(&path, key, reason))
+    pub fn read(path: &Path, image_size: i64) -> Result<Self, ModelError> {
+        let file: SizeFile = json_file::read(path)?;
+        Self::check(&file, image_size).map_err(|(key, reason)| ModelError::config(path, key, reason))
     }
 
-    fn check(file: &ConfigFile, image_size: i64) -> Result<Self, (&'static str, String)> {
-        let switches = [
-            ("do_resize", file.do_resize),
-            ("do_center_crop", file.do_center_crop),
-            ("do_rescale", file.do_rescale),
-            ("do_normalize", file.do_normalize),
-        ];
-        if let Some((key, _)) = switches.into_iter().find(|(_, on)| !on) {
-            return Err((key, "false is not supported; use true".to_owned()));
-        }
-        if file.resample != BICUBIC {
-            return Err(("resample", format!("{} is not supported; use {BICUBIC}, bicubic", file.resample)));
-        }
-        if file.image_std.contains(&0.0) {
-            return Err(("image_std", "0 cannot be divided by".to_owned()));
+    fn check(file: &SizeFile, image_size: i64) -> Result<Self, (&'static str, String)> {
+        if !file.do_center_crop {
+            return Err(("do_center_crop", "false is not supported; use true".to_owned()));
         }
         let understood = |value: &Value| {
             format!("{value} is neither a number, nor `shortest_edge`, nor `height` and `width`")
@@ -139,8 +102,7 @@ impl ClipPreprocessing {
         if size.shortest() < crop.0 {
             return Err(("size", format!("{} is less than the {} of `crop_size`", size.shortest(), crop.0)));
         }
-        let normalization = Normalization { mean: file.image_mean, std: file.image_std };
-        Ok(Self { size, side: crop.0, rescale_factor: file.rescale_factor, normalization })
+        Ok(Self { size, side: crop.0 })
     }
 }
 
@@ -161,10 +123,8 @@ fn parse_crop(size: &Value) -> Option<(usize, usize)> {
 /// Makes of a picture what the network sees.
 #[derive(Debug)]
 pub(crate) struct ClipImageProcessor {
-    size: ProcessedSize,
-    side: usize,
-    /// What becomes of each byte, by colour.
-    levels: Box<[[f32; LEVELS]; COLORS]>,
+    sizes: ClipSizes,
+    levels: Box<Levels>,
 }
 
 impl ClipImageProcessor {
@@ -173,14 +133,9 @@ impl ClipImageProcessor {
     /// # Errors
     /// If the file is missing or malformed, asks for what is not implemented, or belongs to another network.
     pub fn open(dir: &Path, image_size: i64) -> Result<Self, ModelError> {
-        let ClipPreprocessing { size, side, rescale_factor, normalization } =
-            ClipPreprocessing::read(dir, image_size)?;
-        let levels = std::array::from_fn(|color| {
-            let (mean, std) = (normalization.mean[color] as f32, normalization.std[color] as f32);
-            // The reference rescales in float64 and normalises in float32.
-            std::array::from_fn(|level| ((level as f64 * rescale_factor) as f32 - mean) / std)
-        });
-        Ok(Self { size, side, levels: Box::new(levels) })
+        let path = dir.join(PREPROCESSOR_FILE);
+        let levels = PixelPreprocessing::read(&path)?.levels();
+        Ok(Self { sizes: ClipSizes::read(&path, image_size)?, levels })
     }
 
     /// Resizes a picture, cuts out its middle and normalises it.
@@ -197,8 +152,8 @@ impl ClipImageProcessor {
         if image.width == 0 || image.height == 0 {
             return Err(NOT_EMPTY);
         }
-        let side = self.side;
-        let (width, height) = self.size.of(image.width, image.height);
+        let ClipSizes { size, side } = self.sizes;
+        let (width, height) = size.of(image.width, image.height);
         let area = Area { left: (width - side) / 2, top: (height - side) / 2, width: side, height: side };
         let cropped = resize_bicubic_area(image, (width, height), area);
         let mut values = Vec::with_capacity(COLORS * side * side);
@@ -215,9 +170,9 @@ impl ClipImageProcessor {
 mod tests {
     use super::*;
 
-    fn checked(text: &str) -> Result<ClipPreprocessing, String> {
-        let file: ConfigFile = serde_json::from_str(text).expect("well-formed");
-        ClipPreprocessing::check(&file, 224).map_err(|(key, reason)| format!("{key}: {reason}"))
+    fn checked(text: &str) -> Result<ClipSizes, String> {
+        let file: SizeFile = serde_json::from_str(text).expect("well-formed");
+        ClipSizes::check(&file, 224).map_err(|(key, reason)| format!("{key}: {reason}"))
     }
 
     #[test]
@@ -236,9 +191,7 @@ mod tests {
     #[test]
     fn what_is_not_implemented_or_does_not_suit_the_network_is_named() {
         for (text, reason) in [
-            (r#"{"do_resize": false}"#, "do_resize: false is not supported"),
-            (r#"{"resample": 2}"#, "resample: 2 is not supported"),
-            (r#"{"image_std": [1, 0, 1]}"#, "image_std: 0"),
+            (r#"{"do_center_crop": false}"#, "do_center_crop: false is not supported"),
             (r#"{"size": {"longest_edge": 224}}"#, "size: {\"longest_edge\":224} is neither"),
             (r#"{"crop_size": -1}"#, "crop_size: -1 is neither"),
             (r#"{"crop_size": 336}"#, "crop_size: 336 x 336, but the network takes 224 x 224"),

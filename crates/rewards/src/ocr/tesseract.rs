@@ -42,12 +42,12 @@ pub enum OcrError {
         program: PathBuf,
     },
     /// The program cannot be started, or its files not written and read.
-    #[error("running `{}`", program.display())]
+    #[error("running `{}`: {problem}", program.display())]
     System {
         /// As it was asked for.
         program: PathBuf,
         /// Why not.
-        source: io::Error,
+        problem: io::Error,
     },
     /// It is too old, or something else.
     #[error("`{}` is `{found}`; Tesseract {OLDEST_VERSION} or newer is needed", program.display())]
@@ -95,6 +95,13 @@ pub enum OcrError {
         /// Pages it was given.
         pages: usize,
     },
+}
+
+impl OcrError {
+    /// Whether the machine was at fault, which may have a better moment.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::System { .. } | Self::Timeout { .. })
+    }
 }
 
 /// A program that was found fit.
@@ -179,11 +186,11 @@ impl Tesseract {
         for (index, page) in pages.iter().enumerate() {
             for (name, page) in [(format!("{index}.pgm"), page), (format!("{index}n.pgm"), &page.negative())]
             {
-                page.write(&folder.path().join(&name)).map_err(|source| self.system(source))?;
+                page.write(&folder.path().join(&name)).map_err(|problem| self.system(problem))?;
                 list.push_str(&format!("{name}\n"));
             }
         }
-        fs::write(folder.path().join("pages"), list).map_err(|source| self.system(source))?;
+        fs::write(folder.path().join("pages"), list).map_err(|problem| self.system(problem))?;
         let segmentation = self.page_segmentation.to_string();
         let arguments =
             ["pages", "stdout", "-l", &self.language, "--psm", &segmentation, "-c", THRESHOLDING, "tsv"];
@@ -222,20 +229,20 @@ impl Tesseract {
     fn run(&self, folder: &Path, arguments: &[&str]) -> Result<String, OcrError> {
         let [output, errors] = ["stdout", "stderr"].map(|name| folder.join(name));
         let child =
-            self.start(folder, arguments, [&output, &errors]).map_err(|source| match source.kind() {
+            self.start(folder, arguments, [&output, &errors]).map_err(|problem| match problem.kind() {
                 io::ErrorKind::NotFound => OcrError::Missing { program: self.program.clone() },
-                _ => self.system(source),
+                _ => self.system(problem),
             })?;
         let status = self.wait(child)?;
         let read = |path: &Path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         if !status.success() {
-            let said = read(&errors).map_err(|source| self.system(source))?;
+            let said = read(&errors).map_err(|problem| self.system(problem))?;
             // It announces every page, which says nothing.
             let lines: Vec<&str> = said.lines().filter(|line| !line.starts_with("Page ")).collect();
             let message = start_of(&lines.join("; "));
             return Err(OcrError::Failed { program: self.program.clone(), status, message });
         }
-        read(&output).map_err(|source| self.system(source))
+        read(&output).map_err(|problem| self.system(problem))
     }
 
     fn start(&self, folder: &Path, arguments: &[&str], files: [&Path; 2]) -> io::Result<Child> {
@@ -257,10 +264,10 @@ impl Tesseract {
     fn wait(&self, mut child: Child) -> Result<ExitStatus, OcrError> {
         let start = Instant::now();
         loop {
-            match child.try_wait().map_err(|source| self.system(source))? {
+            match child.try_wait().map_err(|problem| self.system(problem))? {
                 Some(status) => return Ok(status),
                 None if start.elapsed() >= self.timeout => {
-                    child.kill().and_then(|()| child.wait()).map_err(|source| self.system(source))?;
+                    child.kill().and_then(|()| child.wait()).map_err(|problem| self.system(problem))?;
                     let seconds = self.timeout.as_secs_f64();
                     return Err(OcrError::Timeout { program: self.program.clone(), seconds });
                 }
@@ -270,11 +277,11 @@ impl Tesseract {
     }
 
     fn folder(&self) -> Result<tempfile::TempDir, OcrError> {
-        tempfile::Builder::new().prefix("ocr-").tempdir().map_err(|source| self.system(source))
+        tempfile::Builder::new().prefix("ocr-").tempdir().map_err(|problem| self.system(problem))
     }
 
-    fn system(&self, source: io::Error) -> OcrError {
-        OcrError::System { program: self.program.clone(), source }
+    fn system(&self, problem: io::Error) -> OcrError {
+        OcrError::System { program: self.program.clone(), problem }
     }
 }
 

@@ -95,7 +95,7 @@ fn even_parts(length: usize, most: usize) -> impl Iterator<Item = (usize, usize)
 /// # Errors
 /// If the encoder refuses it.
 pub(super) fn png_base64(index: usize, image: &RgbImage) -> Result<String, RewardError> {
-    let refuse = |source| RewardError::Png { index, source };
+    let refuse = |problem| RewardError::Png { index, problem };
     let (width, height) = (image.width as u32, image.height as u32);
     let mut file = Cursor::new(Vec::new());
     let pixels = image.pixels.as_slice();

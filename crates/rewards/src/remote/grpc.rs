@@ -30,6 +30,8 @@ const KEYS: OptionKeys = OptionKeys { name: "grpc", default_url: None, own: &["r
 const TIMEOUT_EXPIRED: &str = "Timeout expired";
 /// What tonic says of a message beyond the limit.
 const TOO_LARGE: &str = "decoded message length too large";
+/// What hyper says of a reply that breaks off after its head.
+const BROKEN_OFF: &str = "error reading a body from connection";
 /// Pieces of images that wait to be sent.
 const PIECES_IN_FLIGHT: usize = 4;
 
@@ -52,6 +54,15 @@ impl Default for Options {
     fn default() -> Self {
         Self { reward: String::new(), batch_size: 64 }
     }
+}
+
+/// How far talking to a server has got.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It is asked what it is.
+    Describe,
+    /// It is sent so many bytes of pixels.
+    Score { n_bytes: usize },
 }
 
 impl GrpcReward {
@@ -93,18 +104,19 @@ impl GrpcReward {
         );
         let left = || deadline.saturating_duration_since(Instant::now());
         let describe = client.describe(service::request(DescribeRequest {}, left())).await;
-        let version = describe.map_err(|status| self.failure(status, 0))?.into_inner().protocol_version;
+        let version =
+            describe.map_err(|status| self.failure(status, Stage::Describe))?.into_inner().protocol_version;
         if version != PROTOCOL_VERSION {
             let problem =
                 format!("the server speaks version {version} of this protocol, not {PROTOCOL_VERSION}");
-            return Err(self.wrong(problem, 0));
+            return Err(self.wrong(problem, Stage::Describe));
         }
         let (pieces, receiver) = mpsc::channel(PIECES_IN_FLIGHT);
         let receive = async {
             let call = client.score(service::request(ReceiverStream::new(receiver), left())).await;
-            let n_bytes = batch.images.iter().map(|image| image.pixels.len()).sum();
-            let replies = call.map_err(|status| self.failure(status, n_bytes))?.into_inner();
-            self.collect(replies, batch.images.len(), n_bytes).await
+            let stage = Stage::Score { n_bytes: batch.images.iter().map(|image| image.pixels.len()).sum() };
+            let replies = call.map_err(|status| self.failure(status, stage))?.into_inner();
+            self.collect(replies, batch.images.len(), stage).await
         };
         tokio::select! {
             scores = receive => scores,
@@ -116,17 +128,17 @@ impl GrpcReward {
         &self,
         mut replies: Streaming<ScoreReply>,
         n_images: usize,
-        n_bytes: usize,
+        stage: Stage,
     ) -> Result<Vec<Score>, RemoteError> {
         let mut scores: BTreeMap<usize, Score> = BTreeMap::new();
         let mut bytes_left = self.connection.max_reply_bytes;
-        while let Some(reply) = replies.message().await.map_err(|status| self.failure(status, n_bytes))? {
+        while let Some(reply) = replies.message().await.map_err(|status| self.failure(status, stage))? {
             let reply_bytes = reply.encoded_len() as u64;
             bytes_left = bytes_left.checked_sub(reply_bytes).ok_or_else(|| self.too_large())?;
             let ScoreReply { id, outcome } = reply;
             let index = usize::try_from(id).ok().filter(|index| *index < n_images);
             let Some(index) = index.filter(|index| !scores.contains_key(index)) else {
-                return Err(self.wrong(format!("image {id} was not sent, or is answered twice"), n_bytes));
+                return Err(self.wrong(format!("image {id} was not sent, or is answered twice"), stage));
             };
             match outcome {
                 Some(Outcome::Score(ImageScore { value, extras })) => {
@@ -136,7 +148,7 @@ impl GrpcReward {
                     let (code, message) = (Code::from_i32(code as i32), quoted(message.as_bytes()));
                     return Err(RemoteError::Image { index, code, message });
                 }
-                None => return Err(self.wrong(format!("image {id} has neither score nor error"), n_bytes)),
+                None => return Err(self.wrong(format!("image {id} has neither score nor error"), stage)),
             }
         }
         match scores.len() {
@@ -146,7 +158,7 @@ impl GrpcReward {
     }
 
     /// What a status means: the server's word, or, where it has a cause, how the connection failed on this side.
-    fn failure(&self, status: Status, n_bytes: usize) -> RemoteError {
+    fn failure(&self, status: Status, stage: Stage) -> RemoteError {
         let (code, message) = (status.code(), quoted(status.message().as_bytes()));
         let cause = std::error::Error::source(&status);
         let io = std::iter::successors(cause, |error| error.source())
@@ -159,8 +171,12 @@ impl GrpcReward {
                 RemoteError::Deadline { allowed: self.connection.timeout }
             }
             (_, _, Code::OutOfRange) if message.contains(TOO_LARGE) => self.too_large(),
+            // Whoever has described itself speaks gRPC; then it is the connection that broke.
+            (_, Some(cause), _) if stage != Stage::Describe || cause.to_string() == BROKEN_OFF => {
+                RemoteError::Unreachable { cause: Chain(cause).to_string().into() }
+            }
             (_, Some(cause), Code::Internal | Code::Unknown) => {
-                self.wrong(format!("this is not gRPC, or broken ({})", Chain(cause)), n_bytes)
+                self.wrong(format!("this is not gRPC, or broken ({})", Chain(cause)), stage)
             }
             _ => RemoteError::Grpc { code, message },
         }
@@ -170,8 +186,12 @@ impl GrpcReward {
         RemoteError::TooLarge { allowed: self.connection.max_reply_bytes }
     }
 
-    fn wrong(&self, problem: String, n_bytes: usize) -> RemoteError {
+    fn wrong(&self, problem: String, stage: Stage) -> RemoteError {
         let url = self.connection.url.shown("/tempflow.v1.Reward/Score");
+        let n_bytes = match stage {
+            Stage::Describe => 0,
+            Stage::Score { n_bytes } => n_bytes,
+        };
         let sent = Sent { url, content_type: "application/grpc", n_bytes };
         Exchange { sent, reply: None }.wrong(problem)
     }

@@ -114,7 +114,7 @@ fn one_for_each(key: String, value: &Value, n_images: usize) -> Result<Vec<f32>,
 fn jpeg_files(batch: Batch) -> Result<Vec<Value>, RewardError> {
     let files = batch.images.iter().enumerate().map(|(index, image)| {
         let file = jpeg_bytes(image, JPEG_QUALITY);
-        file.map(Value::Bytes).map_err(|source| RewardError::Jpeg { index: batch.start + index, source })
+        file.map(Value::Bytes).map_err(|problem| RewardError::Jpeg { index: batch.start + index, problem })
     });
     files.collect()
 }

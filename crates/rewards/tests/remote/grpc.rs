@@ -1,7 +1,7 @@
 //! `proto/reward.proto` against servers in this process.
 
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -294,6 +294,59 @@ fn a_connection_that_breaks_may_pass() {
         assert!(may_pass, "{told}");
         server.join().expect("ended");
     }
+}
+
+/// Passes one connection on to `server` and breaks it after so many bytes of replies; gives the number passed.
+fn break_after(server: SocketAddr, n_bytes: usize) -> (String, std::thread::JoinHandle<usize>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let proxy = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().expect("a client");
+        let mut server = TcpStream::connect(server).expect("it listens");
+        let (mut requests, mut to_server) =
+            (client.try_clone().expect("a socket"), server.try_clone().expect("a socket"));
+        let upwards = std::thread::spawn(move || {
+            let _ = std::io::copy(&mut requests, &mut to_server);
+            let _ = to_server.shutdown(Shutdown::Both);
+        });
+        let mut replies = Vec::new();
+        let mut byte = [0];
+        while replies.len() < n_bytes
+            && server.read_exact(&mut byte).is_ok()
+            && client.write_all(&byte).is_ok()
+        {
+            replies.extend(byte);
+        }
+        let _ = client.shutdown(Shutdown::Both);
+        upwards.join().expect("ended");
+        replies.len()
+    });
+    (url, proxy)
+}
+
+#[test]
+fn a_connection_that_breaks_anywhere_may_pass() {
+    let server = Server::start(|_| Ok((0..4).map(|id| score(id, 0.5)).collect()));
+    let (images, prompts) = (vec![RgbImage::filled(4, 4, [0; 3]); 4], vec![prompts().remove(0); 4]);
+    let score_through = |n_bytes| {
+        let (url, proxy) = break_after(server.address, n_bytes);
+        let outcome = scorer("grpc", &json!({"url": url})).score(&images, &prompts);
+        (outcome, proxy.join().expect("ended"))
+    };
+    let (whole, n_bytes) = score_through(usize::MAX);
+    assert_eq!(values(whole), [0.5; 4]);
+    assert!(n_bytes > 200, "{n_bytes}");
+    let mut n_broken = 0;
+    for cut in (0..n_bytes).step_by(5) {
+        let (outcome, _) = score_through(cut);
+        // The last bytes belong to no reply.
+        if outcome.is_err() {
+            n_broken += 1;
+            let (told, may_pass) = failure(outcome);
+            assert!(may_pass, "after {cut} of {n_bytes} bytes: {told}");
+        }
+    }
+    assert!(n_broken > 20, "{n_broken}");
 }
 
 #[test]
