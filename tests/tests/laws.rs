@@ -164,18 +164,43 @@ impl Drop for RewardServer {
     }
 }
 
+/// Has the shapes scored by the server at `address`.
+fn score_elsewhere(run: &Run, address: &str) {
+    let config = std::fs::read_to_string(run.config()).expect("readable");
+    let (rest, _) = config.split_once("[[rewards]]").expect("it has rewards");
+    let section = format!("[[rewards]]\nname = \"shapes\"\nscorer = \"grpc\"\nurl = \"http://{address}\"\n");
+    std::fs::write(run.config(), rest.to_owned() + &section).expect("written");
+}
+
 #[test]
 fn a_reward_served_elsewhere_and_killed_on_the_way_trains_the_same_adapter() {
     let server = RewardServer::start("127.0.0.1:0");
     let address = server.address.clone();
     let mut run = Run::new(&with_lag(0));
-    let elsewhere = format!("name = \"shapes\"\nscorer = \"grpc\"\nurl = \"http://{address}\"\n");
-    let config = std::fs::read_to_string(run.config()).expect("readable");
-    std::fs::write(run.config(), config.replace("name = \"shapes\"\n", &elsewhere)).expect("written");
+    score_elsewhere(&run, &address);
     run.start(&["--workers", "2"]);
     run.wait_for_iterations(2);
     drop(server);
+    run.wait_until_said("unreachable");
     let _server = RewardServer::start(&address);
+    assert_eq!(run.wait(), Some(0), "the run failed:\n{}", run.output());
+    assert!(run.said().contains("this is over"), "{}", run.said());
+    assert_eq!(&run.adapter_digests(), undisturbed(0), "{}", run.output());
+}
+
+#[test]
+fn a_reward_server_that_has_moved_is_found_by_a_resumed_run() {
+    let server = RewardServer::start("127.0.0.1:0");
+    let mut run = Run::new(&with_lag(0));
+    score_elsewhere(&run, &server.address);
+    run.start(&["--workers", "2"]);
+    run.wait_for_iterations(2);
+    kill(run.coordinator_pid(), Signal::SIGTERM).expect("the coordinator lives");
+    run.wait();
+    drop(server);
+    let moved = RewardServer::start("127.0.0.1:0");
+    score_elsewhere(&run, &moved.address);
+    run.start(&["--resume"]);
     assert_eq!(run.wait(), Some(0), "the run failed:\n{}", run.output());
     assert_eq!(&run.adapter_digests(), undisturbed(0), "{}", run.output());
 }

@@ -85,7 +85,8 @@ impl VlmJudge {
         let options = Options {
             model: if model.is_empty() { "UnifiedReward-7b-v1.5".to_owned() } else { model },
             question: UNIFIED_REWARD_QUESTION.to_owned(),
-            pattern: r"Final Score:\s*([1-5](?:\.\d+)?)".to_owned(),
+            // The reference takes the first digit of "10" too, which is no answer to what was asked.
+            pattern: r"Final Score:\s*([1-5](?:\.\d+)?)(?:\D|$)".to_owned(),
             scale: 5.0,
             image_size: Some(512),
             api_key_env,
