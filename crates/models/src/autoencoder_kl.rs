@@ -13,6 +13,7 @@ use crate::ModelError;
 use crate::json_file;
 use crate::layers::{Activation, Conv2d, GroupNorm, Linear};
 use crate::pipeline::DecoderOptions;
+use crate::sizes::{check_layers, check_sizes};
 use crate::tiled_decoding::{decode_in_tiles, tile_in_latents};
 use crate::weights::{Scope, WeightOptions, Weights};
 
@@ -87,6 +88,10 @@ impl AutoencoderKlConfig {
             let (path, found, supported) = (path.to_owned(), self.class_name.clone(), class_name());
             return Err(ModelError::UnsupportedClass { path, found, supported });
         }
+        let sizes = [("out_channels", self.out_channels), ("latent_channels", self.latent_channels)];
+        check_sizes(&sizes)
+            .and_then(|()| check_layers(&[("layers_per_block", self.layers_per_block)]))
+            .map_err(|(key, reason)| ModelError::config(path, key, reason))?;
         let n_blocks = self.block_out_channels.len();
         if n_blocks == 0 || self.up_block_types.len() != n_blocks {
             let reason =

@@ -17,6 +17,7 @@ use crate::ModelError;
 use crate::json_file;
 use crate::layers::{Conv2d, attention};
 use crate::pipeline::DecoderOptions;
+use crate::sizes::{check_layers, check_sizes};
 use crate::tiled_decoding::{decode_in_tiles, tile_in_latents};
 use crate::weights::{Init, Scope, WeightOptions, Weights};
 
@@ -69,9 +70,8 @@ impl AutoencoderKlQwenImageConfig {
     fn check(&self) -> Result<(), (&'static str, String)> {
         let sizes =
             [("base_dim", self.base_dim), ("z_dim", self.z_dim), ("input_channels", self.input_channels)];
-        if let Some((key, value)) = sizes.into_iter().find(|(_, value)| *value < 1) {
-            return Err((key, format!("{value} is not a positive number")));
-        }
+        check_sizes(&sizes)?;
+        check_layers(&[("num_res_blocks", self.num_res_blocks)])?;
         let n_resolutions = self.dim_mult.len();
         let halved = self.dim_mult.iter().skip(1).map(|multiple| multiple * self.base_dim);
         if n_resolutions == 0

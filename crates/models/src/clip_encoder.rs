@@ -67,14 +67,9 @@ pub(crate) struct EncoderConfig {
     pub activation: Activation,
 }
 
-/// Checks that sizes are not below 1; `prefix` is that of their keys.
-pub(crate) fn check_sizes(path: &Path, prefix: &str, sizes: &[(&str, i64)]) -> Result<(), ModelError> {
-    match sizes.iter().find(|(_, size)| *size < 1) {
-        None => Ok(()),
-        Some((key, size)) => {
-            Err(ModelError::config(path, &format!("{prefix}{key}"), format!("is {size}; use at least 1")))
-        }
-    }
+/// Puts the place of a configuration, `path` and `prefix`, before the key that is wrong in it.
+pub(crate) fn placed(path: &Path, prefix: &str) -> impl Fn((&str, String)) -> ModelError {
+    move |(key, reason)| ModelError::config(path, &format!("{prefix}{key}"), reason)
 }
 
 /// Checks that the heads divide the width.

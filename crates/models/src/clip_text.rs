@@ -11,11 +11,11 @@ use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::clip_encoder::{
-    Attending, ClipEncoder, ClipNames, EncoderConfig, EncoderOutput, check_heads, check_sizes,
-    find_activation,
+    Attending, ClipEncoder, ClipNames, EncoderConfig, EncoderOutput, check_heads, find_activation, placed,
 };
 use crate::json_file;
 use crate::layers::{LayerNorm, Linear};
+use crate::sizes::{check_layers, check_sizes};
 use crate::weights::{Init, Scope, WeightOptions, Weights};
 
 /// `config.json` of a CLIP text encoder; what it leaves out has the value that `transformers` gives it.
@@ -69,7 +69,8 @@ impl ClipTextConfig {
             ("intermediate_size", self.intermediate_size),
             ("max_position_embeddings", self.max_position_embeddings),
         ];
-        check_sizes(path, prefix, &sizes)?;
+        check_sizes(&sizes).map_err(placed(path, prefix))?;
+        check_layers(&[("num_hidden_layers", self.num_hidden_layers)]).map_err(placed(path, prefix))?;
         check_heads(path, prefix, [self.hidden_size, self.num_attention_heads])?;
         Ok(EncoderConfig {
             width: self.hidden_size,

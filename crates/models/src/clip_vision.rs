@@ -13,9 +13,10 @@ use crate::ModelError;
 use crate::clip::config::ClipConfig;
 use crate::clip::unit_length;
 use crate::clip_encoder::{
-    Attending, ClipEncoder, ClipNames, EncoderConfig, check_heads, check_sizes, find_activation,
+    Attending, ClipEncoder, ClipNames, EncoderConfig, check_heads, find_activation, placed,
 };
 use crate::layers::{LayerNorm, Linear};
+use crate::sizes::{check_layers, check_sizes};
 use crate::weights::{Init, Scope, WeightOptions, Weights};
 
 /// Older versions of transformers stored the numbers 0, 1, 2, ….
@@ -72,7 +73,8 @@ impl ClipVisionConfig {
             ("image_size", self.image_size),
             ("patch_size", self.patch_size),
         ];
-        check_sizes(path, prefix, &sizes)?;
+        check_sizes(&sizes).map_err(placed(path, prefix))?;
+        check_layers(&[("num_hidden_layers", self.num_hidden_layers)]).map_err(placed(path, prefix))?;
         check_heads(path, prefix, [self.hidden_size, self.num_attention_heads])?;
         if self.num_channels != CHANNELS {
             let reason = format!("{} channels, but pictures have {CHANNELS}", self.num_channels);

@@ -20,6 +20,7 @@ pub mod patches;
 pub mod projection;
 pub mod safetensors_file;
 pub mod sd3;
+mod sizes;
 pub mod weights;
 
 pub use error::ModelError;

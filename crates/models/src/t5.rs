@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 use crate::ModelError;
 use crate::json_file;
 use crate::layers::{Activation, Linear};
+use crate::sizes::{check_layers, check_sizes};
 use crate::weights::{Init, Scope, WeightOptions, Weights};
 
 /// `config.json` of a T5 encoder.
@@ -62,6 +63,19 @@ struct FeedForwardKind {
 }
 
 impl T5Config {
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        check_layers(&[("num_layers", self.num_layers)])?;
+        check_sizes(&[
+            ("vocab_size", self.vocab_size),
+            ("d_model", self.d_model),
+            ("d_kv", self.d_kv),
+            ("d_ff", self.d_ff),
+            ("num_heads", self.num_heads),
+            ("relative_attention_num_buckets", self.relative_attention_num_buckets),
+            ("relative_attention_max_distance", self.relative_attention_max_distance),
+        ])
+    }
+
     fn feed_forward(&self, path: &Path) -> Result<FeedForwardKind, ModelError> {
         let name = self.feed_forward_proj.as_str();
         let (gated, name) = name.strip_prefix("gated-").map_or((false, name), |name| (true, name));
@@ -209,6 +223,7 @@ impl T5Encoder {
     pub fn open(dir: &Path, options: &WeightOptions) -> Result<Self, ModelError> {
         let path = dir.join("config.json");
         let config: T5Config = json_file::read(&path)?;
+        config.check().map_err(|(key, reason)| ModelError::config(&path, key, reason))?;
         let feed_forward = config.feed_forward(&path)?;
         if config.relative_attention_num_buckets < 4 {
             let reason = "needs at least 4: near and far distances, before and after";

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::clip_encoder::check_sizes;
+use crate::clip_encoder::placed;
 use crate::clip_text::ClipTextConfig;
 use crate::clip_vision::ClipVisionConfig;
+use crate::sizes::check_sizes;
 use crate::{ModelError, json_file};
 
 const MODEL_TYPE: &str = "clip";
@@ -47,7 +48,7 @@ impl ClipConfig {
     pub fn read(path: &Path) -> Result<Self, ModelError> {
         let config: Self = json_file::read(path)?;
         if config.model_type == MODEL_TYPE {
-            check_sizes(path, "", &[("projection_dim", config.projection_dim)])?;
+            check_sizes(&[("projection_dim", config.projection_dim)]).map_err(placed(path, ""))?;
             return Ok(config);
         }
         let reason =
@@ -99,6 +100,18 @@ mod tests {
         let text = config.text();
         assert_eq!((text.hidden_size, text.eos_token_id, text.projection_dim), (768, 49_407, 768));
         assert_eq!(config.vision().patch_size, 14);
+    }
+
+    #[test]
+    fn more_layers_than_there_can_be_are_refused() {
+        let config =
+            read(r#"{"model_type": "clip", "vision_config": {"num_hidden_layers": 100000000}}"#).unwrap();
+        let error =
+            config.vision().encoder(Path::new("config.json"), "vision_config.").unwrap_err().to_string();
+        assert!(
+            error.contains("vision_config.num_hidden_layers: is 100000000; it must be from 1 to 10000"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::clip_encoder::check_sizes;
+use crate::clip_encoder::placed;
 use crate::clip_text::{ClipTextConfig, LEGACY_EOS_TOKEN_ID};
 use crate::clip_vision::ClipVisionConfig;
+use crate::sizes::check_sizes;
 use crate::{ModelError, json_file};
 
 /// Name of the file.
@@ -102,10 +103,11 @@ impl OpenClipConfig {
         let file = if path.is_file() { json_file::read(&path)? } else { vit_h_14() };
         let File { model_cfg: model, preprocess_cfg: Preprocessing { mean, std } } = file;
         let [vision, text] = [("vision_cfg.", "width"), ("text_cfg.", "heads")];
-        check_sizes(&path, "model_cfg.", &[("embed_dim", model.embed_dim)])?;
+        check_sizes(&[("embed_dim", model.embed_dim)]).map_err(placed(&path, "model_cfg."))?;
         let sizes = [("head_width", model.vision_cfg.head_width), (vision.1, model.vision_cfg.width)];
-        check_sizes(&path, &format!("model_cfg.{}", vision.0), &sizes)?;
-        check_sizes(&path, &format!("model_cfg.{}", text.0), &[(text.1, model.text_cfg.heads)])?;
+        check_sizes(&sizes).map_err(placed(&path, &format!("model_cfg.{}", vision.0)))?;
+        check_sizes(&[(text.1, model.text_cfg.heads)])
+            .map_err(placed(&path, &format!("model_cfg.{}", text.0)))?;
         Ok(Self { path, model, mean, std })
     }
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use crate::error::ModelError;
 use crate::json_file;
 use crate::patches::PACKED_SIDE;
+use crate::sizes::{check_layers, check_sizes};
 
 const CLASS_NAME: &str = "FluxTransformer2DModel";
 
@@ -103,16 +104,13 @@ impl FluxConfig {
     fn check(&self) -> Result<(), (&'static str, String)> {
         let sizes = [
             ("in_channels", self.in_channels),
-            ("num_layers", self.num_layers),
-            ("num_single_layers", self.num_single_layers),
             ("attention_head_dim", self.attention_head_dim),
             ("num_attention_heads", self.num_attention_heads),
             ("joint_attention_dim", self.joint_attention_dim),
             ("pooled_projection_dim", self.pooled_projection_dim),
         ];
-        if let Some((key, value)) = sizes.into_iter().find(|(_, value)| *value < 1) {
-            return Err((key, format!("{value} is not a positive number")));
-        }
+        check_sizes(&sizes)?;
+        check_layers(&[("num_layers", self.num_layers), ("num_single_layers", self.num_single_layers)])?;
         if self.patch_size != 1 {
             return Err(("patch_size", format!("{} is not supported; supported: 1", self.patch_size)));
         }
@@ -173,6 +171,7 @@ mod tests {
         for (json, word) in [
             (r#"{"patch_size": 2}"#, "patch_size"),
             (r#"{"num_layers": "many"}"#, "num_layers"),
+            (r#"{"num_layers": 100000000}"#, "num_layers"),
             (r#"{"num_single_layers": 0}"#, "num_single_layers"),
             (r#"{"in_channels": 66}"#, "in_channels"),
             (r#"{"in_channels": 384, "out_channels": 64}"#, "out_channels"),

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::sizes::{check_layers, check_sizes};
 use crate::{ModelError, json_file};
 
 /// The shape of a Qwen2 language model, by the key names of `transformers`.
@@ -89,13 +90,11 @@ impl Qwen2Config {
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.num_key_value_heads),
         ];
-        if let Some((key, value)) = sizes.into_iter().find(|(_, value)| *value < 1) {
-            return Err((key, format!("{value} is not a positive number")));
-        }
+        check_sizes(&sizes)?;
+        check_layers(&[("num_hidden_layers", self.num_hidden_layers)])?;
         let (width, heads, shared) = (self.hidden_size, self.num_attention_heads, self.num_key_value_heads);
         if width % heads != 0 || self.head_width() % 2 != 0 {
             return Err((

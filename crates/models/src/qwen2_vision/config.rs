@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use crate::layers::Activation;
+use crate::sizes::{check_layers, check_sizes};
 
 /// The shape of a vision tower, by the key names of `transformers`.
 #[derive(Clone, Debug, Deserialize)]
@@ -55,7 +56,6 @@ impl Qwen2VisionConfig {
     /// The first key whose value does not work, and why.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
         let sizes = [
-            ("vision_config.depth", self.depth),
             ("vision_config.embed_dim", self.embed_dim),
             ("vision_config.hidden_size", self.hidden_size),
             ("vision_config.num_heads", self.num_heads),
@@ -65,9 +65,8 @@ impl Qwen2VisionConfig {
             ("vision_config.temporal_patch_size", self.temporal_patch_size),
             ("vision_config.mlp_ratio", self.inner_width()),
         ];
-        if let Some((key, value)) = sizes.into_iter().find(|(_, value)| *value < 1) {
-            return Err((key, format!("{value} is too small; use a positive number")));
-        }
+        check_sizes(&sizes)?;
+        check_layers(&[("vision_config.depth", self.depth)])?;
         let (width, heads) = (self.embed_dim, self.num_heads);
         if width % heads != 0 || self.head_width() % 4 != 0 {
             let reason = format!("{heads} does not split {width} features into heads of a multiple of 4");

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use crate::error::ModelError;
 use crate::json_file;
 use crate::patches::PACKED_SIDE;
+use crate::sizes::{check_layers, check_sizes};
 
 const CLASS_NAME: &str = "QwenImageTransformer2DModel";
 
@@ -106,14 +107,12 @@ impl QwenImageConfig {
         let sizes = [
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
-            ("num_layers", self.num_layers),
             ("attention_head_dim", self.attention_head_dim),
             ("num_attention_heads", self.num_attention_heads),
             ("joint_attention_dim", self.joint_attention_dim),
         ];
-        if let Some((key, value)) = sizes.into_iter().find(|(_, value)| *value < 1) {
-            return Err((key, format!("{value} is not a positive number")));
-        }
+        check_sizes(&sizes)?;
+        check_layers(&[("num_layers", self.num_layers)])?;
         if self.patch_size != PACKED_SIDE {
             return Err((
                 "patch_size",
@@ -179,6 +178,7 @@ mod tests {
         for (json, word) in [
             (r#"{"patch_size": 0}"#, "patch_size"),
             (r#"{"num_layers": "many"}"#, "num_layers"),
+            (r#"{"num_layers": 100000000}"#, "num_layers"),
             (r#"{"out_channels": 8}"#, "in_channels"),
             (r#"{"axes_dims_rope": [16, 56, 58]}"#, "axes_dims_rope"),
             (r#"{"axes_dims_rope": [17, 55, 56]}"#, "axes_dims_rope"),

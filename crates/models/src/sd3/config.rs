@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::error::ModelError;
 use crate::json_file;
+use crate::sizes::{check_layers, check_sizes};
 
 /// The shape of an SD3 or SD3.5 transformer, by diffusers' key names; what a file leaves out has diffusers' defaults.
 #[derive(Clone, Debug, Deserialize)]
@@ -113,7 +114,6 @@ impl Sd3Config {
             ("sample_size", self.sample_size),
             ("patch_size", self.patch_size),
             ("in_channels", self.in_channels),
-            ("num_layers", self.num_layers),
             ("attention_head_dim", self.attention_head_dim),
             ("num_attention_heads", self.num_attention_heads),
             ("joint_attention_dim", self.joint_attention_dim),
@@ -121,9 +121,8 @@ impl Sd3Config {
             ("out_channels", self.velocity_channels()),
             ("pos_embed_max_size", self.pos_embed_max_size),
         ];
-        if let Some((key, value)) = sizes.into_iter().find(|(_, value)| *value < 1) {
-            return Err((key, format!("{value} is not a positive number")));
-        }
+        check_sizes(&sizes)?;
+        check_layers(&[("num_layers", self.num_layers)])?;
         if self.width() % 4 != 0 {
             let reason =
                 format!("times num_attention_heads is {}, but must be a multiple of 4", self.width());
@@ -182,6 +181,7 @@ mod tests {
             (r#"{"qk_norm": "layer_norm"}"#, "qk_norm"),
             (r#"{"patch_size": 0}"#, "patch_size"),
             (r#"{"num_layers": "many"}"#, "num_layers"),
+            (r#"{"num_layers": 100000000}"#, "num_layers"),
             (r#"{"dual_attention_layers": [18]}"#, "dual_attention_layers"),
             (r#"{"num_attention_heads": 3, "attention_head_dim": 7}"#, "attention_head_dim"),
             (r#"{"caption_projection_dim": 7}"#, "caption_projection_dim"),
