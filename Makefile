@@ -11,7 +11,7 @@ help:
 	@echo 'make up        set up, build, and train the shipped task from start to end (CONFIG=..., ARGS=...)'
 	@echo 'make test      build and run all tests'
 	@echo 'make check     format, lints, docs, then all tests: what CI runs'
-	@echo 'make bench     measure sampling, training and transport beside PyTorch'
+	@echo 'make bench     measure sampling, training and rewards beside PyTorch'
 	@echo 'make ablation  Flow-GRPO to TempFlow-GRPO step by step, three seeds each (hours)'
 	@echo 'make setup     fetch libtorch only'
 
@@ -45,3 +45,4 @@ bench: build
 	$(CARGO) build --release -p rollout-worker --example task_speed
 	$(CARGO) build --release -p rewards --example hpsv3_speed --example reward_speed
 	$(PYTHON) tests/reference/bench.py
+	$(PYTHON) tests/reference/reward_overlap.py

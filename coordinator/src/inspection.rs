@@ -23,8 +23,8 @@ pub fn model(config: &RunConfig, programs: &Path) -> Result<ModelInspection, Coo
     }
 }
 
-/// Asks the rollout worker about the rewards that this build has, once about those that share a scorer. None is built, no
-/// server is asked.
+/// Asks the rollout worker about the rewards that this build has, once about those that share a scorer. It makes them of
+/// the headers of their files; no weight is read, no server is asked.
 ///
 /// # Errors
 /// If the worker cannot be asked; what is wrong with a reward stands in its inspection.

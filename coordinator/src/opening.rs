@@ -108,10 +108,11 @@ fn reopen(config: &RunConfig, directory: &RunDirectory) -> Result<RunRecord, Coo
 
 fn another_run(directory: &RunDirectory, differences: &Differences) -> CoordinatorError {
     CoordinatorError::Usage(format!(
-        "{} was started with another config; only {} may change, but these do:\n  {}\nput them back, or start \
-         another run by `--set run.name=NAME`",
+        "{} was started with another config; only {}, and {} of a reward may change, but these do:\n  {}\nput them \
+         back, or start another run by `--set run.name=NAME`",
         directory.path().display(),
         config::CHANGEABLE_KEYS.join(", "),
+        config::CONNECTION_OPTIONS.join(", "),
         differences.forbidden.join("\n  ")
     ))
 }

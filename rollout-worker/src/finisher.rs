@@ -1,7 +1,7 @@
 //! The second half of every task: score, push, tell the coordinator; the device samples the next one meanwhile.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use proto::TaskId;
 use service::{Membership, ServiceError, WorkInHand};
@@ -17,6 +17,8 @@ use crate::task::Sampled;
 
 /// How often a task that is being scored counts as getting on.
 const PROGRESS: Duration = Duration::from_secs(5);
+/// How long scorers may work on a task without a word before it no longer does: no device takes as long for its images.
+const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
 
 /// Takes sampled tasks and finishes them one after another.
 pub struct Finisher {
@@ -40,15 +42,32 @@ struct Accepted {
 /// Tells the coordinator how scoring goes on.
 struct ScoringReport {
     membership: Membership,
+    last_word: Mutex<Instant>,
+}
+
+impl ScoringReport {
+    fn new(membership: Membership) -> Self {
+        Self { membership, last_word: Mutex::new(Instant::now()) }
+    }
+
+    fn hear(&self) {
+        *self.last_word.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn silence(&self) -> Duration {
+        self.last_word.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
 }
 
 impl Listener for ScoringReport {
     fn held(&self, scorer: &str, problem: &str) {
+        self.hear();
         self.membership
             .troubled(scorer, format!("tasks are held until reward `{scorer}` answers: {problem}"));
     }
 
     fn released(&self, scorer: &str) {
+        self.hear();
         self.membership.relieved(scorer);
     }
 }
@@ -120,7 +139,8 @@ impl Work {
             Ok(delivery) => delivery,
             Err(ScoringError::Task(error)) => {
                 tracing::error!("cannot score: {error}");
-                return Ok(self.membership.task_failed(id, &error.to_string(), true).await?);
+                let poisonous = error.is_the_tasks_fault();
+                return Ok(self.membership.task_failed(id, &error.to_string(), poisonous).await?);
             }
             Err(error @ ScoringError::Died(_)) => return Err(error.into()),
         };
@@ -128,16 +148,16 @@ impl Work {
         Ok(self.tell(id, delivered, &delivery).await?)
     }
 
-    /// Scores; as long as that takes the worker does not hang: a request to a server has a deadline of its own, and
-    /// holding a task for a server that is away is what the worker is meant to do.
+    /// Scores. Meanwhile the worker does not hang, unless nothing is heard of it for very long: a request to a server has a
+    /// deadline of its own, and every attempt while a task is held for a server that is away is heard.
     async fn score(&self, sampled: Sampled, work: &WorkInHand) -> Result<Delivery, ScoringError> {
-        let listener = Arc::new(ScoringReport { membership: self.membership.clone() });
-        let mut scoring = std::pin::pin!(self.scorer.complete(sampled, listener));
+        let report = Arc::new(ScoringReport::new(self.membership.clone()));
+        let mut scoring = std::pin::pin!(self.scorer.complete(sampled, report.clone()));
         let mut ticks = tokio::time::interval(PROGRESS);
         loop {
             tokio::select! {
                 outcome = &mut scoring => return outcome,
-                _ = ticks.tick() => work.progressed(),
+                _ = ticks.tick(), if report.silence() < LONGEST_SILENCE => work.progressed(),
             }
         }
     }

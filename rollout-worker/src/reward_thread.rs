@@ -1,7 +1,7 @@
 //! The thread on which a scorer is built and works, with a queue before it.
 
 use config::RewardSection;
-use rewards::Reward;
+use rewards::{PromptRecord, Reward, RewardError, RgbImage, Score, check_count};
 use service::Hub;
 use tch::Device;
 use tokio::sync::{mpsc, oneshot};
@@ -68,6 +68,19 @@ pub async fn start<Job: Send + 'static>(
     std::thread::Builder::new().name(format!("reward {name}")).spawn(work)?;
     is_built.await.unwrap_or_else(|_| Err(ScorerDied(name).into()))?;
     Ok(jobs)
+}
+
+/// Has a batch scored, and refuses scores that are not one for each image.
+///
+/// # Errors
+/// If the scorer fails or gives another number of scores.
+pub fn score(
+    reward: &dyn Reward,
+    images: &[RgbImage],
+    prompts: &[PromptRecord],
+) -> Result<Vec<Score>, RewardError> {
+    let scores = reward.score(images, prompts)?;
+    check_count(reward.name(), images.len(), &scores).map(|()| scores)
 }
 
 #[cfg(test)]

@@ -116,7 +116,8 @@ impl Scorer {
         sampled: &mut Sampled,
         listener: Arc<dyn Listener>,
     ) -> Result<Vec<WireTensor>, ScoringError> {
-        let prompts = (0..sampled.images.len()).map(|image| prompt_record(sampled, image)).collect();
+        let prompts = (0..sampled.images.len()).map(|image| prompt_record(sampled, image));
+        let prompts = prompts.collect::<Result<_, _>>()?;
         let batch = Arc::new(Batch { images: std::mem::take(&mut sampled.images), prompts });
         let is_evaluation = sampled.task.id.is_some_and(|id| id.kind() == TaskKind::Evaluate);
         let parts = if is_evaluation { &self.evaluation } else { &self.training };
@@ -156,10 +157,15 @@ fn list_parts<'a>(list: &'a [RewardSection], sections: &mut Vec<&'a RewardSectio
     list.iter().map(part).collect()
 }
 
-fn prompt_record(sampled: &Sampled, image: usize) -> PromptRecord {
+fn prompt_record(sampled: &Sampled, image: usize) -> Result<PromptRecord, TaskError> {
     let prompt = sampled.prompt_of(image);
-    let metadata = serde_json::from_str(&prompt.metadata).unwrap_or(Value::Null);
-    PromptRecord { prompt: prompt.text.clone(), metadata }
+    let metadata = match prompt.metadata.as_str() {
+        "" => Value::Null,
+        text => serde_json::from_str(text).map_err(|error| {
+            TaskError::Malformed(format!("the metadata of prompt `{}` is no JSON: {error}", prompt.text))
+        })?,
+    };
+    Ok(PromptRecord { prompt: prompt.text.clone(), metadata })
 }
 
 /// The error with the place that it is about: of its image, or of the task's first.

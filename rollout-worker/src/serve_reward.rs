@@ -25,6 +25,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic_health::ServingStatus;
 
 use crate::bad_input::BadInput;
 use crate::reward_thread::{self, ThreadOptions};
@@ -75,8 +76,10 @@ pub fn choices(names: &[String], options: &[String]) -> anyhow::Result<Vec<Rewar
     };
     let mut own: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for option in options {
-        let addressed = option.split_once('.').and_then(|(name, setting)| {
-            names.iter().find(|known| *known == name).map(|name| (name.as_str(), setting.to_owned()))
+        // Names have dots in them, as `hpsv2.1`.
+        let addressed = names.iter().find_map(|name| {
+            let setting = option.strip_prefix(name.as_str())?.strip_prefix('.')?;
+            Some((name.as_str(), setting.to_owned()))
         });
         let (name, setting) = addressed.with_context(|| {
             let example = format!("{}.KEY=VALUE", names[0]);
@@ -140,6 +143,8 @@ async fn serve(
     let stop = async move {
         going_away.cancelled().await;
         health.set_not_serving::<RewardServer<RewardService>>().await;
+        // The process as a whole, which is what probes ask about by default.
+        health.set_service_status("", ServingStatus::NotServing).await;
     };
     let service =
         RewardServer::new(RewardService::new(hosted)).max_decoding_message_size(::service::MESSAGE_LIMIT);
@@ -178,6 +183,8 @@ mod tests {
         assert_eq!(one, [of("deqa", r#"{"batch_size":3,"url":"http://a.b:1"}"#)]);
         let two = chosen(&["shapes", "deqa"], &["deqa.url=http://a.b:1"]).expect("well-formed");
         assert_eq!(two, [of("shapes", "{}"), of("deqa", r#"{"url":"http://a.b:1"}"#)]);
+        let dotted = chosen(&["shapes", "hpsv2.1"], &["hpsv2.1.batch_size=8"]).expect("well-formed");
+        assert_eq!(dotted[1], of("hpsv2.1", r#"{"batch_size":8}"#));
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub struct Origin {
     pub exploration: Option<(u32, u32)>,
 }
 
-/// Why a task has no outcome. Each of these would happen again: the fault is the task's, not the worker's.
+/// Why a task has no outcome.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
     /// The task makes no sense.
@@ -101,6 +101,16 @@ pub enum TaskError {
     /// The config's steps and the model's schedule do not go together.
     #[error(transparent)]
     Flow(#[from] FlowError),
+}
+
+impl TaskError {
+    /// Whether it would happen again on any worker, since the fault is the task's.
+    pub fn is_the_tasks_fault(&self) -> bool {
+        match self {
+            Self::Reward { problem, .. } => !problem.may_pass(),
+            _ => true,
+        }
+    }
 }
 
 impl Sampler {

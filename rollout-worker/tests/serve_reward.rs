@@ -217,6 +217,46 @@ fn a_batch_in_hand_is_answered_after_sigterm() {
     assert_eq!(server.exit_code(), Some(0));
 }
 
+#[tokio::test]
+async fn a_server_that_is_going_away_says_so_to_probes() {
+    let blocking = |work: fn() -> (Gate, Server)| tokio::task::spawn_blocking(work);
+    let (gate, server) = blocking(|| {
+        let gate = Gate::start();
+        let server = gate.serve(&[]);
+        (gate, server)
+    })
+    .await
+    .expect("started");
+    let channel = service::connect(&server.url, Duration::ZERO).await.expect("connected");
+    let mut watched = Vec::new();
+    for service in ["", "tempflow.v1.Reward"] {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let mut statuses =
+            HealthClient::new(channel.clone()).watch(request).await.expect("an answer").into_inner();
+        let first = statuses.message().await.expect("a status").expect("one").status();
+        assert_eq!(first, ServingStatus::Serving, "{service}");
+        watched.push((service, statuses));
+    }
+    // Until the batch is answered the server stays.
+    let scores = score_one(server.client(json!({})), "in hand");
+    let gate = tokio::task::spawn_blocking(move || {
+        assert_eq!(gate.arrived.recv().expect("arrived"), "in hand");
+        gate
+    });
+    let gate = gate.await.expect("joined");
+    server.signal(Signal::SIGTERM);
+    for (service, mut statuses) in watched {
+        let status = statuses.message().await.expect("a status").expect("one").status();
+        assert_eq!(status, ServingStatus::NotServing, "{service}");
+    }
+    gate.open.send(()).expect("the gate lives");
+    tokio::task::spawn_blocking(move || scores.join())
+        .await
+        .expect("joined")
+        .expect("joined")
+        .expect("scores");
+}
+
 #[test]
 fn a_full_queue_refuses_for_the_time_being() {
     let gate = Gate::start();

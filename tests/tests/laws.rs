@@ -196,7 +196,8 @@ fn a_reward_server_that_has_moved_is_found_by_a_resumed_run() {
     run.start(&["--workers", "2"]);
     run.wait_for_iterations(2);
     kill(run.coordinator_pid(), Signal::SIGTERM).expect("the coordinator lives");
-    run.wait();
+    assert_eq!(run.wait(), Some(75), "a run that was interrupted can be resumed:\n{}", run.output());
+    assert!(run.rows("metrics.jsonl").len() < 6, "it had ended already");
     drop(server);
     let moved = RewardServer::start("127.0.0.1:0");
     score_elsewhere(&run, &moved.address);

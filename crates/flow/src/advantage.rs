@@ -47,7 +47,7 @@ pub struct GroupStatistics {
     pub reward_std_mean: f64,
 }
 
-pub(crate) const EPSILON: f64 = 1e-4;
+const EPSILON: f64 = 1e-4;
 
 /// Advantages in the layout of the rewards, one list per entry of `rewards`.
 ///
@@ -60,7 +60,7 @@ pub fn advantages(
     n_branches: usize,
 ) -> Result<Vec<Vec<f32>>, FlowError> {
     let table = Table::new(rewards, n_steps, n_branches)?;
-    Ok(table.advantages(group).iter().map(|seed| rounded(seed)).collect())
+    Ok(table.advantages(group, |std| std + EPSILON).iter().map(|seed| rounded(seed)).collect())
 }
 
 /// Describes the groups that [`advantages`] compares within; a batch group counts as its prompts.
@@ -133,8 +133,12 @@ impl<'a> Table<'a> {
         Ok(Self { rewards, order, n_steps, n_branches })
     }
 
-    /// The formula above, in the layout of the rewards.
-    pub(crate) fn advantages(&self, group: AdvantageGroup) -> Vec<Vec<f64>> {
+    /// The formula above with any denominator made of the deviation, in the layout of the rewards.
+    pub(crate) fn advantages(
+        &self,
+        group: AdvantageGroup,
+        denominator: impl Fn(f64) -> f64,
+    ) -> Vec<Vec<f64>> {
         let mut advantages: Vec<Vec<f64>> =
             self.rewards.iter().map(|seed| vec![0.0; seed.rewards.len()]).collect();
         for members in self.groups(group).values() {
@@ -151,7 +155,7 @@ impl<'a> Table<'a> {
                     let here = step * self.n_branches..(step + 1) * self.n_branches;
                     let rewards = &self.rewards[seed].rewards[here.clone()];
                     for (advantage, reward) in advantages[seed][here].iter_mut().zip(rewards) {
-                        *advantage = (f64::from(*reward) - mean) / (std + EPSILON);
+                        *advantage = (f64::from(*reward) - mean) / denominator(std);
                     }
                 }
             }

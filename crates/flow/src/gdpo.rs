@@ -1,13 +1,14 @@
 //! Several rewards, each made an advantage by itself before they are added.
 //!
 //! ```text
-//! combined  = Σ over rewards  weight · advantage within the group ([`crate::advantage`])
-//! advantage = combined / (deviation of combined over the whole iteration + 1e-4)
+//! combined  = Σ over rewards  weight · (reward − mean of its group) / max(deviation of its group, 1e-6)
+//! advantage = combined / max(deviation of combined over the whole iteration, 1e-6)
 //! ```
 //!
 //! A weighted sum of raw scores lets the reward that varies most decide, and gives equal advantages to explorations whose
 //! rewards differ but add up to the same. Here every reward counts by its weight alone, whatever its scale: only ratios of
-//! weights matter, and a negative weight turns its reward around.
+//! weights matter, and a negative weight turns its reward around. Groups are those of [`crate::advantage`], and so are means
+//! and deviations; only what divides differs.
 //!
 //! 1. **One deviation for all trained steps.** The first normalisation has made steps comparable; how much each counts is
 //!    what step weights are for. A deviation of each step would undo both: it would blow up a step at which few groups
@@ -20,13 +21,19 @@
 //! With a single reward this is its advantage over the deviation of all of them, which is near 1 unless many groups teach
 //! nothing.
 //!
-//! Source: GDPO (arXiv 2601.05242); Flow-Factory, `advantage/advantage_processor.py`, `compute_gdpo` at a0b2bc5, which
-//! divides by `max(deviation, 1e-6)` in both places.
+//! Source: GDPO (arXiv 2601.05242); Flow-Factory, `advantage/advantage_processor.py`, `compute_gdpo` at a0b2bc5.
 
 use config::AdvantageGroup;
 
 use crate::FlowError;
-use crate::advantage::{EPSILON, Moments, SeedRewards, Table, rounded};
+use crate::advantage::{Moments, SeedRewards, Table, rounded};
+
+/// Keeps what only rounding tells apart from being blown up.
+const LEAST_DEVIATION: f64 = 1e-6;
+
+fn denominator(deviation: f64) -> f64 {
+    deviation.max(LEAST_DEVIATION)
+}
 
 /// One of several rewards of the same seeds.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,21 +64,20 @@ pub fn gdpo_advantages(
         if seeds(weighted) != seeds(first) {
             return Err(FlowError::UnevenRewards { reward });
         }
-        let advantages = Table::new(&weighted.rewards, n_steps, n_branches)?.advantages(group);
+        let advantages = Table::new(&weighted.rewards, n_steps, n_branches)?.advantages(group, denominator);
         for (sum, advantage) in combined.iter_mut().flatten().zip(advantages.iter().flatten()) {
             *sum += weighted.weight * advantage;
         }
     }
     let order = Table::new(&first.rewards, n_steps, n_branches)?.order;
     let deviation = Moments::of(order.iter().flat_map(|&seed| &combined[seed]).copied()).std;
-    combined.iter_mut().flatten().for_each(|advantage| *advantage /= deviation + EPSILON);
+    combined.iter_mut().flatten().for_each(|advantage| *advantage /= denominator(deviation));
     Ok(combined.iter().map(|seed| rounded(seed)).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::advantages;
 
     const GROUPS: [AdvantageGroup; 4] =
         [AdvantageGroup::Seed, AdvantageGroup::Prompt, AdvantageGroup::Batch, AdvantageGroup::None];
@@ -120,39 +126,40 @@ mod tests {
     /// The numbers are those of numpy, with a and b of shape [prompt, seed, step, branch] and float32 before float64:
     ///
     /// ```python
-    /// seed = lambda r: (r - r.mean(-1, keepdims=True)) / (r.std(-1, keepdims=True) + 1e-4)
-    /// prompt = lambda r: (r - r.mean((1, 3), keepdims=True)) / (r.std((1, 3), keepdims=True) + 1e-4)
-    /// batch = lambda r: (r - r.mean((1, 3), keepdims=True)) / (r.std((0, 1, 3), keepdims=True) + 1e-4)
-    /// none = lambda r: (r - r.mean()) / (r.std() + 1e-4)
+    /// over = lambda s: numpy.maximum(s, 1e-6)
+    /// seed = lambda r: (r - r.mean(-1, keepdims=True)) / over(r.std(-1, keepdims=True))
+    /// prompt = lambda r: (r - r.mean((1, 3), keepdims=True)) / over(r.std((1, 3), keepdims=True))
+    /// batch = lambda r: (r - r.mean((1, 3), keepdims=True)) / over(r.std((0, 1, 3), keepdims=True))
+    /// none = lambda r: (r - r.mean()) / over(r.std())
     /// c = 1.0 * group(a) - 0.25 * group(b)
-    /// (c - c.mean()) / (c.std() + 1e-4)
+    /// (c - c.mean()) / over(c.std())
     /// ```
     #[test]
     fn two_rewards_in_every_group_match_the_worked_numbers() {
         let tables: [[[f64; 6]; 4]; 4] = [
             [
-                [-1.78196, 0.358118, 1.423841, -1.082413, -0.541206, 1.623619],
-                [-1.068618, 1.068617, 1e-06, 0.0, 0.358096, -0.358096],
-                [0.07815, -0.390752, 0.312602, 1.224043, -1.637573, 0.41353],
-                [1.42906, 0.0, -1.42906, 1.073588, 0.358096, -1.431684],
+                [-1.786474, 0.357295, 1.429179, -1.080358, -0.540179, 1.620537],
+                [-1.071885, 1.071884, 1e-06, 0.0, 0.357295, -0.357295],
+                [0.077968, -0.389841, 0.311872, 1.222895, -1.635463, 0.412568],
+                [1.429179, 0.0, -1.429179, 1.071884, 0.357295, -1.429179],
             ],
             [
-                [0.413354, 1.202932, 1.366744, -1.58937, -1.014174, 1.286609],
-                [-1.344356, -0.644331, -0.994343, 0.438979, 0.74174, 0.136217],
-                [-0.604021, -1.094597, -0.358732, -0.715179, -1.372504, -0.377288],
-                [1.893825, 0.685784, -0.522258, 1.36789, 0.932749, 0.164331],
+                [0.413793, 1.203193, 1.367549, -1.588376, -1.013513, 1.285939],
+                [-1.345554, -0.644137, -0.994845, 0.43865, 0.741088, 0.136213],
+                [-0.604876, -1.094881, -0.359873, -0.714506, -1.371276, -0.377105],
+                [1.896295, 0.686543, -0.523208, 1.366768, 0.931927, 0.164193],
             ],
             [
-                [0.182079, 0.862986, 0.814015, -1.442451, -0.892906, 1.305272],
-                [-0.667883, -0.571503, -0.619693, 0.343362, 0.480541, 0.206183],
-                [-0.242902, -0.97278, 0.122036, -1.098675, -2.197764, -0.825144],
-                [0.850353, 0.364548, -0.121256, 2.335771, 1.511041, 0.274772],
+                [0.182206, 0.863073, 0.814254, -1.442608, -0.892993, 1.305464],
+                [-0.668231, -0.571458, -0.619844, 0.343379, 0.480523, 0.206235],
+                [-0.243013, -0.972699, 0.121831, -1.098709, -2.197938, -0.825459],
+                [0.850652, 0.364627, -0.121398, 2.33612, 1.51118, 0.274807],
             ],
             [
-                [1.073047, 1.565312, 1.452735, -1.740824, -1.295639, 0.485099],
-                [0.728669, 0.592552, 0.660611, -0.304463, -0.203656, -0.40527],
-                [-0.060893, -0.665735, 0.241528, -1.35449, -2.244859, -1.194832],
-                [0.485099, 0.262507, 0.039914, 1.417424, 0.728669, -0.262507],
+                [1.073224, 1.565381, 1.452872, -1.741073, -1.29584, 0.485091],
+                [0.728769, 0.592798, 0.660783, -0.304597, -0.203819, -0.405375],
+                [-0.060919, -0.665586, 0.241414, -1.354496, -2.244962, -1.195063],
+                [0.485091, 0.262475, 0.039858, 1.417679, 0.728769, -0.262475],
             ],
         ];
         for (group, table) in GROUPS.into_iter().zip(tables) {
@@ -161,20 +168,16 @@ mod tests {
     }
 
     #[test]
-    fn scale_and_weight_of_all_rewards_together_change_next_to_nothing() {
-        let scaled = |mut rewards: WeightedRewards| {
-            rewards
-                .rewards
-                .iter_mut()
-                .flat_map(|seed| &mut seed.rewards)
-                .for_each(|reward| *reward *= 1024.0);
+    fn scales_of_single_rewards_and_weights_of_all_change_nothing() {
+        // Powers of two, so that nothing is rounded.
+        let scaled = |mut rewards: WeightedRewards, scale: f32| {
+            rewards.rewards.iter_mut().flat_map(|seed| &mut seed.rewards).for_each(|reward| *reward *= scale);
             WeightedRewards { weight: 8.0 * rewards.weight, ..rewards }
         };
         for group in GROUPS {
             let once = combine(group, &[accuracy(1.0), size(-0.25)]);
-            let other = combine(group, &[scaled(accuracy(1.0)), scaled(size(-0.25))]);
-            let largest = once.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(largest > 0.0 && largest < 0.02, "{group:?}: {largest}, of the epsilons alone");
+            let other = combine(group, &[scaled(accuracy(1.0), 1024.0), scaled(size(-0.25), 1.0 / 1024.0)]);
+            assert_eq!(once, other, "{group:?}");
         }
     }
 
@@ -209,7 +212,9 @@ mod tests {
     #[test]
     fn a_single_reward_is_scaled_by_one_number() {
         for group in GROUPS {
-            let alone = advantages(group, &accuracy(1.0).rewards, 2, 3).expect("good rewards").concat();
+            let rewards = accuracy(1.0).rewards;
+            let alone = Table::new(&rewards, 2, 3).expect("good rewards").advantages(group, denominator);
+            let alone = rounded(&alone.concat());
             let scaled = combine(group, &[accuracy(2.5)]);
             let factor = scaled[0] / alone[0];
             assert!(scaled.iter().zip(&alone).all(|(a, b)| (a - b * factor).abs() < 1e-5), "{group:?}");

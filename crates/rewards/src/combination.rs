@@ -1,7 +1,7 @@
 //! Several rewards as one: the weighted sum of raw scores.
 
 use crate::error::RewardError;
-use crate::reward::{Score, check_finite};
+use crate::reward::{Score, check_count, check_finite};
 
 /// What one reward said of a batch.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,10 +21,8 @@ pub struct RewardPart {
 pub fn weighted_sum(parts: &[RewardPart]) -> Result<Vec<Score>, RewardError> {
     let n_images = parts.first().ok_or(RewardError::NoParts)?.scores.len();
     let mut sums = vec![0.0; n_images];
-    for RewardPart { weight, scores, .. } in parts {
-        if scores.len() != n_images {
-            return Err(RewardError::Lengths { images: n_images, prompts: scores.len() });
-        }
+    for RewardPart { name, weight, scores } in parts {
+        check_count(name, n_images, scores)?;
         for (sum, part) in sums.iter_mut().zip(scores) {
             *sum += weight * part.value;
         }
@@ -61,6 +59,6 @@ mod tests {
     fn nothing_to_sum_and_parts_of_different_length_are_refused() {
         assert!(matches!(weighted_sum(&[]), Err(RewardError::NoParts)));
         let result = weighted_sum(&[part("a", 1.0, &[1.0]), part("b", 1.0, &[])]);
-        assert!(matches!(result, Err(RewardError::Lengths { .. })));
+        assert!(matches!(result, Err(RewardError::ScoreCount { name, images: 1, scores: 0 }) if name == "b"));
     }
 }

@@ -37,6 +37,6 @@ pub use ocr::{OcrError, OcrOptions, OcrReward};
 pub use persistence::{Persistence, Verdict};
 pub use qwen2_vl_images::{ImagePatches, PixelBounds, Qwen2VlImageProcessor, TooNarrow, smart_resize};
 pub use registry::{FindModel, LookUpVariable, ModelLookupError, Resources, build, names};
-pub use reward::{PromptRecord, Reward, Score, score_checked};
+pub use reward::{PromptRecord, Reward, Score, check_count, score_checked};
 pub use scenes::RgbImage;
 pub use shapes::{Detection, ShapesOptions, ShapesReward, detect};

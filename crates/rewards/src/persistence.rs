@@ -35,6 +35,10 @@ impl Persistence {
     /// Takes note of a new batch.
     pub fn begin_batch(&mut self) {
         self.failures = 0;
+        // An outage that was still waited for when its batch was abandoned may be long over.
+        if !self.is_open {
+            self.outage_since = None;
+        }
     }
 
     /// Takes note of a failure of the batch at hand.
@@ -44,7 +48,7 @@ impl Persistence {
         }
         if !error.may_pass() {
             // Whoever answers, however wrongly, is not away.
-            self.outage_since = None;
+            (self.outage_since, self.is_open) = (None, false);
             self.failures += 1;
             return if self.failures < ATTEMPTS { Verdict::Retry } else { Verdict::GiveUp };
         }
@@ -88,6 +92,30 @@ mod tests {
         persistence.succeeded();
         assert_eq!(persistence.failed(&outage(), PATIENCE, at(90)), Verdict::Retry, "the circuit is closed");
         assert_eq!(persistence.failed(&outage(), PATIENCE, at(149)), Verdict::Retry, "a new outage");
+    }
+
+    #[test]
+    fn an_answer_that_is_wrong_closes_the_circuit_too() {
+        let (mut persistence, start) = (Persistence::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        persistence.failed(&outage(), PATIENCE, at(0));
+        assert_eq!(persistence.failed(&outage(), PATIENCE, at(60)), Verdict::GiveUp);
+        assert_eq!(persistence.failed(&not_finite(), PATIENCE, at(61)), Verdict::Retry);
+        assert_eq!(persistence.failed(&outage(), PATIENCE, at(62)), Verdict::Retry, "a new outage");
+    }
+
+    #[test]
+    fn an_abandoned_batch_leaves_no_outage_behind() {
+        let (mut persistence, start) = (Persistence::default(), Instant::now());
+        persistence.begin_batch();
+        assert_eq!(persistence.failed(&outage(), PATIENCE, start), Verdict::Retry);
+        // Nobody waits for it any more; the next one comes long after.
+        persistence.begin_batch();
+        let later = start + Duration::from_secs(1000);
+        assert_eq!(persistence.failed(&outage(), PATIENCE, later), Verdict::Retry);
+        assert_eq!(persistence.failed(&outage(), PATIENCE, later + PATIENCE), Verdict::GiveUp);
+        persistence.begin_batch();
+        assert_eq!(persistence.failed(&outage(), PATIENCE, later + PATIENCE), Verdict::GiveUp, "still open");
     }
 
     #[test]

@@ -80,6 +80,14 @@ pub(crate) fn check_batch(images: &[RgbImage], prompts: &[PromptRecord]) -> Resu
     images.iter().enumerate().try_for_each(check)
 }
 
+/// Lets scores pass only if there is one for each image.
+pub fn check_count(name: &str, n_images: usize, scores: &[Score]) -> Result<(), RewardError> {
+    match scores.len() {
+        n_scores if n_scores == n_images => Ok(()),
+        scores => Err(RewardError::ScoreCount { name: name.to_owned(), images: n_images, scores }),
+    }
+}
+
 /// Lets a score pass only if it and all its extras are finite.
 pub(crate) fn check_finite(name: &str, index: usize, score: &Score) -> Result<(), RewardError> {
     let values = std::iter::once(score.value).chain(score.extras.values().copied());

@@ -101,11 +101,7 @@ impl Service {
             if reply.is_closed() {
                 break None;
             }
-            let error = match self.reward.score(&batch.images, &batch.prompts) {
-                Ok(scores) if scores.len() != batch.images.len() => {
-                    let (images, scores) = (batch.images.len(), scores.len());
-                    break Some(Err(RewardError::ScoreCount { name: self.name.clone(), images, scores }));
-                }
+            let error = match reward_thread::score(&*self.reward, &batch.images, &batch.prompts) {
                 Ok(scores) => {
                     self.persistence.succeeded();
                     break Some(Ok(scores));

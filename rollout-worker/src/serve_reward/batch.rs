@@ -12,6 +12,9 @@ const MOST_IMAGES: u32 = 4096;
 /// Most bytes of a batch: pixels, prompts and metadata.
 const MOST_BYTES: u64 = 1 << 30;
 
+/// Most bytes of the metadata of all images, which take a multiple of that once they are read.
+const MOST_METADATA_BYTES: u64 = 16 << 20;
+
 /// Messages that make no batch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BatchError {
@@ -19,6 +22,8 @@ pub(super) enum BatchError {
     TooMany(u32),
     #[error("a batch has at most {MOST_BYTES} bytes; cut it")]
     TooLarge,
+    #[error("the metadata of a batch has at most {MOST_METADATA_BYTES} bytes; cut it")]
+    TooMuchMetadata,
     #[error("message {0} of the call has no known part")]
     NoPart(usize),
     #[error("the first message of a call, and only it, is its `batch`")]
@@ -42,6 +47,7 @@ pub(super) struct Assembly {
     n_announced: u32,
     n_messages: usize,
     n_bytes: u64,
+    n_metadata_bytes: u64,
     batch: ImageBatch,
 }
 
@@ -55,7 +61,7 @@ impl Assembly {
             return Err(BatchError::TooMany(n_images));
         }
         let batch = ImageBatch { ids: Vec::new(), images: Vec::new(), prompts: Vec::new() };
-        Ok(Self { n_announced: n_images, n_messages: 1, n_bytes: 0, batch })
+        Ok(Self { n_announced: n_images, n_messages: 1, n_bytes: 0, n_metadata_bytes: 0, batch })
     }
 
     /// Takes the next message.
@@ -96,6 +102,10 @@ impl Assembly {
             return Err(BatchError::Twice(id));
         }
         self.count_bytes(prompt.len() + metadata.len())?;
+        self.n_metadata_bytes += metadata.len() as u64;
+        if self.n_metadata_bytes > MOST_METADATA_BYTES {
+            return Err(BatchError::TooMuchMetadata);
+        }
         let n_pixel_bytes = u64::from(width) * u64::from(height) * 3;
         if n_pixel_bytes > MOST_BYTES - self.n_bytes {
             return Err(BatchError::TooLarge);
@@ -179,6 +189,8 @@ mod tests {
         let mut odd =
             ImageHeader { id: 5, width: 1, height: 1, metadata: "{".to_owned(), ..Default::default() };
         let no_json = Some(Part::Image(odd.clone()));
+        odd.metadata = format!("[{}0]", "0,".repeat(8 << 20));
+        let much = Some(Part::Image(odd.clone()));
         odd.metadata.clear();
         for (n_images, parts, message) in [
             (5000, vec![], "a batch has at most 4096 images, not 5000; cut it"),
@@ -194,6 +206,7 @@ mod tests {
             (2, vec![image(5, 1, 1), pixels(3)], "2 images were announced, and 1 sent"),
             (1, vec![image(5, 1 << 20, 1 << 20)], "a batch has at most 1073741824 bytes; cut it"),
             (1, vec![image(5, u32::MAX, u32::MAX)], "a batch has at most 1073741824 bytes; cut it"),
+            (1, vec![much], "the metadata of a batch has at most 16777216 bytes; cut it"),
             (1, vec![no_json], "the metadata of image 5 is no JSON: EOF"),
         ] {
             let told = batch(n_images, parts).expect_err(message).to_string();

@@ -89,7 +89,7 @@ impl Place {
 fn score_jobs(reward: &dyn Reward, mut jobs: mpsc::Receiver<Job>) {
     while let Some(Job { batch, reply }) = jobs.blocking_recv() {
         if !reply.is_closed() {
-            let _ = reply.send(reward.score(&batch.images, &batch.prompts));
+            let _ = reply.send(reward_thread::score(reward, &batch.images, &batch.prompts));
         }
     }
 }

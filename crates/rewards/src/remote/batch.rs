@@ -36,8 +36,7 @@ impl Scorer<'_> {
     /// Runs `score_batch` over batches of at most `batch_size` images, as even as can be.
     ///
     /// # Errors
-    /// If the lists differ in length, an image is empty or broken, `score_batch` fails, there is not one score for each
-    /// image, or a score is not finite.
+    /// If the lists differ in length, an image is empty or broken, `score_batch` fails, or a score is not finite.
     pub(super) fn score_in_batches(
         &self,
         images: &[RgbImage],
@@ -49,12 +48,7 @@ impl Scorer<'_> {
         let mut scores = Vec::with_capacity(images.len());
         for (start, length) in even_parts(images.len(), batch_size) {
             let (images, prompts) = (&images[start..start + length], &prompts[start..start + length]);
-            let part = score_batch(Batch { start, images, prompts })?;
-            if part.len() != length {
-                let (got, key) = (part.len(), "scores".to_owned());
-                return Err(self.error(RemoteError::Count { sent: length, got, key }));
-            }
-            scores.extend(part);
+            scores.extend(score_batch(Batch { start, images, prompts })?);
         }
         scores
             .iter()

@@ -32,12 +32,14 @@ pub enum RemoteError {
         allowed: Duration,
     },
     /// An HTTP status that says no.
-    #[error("HTTP status {status}: {reason}")]
+    #[error("HTTP status {status}: {reason}{}", beside(*status, exchange))]
     Status {
         /// The status.
         status: u16,
         /// The last line of what came with it, such as that of a Python traceback.
         reason: String,
+        /// What was sent, and what came back.
+        exchange: Box<Exchange>,
     },
     /// A gRPC status that says no.
     #[error("{code:?}: {message}")]
@@ -120,7 +122,7 @@ impl RemoteError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Deadline { .. } => true,
-            Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500..=599),
+            Self::Status { status, .. } => status_may_pass(*status),
             Self::Grpc { code, .. } | Self::Image { code, .. } => {
                 matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted)
             }
@@ -143,6 +145,16 @@ impl RemoteError {
             other => other,
         }
     }
+}
+
+/// Whether an HTTP status speaks of the moment.
+fn status_may_pass(status: u16) -> bool {
+    matches!(status, 408 | 425 | 429 | 500..=599)
+}
+
+/// The exchange behind a status that says no for good: then it may well be the wrong server that was asked.
+fn beside(status: u16, exchange: &Exchange) -> String {
+    if status_may_pass(status) { String::new() } else { format!("; {exchange}") }
 }
 
 /// An error with its causes.

@@ -89,10 +89,13 @@ impl GrpcReward {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| RemoteError::Unreachable { cause: error.into() })?;
         let allowed = self.connection.timeout;
-        runtime.block_on(async {
+        let scores = runtime.block_on(async {
             let call = tokio::time::timeout(allowed, self.call(batch));
             call.await.unwrap_or(Err(RemoteError::Deadline { allowed }))
-        })
+        });
+        // Dropped, it would wait for a name that is still being looked up.
+        runtime.shutdown_background();
+        scores
     }
 
     async fn call(&self, batch: Batch<'_>) -> Result<Vec<Score>, RemoteError> {

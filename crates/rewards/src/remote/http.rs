@@ -85,7 +85,9 @@ impl HttpClient {
             let problem = "the server sends elsewhere; give the URL where it answers itself".to_owned();
             return Err(Exchange { sent, reply: Some(reply(body)) }.wrong(problem));
         }
-        Err(RemoteError::Status { status: status.as_u16(), reason: reason(&body) })
+        let (status, reason) = (status.as_u16(), reason(&body));
+        let exchange = Box::new(Exchange { sent, reply: Some(reply(body)) });
+        Err(RemoteError::Status { status, reason, exchange })
     }
 
     fn failure(&self, error: ureq::Error, sent: &Sent) -> RemoteError {

@@ -349,10 +349,18 @@ fn a_connection_that_breaks_anywhere_may_pass() {
     assert!(n_broken > 20, "{n_broken}");
 }
 
+/// The first failure that will not pass. A server of another protocol may hang up while it is still written to; then
+/// nothing tells it from one that went away, until it is asked again.
+fn lasting_failure(url: &str) -> (String, bool) {
+    let ask = || failure(scorer("grpc", &json!({"url": url})).score(&pictures(), &prompts()));
+    let mut failures = (0..20).map(|_| ask());
+    failures.find(|(_, may_pass)| !may_pass).expect("asked often enough, it shows what it is")
+}
+
 #[test]
 fn a_server_of_another_protocol_is_told_as_such() {
     let http = ExampleServer::start("flow_grpo_server", &[]);
-    let (told, may_pass) = failure(scorer("grpc", &json!({"url": http.url})).score(&pictures(), &prompts()));
+    let (told, may_pass) = lasting_failure(&http.url);
     assert!(told.contains("this is not gRPC"), "{told}");
     assert!(!may_pass, "{told}");
 
@@ -367,7 +375,7 @@ fn a_server_of_another_protocol_is_told_as_such() {
             let _ = stream.read_to_end(&mut Vec::new());
         }
     });
-    let (told, may_pass) = failure(scorer("grpc", &json!({"url": url})).score(&pictures(), &prompts()));
+    let (told, may_pass) = lasting_failure(&url);
     assert!(told.contains("this is not gRPC"), "{told}");
     assert!(!may_pass, "{told}");
 

@@ -152,12 +152,12 @@ fn unifiedreward_sends_and_reads_what_the_reference_does() {
 
 #[test]
 fn batches_are_cut_as_evenly_as_the_references() {
-    let images = vec![picture("noise_17x13"); 3];
-    let prompts = vec![prompts()[0].clone(); 3];
-    // Three images in batches of two are two and one; the reply below is about two.
+    let images = vec![picture("noise_17x13"); 4];
+    let prompts = vec![prompts()[0].clone(); 4];
+    // Four images in batches of at most three are two and two, not three and one; the reply below is about two.
     let (url, server) = answering_once("200 OK", "text/html", golden("deqa.reply"));
     let (message, _) =
-        failure(scorer("deqa", &json!({"url": url, "batch_size": 2})).score(&images, &prompts));
+        failure(scorer("deqa", &json!({"url": url, "batch_size": 3})).score(&images, &prompts));
     assert!(message.contains("unreachable"), "the second batch finds nobody: {message}");
     let request = unpickled(&server.join().expect("a request").body);
     assert_eq!(request.get("images").and_then(Pickled::as_sequence).map(<[_]>::len), Some(2));

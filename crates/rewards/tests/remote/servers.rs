@@ -175,7 +175,8 @@ fn a_path_that_the_server_does_not_have_is_told_by_its_own_words() {
     // DeQA's client posts to /, where Flow-Factory's server has nothing.
     let server = ExampleServer::start("flow_factory_server", &[]);
     let (told, may_pass) = failure(scorer_at("deqa", &server).score(&pictures(), &prompts()));
-    assert!(told.ends_with("HTTP status 404: there is nothing here"), "{told}");
+    assert!(told.contains("HTTP status 404: there is nothing here; sent POST http://"), "{told}");
+    assert!(told.contains("got status 404 (") && told.ends_with("bytes): `there is nothing here`"), "{told}");
     assert!(!may_pass);
 }
 
