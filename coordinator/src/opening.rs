@@ -36,21 +36,10 @@ pub fn run_directory(config: &RunConfig) -> Result<RunDirectory, CoordinatorErro
 /// if the port is taken.
 pub async fn open_run(args: &UpArgs, config: &RunConfig) -> Result<(OpenRun, TcpListener), CoordinatorError> {
     let directory = run_directory(config)?;
-    let exists = directory.run_file().exists() || directory.config().exists();
-    // A run that never got as far as a checkpoint has nothing to lose: its first config may have been at fault.
-    let is_stillborn = exists && !args.resume && is_stillborn(&directory);
-    if exists != args.resume && !is_stillborn {
-        return Err(CoordinatorError::Usage(match exists {
-            true => already_there(args, &directory),
-            false => format!(
-                "there is no run to resume in {}; leave out `--resume` to start it",
-                directory.path().display()
-            ),
-        }));
-    }
+    let goes_on = goes_on(args, &directory)?;
     directory.create()?;
     let lock = RunLock::take(&directory)?;
-    let mut record = match exists && !is_stillborn {
+    let mut record = match goes_on {
         true => reopen(config, &directory)?,
         false => RunRecord::new(&config.run.name),
     };
@@ -59,6 +48,32 @@ pub async fn open_run(args: &UpArgs, config: &RunConfig) -> Result<(OpenRun, Tcp
     durable::write_file(&directory.config(), config.to_toml().as_bytes())?;
     record.write(&directory)?;
     Ok((OpenRun { directory, record, lock }, listener))
+}
+
+/// Whether the arguments go with what there is of the run, without touching anything.
+///
+/// # Errors
+/// As [`open_run`], but for the port and for what lives.
+pub fn check_run(args: &UpArgs, config: &RunConfig) -> Result<(), CoordinatorError> {
+    let directory = run_directory(config)?;
+    if goes_on(args, &directory)? { reopen(config, &directory).map(drop) } else { Ok(()) }
+}
+
+/// Whether an earlier run goes on.
+fn goes_on(args: &UpArgs, directory: &RunDirectory) -> Result<bool, CoordinatorError> {
+    let exists = directory.run_file().exists() || directory.config().exists();
+    // A run that never got as far as a checkpoint has nothing to lose: its first config may have been at fault.
+    let is_stillborn = exists && !args.resume && is_stillborn(directory);
+    if exists != args.resume && !is_stillborn {
+        return Err(CoordinatorError::Usage(match exists {
+            true => already_there(args, directory),
+            false => format!(
+                "there is no run to resume in {}; leave out `--resume` to start it",
+                directory.path().display()
+            ),
+        }));
+    }
+    Ok(exists && !is_stillborn)
 }
 
 /// Whether a run was started but has no checkpoint and no process.
@@ -149,6 +164,12 @@ mod tests {
         config
     }
 
+    fn run_elsewhere(config: &RunConfig) -> RunConfig {
+        let mut config = config.clone();
+        config.run.name = "another".to_owned();
+        config
+    }
+
     async fn refusal(flags: &[&str], config: &RunConfig) -> String {
         let error = open_run(&args(flags), config).await.err().expect("refused");
         assert_eq!(error.exit_code(), 2);
@@ -194,6 +215,11 @@ mod tests {
         drop(open_run(&args(&["--resume"]), &config).await.expect("longer"));
         config.run.seed += 1;
         assert!(refusal(&["--resume"], &config).await.contains("run.seed: "));
+        let told = check_run(&args(&["--resume"]), &config).expect_err("a dry run says so too").to_string();
+        assert!(told.contains("run.seed: "), "{told}");
+        config.run.seed -= 1;
+        check_run(&args(&["--resume"]), &config).expect("the same run");
+        assert!(check_run(&args(&[]), &run_elsewhere(&config)).is_ok());
     }
 
     #[tokio::test]

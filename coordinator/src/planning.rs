@@ -26,8 +26,21 @@ pub fn plan(args: &ConfigArgs, hub: &Hub, programs: &Path) -> Result<(Plan, Vec<
         }
     };
     notes.extend(reward_notes(&config, programs));
+    notes.extend(repeated_evaluations(&config));
     notes.extend(config.rewards.iter().filter(|reward| reward.is_judge()).map(judge_note));
     Ok((config::plan(&config, model), notes))
+}
+
+/// Evaluations look at averaged weights, which move every so many updates only.
+fn repeated_evaluations(config: &RunConfig) -> Option<String> {
+    let between = config.evaluation.every as u64 * config.training.updates_per_iteration as u64;
+    let interval = config.ema.interval;
+    (between < interval).then(|| {
+        format!(
+            "there are {between} updates between two evaluations, but averaged weights move every {interval} (`ema.interval`), \
+             so some evaluations see the same weights twice; raise `evaluation.every`"
+        )
+    })
 }
 
 fn judge_note(reward: &RewardSection) -> String {
@@ -115,6 +128,19 @@ mod tests {
             "`rewards[1]`: no `tesseract`",
         ];
         assert_eq!(notes[1..], expected, "{notes:?}");
+    }
+
+    #[test]
+    fn evaluations_that_see_the_same_weights_twice_are_said() {
+        let (home, mut args) = home("echo '[]'");
+        let rare = |every: u32| {
+            let settings = ["model.path=./no/model", "ema.interval=8", "training.updates_per_iteration=2"];
+            let settings = settings.map(str::to_owned).into_iter();
+            args.settings = settings.chain([format!("evaluation.every={every}")]).collect();
+            let (_, notes) = plan(&args, &Hub::at("no/cache"), home.path()).expect("planned");
+            notes.iter().any(|note| note.contains("see the same weights twice"))
+        };
+        assert_eq!([3, 4].map(rare), [true, false]);
     }
 
     #[test]

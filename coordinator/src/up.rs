@@ -9,7 +9,7 @@ use crate::inspection;
 use crate::launch;
 use crate::launch::{LEARNER, LocalLauncher, Supervisor, worker_id};
 use crate::membership::{Members, Patience};
-use crate::opening::{OpenRun, open_run, run_directory};
+use crate::opening::{OpenRun, check_run, open_run, run_directory};
 use crate::run_record::RunEnding;
 use crate::run_state::{Ending, RunState};
 use crate::server::ControlPlane;
@@ -68,6 +68,7 @@ fn with_workers(args: &UpArgs) -> UpArgs {
 }
 
 fn dry_run(args: &UpArgs, config: &RunConfig) -> Result<u8, CoordinatorError> {
+    check_run(args, config)?;
     let directory = run_directory(config)?;
     println!("run directory: {}", directory.path().display());
     let launcher = LocalLauncher::new(args.port.unwrap_or(0), directory.clone())?;

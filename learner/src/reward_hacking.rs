@@ -11,7 +11,8 @@
 //!
 //! 1. The decision is a function of the rows of `evaluations.jsonl` and the config alone, so a resumed run decides as one
 //!    that was never interrupted.
-//! 2. A reward that counts with a negative weight falls where its raw score rises.
+//! 2. An evaluation that gave every score of the one before, since the averaged weights had not moved, is passed over.
+//! 3. A reward that counts with a negative weight falls where its raw score rises.
 
 use std::fmt;
 
@@ -36,7 +37,10 @@ pub struct Hacked {
 /// training reward rose each time; none if the patience is 0 or there are too few evaluations to tell.
 pub fn hacked(history: &[Evaluation], held_out: &[&RewardSection], patience: u32) -> Vec<Hacked> {
     let n_rows = patience as usize + 1;
-    let Some(rows) = history.len().checked_sub(n_rows).map(|first| &history[first..]) else {
+    let mut rows = history.to_vec();
+    // Averaged weights that did not move between two evaluations score the same to the last bit, and tell nothing new.
+    rows.dedup_by(|later, earlier| later.scores == earlier.scores);
+    let Some(rows) = rows.len().checked_sub(n_rows).map(|first| &rows[first..]) else {
         return Vec::new();
     };
     let training: Option<Vec<f64>> = rows.iter().map(|row| row.training_reward).collect();
@@ -133,6 +137,24 @@ mod tests {
         {
             assert!(names(&history(&[0.1, 0.2, 0.3, 0.4], &held_out), 3).is_empty(), "{held_out:?}");
         }
+    }
+
+    #[test]
+    fn evaluations_of_weights_that_did_not_move_are_passed_over() {
+        let training = [0.1, 0.2, 0.25, 0.3, 0.35, 0.4];
+        let repeated = history(&training, &[0.9, 0.9, 0.8, 0.8, 0.7, 0.7, 0.6]);
+        assert_eq!(names(&repeated, 2), ["pickscore"]);
+        assert_eq!(
+            names(&repeated[..6], 1),
+            ["pickscore"],
+            "the newest told nothing new, which changes nothing"
+        );
+        let mut moved = repeated;
+        for (position, row) in moved.iter_mut().enumerate() {
+            // Another reward moved, so the weights did.
+            row.scores.get_mut("shapes").expect("it is there").mean += position as f64;
+        }
+        assert!(names(&moved, 2).is_empty());
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Listener for ScoringReport {
     fn held(&self, scorer: &str, problem: &str) {
         self.hear();
         self.membership
-            .troubled(scorer, format!("tasks are held until reward `{scorer}` answers: {problem}"));
+            .troubled(scorer, format!("tasks wait for reward `{scorer}`, which is asked again: {problem}"));
     }
 
     fn released(&self, scorer: &str) {

@@ -24,10 +24,16 @@ pub fn list(folder: &Path) -> anyhow::Result<Vec<(PathBuf, u32)>> {
     let entries =
         std::fs::read_dir(folder).with_context(|| format!("reading the folder {}", folder.display()))?;
     let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
-    let mut paths: Vec<PathBuf> =
-        paths.into_iter().filter(|path| path.extension().is_some_and(|e| e == "png")).collect();
+    let mut paths: Vec<PathBuf> = paths
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")))
+        .collect();
     paths.sort();
-    anyhow::ensure!(!paths.is_empty(), "{} holds no PNG file", folder.display());
+    anyhow::ensure!(
+        !paths.is_empty(),
+        "{} holds no file of the name NUMBER.png; only PNG files are read",
+        folder.display()
+    );
     let with_prompt = |path: PathBuf| {
         let prompt = prompt_of(&path).with_context(|| {
             format!(

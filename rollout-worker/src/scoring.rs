@@ -62,7 +62,7 @@ impl Scorer {
     /// Builds the scorers that the config names; one that training and evaluation share is built once.
     ///
     /// # Errors
-    /// [`BadInput`] if a name or an option is unknown, or something that a scorer needs is missing.
+    /// [`crate::bad_input::BadInput`] if a name or an option is unknown, or something that a scorer needs is missing.
     pub async fn start(config: &RunConfig, device: Device, hub: &Hub) -> anyhow::Result<Self> {
         let mut sections: Vec<&RewardSection> = Vec::new();
         let mut parts = |list| list_parts(list, &mut sections);

@@ -69,7 +69,10 @@ def serve(options, path, content_type, answer):
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", options.port), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # Clients with many questions at once connect faster than threads start.
+
+    server = Server(("127.0.0.1", options.port), Handler)
     print(f"http://127.0.0.1:{server.server_port}", flush=True)
     server.serve_forever()
 

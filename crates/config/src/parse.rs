@@ -199,9 +199,14 @@ fn take_rewards(given: &mut Table, key: &str, problems: &mut Vec<ConfigProblem>)
             continue;
         };
         integer_to_float(&mut table, "weight");
+        let name = table.get("name").and_then(Value::as_str).map(str::to_owned);
         match section::<RewardSection>(table) {
             Ok(reward) => rewards.push(reward),
-            Err(message) => problems.push(ConfigProblem::new(place, message)),
+            Err(message) => {
+                problems.push(ConfigProblem::new(place, message));
+                // What is said of those after it must name their places.
+                rewards.extend(name.map(RewardSection::new));
+            }
         }
     }
     rewards

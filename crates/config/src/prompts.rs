@@ -21,7 +21,7 @@ pub struct PromptRecord {
 #[derive(Debug, thiserror::Error)]
 pub enum PromptFileError {
     /// The file cannot be read.
-    #[error("cannot read the prompt file {path} (`data.train` or `data.test`)", path = path.display())]
+    #[error("cannot read the prompt file {path}", path = path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,

@@ -85,16 +85,36 @@ fn numpy_elements(call: &Call) -> Result<Vec<f64>, NumberError> {
         },
         (Some("multiarray"), "_reconstruct") => match state {
             Some(Value::Tuple(parts)) => match &parts[..] {
-                [_version, _shape, dtype, _fortran_order, bytes] => elements(dtype, bytes),
+                [_version, shape, dtype, _fortran_order, bytes] => in_a_row(shape, elements(dtype, bytes)?),
                 _ => Err(NumberError::Numpy("an array's state that has not five parts")),
             },
             _ => Err(NumberError::Numpy("an array without a state")),
         },
         (Some("numeric"), "_frombuffer") => match &arguments[..] {
-            [bytes, dtype, _shape, _order] => elements(dtype, bytes),
+            [bytes, dtype, shape, _order] => in_a_row(shape, elements(dtype, bytes)?),
             _ => Err(NumberError::Numpy("an array without bytes, type, shape and order")),
         },
         _ => Err(NumberError::NotAllowed { function: function.to_string() }),
+    }
+}
+
+/// Lets elements pass that are a number, a row or a column by their shape.
+fn in_a_row(shape: &Value, elements: Vec<f64>) -> Result<Vec<f64>, NumberError> {
+    let sizes = match shape {
+        Value::Tuple(sizes) | Value::List(sizes) => &sizes[..],
+        other => std::slice::from_ref(other),
+    };
+    let fits = match sizes {
+        [] => elements.len() == 1,
+        [Value::Int(length)] | [Value::Int(length), Value::Int(1)] => {
+            usize::try_from(*length) == Ok(elements.len())
+        }
+        _ => false,
+    };
+    if fits {
+        Ok(elements)
+    } else {
+        Err(NumberError::Numpy("an array whose shape is not (n,) or (n, 1) for its n elements"))
     }
 }
 

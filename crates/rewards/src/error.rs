@@ -1,5 +1,7 @@
 //! What can go wrong in a scorer.
 
+use std::time::Duration;
+
 use models::ModelError;
 use scenes::ImageError;
 use thiserror::Error;
@@ -14,6 +16,7 @@ impl RewardError {
         match self {
             Self::Remote { problem, .. } => problem.may_pass(),
             Self::Ocr(problem) => problem.may_pass(),
+            Self::GivenUp { problem, .. } => problem.may_pass(),
             _ => false,
         }
     }
@@ -27,6 +30,7 @@ impl RewardError {
             | Self::Jpeg { index, .. }
             | Self::Png { index, .. } => Some(*index),
             Self::Remote { problem, .. } => problem.image(),
+            Self::GivenUp { problem, .. } => problem.image(),
             _ => None,
         }
     }
@@ -172,6 +176,14 @@ pub enum RewardError {
         url: String,
         /// Why not.
         problem: Box<RemoteError>,
+    },
+    /// A scorer that was waited for in vain.
+    #[error("{problem}; it was waited for {} s, which is all its patience", patience.as_secs_f64())]
+    GivenUp {
+        /// How long it was waited for.
+        patience: Duration,
+        /// Its last failure.
+        problem: Box<RewardError>,
     },
     /// The program that reads text could not read.
     #[error(transparent)]

@@ -108,7 +108,12 @@ impl Service {
                 }
                 Err(error) => error,
             };
-            match self.persistence.failed(&error, self.reward.patience(), Instant::now()) {
+            let patience = self.reward.patience();
+            match self.persistence.failed(&error, patience, Instant::now()) {
+                Verdict::GiveUp if error.may_pass() && !patience.is_zero() => {
+                    let problem = Box::new(error);
+                    break Some(Err(RewardError::GivenUp { patience, problem }));
+                }
                 Verdict::GiveUp => break Some(Err(error)),
                 Verdict::Retry => {
                     if !std::mem::replace(&mut is_held, true) {
@@ -224,6 +229,17 @@ mod tests {
         assert!(matches!(scores, Err(RewardError::NotFinite { index: 1, .. })), "{scores:?}");
         assert_eq!(heard.len(), 3, "held twice, then let go: {heard:?}");
         assert!(score(&thread).await.0.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_scorer_that_was_waited_for_in_vain_is_told_as_such() {
+        let patience = Duration::from_millis(1);
+        let thread = start((0..10).map(|_| outage()).collect(), patience).await;
+        let (scores, heard) = score(&thread).await;
+        let error = scores.expect_err("in vain");
+        let told = "reward `scripted` at http://far: unreachable: refused; it was waited for 0.001 s, which is all its patience";
+        assert_eq!((error.to_string().as_str(), error.may_pass()), (told, true));
+        assert_eq!(heard.last().map(String::as_str), Some("far released"));
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use scenes::RgbImage;
 
 use super::error::RemoteError;
 use super::server_url::ServerUrl;
+use super::unfinished::Unfinished;
 use crate::error::RewardError;
 use crate::reward::{PromptRecord, Score, check_batch, check_finite};
 
@@ -24,6 +25,7 @@ pub(super) struct Batch<'a> {
 pub(super) struct Scorer<'a> {
     pub(super) name: &'static str,
     pub(super) url: &'a ServerUrl,
+    pub(super) unfinished: &'a Unfinished,
 }
 
 impl Scorer<'_> {
@@ -33,7 +35,8 @@ impl Scorer<'_> {
         RewardError::Remote { name, url, problem: Box::new(problem) }
     }
 
-    /// Runs `score_batch` over batches of at most `batch_size` images, as even as can be.
+    /// Runs `score_batch` over batches of at most `batch_size` images, as even as can be, which gives a score for each image
+    /// or fails. Those that were scored are not scored again when the same images come again after a failure.
     ///
     /// # Errors
     /// If the lists differ in length, an image is empty or broken, `score_batch` fails, or a score is not finite.
@@ -45,16 +48,31 @@ impl Scorer<'_> {
         mut score_batch: impl FnMut(Batch) -> Result<Vec<Score>, RewardError>,
     ) -> Result<Vec<Score>, RewardError> {
         check_images(self.name, images, prompts)?;
-        let mut scores = Vec::with_capacity(images.len());
+        let mut scores = self.unfinished.take(images, prompts);
         for (start, length) in even_parts(images.len(), batch_size) {
-            let (images, prompts) = (&images[start..start + length], &prompts[start..start + length]);
-            scores.extend(score_batch(Batch { start, images, prompts })?);
+            let part = start..start + length;
+            if scores[part.clone()].iter().all(Option::is_some) {
+                continue;
+            }
+            let batch = Batch { start, images: &images[part.clone()], prompts: &prompts[part.clone()] };
+            match score_batch(batch).and_then(|found| self.finite(start, found)) {
+                Ok(found) => {
+                    scores[part].iter_mut().zip(found).for_each(|(score, found)| *score = Some(found))
+                }
+                Err(error) => {
+                    self.unfinished.keep(images, prompts, scores);
+                    return Err(error);
+                }
+            }
         }
-        scores
-            .iter()
-            .enumerate()
-            .try_for_each(|(index, score)| check_finite(self.name, index, score))
-            .map(|()| scores)
+        let scores: Option<Vec<Score>> = scores.into_iter().collect();
+        Ok(scores.expect("every protocol gives a score for each image, or fails; else this is a bug"))
+    }
+
+    /// Lets the scores of a batch that begins at `start` pass only if they are finite.
+    fn finite(&self, start: usize, scores: Vec<Score>) -> Result<Vec<Score>, RewardError> {
+        let mut numbered = scores.iter().enumerate();
+        numbered.try_for_each(|(index, score)| check_finite(self.name, start + index, score)).map(|()| scores)
     }
 }
 

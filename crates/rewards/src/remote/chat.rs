@@ -1,17 +1,20 @@
 //! Judges that answer in words: chat completions as OpenAI's API has them, and vLLM, SGLang and others after it.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use regex::Regex;
 use scenes::RgbImage;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use service::Backoff;
 
 use super::batch::{Scorer, check_images, png_base64};
 use super::error::RemoteError;
 use super::exchange::quoted;
 use super::http::HttpClient;
+use super::unfinished::Unfinished;
 use crate::error::RewardError;
 use crate::image_resampling::resize_bicubic;
 use crate::reward::{PromptRecord, Score, check_finite};
@@ -32,10 +35,16 @@ pub(super) struct Chat {
     pub(super) max_concurrent: usize,
     /// Side of the square that images are resized to; none to send them as they are.
     pub(super) image_size: Option<usize>,
+    pub(super) unfinished: Unfinished,
 }
 
 /// What stands for the prompt in a question.
 pub(super) const PROMPT: &str = "{prompt}";
+
+/// Attempts for one question before its batch has failed for now.
+const ATTEMPTS: u32 = 5;
+/// Pauses between them: the first, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 
 #[derive(Deserialize)]
 struct Completion {
@@ -54,10 +63,11 @@ struct Message {
 
 impl Chat {
     pub(super) fn scorer(&self) -> Scorer<'_> {
-        Scorer { name: self.name, url: &self.client.connection().url }
+        Scorer { name: self.name, url: &self.client.connection().url, unfinished: &self.unfinished }
     }
 
-    /// Asks about every image by itself.
+    /// Asks about every image by itself. What was answered is not asked again when the same images come again after a
+    /// failure.
     ///
     /// # Errors
     /// If the lists differ in length, an image is empty or broken, or one is not answered with a finite score; the
@@ -68,19 +78,24 @@ impl Chat {
         prompts: &[PromptRecord],
     ) -> Result<Vec<Score>, RewardError> {
         check_images(self.name, images, prompts)?;
-        let scores: Vec<Mutex<Option<Score>>> = images.iter().map(|_| Mutex::new(None)).collect();
-        let next = AtomicUsize::new(0);
+        let scores: Vec<_> = self.unfinished.take(images, prompts).into_iter().map(Mutex::new).collect();
+        let (next, has_failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let lock =
+            |place: &'_ Mutex<Option<Score>>| place.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let ask_on = || -> Result<(), RewardError> {
-            loop {
+            while !has_failed.load(Ordering::Relaxed) {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some((image, place)) = images.get(index).zip(scores.get(index)) else { return Ok(()) };
-                let score = self.ask(index, image, &prompts[index]).inspect_err(|_| {
-                    next.fetch_max(images.len(), Ordering::Relaxed);
-                })?;
-                *place.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(score);
+                let Some((image, place)) = images.get(index).zip(scores.get(index)) else { break };
+                if lock(place).is_some() {
+                    continue;
+                }
+                let score = self.ask(index, image, &prompts[index], &has_failed);
+                let score = score.inspect_err(|_| has_failed.store(true, Ordering::Relaxed))?;
+                *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(score);
             }
+            Ok(())
         };
-        std::thread::scope(|scope| {
+        let outcome = std::thread::scope(|scope| {
             let n_threads = self.max_concurrent.min(images.len());
             let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(ask_on)).collect();
             let outcomes = threads.into_iter().map(|thread| match thread.join() {
@@ -88,24 +103,51 @@ impl Chat {
                 Err(panic) => std::panic::resume_unwind(panic),
             });
             outcomes.collect::<Vec<_>>().into_iter().collect::<Result<(), _>>()
-        })?;
-        let scores = scores.into_iter().map(|place| {
-            let score = place.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-            score.expect("every question was answered; else this is a bug")
         });
-        Ok(scores.collect())
+        let scores =
+            scores.into_iter().map(|place| place.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let scores: Vec<Option<Score>> = scores.collect();
+        if let Err(error) = outcome {
+            self.unfinished.keep(images, prompts, scores);
+            return Err(error);
+        }
+        let scores: Option<Vec<Score>> = scores.into_iter().collect();
+        Ok(scores.expect("every question was answered; else this is a bug"))
     }
 
-    fn ask(&self, index: usize, image: &RgbImage, record: &PromptRecord) -> Result<Score, RewardError> {
+    fn ask(
+        &self,
+        index: usize,
+        image: &RgbImage,
+        record: &PromptRecord,
+        has_failed: &AtomicBool,
+    ) -> Result<Score, RewardError> {
         let file = match self.image_size {
             Some(size) => png_base64(index, &resize_bicubic(image, size, size))?,
             None => png_base64(index, image)?,
         };
         let request = self.request(&file, &record.prompt);
-        let score = self.answer(&request).and_then(|answer| self.read_score(index, &answer));
+        let answer = self.answer_in_the_end(&request, has_failed);
+        let score = answer.and_then(|answer| self.read_score(index, &answer));
         let score = Score::from(score.map_err(|problem| self.scorer().error(problem))?);
         check_finite(self.name, index, &score)?;
         Ok(score)
+    }
+
+    /// Asks a few times where the server says no for the moment, as one with a limit of requests does of some among many;
+    /// a server that is away is the caller's to wait for.
+    fn answer_in_the_end(&self, request: &Value, has_failed: &AtomicBool) -> Result<String, RemoteError> {
+        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        for _ in 1..ATTEMPTS {
+            match self.answer(request) {
+                Err(error) if !has_failed.load(Ordering::Relaxed) => match error.soon() {
+                    Some(pause) => std::thread::sleep(pause.clamp(backoff.next_pause(), PAUSES.1)),
+                    None => return Err(error),
+                },
+                outcome => return outcome,
+            }
+        }
+        self.answer(request)
     }
 
     fn request(&self, png_base64: &str, prompt: &str) -> Value {

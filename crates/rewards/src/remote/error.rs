@@ -38,6 +38,8 @@ pub enum RemoteError {
         status: u16,
         /// The last line of what came with it, such as that of a Python traceback.
         reason: String,
+        /// How long the server asks to be left alone.
+        retry_after: Option<Duration>,
         /// What was sent, and what came back.
         exchange: Box<Exchange>,
     },
@@ -127,6 +129,17 @@ impl RemoteError {
                 matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted)
             }
             _ => false,
+        }
+    }
+
+    /// How long to wait before the same request is worth another attempt at once; none where that would not help.
+    pub(super) fn soon(&self) -> Option<Duration> {
+        match self {
+            Self::Unreachable { .. } => Some(Duration::ZERO),
+            Self::Status { status, retry_after, .. } if status_may_pass(*status) => {
+                Some(retry_after.unwrap_or_default())
+            }
+            _ => None,
         }
     }
 

@@ -14,6 +14,7 @@ use super::error::RemoteError;
 use super::exchange::quoted;
 use super::http::HttpClient;
 use super::options::OptionKeys;
+use super::unfinished::Unfinished;
 use crate::error::RewardError;
 use crate::reward::{PromptRecord, Reward, Score};
 
@@ -23,6 +24,7 @@ const KEYS: OptionKeys = OptionKeys { name: "flow_factory", default_url: None, o
 pub struct FlowFactoryReward {
     client: HttpClient,
     batch_size: usize,
+    unfinished: Unfinished,
 }
 
 #[derive(Deserialize)]
@@ -52,11 +54,11 @@ impl FlowFactoryReward {
     pub fn new(options: &Value) -> Result<Self, RewardError> {
         let (connection, Options { batch_size }) = KEYS.parse(options)?;
         let batch_size = KEYS.at_least_one("batch_size", batch_size)?;
-        Ok(Self { client: HttpClient::new(connection), batch_size })
+        Ok(Self { client: HttpClient::new(connection), batch_size, unfinished: Unfinished::default() })
     }
 
     fn scorer(&self) -> Scorer<'_> {
-        Scorer { name: KEYS.name, url: &self.client.connection().url }
+        Scorer { name: KEYS.name, url: &self.client.connection().url, unfinished: &self.unfinished }
     }
 
     fn score_batch(&self, batch: Batch) -> Result<Vec<Score>, RewardError> {

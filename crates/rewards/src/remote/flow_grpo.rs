@@ -10,6 +10,7 @@ use super::batch::Batch;
 use super::http::HttpClient;
 use super::options::OptionKeys;
 use super::pickle_server::{PickleServer, text};
+use super::unfinished::Unfinished;
 use crate::error::RewardError;
 use crate::reward::{PromptRecord, Reward, Score};
 
@@ -64,7 +65,8 @@ impl FlowGrpoReward {
         let keys = OptionKeys { name, default_url, own: &["batch_size"] };
         let (connection, Options { batch_size }) = keys.parse(options)?;
         let batch_size = keys.at_least_one("batch_size", batch_size)?;
-        Ok(Self { server: PickleServer { name, client: HttpClient::new(connection), batch_size }, beside })
+        let (client, unfinished) = (HttpClient::new(connection), Unfinished::default());
+        Ok(Self { server: PickleServer { name, client, batch_size, unfinished }, beside })
     }
 
     fn score_batch(&self, batch: Batch) -> Result<Vec<Score>, RewardError> {

@@ -13,6 +13,7 @@ use super::error::RemoteError;
 use super::http::HttpClient;
 use super::options::OptionKeys;
 use super::pickle_server::{PickleServer, PickledReply};
+use super::unfinished::Unfinished;
 use crate::error::RewardError;
 use crate::reward::{PromptRecord, Reward, Score};
 
@@ -55,7 +56,8 @@ impl GenevalReward {
     pub fn new(options: &serde_json::Value) -> Result<Self, RewardError> {
         let (connection, Options { batch_size, only_strict }) = KEYS.parse(options)?;
         let batch_size = KEYS.at_least_one("batch_size", batch_size)?;
-        let server = PickleServer { name: KEYS.name, client: HttpClient::new(connection), batch_size };
+        let (client, unfinished) = (HttpClient::new(connection), Unfinished::default());
+        let server = PickleServer { name: KEYS.name, client, batch_size, unfinished };
         Ok(Self { server, only_strict })
     }
 

@@ -19,6 +19,7 @@ use super::batch::{Batch, Scorer};
 use super::error::{Chain, RemoteError};
 use super::exchange::{Exchange, Sent, quoted};
 use super::options::{Connection, OptionKeys};
+use super::unfinished::Unfinished;
 use crate::error::RewardError;
 use crate::reward::{PromptRecord, Reward, Score};
 
@@ -41,6 +42,7 @@ pub struct GrpcReward {
     /// Name on the server; empty for the only one there.
     reward: String,
     batch_size: usize,
+    unfinished: Unfinished,
 }
 
 #[derive(Deserialize)]
@@ -77,11 +79,11 @@ impl GrpcReward {
             let problem = "it is more than `http://host:port`, which is all that gRPC is spoken over here";
             return Err(KEYS.refuse("url", problem.to_owned()));
         }
-        Ok(Self { connection, reward, batch_size })
+        Ok(Self { connection, reward, batch_size, unfinished: Unfinished::default() })
     }
 
     fn scorer(&self) -> Scorer<'_> {
-        Scorer { name: KEYS.name, url: &self.connection.url }
+        Scorer { name: KEYS.name, url: &self.connection.url, unfinished: &self.unfinished }
     }
 
     /// Scores a batch over a connection of its own, so that the server may be restarted between two batches.

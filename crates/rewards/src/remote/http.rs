@@ -72,6 +72,9 @@ impl HttpClient {
         let allowed = self.connection.max_reply_bytes;
         let allowed = if status.is_success() { allowed } else { allowed.min(REASON_BYTES) };
         let body = response.body_mut().with_config().limit(allowed).read_to_vec();
+        let retry_after =
+            response.headers().get("retry-after").and_then(|text| text.to_str().ok()?.parse().ok());
+        let retry_after = retry_after.map(Duration::from_secs);
         let content_type = response.headers().get("content-type");
         let content_type = content_type.map(|text| String::from_utf8_lossy(text.as_bytes()).into_owned());
         let reply =
@@ -87,7 +90,7 @@ impl HttpClient {
         }
         let (status, reason) = (status.as_u16(), reason(&body));
         let exchange = Box::new(Exchange { sent, reply: Some(reply(body)) });
-        Err(RemoteError::Status { status, reason, exchange })
+        Err(RemoteError::Status { status, reason, retry_after, exchange })
     }
 
     fn failure(&self, error: ureq::Error, sent: &Sent) -> RemoteError {

@@ -25,6 +25,7 @@ mod http;
 mod options;
 mod pickle_server;
 mod server_url;
+mod unfinished;
 mod vlm_judge;
 
 pub use error::RemoteError;

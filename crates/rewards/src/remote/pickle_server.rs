@@ -10,6 +10,7 @@ use super::batch::{Batch, Scorer};
 use super::error::RemoteError;
 use super::exchange::{Exchange, quoted};
 use super::http::HttpClient;
+use super::unfinished::Unfinished;
 use crate::error::RewardError;
 use crate::jpeg::jpeg_bytes;
 
@@ -21,6 +22,7 @@ pub(super) struct PickleServer {
     pub(super) name: &'static str,
     pub(super) client: HttpClient,
     pub(super) batch_size: usize,
+    pub(super) unfinished: Unfinished,
 }
 
 /// A reply, and what it is a reply to.
@@ -32,7 +34,7 @@ pub(super) struct PickledReply {
 
 impl PickleServer {
     pub(super) fn scorer(&self) -> Scorer<'_> {
-        Scorer { name: self.name, url: &self.client.connection().url }
+        Scorer { name: self.name, url: &self.client.connection().url, unfinished: &self.unfinished }
     }
 
     /// Sends the images of a batch under `images`, with `more` beside them.
@@ -54,7 +56,14 @@ impl PickleServer {
 
     fn reply(&self, exchange: Exchange, n_images: usize) -> Result<PickledReply, RemoteError> {
         let limits = Limits { bytes: self.client.connection().max_reply_bytes as usize, ..Limits::default() };
+        if exchange.body().is_empty() {
+            return Err(exchange.wrong("the reply is empty".to_owned()));
+        }
         let value = match pickle::read(exchange.body(), &limits) {
+            Ok(Value::Call(call)) => {
+                let problem = format!("the reply asks to call `{}`, which is not done", call.function);
+                return Err(exchange.wrong(problem));
+            }
             Ok(value) => value,
             Err(problem) => return Err(RemoteError::Pickle { problem, exchange: Box::new(exchange) }),
         };

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::chat::{Chat, PROMPT};
 use super::http::HttpClient;
 use super::options::{Connection, OptionKeys};
+use super::unfinished::Unfinished;
 use crate::error::RewardError;
 use crate::registry::Resources;
 use crate::reward::{PromptRecord, Reward, Score};
@@ -85,8 +86,8 @@ impl VlmJudge {
         let options = Options {
             model: if model.is_empty() { "UnifiedReward-7b-v1.5".to_owned() } else { model },
             question: UNIFIED_REWARD_QUESTION.to_owned(),
-            // The reference takes the first digit of "10" too, which is no answer to what was asked.
-            pattern: r"Final Score:\s*([1-5](?:\.\d+)?)(?:\D|$)".to_owned(),
+            // The reference takes the first digit of "10" and of "3,5" too, which are no answers to what was asked.
+            pattern: r"Final Score:\s*([1-5](?:\.\d+)?)(?:[^\d,]|,\D|,?$)".to_owned(),
             scale: 5.0,
             image_size: Some(512),
             api_key_env,
@@ -138,7 +139,9 @@ impl VlmJudge {
         }
         let pattern = score_pattern(keys, &options.pattern)?;
         let name = keys.name;
-        let chat = Chat { name, client, model, question, pattern, scale, max_concurrent, image_size };
+        let unfinished = Unfinished::default();
+        let chat =
+            Chat { name, client, model, question, pattern, scale, max_concurrent, image_size, unfinished };
         Ok(Self { chat })
     }
 }

@@ -3,6 +3,7 @@
 mod example_server;
 mod grpc;
 mod recorded;
+mod retries;
 mod servers;
 
 use std::path::{Path, PathBuf};
