@@ -48,7 +48,7 @@ pub fn number(value: &Value) -> Result<f64, NumberError> {
     }
 }
 
-/// Numbers in a row: a list or tuple of them, or a numpy array, whose elements come in the order of its memory.
+/// Numbers in a row: a list or tuple of them, or a numpy array of the shape (n,) or (n, 1).
 ///
 /// # Errors
 /// If the value is something else.
@@ -175,4 +175,21 @@ fn decode<const N: usize>(
         element(chunk)
     });
     Ok(in_order.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_pass_that_are_a_number_a_row_or_a_column_by_their_shape() {
+        let shape = |sizes: &[i64]| Value::Tuple(sizes.iter().map(|size| Value::Int(*size)).collect());
+        let fits = |sizes: &[i64], n_elements| in_a_row(&shape(sizes), vec![0.5; n_elements]).is_ok();
+        for (sizes, n_elements) in [(&[][..], 1), (&[8], 8), (&[8, 1], 8), (&[0], 0)] {
+            assert!(fits(sizes, n_elements), "{sizes:?}");
+        }
+        for sizes in [&[][..], &[7], &[-8], &[2, 4], &[1, 8], &[1 << 62, 4], &[-8, -1], &[8, 1, 1]] {
+            assert!(!fits(sizes, 8), "{sizes:?}");
+        }
+    }
 }

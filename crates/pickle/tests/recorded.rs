@@ -85,10 +85,10 @@ fn numpy_scalars_and_arrays_of_every_protocol_are_numbers() {
         assert_eq!(row("big_endian"), [1.5, -2.0]);
         assert_eq!(row("integers"), [-1.0, 2.0]);
         assert_eq!(row("flags"), [1.0, 0.0]);
-        assert_eq!(row("grid"), [1.0, 2.0, 3.0, 4.0]);
         assert_eq!(row("empty"), [0.0; 0]);
         assert_eq!(row("frozen"), [7.0, 8.0]);
-        for key in ["complex", "words"] {
+        // A table is no row, whatever it holds.
+        for key in ["complex", "words", "grid"] {
             let refused = numbers(tree.get(key).expect("recorded"));
             assert!(matches!(refused, Err(NumberError::Numpy(_))), "{key}: {refused:?}");
         }
