@@ -78,25 +78,21 @@ impl Chat {
         prompts: &[PromptRecord],
     ) -> Result<Vec<Score>, RewardError> {
         check_images(self.name, images, prompts)?;
-        let scores: Vec<_> = self.unfinished.take(images, prompts).into_iter().map(Mutex::new).collect();
+        let mut scores = self.unfinished.take(images, prompts);
+        let open: Vec<usize> = (0..images.len()).filter(|&index| scores[index].is_none()).collect();
         let (next, has_failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let lock =
-            |place: &'_ Mutex<Option<Score>>| place.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let answered = Mutex::new(Vec::new());
         let ask_on = || -> Result<(), RewardError> {
             while !has_failed.load(Ordering::Relaxed) {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some((image, place)) = images.get(index).zip(scores.get(index)) else { break };
-                if lock(place).is_some() {
-                    continue;
-                }
-                let score = self.ask(index, image, &prompts[index], &has_failed);
+                let Some(&index) = open.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                let score = self.ask(index, &images[index], &prompts[index], &has_failed);
                 let score = score.inspect_err(|_| has_failed.store(true, Ordering::Relaxed))?;
-                *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(score);
+                answered.lock().unwrap_or_else(PoisonError::into_inner).push((index, score));
             }
             Ok(())
         };
         let outcome = std::thread::scope(|scope| {
-            let n_threads = self.max_concurrent.min(images.len());
+            let n_threads = self.max_concurrent.min(open.len());
             let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(ask_on)).collect();
             let outcomes = threads.into_iter().map(|thread| match thread.join() {
                 Ok(outcome) => outcome,
@@ -104,9 +100,9 @@ impl Chat {
             });
             outcomes.collect::<Vec<_>>().into_iter().collect::<Result<(), _>>()
         });
-        let scores =
-            scores.into_iter().map(|place| place.into_inner().unwrap_or_else(PoisonError::into_inner));
-        let scores: Vec<Option<Score>> = scores.collect();
+        for (index, score) in answered.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            scores[index] = Some(score);
+        }
         if let Err(error) = outcome {
             self.unfinished.keep(images, prompts, scores);
             return Err(error);
