@@ -37,7 +37,7 @@ pub struct Hacked {
 /// training reward rose each time; none if the patience is 0 or there are too few evaluations to tell.
 pub fn hacked(history: &[Evaluation], held_out: &[&RewardSection], patience: u32) -> Vec<Hacked> {
     let n_rows = patience as usize + 1;
-    let mut rows = history.to_vec();
+    let mut rows: Vec<&Evaluation> = history.iter().collect();
     // Averaged weights that did not move between two evaluations score the same to the last bit, and tell nothing new.
     rows.dedup_by(|later, earlier| later.scores == earlier.scores);
     let Some(rows) = rows.len().checked_sub(n_rows).map(|first| &rows[first..]) else {

@@ -21,7 +21,8 @@ pub const CHANGEABLE_KEYS: [&str; 11] = [
 ];
 
 impl RunConfig {
-    /// The config without [`CHANGEABLE_KEYS`] and [`CONNECTION_OPTIONS`], as TOML: two configs of equal identity train the same adapter.
+    /// The config without [`CHANGEABLE_KEYS`] and [`CONNECTION_OPTIONS`], as TOML: two configs of equal identity train the
+    /// same adapter.
     pub fn identity(&self) -> String {
         let mut identity = self.clone();
         identity.run.name.clear();

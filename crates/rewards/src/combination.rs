@@ -20,14 +20,13 @@ pub struct RewardPart {
 /// If there are no parts, they differ in length, or a sum is not finite.
 pub fn weighted_sum(parts: &[RewardPart]) -> Result<Vec<Score>, RewardError> {
     let n_images = parts.first().ok_or(RewardError::NoParts)?.scores.len();
-    let mut sums = vec![0.0; n_images];
+    let mut sums = vec![Score::from(0.0); n_images];
     for RewardPart { name, weight, scores } in parts {
         check_count(name, n_images, scores)?;
         for (sum, part) in sums.iter_mut().zip(scores) {
-            *sum += weight * part.value;
+            sum.value += weight * part.value;
         }
     }
-    let sums: Vec<Score> = sums.into_iter().map(Score::from).collect();
     for (index, sum) in sums.iter().enumerate() {
         check_finite("the weighted sum", index, sum)?;
     }

@@ -1,6 +1,6 @@
 //! What image processors of `transformers` make of bytes, as `preprocessor_config.json` says.
 //!
-//! Source: `transformers` 4.57, `image_processing_utils_fast.py` and the processors of CLIP and Qwen2-VL.
+//! Source: `transformers` 4.57, `models/clip/image_processing_clip.py` and `models/qwen2_vl/image_processing_qwen2_vl.py`.
 
 use std::path::Path;
 

@@ -2,6 +2,7 @@
 
 mod example_server;
 mod grpc;
+mod http_request;
 mod recorded;
 mod retries;
 mod servers;

@@ -1,7 +1,7 @@
 //! What is sent is what the reference's clients send; what its servers answered is read as the scores it holds
 //! (`tests/golden/rewards/make_exchanges.py`).
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Write;
 use std::net::TcpListener;
 use std::thread::JoinHandle;
 
@@ -11,14 +11,8 @@ use pickle::{Limits, Value as Pickled};
 use rewards::PromptRecord;
 use serde_json::{Value, json};
 
+use crate::http_request::Request;
 use crate::{failure, geneval_prompts, picture, pictures, prompts, repository, scorer, values};
-
-/// What a server saw of a request.
-struct Request {
-    line: String,
-    headers: String,
-    body: Vec<u8>,
-}
 
 fn golden(name: &str) -> Vec<u8> {
     std::fs::read(repository().join("tests/golden/rewards").join(name)).expect("golden exchange")
@@ -34,21 +28,9 @@ fn answering_once(status: &str, content_type: &str, reply: Vec<u8>) -> (String, 
     );
     let server = std::thread::spawn(move || {
         let (stream, _) = listener.accept().expect("a client");
-        let mut reader = BufReader::new(&stream);
-        let mut lines = Vec::new();
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).expect("a head");
-            if line.trim().is_empty() {
-                break;
-            }
-            lines.push(line.trim().to_lowercase());
-        }
-        let length = lines.iter().find_map(|line| line.strip_prefix("content-length: "));
-        let mut body = vec![0; length.expect("a length").parse().expect("a number")];
-        reader.read_exact(&mut body).expect("a body");
+        let request = Request::read(&stream);
         (&stream).write_all(head.as_bytes()).and_then(|()| (&stream).write_all(&reply)).expect("a client");
-        Request { line: lines.remove(0), headers: lines.join("\n"), body }
+        request
     });
     (url, server)
 }

@@ -1,12 +1,13 @@
 //! Servers that say no to some requests: what they answered is kept, and only the rest is asked for again.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write;
+use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
 use rewards::PromptRecord;
 use serde_json::{Value, json};
 
+use crate::http_request::Request;
 use crate::{failure, picture, prompts, repository, scorer, values};
 
 /// What a server says to the request of this number.
@@ -32,7 +33,7 @@ impl ScriptedServer {
                 let (statuses, script, reply) = (statuses.clone(), script.clone(), reply.clone());
                 std::thread::spawn(move || {
                     let stream = stream.expect("a client");
-                    read(&stream);
+                    Request::read(&stream);
                     let status = {
                         let mut statuses = statuses.lock().expect("not poisoned");
                         let status = script(statuses.len());
@@ -57,22 +58,6 @@ impl ScriptedServer {
         let answered = said.iter().filter(|status| status.starts_with("200")).count();
         (answered, said.len() - answered)
     }
-}
-
-fn read(stream: &TcpStream) {
-    let mut reader = BufReader::new(stream);
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).expect("a head");
-        if line.trim().is_empty() {
-            break;
-        }
-        if let Some(number) = line.to_lowercase().strip_prefix("content-length: ") {
-            length = number.trim().parse().expect("a number");
-        }
-    }
-    reader.read_exact(&mut vec![0; length]).expect("a body");
 }
 
 fn batch(n_images: usize) -> (Vec<rewards::RgbImage>, Vec<PromptRecord>) {
