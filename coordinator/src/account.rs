@@ -104,9 +104,13 @@ pub fn summary_table(summary: &Summary) -> String {
     let held_out = |held_out: Option<HeldOut>| held_out.map_or("not measured".to_owned(), |h| measured(&h));
     let gain =
         format!("{:.4} ± {:.4} ({} prompts)", summary.gain, summary.gain_standard_error, summary.prompts);
+    let (before, after, best) = match summary.is_of_test_prompts {
+        true => ("test reward before", "test reward after", "best version, chosen by validation"),
+        false => ("held-out reward before", "held-out reward after", "best version, chosen on these prompts"),
+    };
     let mut rows = vec![
-        ("held-out reward before", held_out(summary.before)),
-        ("held-out reward after", held_out(summary.after)),
+        (before, held_out(summary.before)),
+        (after, held_out(summary.after)),
         ("gain, paired by prompt", gain),
     ];
     // A single one says nothing that the reward does not.
@@ -116,7 +120,7 @@ pub fn summary_table(summary: &Summary) -> String {
     if !summary.reward_hacking.is_empty() {
         rows.push(("reward hacking seen in", summary.reward_hacking.join(", ")));
     }
-    rows.extend(summary.best.map(|best| ("best version", format!("{}, {}", best.version, measured(&best)))));
+    rows.extend(summary.best.map(|version| (best, format!("{}, {}", version.version, measured(&version)))));
     rows.extend([
         ("time", clock(seconds(summary.seconds))),
         ("images", format!("{} ({:.1}/s)", summary.images, per_second(summary.images))),

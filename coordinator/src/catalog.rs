@@ -5,13 +5,14 @@ use config::{
     PromptFileError, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec, prompt_file,
     read_prompts,
 };
-use std::path::Path;
+use std::path::PathBuf;
 
 /// The config with its prompts: knows every task of the run.
 #[derive(Clone, Debug)]
 pub struct Catalog {
     config: RunConfig,
     train: Vec<PromptRecord>,
+    evaluated: Vec<PromptRecord>,
     test: Vec<PromptRecord>,
     notes: Vec<String>,
 }
@@ -23,16 +24,19 @@ impl Catalog {
     /// If one is missing, empty or malformed, or lacks metadata that a reward needs.
     pub fn open(config: RunConfig) -> Result<Self, PromptFileError> {
         let mut notes = Vec::new();
-        let mut read = |path: &Path, split, rewards: &[RewardSection]| {
-            let path = prompt_file(path, split)?;
+        let mut read = |path: PathBuf, rewards: &[RewardSection]| {
             let records = read_prompts(&path)?;
             config::check_metadata(&path, &records, rewards)?;
             notes.extend(config::unused_prompt_keys(&path, &records));
             Ok::<_, PromptFileError>(records)
         };
-        let train = read(&config.data.train, PromptSplit::Train, &config.rewards)?;
-        let test = read(&config.data.test, PromptSplit::Test, config.rewards_of_evaluation())?;
-        Ok(Self { config, train, test, notes })
+        let train = read(prompt_file(&config.data.train, PromptSplit::Train)?, &config.rewards)?;
+        let evaluated = read(config.data.evaluated_file()?, config.rewards_of_evaluation())?;
+        let test = match config.data.has_validation() {
+            true => read(prompt_file(&config.data.test, PromptSplit::Test)?, config.rewards_of_evaluation())?,
+            false => evaluated.clone(),
+        };
+        Ok(Self { config, train, evaluated, test, notes })
     }
 
     /// What the user should know about the prompts.
@@ -45,17 +49,17 @@ impl Catalog {
         &self.config
     }
 
-    /// Number of held-out prompts in their file.
-    pub fn n_test_prompts(&self) -> usize {
-        self.test.len()
+    /// Number of prompts in the file of a kind of task.
+    pub fn n_prompts(&self, kind: TaskKind) -> usize {
+        self.records(kind).len()
     }
 
     /// Number of tasks of a kind and iteration.
     pub fn n_tasks(&self, kind: TaskKind) -> u32 {
         let n_tasks = match kind {
             TaskKind::Train => self.config.n_train_tasks(),
-            TaskKind::Evaluate => {
-                let n_prompts = self.config.n_evaluated_prompts(self.test.len());
+            TaskKind::Evaluate | TaskKind::Test => {
+                let n_prompts = self.config.n_evaluated_prompts(self.n_prompts(kind));
                 n_prompts.div_ceil(self.config.evaluation.prompts_per_task)
             }
         };
@@ -66,7 +70,7 @@ impl Catalog {
     pub fn version(&self, kind: TaskKind, iteration: u32) -> u32 {
         match kind {
             TaskKind::Train => self.config.policy_version(iteration),
-            TaskKind::Evaluate => iteration,
+            TaskKind::Evaluate | TaskKind::Test => iteration,
         }
     }
 
@@ -97,26 +101,34 @@ impl Catalog {
             self.prompts(&spec).map(|record| format!("{} \"{}\"", record.index, record.text)).collect();
         let seeds = match spec.kind {
             TaskKind::Train => format!(", seeds {}..{}", spec.first_seed, spec.first_seed + spec.n_seeds),
-            TaskKind::Evaluate => String::new(),
+            TaskKind::Evaluate | TaskKind::Test => String::new(),
         };
         let plural = if prompts.len() == 1 { "" } else { "s" };
         format!("{name} (prompt{plural} {}{seeds})", prompts.join(", "))
     }
 
     fn spec(&self, name: TaskName) -> Option<TaskSpec> {
+        let n_prompts = self.n_prompts(name.kind);
         let specs = match name.kind {
-            TaskKind::Train => self.config.train_tasks(self.train.len(), name.iteration),
-            TaskKind::Evaluate => self.config.evaluation_tasks(self.test.len(), name.iteration),
+            TaskKind::Train => self.config.train_tasks(n_prompts, name.iteration),
+            TaskKind::Evaluate | TaskKind::Test => {
+                self.config.evaluation_tasks(name.kind, n_prompts, name.iteration)
+            }
         };
         specs.into_iter().nth(name.index as usize)
     }
 
     fn prompts(&self, spec: &TaskSpec) -> impl Iterator<Item = &PromptRecord> {
-        let records = match spec.kind {
-            TaskKind::Train => &self.train,
-            TaskKind::Evaluate => &self.test,
-        };
+        let records = self.records(spec.kind);
         spec.prompts.iter().filter_map(|&index| records.get(index as usize))
+    }
+
+    fn records(&self, kind: TaskKind) -> &[PromptRecord] {
+        match kind {
+            TaskKind::Train => &self.train,
+            TaskKind::Evaluate => &self.evaluated,
+            TaskKind::Test => &self.test,
+        }
     }
 }
 
@@ -125,6 +137,7 @@ pub fn to_wire(name: TaskName) -> proto::TaskId {
     let kind = match name.kind {
         TaskKind::Train => proto::TaskKind::Train,
         TaskKind::Evaluate => proto::TaskKind::Evaluate,
+        TaskKind::Test => proto::TaskKind::Test,
     };
     proto::TaskId { kind: kind.into(), iteration: name.iteration, index: name.index }
 }
@@ -139,6 +152,7 @@ pub fn kind_from_wire(kind: proto::TaskKind) -> Option<TaskKind> {
     match kind {
         proto::TaskKind::Train => Some(TaskKind::Train),
         proto::TaskKind::Evaluate => Some(TaskKind::Evaluate),
+        proto::TaskKind::Test => Some(TaskKind::Test),
         proto::TaskKind::Unspecified => None,
     }
 }
@@ -162,7 +176,8 @@ mod tests {
         Catalog {
             config,
             train: (0..9).map(record).collect(),
-            test: (0..4).map(record).collect(),
+            evaluated: (0..4).map(record).collect(),
+            test: (4..9).map(record).collect(),
             notes: Vec::new(),
         }
     }
@@ -170,7 +185,7 @@ mod tests {
     #[test]
     fn counts_and_tasks_agree() {
         let catalog = catalog();
-        for (kind, n_tasks) in [(TaskKind::Train, 4), (TaskKind::Evaluate, 2)] {
+        for (kind, n_tasks) in [(TaskKind::Train, 4), (TaskKind::Evaluate, 2), (TaskKind::Test, 2)] {
             assert_eq!(catalog.n_tasks(kind), n_tasks);
             let task = |index| catalog.task(TaskName { iteration: 7, kind, index });
             assert!(task(n_tasks - 1).is_some());
@@ -193,6 +208,8 @@ mod tests {
         let catalog = catalog();
         let text = catalog.describe(TaskName { iteration: 0, kind: TaskKind::Evaluate, index: 1 });
         assert_eq!(text, "evaluation task 1 of version 0 (prompt 2 \"scene 2\")");
+        let text = catalog.describe(TaskName { iteration: 3, kind: TaskKind::Test, index: 1 });
+        assert_eq!(text, "test task 1 of version 3 (prompt 6 \"scene 6\")");
         let text = catalog.describe(TaskName { iteration: 0, kind: TaskKind::Train, index: 0 });
         assert!(text.ends_with("seeds 0..2)"), "{text}");
     }

@@ -3,7 +3,7 @@
 use crate::catalog::Catalog;
 use crate::cli::ConfigArgs;
 use crate::error::CoordinatorError;
-use config::{ConfigErrors, ConfigProblem, RunConfig};
+use config::{ConfigErrors, ConfigProblem, RunConfig, TaskKind};
 use service::Hub;
 use std::io::Write;
 use std::path::Path;
@@ -75,10 +75,14 @@ pub(crate) fn missing_model(model: &Path, hub: &Hub) -> Option<String> {
 /// An evaluation of fewer prompts than asked for would not be the one that was meant.
 fn too_few_prompts(catalog: &Catalog) -> Option<String> {
     let config = catalog.config();
-    let (wanted, found) = (config.evaluation.prompts, catalog.n_test_prompts());
-    (wanted > found).then(|| {
-        let file = config.data.test.display();
-        format!("`evaluation.prompts` is {wanted}, but {file} holds {found} prompts; write 0 for all of them")
+    let wanted = config.evaluation.prompts;
+    let evaluated = if config.data.has_validation() { &config.data.validation } else { &config.data.test };
+    [(TaskKind::Evaluate, evaluated), (TaskKind::Test, &config.data.test)].into_iter().find_map(|(kind, file)| {
+        let found = catalog.n_prompts(kind);
+        let file = file.display();
+        (wanted > found).then(|| {
+            format!("`evaluation.prompts` is {wanted}, but {file} holds {found} prompts; write 0 for all of them")
+        })
     })
 }
 
@@ -189,6 +193,7 @@ mod tests {
             let settings = [
                 format!("model.path={}", home.path().display()),
                 format!("data.train={file}"),
+                format!("data.validation={file}"),
                 format!("data.test={file}"),
                 format!("evaluation.prompts={wanted}"),
             ];

@@ -32,7 +32,7 @@ const MAX_FAILURES: u32 = 10;
 /// Name of a task; names sort in the order in which tasks are granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskName {
-    /// Train: the iteration it feeds. Evaluate: the version it measures.
+    /// Train: the iteration it feeds. Evaluate and test: the version they measure.
     pub iteration: u32,
     /// What it is for.
     pub kind: TaskKind,
@@ -44,6 +44,7 @@ impl fmt::Display for TaskName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
             TaskKind::Evaluate => write!(f, "evaluation task {} of version {}", self.index, self.iteration),
+            TaskKind::Test => write!(f, "test task {} of version {}", self.index, self.iteration),
             TaskKind::Train => write!(f, "training task {} of iteration {}", self.index, self.iteration),
         }
     }

@@ -92,6 +92,7 @@ fn config(home: &Path) -> RunConfig {
     std::fs::write(&file, prompts.concat()).expect("written");
     let mut config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
     config.data.train = file.clone();
+    config.data.validation = file.clone();
     config.data.test = file;
     config.rewards[0].name = "jpeg_compressibility".to_owned();
     config.sampling.prompts_per_iteration = 4;

@@ -26,6 +26,7 @@ fn plane(home: &Path, workers: usize) -> ControlPlane {
     std::fs::write(home.join("prompts.txt"), "a scene\n").expect("written");
     let mut config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
     config.data.train = home.join("prompts.txt");
+    config.data.validation = home.join("prompts.txt");
     config.data.test = home.join("prompts.txt");
     config.rewards[0].name = "jpeg_compressibility".to_owned();
     config.resources.workers = workers;

@@ -189,6 +189,7 @@ pub fn wire_kind(kind: TaskKind) -> proto::TaskKind {
     match kind {
         TaskKind::Train => proto::TaskKind::Train,
         TaskKind::Evaluate => proto::TaskKind::Evaluate,
+        TaskKind::Test => proto::TaskKind::Test,
     }
 }
 
@@ -196,6 +197,7 @@ fn order_key(id: &TaskId) -> Option<OrderKey> {
     match id.kind() {
         proto::TaskKind::Train => Some((id.iteration, TaskKind::Train)),
         proto::TaskKind::Evaluate => Some((id.iteration, TaskKind::Evaluate)),
+        proto::TaskKind::Test => Some((id.iteration, TaskKind::Test)),
         proto::TaskKind::Unspecified => None,
     }
 }

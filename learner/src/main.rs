@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
-use learner::pretrain::PretrainSettings;
+use learner::pretrain::{Folders, PretrainSettings};
 use learner::serve::{Exit, ServeError, ServeOptions, serve};
 use learner::{parity, pretrain};
 use models::Activations;
@@ -38,6 +38,9 @@ struct PretrainArgs {
     /// Folder to write, in the diffusers layout; it must not exist.
     #[arg(long)]
     out: PathBuf,
+    /// Folder for the pipeline as it was before the first wrong caption; it must not exist.
+    #[arg(long, value_name = "FOLDER")]
+    before_wrong_captions: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -114,10 +117,14 @@ fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
 fn run_pretrain(args: &PretrainArgs) -> anyhow::Result<u8> {
     logging::init(LogFormat::default(), "info")?;
     PretrainSettings::read(&args.settings).map_err(BadInput)?;
-    if args.out.exists() {
-        return Err(BadInput(anyhow!("{} is there already; give another --out", args.out.display())).into());
+    for folder in [Some(&args.out), args.before_wrong_captions.as_ref()].into_iter().flatten() {
+        if folder.exists() {
+            let folder = folder.display();
+            return Err(BadInput(anyhow!("{folder} is there already; give another folder")).into());
+        }
     }
-    pretrain::run(&args.settings, &args.out)?;
+    let folders = Folders { out: &args.out, before_wrong_captions: args.before_wrong_captions.as_deref() };
+    pretrain::run(&args.settings, folders)?;
     Ok(exit_code::DONE)
 }
 

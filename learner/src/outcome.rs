@@ -91,7 +91,7 @@ impl Layout {
     pub fn rewards(&self, kind: TaskKind) -> &[String] {
         match kind {
             TaskKind::Train => &self.training_rewards,
-            TaskKind::Evaluate => &self.evaluation_rewards,
+            TaskKind::Evaluate | TaskKind::Test => &self.evaluation_rewards,
         }
     }
 
@@ -122,7 +122,7 @@ impl Layout {
                 ];
                 (moves.to_vec(), tensors)
             }
-            TaskKind::Evaluate => {
+            TaskKind::Evaluate | TaskKind::Test => {
                 let n_images = n_images(task);
                 (
                     vec![n_images],

@@ -32,27 +32,42 @@ const REPORT_EVERY: u32 = 500;
 /// Noise levels at which the network is asked for a velocity have this many units to one of sigma.
 const TIMESTEPS: f64 = 1000.0;
 
-/// Trains a pipeline as `settings_file` says and writes it to `folder`.
+/// Where pipelines are written.
+#[derive(Clone, Copy, Debug)]
+pub struct Folders<'a> {
+    /// Of the trained pipeline.
+    pub out: &'a Path,
+    /// Of the pipeline as it was before the first wrong caption, if it is wanted: what a perfect fine-tuning could restore.
+    pub before_wrong_captions: Option<&'a Path>,
+}
+
+/// Trains a pipeline as `settings_file` says and writes it to `folders.out`.
 ///
-/// The folder can be used while training goes on: it holds the averaged weights as of the last line of progress.
+/// That folder can be used while training goes on: it holds the averaged weights as of the last line of progress.
 ///
 /// # Errors
-/// If the settings cannot be used, the folder is there already, or the loss is no longer finite.
-pub fn run(settings_file: &Path, folder: &Path) -> anyhow::Result<()> {
+/// If the settings cannot be used, a folder is there already, or the loss is no longer finite.
+pub fn run(settings_file: &Path, folders: Folders<'_>) -> anyhow::Result<()> {
     let settings = PretrainSettings::read(settings_file)?;
-    if folder.exists() {
-        bail!("{} is there already; remove it or give another --out", folder.display());
+    for folder in [folders.before_wrong_captions, Some(folders.out)].into_iter().flatten() {
+        if folder.exists() {
+            bail!("{} is there already; remove it or give another folder", folder.display());
+        }
     }
     tch::set_num_threads(settings.threads);
     tch::manual_seed(settings.seed as i64);
-    let config: Sd3Config = serde_json::from_value(pipeline_folder::write(folder, &settings)?)
-        .context("the transformer's config is malformed; this is a bug")?;
+    let written = pipeline_folder::write(folders.out, &settings)?;
+    if let Some(folder) = folders.before_wrong_captions {
+        pipeline_folder::write(folder, &settings)?;
+    }
+    let config: Sd3Config =
+        serde_json::from_value(written).context("the transformer's config is malformed; this is a bug")?;
     let weights = Weights::random(settings.seed, Kind::Float, Device::Cpu);
     let transformer = Sd3Transformer::new(&weights.scope(""), &config);
-    save(&transformer, folder)?;
-    let prompts = scenes::train_prompts();
-    let captions = encode_captions(folder, &prompts)?;
-    Training::new(settings, transformer, prompts, captions).run(folder)
+    save(&transformer, folders.out)?;
+    let prompts = scenes::split().train;
+    let captions = encode_captions(folders.out, &prompts)?;
+    Training::new(settings, transformer, prompts, captions).run(folders)
 }
 
 /// Writes the transformer's weights as they are.
@@ -118,12 +133,17 @@ impl Training {
         }
     }
 
-    fn run(mut self, folder: &Path) -> anyhow::Result<()> {
+    fn run(mut self, folders: Folders<'_>) -> anyhow::Result<()> {
         let n_parameters: i64 = self.parameters.iter().map(|(_, parameter)| parameter.numel() as i64).sum();
         tracing::info!(n_parameters, steps = self.settings.steps, "pre-training");
         let start = Instant::now();
         let mut loss_sum = 0.0;
         for step in 0..self.settings.steps {
+            if let Some(folder) = folders.before_wrong_captions.filter(|_| self.settings.is_first_wrong(step))
+            {
+                tracing::info!(step, "captions are right up to here: {}", folder.display());
+                self.save_average(folder)?;
+            }
             let loss = self.update(step)?;
             if !loss.is_finite() {
                 bail!("the loss is {loss} at step {step}; lower `learning_rate`");
@@ -136,13 +156,18 @@ impl Training {
                 let mean_loss = loss_sum / f64::from(since);
                 tracing::info!(step = done, mean_loss, seconds = start.elapsed().as_secs_f64().round());
                 loss_sum = 0.0;
-                self.average.swap(&self.parameters);
-                let saved = save(&self.transformer, folder);
-                self.average.swap(&self.parameters);
-                saved?;
+                self.save_average(folders.out)?;
             }
         }
         Ok(())
+    }
+
+    /// Writes the averaged weights.
+    fn save_average(&mut self, folder: &Path) -> anyhow::Result<()> {
+        self.average.swap(&self.parameters);
+        let saved = save(&self.transformer, folder);
+        self.average.swap(&self.parameters);
+        saved
     }
 
     /// One optimizer update; returns the mean squared error of the velocity.

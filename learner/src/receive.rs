@@ -58,7 +58,7 @@ impl Receiver {
                 self.keep_embeddings(header, &parts, embeddings)?;
                 self.trajectories(header, &parts, task).map(|outcome| Outcome::Train(Box::new(outcome)))
             }
-            TaskKind::Evaluate => Ok(Outcome::Evaluate(Box::new(EvaluatedImages {
+            TaskKind::Evaluate | TaskKind::Test => Ok(Outcome::Evaluate(Box::new(EvaluatedImages {
                 pixels: parts.bytes(push_tensors::IMAGES)?.to_vec(),
                 rewards: parts.floats(push_tensors::REWARDS)?,
                 scores: self.scores(&parts, task.kind)?,

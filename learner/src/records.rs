@@ -18,6 +18,7 @@ use crate::tensorboard::{EventValue, EventWriter};
 pub struct Records {
     metrics: Journal<IterationMetrics>,
     evaluations: Journal<Evaluation>,
+    tests: Journal<Evaluation>,
     events: Option<EventWriter>,
     samples: PathBuf,
 }
@@ -32,6 +33,7 @@ impl Records {
         Ok(Self {
             metrics: Journal::open(&directory.metrics(), |row: &IterationMetrics| row.iteration < version)?,
             evaluations: Journal::open(&directory.evaluations(), |row: &Evaluation| row.version <= version)?,
+            tests: Journal::open(&directory.tests(), |row: &Evaluation| row.version <= version)?,
             events: events.inspect_err(|error| tracing::error!("no TensorBoard events: {error}")).ok(),
             samples: directory.samples(),
         })
@@ -47,6 +49,11 @@ impl Records {
         self.evaluations.rows()
     }
 
+    /// Rows of all evaluations on the test prompts so far.
+    pub fn tests(&self) -> &[Evaluation] {
+        self.tests.rows()
+    }
+
     /// Records an iteration.
     pub fn iteration(&mut self, metrics: IterationMetrics) {
         let scalars = metrics.scalars().into_iter().map(|(tag, value)| (tag, EventValue::Scalar(value)));
@@ -56,24 +63,21 @@ impl Records {
         }
     }
 
+    /// Records an evaluation on the test prompts.
+    pub fn test(&mut self, test: Evaluation) {
+        self.events(test.version, scalars("test", &test));
+        if let Err(error) = self.tests.append(test) {
+            tracing::error!("{error}; the row is written with the next one");
+        }
+    }
+
     /// Records an evaluation and draws its grid.
     pub fn evaluation(&mut self, evaluation: Evaluation, tiles: &[Tile]) {
         let version = evaluation.version;
+        let mut values = scalars("held_out", &evaluation);
         let scalar = |name: &str, value: f64| (format!("held_out/{name}"), EventValue::Scalar(value as f32));
-        let mut values = vec![
-            scalar("reward", evaluation.reward),
-            scalar("standard_error", evaluation.standard_error),
-            scalar("gain", evaluation.gain),
-            scalar("gain_standard_error", evaluation.gain_standard_error),
-        ];
         values.push(scalar("reward_hacking", evaluation.reward_hacking.len() as f64));
         values.extend(evaluation.training_reward.map(|reward| scalar("training_reward", reward)));
-        for (name, score) in &evaluation.scores {
-            values.push(scalar(&format!("scores/{name}/mean"), score.mean));
-            values.push(scalar(&format!("scores/{name}/standard_error"), score.standard_error));
-        }
-        values
-            .extend(evaluation.extras.iter().map(|(name, value)| scalar(&format!("extras/{name}"), *value)));
         let canvas = grid::draw(tiles);
         let png = grid::to_png(&canvas).inspect_err(|error| tracing::error!("no samples: {error}"));
         if let Ok(bytes) = &png {
@@ -95,6 +99,23 @@ impl Records {
             tracing::error!("TensorBoard events: {error}");
         }
     }
+}
+
+/// What an evaluation measured, as TensorBoard shows it below `group`.
+fn scalars(group: &str, evaluation: &Evaluation) -> Vec<(String, EventValue<'static>)> {
+    let scalar = |name: &str, value: f64| (format!("{group}/{name}"), EventValue::Scalar(value as f32));
+    let mut values = vec![
+        scalar("reward", evaluation.reward),
+        scalar("standard_error", evaluation.standard_error),
+        scalar("gain", evaluation.gain),
+        scalar("gain_standard_error", evaluation.gain_standard_error),
+    ];
+    for (name, score) in &evaluation.scores {
+        values.push(scalar(&format!("scores/{name}/mean"), score.mean));
+        values.push(scalar(&format!("scores/{name}/standard_error"), score.standard_error));
+    }
+    values.extend(evaluation.extras.iter().map(|(name, value)| scalar(&format!("extras/{name}"), *value)));
+    values
 }
 
 /// The first image of `wanted` prompts, spread evenly over the file, since prompts of a kind stand together in it.

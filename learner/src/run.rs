@@ -11,9 +11,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use config::{OnRewardHacking, PromptRecord, RunConfig, TaskKind, TaskSpec};
+use config::{
+    DataSection, OnRewardHacking, PromptFileError, PromptRecord, RewardSection, RunConfig, TaskKind, TaskSpec,
+};
 use proto::{Summary, WeightsRole};
 use service::RunDirectory;
+use tch::Tensor;
 
 use crate::checkpoint::Checkpoints;
 use crate::error::LearnerError;
@@ -21,7 +24,7 @@ use crate::evaluation::{self, Evaluation};
 use crate::inbox::{Order, Outcome, Stopped};
 use crate::metrics::IterationMetrics;
 use crate::outcome::EvaluatedImages;
-use crate::policy::NamedTensors;
+use crate::policy::{self, NamedTensors};
 use crate::publications::Publications;
 use crate::records::{self, Records};
 use crate::reward_hacking::{self, Hacked};
@@ -46,7 +49,7 @@ pub struct Run {
     /// Trains one iteration at a time.
     pub trainer: Trainer,
     pub(crate) publications: Arc<Publications>,
-    pub(crate) test_prompts: Vec<PromptRecord>,
+    pub(crate) held_out: HeldOutPrompts,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) records: Records,
     pub(crate) directory: RunDirectory,
@@ -91,7 +94,7 @@ impl Run {
         state.seconds = state.seconds.max(recorded);
         let mut run = Self {
             records,
-            test_prompts: trainer.config.data.test_prompts()?,
+            held_out: HeldOutPrompts::read(&trainer.config.data)?,
             saved: newest.checkpoint.map(|(version, _)| version),
             trainer,
             publications,
@@ -144,7 +147,8 @@ impl Run {
         }
         self.order(self.state.version)?;
         self.evaluate(self.state.version)?;
-        self.save_at_last()
+        self.save_at_last()?;
+        self.test_what_is_reported()
     }
 
     /// Saves the version reached, however often it takes.
@@ -171,6 +175,7 @@ impl Run {
             return Ok(());
         }
         self.save_at_last()?;
+        self.test_what_is_reported()?;
         let summary = Box::new(self.summary());
         let best = summary.best.map_or(0, |best| best.version);
         let adapter = match summary.best_adapter.is_empty() {
@@ -191,14 +196,8 @@ impl Run {
         self.trainer.embeddings.begin_iteration(iteration);
         let policy = &self.trainer.policy;
         self.publications.publish(iteration, WeightsRole::Policy, &policy.for_workers(policy.trained()))?;
-        if self.is_evaluation_open(iteration) {
-            self.publications.publish(
-                iteration,
-                WeightsRole::Average,
-                &policy.for_workers(policy.average()),
-            )?;
-            let tasks = config.evaluation_tasks(self.test_prompts.len(), iteration);
-            inbox.want(TaskKind::Evaluate, iteration, Order { tasks, steps: Vec::new() });
+        for kind in self.open_evaluations(iteration) {
+            self.want_images(kind, iteration, policy.average())?;
         }
         self.publications.keep(config.policy_version(iteration), iteration);
         let ahead = (iteration + config.run.lag + 1).min(config.run.iterations);
@@ -239,32 +238,90 @@ impl Run {
         if is_due || self.failed_saves > 0 { self.save() } else { Ok(()) }
     }
 
-    /// Waits for the evaluation of a version, if it is due and not recorded yet, and records it.
+    /// Waits for the evaluations of a version that are due and not recorded yet, and records them.
     fn evaluate(&mut self, version: u32) -> Result<(), LearnerError> {
-        if !self.is_evaluation_open(version) {
+        for kind in self.open_evaluations(version) {
+            let outcomes = self.take_images(kind, version)?;
+            match kind {
+                TaskKind::Test => self.record_test(version, &outcomes),
+                TaskKind::Evaluate | TaskKind::Train => self.record_evaluation(version, &outcomes),
+            }
+            self.trainer.inbox.forget(kind, version);
+        }
+        Ok(())
+    }
+
+    /// Has the last and the best version evaluated on the test prompts, which nothing is chosen by; the first one has been
+    /// since the run began.
+    fn test_what_is_reported(&mut self) -> Result<(), LearnerError> {
+        if !self.config().data.has_validation() {
             return Ok(());
         }
+        let best = evaluation::best(self.records.evaluations()).map(|row| row.version);
+        for version in [Some(self.state.version), best].into_iter().flatten() {
+            if self.is_tested(version) {
+                continue;
+            }
+            match version == self.state.version {
+                true => self.want_images(TaskKind::Test, version, self.trainer.policy.average())?,
+                false => {
+                    let average = policy::read_average(&self.checkpoints.path(version))?;
+                    self.want_images(TaskKind::Test, version, &average)?;
+                }
+            }
+            let outcomes = self.take_images(TaskKind::Test, version)?;
+            self.record_test(version, &outcomes);
+            self.trainer.inbox.forget(TaskKind::Test, version);
+        }
+        Ok(())
+    }
+
+    /// Publishes the average of a version and wants the images of its held-out prompts.
+    fn want_images(
+        &self,
+        kind: TaskKind,
+        version: u32,
+        average: &[(String, Tensor)],
+    ) -> Result<(), LearnerError> {
+        let tensors = self.trainer.policy.for_workers(average);
+        self.publications.publish(version, WeightsRole::Average, &tensors)?;
+        let tasks = self.config().evaluation_tasks(kind, self.held_out.of(kind).len(), version);
+        self.trainer.inbox.want(kind, version, Order { tasks, steps: Vec::new() });
+        Ok(())
+    }
+
+    /// Waits for the images of a version, in the order of their tasks.
+    fn take_images(&self, kind: TaskKind, version: u32) -> Result<Vec<EvaluatedImages>, LearnerError> {
         self.trainer.progress.phase("evaluating");
-        let tasks = self.config().evaluation_tasks(self.test_prompts.len(), version);
+        let tasks = self.config().evaluation_tasks(kind, self.held_out.of(kind).len(), version);
         let mut outcomes = Vec::with_capacity(tasks.len());
         for task in &tasks {
-            let taken = self.trainer.inbox.take(TaskKind::Evaluate, version, task.index as usize)?;
+            let taken = self.trainer.inbox.take(kind, version, task.index as usize)?;
             let Outcome::Evaluate(images) = taken else {
                 unreachable!("the inbox keeps evaluation outcomes under evaluation tasks; else this is a bug")
             };
             self.check_rewards(task, &images)?;
             outcomes.push(*images);
         }
-        self.record_evaluation(version, &outcomes);
-        self.trainer.inbox.forget(TaskKind::Evaluate, version);
-        Ok(())
+        Ok(outcomes)
+    }
+
+    fn record_test(&mut self, version: u32, outcomes: &[EvaluatedImages]) {
+        let (config, earlier) = (self.config(), self.records.tests());
+        let (rewards, per_prompt) = (config.rewards_of_evaluation(), config.evaluation.images_per_prompt);
+        let test = Evaluation {
+            seconds: self.seconds(),
+            ..Evaluation::new(version, outcomes, per_prompt, rewards, earlier)
+        };
+        tracing::info!(version, reward = test.reward, standard_error = test.standard_error, "tested");
+        self.records.test(test);
     }
 
     fn record_evaluation(&mut self, version: u32, outcomes: &[EvaluatedImages]) {
         let settings = &self.config().evaluation;
         let (images_per_prompt, grid) = (settings.images_per_prompt, settings.grid);
         let size = (self.config().sampling.height, self.config().sampling.width);
-        let tiles = records::tiles(&self.test_prompts, outcomes, size, images_per_prompt, grid);
+        let tiles = records::tiles(&self.held_out.evaluated, outcomes, size, images_per_prompt, grid);
         let evaluation = self.evaluation(version, outcomes);
         tracing::info!(
             version,
@@ -309,9 +366,21 @@ impl Run {
         (!rewards.is_empty()).then(|| evaluation::mean(rewards.into_iter()))
     }
 
-    fn is_evaluation_open(&self, version: u32) -> bool {
+    /// The evaluations of a version that are due before its iteration ends, and not recorded yet.
+    fn open_evaluations(&self, version: u32) -> Vec<TaskKind> {
+        let config = self.config();
         let is_recorded = self.records.evaluations().iter().any(|row| row.version == version);
-        self.config().evaluation_due(version) && !is_recorded
+        let is_open = config.evaluation_due(version) && !is_recorded;
+        let is_first = version == 0 && config.data.has_validation() && !self.is_tested(0);
+        let open = [(TaskKind::Evaluate, is_open), (TaskKind::Test, is_first)];
+        open.into_iter().filter(|(_, is_open)| *is_open).map(|(kind, _)| kind).collect()
+    }
+
+    /// Whether a version was evaluated on the test prompts, by the rewards of today.
+    fn is_tested(&self, version: u32) -> bool {
+        let rewards = self.config().rewards_of_evaluation().iter().map(RewardSection::without_connection);
+        let rewards: Vec<RewardSection> = rewards.collect();
+        self.records.tests().iter().any(|row| row.version == version && row.rewards == rewards)
     }
 
     fn check_rewards(&self, task: &TaskSpec, images: &EvaluatedImages) -> Result<(), LearnerError> {
@@ -321,7 +390,8 @@ impl Run {
             quantity: "held-out reward",
             iteration: task.iteration,
             prompt: self
-                .test_prompts
+                .held_out
+                .of(task.kind)
                 .get(line as usize)
                 .map(|record| record.text.clone())
                 .unwrap_or_default(),
@@ -344,6 +414,29 @@ impl Run {
 
     pub(crate) fn config(&self) -> &RunConfig {
         &self.trainer.config
+    }
+}
+
+/// The prompts that are never trained on.
+#[derive(Debug)]
+pub(crate) struct HeldOutPrompts {
+    /// Evaluated all along, and what the best version is chosen by.
+    evaluated: Vec<PromptRecord>,
+    /// Reported; none where the former are.
+    test: Vec<PromptRecord>,
+}
+
+impl HeldOutPrompts {
+    fn read(data: &DataSection) -> Result<Self, PromptFileError> {
+        let test = if data.has_validation() { data.test_prompts()? } else { Vec::new() };
+        Ok(Self { evaluated: data.evaluated_prompts()?, test })
+    }
+
+    fn of(&self, kind: TaskKind) -> &[PromptRecord] {
+        match kind {
+            TaskKind::Test => &self.test,
+            TaskKind::Evaluate | TaskKind::Train => &self.evaluated,
+        }
     }
 }
 

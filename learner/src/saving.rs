@@ -168,14 +168,21 @@ impl Run {
     pub(crate) fn summary(&self) -> Summary {
         let (seconds, evaluations) = (self.seconds(), self.records.evaluations());
         let (images, network_evaluations) = self.totals();
-        let comparable = evaluation::comparable(evaluations);
-        let (before, after) = (comparable.first().copied(), evaluations.last());
         let best = evaluation::best(evaluations);
+        let is_of_test_prompts = self.config().data.has_validation();
+        let reported = if is_of_test_prompts { self.records.tests() } else { evaluations };
+        let comparable = evaluation::comparable(reported);
+        let reported = |version: u32| comparable.iter().copied().find(|row| row.version == version);
+        let last = match is_of_test_prompts {
+            true => Some(self.state.version),
+            false => evaluations.last().map(|row| row.version),
+        };
+        let (before, after) = (comparable.first().copied(), last.and_then(&reported));
         let is_exported = best.is_some_and(|best| self.checkpoints.best() == Some(best.version));
         Summary {
             before: before.map(held_out),
             after: after.map(held_out),
-            best: best.map(held_out),
+            best: best.and_then(|best| reported(best.version)).map(held_out),
             gain: after.map_or(0.0, |row| row.gain),
             gain_standard_error: after.map_or(0.0, |row| row.gain_standard_error),
             prompts: after.map_or(0, |row| row.prompts),
@@ -189,13 +196,14 @@ impl Run {
             adapter: self.directory.adapter().display().to_string(),
             best_adapter: if is_exported { self.best_adapter().display().to_string() } else { String::new() },
             scores: before.zip(after).map(|(before, after)| score_changes(before, after)).unwrap_or_default(),
-            reward_hacking: after.map(|row| row.reward_hacking.clone()).unwrap_or_default(),
+            reward_hacking: evaluations.last().map(|row| row.reward_hacking.clone()).unwrap_or_default(),
+            is_of_test_prompts,
         }
     }
 
     /// Images scored and guided network evaluations, for training and evaluations.
     fn totals(&self) -> (u64, u64) {
-        let rows = self.records.evaluations();
+        let rows = [self.records.evaluations(), self.records.tests()].concat();
         let images = rows.iter().map(|row| row.images).sum::<u64>();
         let network_evaluations = rows.iter().map(|row| row.network_evaluations).sum::<u64>();
         (self.state.images + images, self.state.network_evaluations + network_evaluations)

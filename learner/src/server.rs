@@ -201,6 +201,7 @@ fn refused(id: &TaskId, problem: String) -> Status {
 fn describe(id: &TaskId) -> String {
     let kind = match id.kind() {
         proto::TaskKind::Evaluate => "evaluation",
+        proto::TaskKind::Test => "test",
         proto::TaskKind::Train | proto::TaskKind::Unspecified => "training",
     };
     format!("{kind} task {} of iteration {}", id.index, id.iteration)

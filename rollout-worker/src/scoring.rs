@@ -119,8 +119,8 @@ impl Scorer {
         let prompts = (0..sampled.images.len()).map(|image| prompt_record(sampled, image));
         let prompts = prompts.collect::<Result<_, _>>()?;
         let batch = Arc::new(Batch { images: std::mem::take(&mut sampled.images), prompts });
-        let is_evaluation = sampled.task.id.is_some_and(|id| id.kind() == TaskKind::Evaluate);
-        let parts = if is_evaluation { &self.evaluation } else { &self.training };
+        let is_training = sampled.task.id.is_none_or(|id| id.kind() == TaskKind::Train);
+        let parts = if is_training { &self.training } else { &self.evaluation };
         let sampled = &*sampled;
         let scored = parts.iter().map(async |Part { name, weight, thread }| {
             let died = || ScorerDied(name.clone());
@@ -138,7 +138,7 @@ impl Scorer {
                 .iter()
                 .map(|part| wire_scores(&push_tensors::score_name(&part.name), sampled, &part.scores)),
         );
-        for part in scored.iter().filter(|_| is_evaluation) {
+        for part in scored.iter().filter(|_| !is_training) {
             tensors.extend(wire_extras(part).map_err(|problem| blame(sampled, problem))?);
         }
         Ok(tensors)

@@ -172,7 +172,7 @@ async fn sample(
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Result<crate::task::Sampled, Failure>>> {
     let role = match task.id.map(|id| id.kind()) {
-        Some(TaskKind::Evaluate) => WeightsRole::Average,
+        Some(TaskKind::Evaluate | TaskKind::Test) => WeightsRole::Average,
         _ => WeightsRole::Policy,
     };
     let weights = match until(stop, weights.get(task.version, role, &work)).await {
@@ -194,6 +194,7 @@ fn kind_name(kind: TaskKind) -> &'static str {
     match kind {
         TaskKind::Train => "train",
         TaskKind::Evaluate => "evaluate",
+        TaskKind::Test => "test",
         TaskKind::Unspecified => "unspecified",
     }
 }
@@ -251,7 +252,8 @@ fn open_embedding_cache(
 /// Embeds all prompts of the run that nobody has embedded yet.
 fn cache_prompts(config: &RunConfig, model: &mut GuidedModel) -> Result<(), ModelError> {
     let mut prompts = Vec::new();
-    for records in [config.data.train_prompts(), config.data.test_prompts()] {
+    for records in [config.data.train_prompts(), config.data.evaluated_prompts(), config.data.test_prompts()]
+    {
         match records {
             Ok(records) => prompts.extend(records.into_iter().map(|record| record.text)),
             Err(error) => {

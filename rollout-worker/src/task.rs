@@ -156,7 +156,7 @@ impl Sampler {
         let id = task.id.ok_or_else(|| TaskError::Malformed("it has no id".to_owned()))?;
         let mut sampled = match id.kind() {
             TaskKind::Train => self.train(task, id.iteration, progressed)?,
-            TaskKind::Evaluate => self.evaluate(task, progressed)?,
+            TaskKind::Evaluate | TaskKind::Test => self.evaluate(task, progressed)?,
             TaskKind::Unspecified => return Err(TaskError::Malformed("it has no kind".to_owned())),
         };
         sampled.seconds = start.elapsed().as_secs_f64();

@@ -4,8 +4,9 @@
     ablation.py run    [--seeds 3] [--iterations N] [--directory runs/ablation]   trains what is not trained yet
     ablation.py report [--directory runs/ablation] [--out docs/ablation]       writes the table and the plot
 
-Every run is an ordinary `coordinator up`. The Flow-GRPO arm runs on until it has spent as many network evaluations as
-the branching arms, so that it can be read at equal updates and at equal evaluations. Standard library only.
+Every run is an ordinary `coordinator up`. The Flow-GRPO arm runs on until it has spent as many network evaluations in
+sampling as the branching arms, so that it can be read at equal updates and at equal evaluations. The curves are of the test
+prompts: nothing is chosen here, neither a version nor a setting. Standard library only.
 """
 import argparse
 import json
@@ -36,18 +37,22 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def evaluations_per_iteration(config, settings):
-    """Asks `coordinator plan`, the one place where the count is made."""
+def per_iteration(config, settings):
+    """Asks `coordinator plan`, the one place where the counts are made."""
     command = [ROOT / "target/release/coordinator", "plan", config]
     for setting in settings:
         command += ["--set", setting]
-    text = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
-    line = next(line for line in text.splitlines() if "network evaluations" in line)
-    return float(line.split("network evaluations")[1].split()[0])
+    lines = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.splitlines()
+
+    def count(name):
+        line = next(line for line in lines if line.strip().startswith(name))
+        return int(line.split(name)[1].split()[0])
+
+    return {"evaluations": count("network evaluations"), "trained": count("cells trained")}
 
 
 def run(options):
-    costs = {arm: evaluations_per_iteration(config, settings) for arm, config, settings in ARMS}
+    costs = {arm: per_iteration(config, settings)["evaluations"] for arm, config, settings in ARMS}
     most = max(costs.values())
     for seed in range(1, options.seeds + 1):
         for arm, config, settings in ARMS:
@@ -67,6 +72,7 @@ def run(options):
                 f"evaluation.every={every}",
                 f"checkpoints.every={every}",
                 "checkpoints.keep_last=1",
+                "data.validation=",
             ]:
                 command += ["--set", setting]
             if (pathlib.Path(options.directory) / name).exists():
@@ -75,27 +81,25 @@ def run(options):
             subprocess.run(command, check=True, cwd=ROOT)
 
 
-def curve(directory):
-    """Held-out reward over updates, network evaluations and seconds, one point per evaluation."""
-    metrics = rows(directory / "metrics.jsonl")
-    evaluations_done, seconds, updates = [0.0], [0.0], [0]
-    for row in metrics:
-        evaluations_done.append(evaluations_done[-1] + row["cost"]["network_evaluations"])
-        seconds.append(seconds[-1] + row["time"]["iteration"])
-        updates.append(row["optimizer"]["updates"])
-    points = []
-    for row in rows(directory / "evaluations.jsonl"):
-        version = row["version"]
-        if version < len(updates):
-            points.append(
-                {
-                    "updates": updates[version],
-                    "evaluations": evaluations_done[version],
-                    "seconds": seconds[version],
-                    "reward": row["reward"],
-                }
-            )
-    return points
+COSTS = ("updates", "evaluations", "images", "trained", "seconds")
+
+
+def curve(directory, trained):
+    """Reward on the test prompts over what it cost to get there, one point per evaluation."""
+    done = [dict.fromkeys(COSTS, 0)]
+    for row in rows(directory / "metrics.jsonl"):
+        before = done[-1]
+        done.append(
+            {
+                "updates": row["optimizer"]["updates"],
+                "evaluations": before["evaluations"] + row["cost"]["network_evaluations"],
+                "images": before["images"] + row["cost"]["images"],
+                "trained": before["trained"] + trained,
+                "seconds": before["seconds"] + row["time"]["iteration"],
+            }
+        )
+    evaluated = rows(directory / "evaluations.jsonl")
+    return [{"reward": row["reward"], **done[row["version"]]} for row in evaluated if row["version"] < len(done)]
 
 
 def at(points, key, value):
@@ -104,7 +108,7 @@ def at(points, key, value):
         if before[key] <= value <= after[key]:
             share = (value - before[key]) / max(after[key] - before[key], 1e-9)
             mix = lambda name: before[name] + share * (after[name] - before[name])
-            return {name: mix(name) for name in ("reward", "updates", "evaluations", "seconds")}
+            return {name: mix(name) for name in ("reward", *COSTS)}
     return points[-1]
 
 
@@ -119,8 +123,9 @@ def mean_and_error(values):
 def report(options):
     directory = pathlib.Path(options.directory)
     arms = {}
-    for arm, _, _ in ARMS:
-        curves = [curve(path) for path in sorted(directory.glob(f"{slug(arm)}-seed*"))]
+    for arm, config, settings in ARMS:
+        trained = per_iteration(config, settings)["trained"]
+        curves = [curve(path, trained) for path in sorted(directory.glob(f"{slug(arm)}-seed*"))]
         arms[arm] = [points for points in curves if len(points) > 1]
     missing = [arm for arm, curves in arms.items() if not curves]
     if missing:
@@ -128,23 +133,30 @@ def report(options):
     last = [points[-1] for curves in arms.values() for points in curves]
     updates = min(point["updates"] for point in last)
     spent = min(point["evaluations"] for point in last)
-    lines = [
-        "| arm | seeds | base | reward at equal updates | seconds there | reward at equal NFE | seconds there |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for arm, curves in arms.items():
-        cells = [arm, str(len(curves)), "%.3f" % mean_and_error([points[0]["reward"] for points in curves])[0]]
-        for key, value in (("updates", updates), ("evaluations", spent)):
+    heading = (
+        "Reward on the test prompts; ±: standard error over training seeds. Rollout NFE: network evaluations in sampling. "
+        "Learner NFE: states that the learner puts through the network, forward and backward; branches of one step share one. "
+        "Evaluations of the test prompts come on top of all.\n"
+    )
+    lines = []
+    for title, key, value in (
+        (f"At {updates} updates", "updates", updates),
+        (f"At {spent / 1000:.0f} k rollout NFE", "evaluations", spent),
+    ):
+        lines += [
+            "",
+            f"| {title} | seeds | base | reward | updates | rollout NFE | images scored | learner NFE | seconds |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for arm, curves in arms.items():
             found = [at(points, key, value) for points in curves]
-            reward = mean_and_error([point["reward"] for point in found])
-            other = "evaluations" if key == "updates" else "updates"
-            cost = mean_and_error([point[other] for point in found])[0]
-            unit = "k NFE" if other == "evaluations" else "updates"
-            cost = cost / 1000 if other == "evaluations" else cost
-            cells.append("%.3f ± %.3f (%.0f %s)" % (*reward, cost, unit))
-            cells.append("%.0f" % mean_and_error([point["seconds"] for point in found])[0])
-        lines.append("| " + " | ".join(cells) + " |")
-    heading = f"Equal updates: {updates}. Equal NFE: {spent / 1000:.0f} k. ±: standard error over seeds.\n"
+            mean = lambda name: mean_and_error([point[name] for point in found])[0]
+            reward = "%.3f ± %.3f" % mean_and_error([point["reward"] for point in found])
+            base = "%.3f" % mean_and_error([points[0]["reward"] for points in curves])[0]
+            thousands = ["%.0f k" % (mean(name) / 1000) for name in ("evaluations", "images", "trained")]
+            cells = [arm, str(len(curves)), base, reward, "%.0f" % mean("updates"), *thousands, "%.0f" % mean("seconds")]
+            lines.append("| " + " | ".join(cells) + " |")
+    lines = lines[1:]
     out = pathlib.Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(heading + "\n" + "\n".join(lines) + "\n")
@@ -153,7 +165,7 @@ def report(options):
 
 
 def plot(arms, width=720, height=420, margin=56):
-    """Held-out reward over network evaluations: a thin line per seed, the mean of each arm thick."""
+    """Reward on the test prompts over network evaluations: a thin line per seed, the mean of each arm thick."""
     points = [point for curves in arms.values() for curve_ in curves for point in curve_]
     right = max(point["evaluations"] for point in points)
     low, high = min(p["reward"] for p in points), max(p["reward"] for p in points)
@@ -188,7 +200,7 @@ def plot(arms, width=720, height=420, margin=56):
         out.append(f'<line x1="{margin + 8}" x2="{margin + 32}" y1="{top}" y2="{top}" stroke="{color}" stroke-width="2.5"/>')
         out.append(f'<text x="{margin + 38}" y="{top + 4}">{arm}</text>')
     out.append(f'<text x="{width / 2}" y="{height - 12}" text-anchor="middle">network evaluations (rollout)</text>')
-    out.append(f'<text x="16" y="{height / 2}" transform="rotate(-90 16 {height / 2})" text-anchor="middle">held-out reward</text>')
+    out.append(f'<text x="16" y="{height / 2}" transform="rotate(-90 16 {height / 2})" text-anchor="middle">reward on test prompts</text>')
     return "\n".join(out + ["</svg>"]) + "\n"
 
 

@@ -64,7 +64,9 @@ pub enum PromptFileError {
 pub enum PromptSplit {
     /// Training.
     Train,
-    /// Held-out evaluation.
+    /// Held-out evaluation, and choosing.
+    Validation,
+    /// Reporting.
     Test,
 }
 
@@ -79,6 +81,7 @@ impl fmt::Display for PromptSplit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Train => "train",
+            Self::Validation => "validation",
             Self::Test => "test",
         })
     }
@@ -109,7 +112,31 @@ impl DataSection {
         read_prompts(&prompt_file(&self.train, PromptSplit::Train)?)
     }
 
-    /// Reads the held-out prompts.
+    /// Whether there are prompts to choose by besides those that are reported.
+    pub fn has_validation(&self) -> bool {
+        !self.validation.as_os_str().is_empty()
+    }
+
+    /// The file of the prompts that are evaluated all along.
+    ///
+    /// # Errors
+    /// As [`prompt_file`].
+    pub fn evaluated_file(&self) -> Result<PathBuf, PromptFileError> {
+        match self.has_validation() {
+            true => prompt_file(&self.validation, PromptSplit::Validation),
+            false => prompt_file(&self.test, PromptSplit::Test),
+        }
+    }
+
+    /// Reads the prompts that are evaluated all along.
+    ///
+    /// # Errors
+    /// As [`Self::evaluated_file`] and [`read_prompts`].
+    pub fn evaluated_prompts(&self) -> Result<Vec<PromptRecord>, PromptFileError> {
+        read_prompts(&self.evaluated_file()?)
+    }
+
+    /// Reads the prompts that are reported.
     ///
     /// # Errors
     /// As [`prompt_file`] and [`read_prompts`].

@@ -112,7 +112,11 @@ pub struct DataSection {
     /// Training prompts, `.txt` (one per line) or `.jsonl` (`prompt` and metadata), or a folder with `train.txt`,
     /// `train.jsonl` or `train_metadata.jsonl`.
     pub train: PathBuf,
-    /// Held-out prompts, likewise.
+    /// Held-out prompts that are evaluated all along and that the best version is chosen by, likewise. Empty: those of
+    /// `test`, so that what is reported was chosen on the prompts that it is reported on.
+    pub validation: PathBuf,
+    /// Held-out prompts that are reported, likewise: with `validation` prompts beside them, of the first, the last and the
+    /// best version alone.
     pub test: PathBuf,
 }
 
@@ -346,7 +350,7 @@ pub struct EvaluationSection {
     pub every: u32,
     /// Denoising steps.
     pub steps: usize,
-    /// Held-out prompts used, in file order; 0 means all.
+    /// Held-out prompts used of each file, in its order; 0 means all.
     pub prompts: usize,
     /// Images per prompt, each from its own fixed noise.
     pub images_per_prompt: usize,

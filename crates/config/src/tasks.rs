@@ -7,8 +7,10 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 /// What a task is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TaskKind {
-    /// Images of held-out prompts.
+    /// Images of validation prompts, by which the best version is chosen.
     Evaluate,
+    /// Images of test prompts, which are reported.
+    Test,
     /// Trajectories for an update.
     Train,
 }
@@ -18,7 +20,7 @@ pub enum TaskKind {
 pub struct TaskSpec {
     /// What it is for.
     pub kind: TaskKind,
-    /// Train: the iteration it feeds. Evaluate: the version it measures.
+    /// Train: the iteration it feeds. Evaluate and test: the version they measure.
     pub iteration: u32,
     /// Position among its kind and iteration.
     pub index: u32,
@@ -30,7 +32,7 @@ pub struct TaskSpec {
     pub prompt_slot: u32,
     /// First seed of the prompt.
     pub first_seed: u32,
-    /// Seeds of the prompt (train), or images per prompt (evaluate).
+    /// Seeds of the prompt (train), or images per prompt (evaluate, test).
     pub n_seeds: u32,
 }
 
@@ -90,20 +92,20 @@ impl RunConfig {
     }
 
     /// Number of held-out prompts that are evaluated, given the length of their file.
-    pub fn n_evaluated_prompts(&self, n_test_prompts: usize) -> usize {
+    pub fn n_evaluated_prompts(&self, n_prompts: usize) -> usize {
         match self.evaluation.prompts {
-            0 => n_test_prompts,
-            wanted => wanted.min(n_test_prompts),
+            0 => n_prompts,
+            wanted => wanted.min(n_prompts),
         }
     }
 
-    /// Evaluation tasks of a version, batches of held-out prompts in file order.
-    pub fn evaluation_tasks(&self, n_test_prompts: usize, version: u32) -> Vec<TaskSpec> {
-        let prompts: Vec<u32> = (0..self.n_evaluated_prompts(n_test_prompts) as u32).collect();
+    /// Evaluation or test tasks of a version, batches of held-out prompts in file order.
+    pub fn evaluation_tasks(&self, kind: TaskKind, n_prompts: usize, version: u32) -> Vec<TaskSpec> {
+        let prompts: Vec<u32> = (0..self.n_evaluated_prompts(n_prompts) as u32).collect();
         let batches = prompts.chunks(self.evaluation.prompts_per_task).enumerate();
         batches
             .map(|(index, batch)| TaskSpec {
-                kind: TaskKind::Evaluate,
+                kind,
                 iteration: version,
                 index: index as u32,
                 version,
@@ -225,8 +227,11 @@ mod tests {
         let mut config = config();
         config.evaluation.prompts = 10;
         config.evaluation.prompts_per_task = 4;
-        let prompts: Vec<u32> =
-            config.evaluation_tasks(25, 3).into_iter().flat_map(|task| task.prompts).collect();
+        let prompts: Vec<u32> = config
+            .evaluation_tasks(TaskKind::Evaluate, 25, 3)
+            .into_iter()
+            .flat_map(|task| task.prompts)
+            .collect();
         assert_eq!(prompts, (0..10).collect::<Vec<_>>());
     }
 }

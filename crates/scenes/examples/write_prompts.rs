@@ -1,4 +1,4 @@
-//! Writes `train.jsonl` and `test.jsonl` into a directory, `assets/prompts` where none is given.
+//! Writes `train.jsonl`, `validation.jsonl` and `test.jsonl` into a directory, `assets/prompts` where none is given.
 
 use std::path::PathBuf;
 
@@ -7,9 +7,8 @@ use anyhow::Context;
 fn main() -> anyhow::Result<()> {
     let directory = PathBuf::from(std::env::args().nth(1).unwrap_or_else(|| "assets/prompts".to_owned()));
     std::fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
-    for (name, prompts) in
-        [("train.jsonl", scenes::train_prompts()), ("test.jsonl", scenes::held_out_prompts())]
-    {
+    let scenes::Split { train, validation, test } = scenes::split();
+    for (name, prompts) in [("train.jsonl", train), ("validation.jsonl", validation), ("test.jsonl", test)] {
         let path = directory.join(name);
         std::fs::write(&path, scenes::to_jsonl(&prompts)?)
             .with_context(|| format!("writing {}", path.display()))?;

@@ -13,6 +13,6 @@ mod world;
 pub use image::{ImageError, RgbImage};
 pub use prompt::{Exclude, Include, PromptSpec, Relation, Tag};
 pub use scene::{Object, Scene, SceneError};
-pub use split::{held_out_prompts, to_jsonl, train_prompts};
+pub use split::{Split, split, to_jsonl};
 pub use universe::{all_prompts, vocabulary};
 pub use world::{BACKGROUND, Color, DEFAULT_IMAGE_SIZE, Shape, object_side};

@@ -70,6 +70,16 @@ impl Relation {
             Self::Below => "below",
         }
     }
+
+    /// The relation in which the second object stands to the first.
+    pub fn inverse(self) -> Self {
+        match self {
+            Self::LeftOf => Self::RightOf,
+            Self::RightOf => Self::LeftOf,
+            Self::Above => Self::Below,
+            Self::Below => Self::Above,
+        }
+    }
 }
 
 /// One demand of a prompt: so many objects of a class, perhaps of a colour, perhaps placed.
@@ -115,4 +125,69 @@ pub struct PromptSpec {
     pub exclude: Vec<Exclude>,
     /// The words.
     pub prompt: String,
+}
+
+impl PromptSpec {
+    /// What the prompt asks for, the same text for all wordings of it: "a circle and a cross" as "a cross and a circle",
+    /// "a circle above a cross" as "a cross below a circle", "one circle" as "a circle".
+    pub fn meaning(&self) -> String {
+        let mut demands: Vec<String> = self.include.iter().map(Include::demand).collect();
+        let placed = self.include.iter().enumerate().find_map(|(subject, include)| {
+            include.position.map(|(relation, reference)| (subject, relation, reference))
+        });
+        match placed {
+            Some((subject, relation @ (Relation::LeftOf | Relation::Above), reference)) => {
+                format!("{} {} {}", demands[subject], relation.words(), demands[reference])
+            }
+            Some((subject, relation, reference)) => {
+                format!("{} {} {}", demands[reference], relation.inverse().words(), demands[subject])
+            }
+            None => {
+                demands.sort_unstable();
+                demands.join(" and ")
+            }
+        }
+    }
+}
+
+impl Include {
+    /// The demand without its place: number, colour and class.
+    fn demand(&self) -> String {
+        let color = self.color.map_or("", Color::word);
+        format!("{} {color} {}", self.count, self.class.word())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::universe::all_prompts;
+
+    fn meaning(prompt: &str) -> String {
+        let specs = all_prompts();
+        specs.iter().find(|spec| spec.prompt == prompt).expect("a prompt of the world").meaning()
+    }
+
+    #[test]
+    fn wordings_of_one_meaning_are_told_from_other_meanings() {
+        for (wording, other_wording) in [
+            ("a green circle and a yellow square", "a yellow square and a green circle"),
+            ("a circle and a cross", "a cross and a circle"),
+            ("a circle above a cross", "a cross below a circle"),
+            ("a square right of a triangle", "a triangle left of a square"),
+            ("one circle", "a circle"),
+        ] {
+            assert_eq!(meaning(wording), meaning(other_wording));
+        }
+        for (prompt, other) in [
+            ("a green circle and a yellow square", "a yellow circle and a green square"),
+            ("a circle above a cross", "a cross above a circle"),
+            ("a circle above a cross", "a circle left of a cross"),
+            ("a red circle above a cross", "a circle above a cross"),
+            ("a circle", "a red circle"),
+            ("two circles", "three circles"),
+            ("two circles", "two red circles"),
+        ] {
+            assert_ne!(meaning(prompt), meaning(other), "{prompt}, {other}");
+        }
+    }
 }

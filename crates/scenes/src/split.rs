@@ -1,16 +1,51 @@
-//! Which prompts train and which are held out.
+//! Which prompts train, which choose, and which report: a split by meaning.
+//!
+//! "a green circle and a yellow square" says what "a yellow square and a green circle" says, so the unit of the split is
+//! the meaning of a prompt ([`PromptSpec::meaning`]), and all wordings of one meaning are on one side of it. Validation
+//! and test hold a single wording of each of their meanings, so that their prompts are independent of each other; the
+//! other wordings are in no split.
+//!
+//! The shipped settings were chosen on an earlier split, whose 224 held-out prompts were the first of each tag by
+//! [`digest`]. Meanings are taken for validation from that end and for the test from the other, and a unit test checks that
+//! no meaning of the test was among the 224: nothing was chosen on what is reported.
+
+use std::collections::BTreeMap;
 
 use crate::prompt::{PromptSpec, Tag};
 use crate::universe::all_prompts;
 
-/// The prompts to train on, in the order of [`all_prompts`].
-pub fn train_prompts() -> Vec<PromptSpec> {
-    split().0
+/// The prompts of the world, divided; each list in the order of [`all_prompts`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Split {
+    /// What is trained on, in pre-training and after it.
+    pub train: Vec<PromptSpec>,
+    /// What settings and the best version are chosen on.
+    pub validation: Vec<PromptSpec>,
+    /// What is reported.
+    pub test: Vec<PromptSpec>,
 }
 
-/// The prompts never trained on, in the order of [`all_prompts`]; compositions of two objects dominate.
-pub fn held_out_prompts() -> Vec<PromptSpec> {
-    split().1
+/// Divides the prompts of the world.
+pub fn split() -> Split {
+    let mut split = Split { train: Vec::new(), validation: Vec::new(), test: Vec::new() };
+    let meanings = by_meaning(all_prompts());
+    for tag in Tag::ALL {
+        let mut of_tag: Vec<&Vec<PromptSpec>> =
+            meanings.values().filter(|wordings| wordings[0].tag == tag).collect();
+        of_tag.sort_unstable_by_key(|wordings| smallest_digest(wordings));
+        let (n_validation, n_test) = n_held_out(tag);
+        let (validation, rest) = of_tag.split_at(n_validation);
+        let (train, test) = rest.split_at(rest.len() - n_test);
+        split.train.extend(train.iter().flat_map(|wordings| wordings.iter().cloned()));
+        split.validation.extend(validation.iter().map(|wordings| first_by_digest(wordings)));
+        split.test.extend(test.iter().map(|wordings| first_by_digest(wordings)));
+    }
+    let order: BTreeMap<String, usize> =
+        all_prompts().into_iter().enumerate().map(|(position, spec)| (spec.prompt, position)).collect();
+    for prompts in [&mut split.train, &mut split.validation, &mut split.test] {
+        prompts.sort_unstable_by_key(|spec| order[&spec.prompt]);
+    }
+    split
 }
 
 /// The prompts as JSONL, one metadata object a line.
@@ -26,27 +61,34 @@ pub fn to_jsonl(prompts: &[PromptSpec]) -> Result<String, serde_json::Error> {
     Ok(text)
 }
 
-fn n_held_out(tag: Tag) -> usize {
+/// Meanings of a tag that go to validation and to the test; compositions of two objects dominate.
+fn n_held_out(tag: Tag) -> (usize, usize) {
     match tag {
-        Tag::SingleObject => 2,
-        Tag::TwoObject => 4,
-        Tag::Counting => 20,
-        Tag::Colors => 6,
-        Tag::Position => 96,
-        Tag::ColorAttr => 96,
+        Tag::SingleObject => (1, 1),
+        Tag::TwoObject => (1, 2),
+        Tag::Counting => (10, 18),
+        Tag::Colors => (3, 5),
+        Tag::Position => (43, 94),
+        Tag::ColorAttr => (32, 80),
     }
 }
 
-fn split() -> (Vec<PromptSpec>, Vec<PromptSpec>) {
-    let all = all_prompts();
-    let mut held_out: Vec<&str> = Vec::new();
-    for tag in Tag::ALL {
-        let mut of_tag: Vec<&str> =
-            all.iter().filter(|spec| spec.tag == tag).map(|spec| &*spec.prompt).collect();
-        of_tag.sort_unstable_by_key(|prompt| digest(prompt));
-        held_out.extend(&of_tag[..n_held_out(tag)]);
+/// The wordings of each meaning.
+fn by_meaning(prompts: Vec<PromptSpec>) -> BTreeMap<String, Vec<PromptSpec>> {
+    let mut meanings = BTreeMap::<String, Vec<PromptSpec>>::new();
+    for spec in prompts {
+        meanings.entry(spec.meaning()).or_default().push(spec);
     }
-    all.iter().cloned().partition(|spec| !held_out.contains(&&*spec.prompt))
+    meanings
+}
+
+fn smallest_digest(wordings: &[PromptSpec]) -> Option<u64> {
+    wordings.iter().map(|spec| digest(&spec.prompt)).min()
+}
+
+fn first_by_digest(wordings: &[PromptSpec]) -> PromptSpec {
+    let first = wordings.iter().min_by_key(|spec| digest(&spec.prompt));
+    first.expect("a meaning has a wording; else this is a bug").clone()
 }
 
 /// FNV-1a with a final mix: without it, prompts that differ in the last letters sort beside each other.
@@ -64,38 +106,62 @@ mod tests {
 
     use super::*;
 
+    fn meanings(prompts: &[PromptSpec]) -> HashSet<String> {
+        prompts.iter().map(PromptSpec::meaning).collect()
+    }
+
     #[test]
-    fn split_covers_the_universe_without_overlap() {
-        let (train, held_out) = split();
-        assert!(held_out.len() >= 200);
-        assert_eq!(train.len() + held_out.len(), all_prompts().len());
-        let trained: HashSet<&str> = train.iter().map(|spec| &*spec.prompt).collect();
-        assert!(held_out.iter().all(|spec| !trained.contains(&*spec.prompt)));
+    fn no_meaning_is_in_two_splits() {
+        let Split { train, validation, test } = split();
+        let (trained, chosen, reported) = (meanings(&train), meanings(&validation), meanings(&test));
+        assert!(
+            trained.is_disjoint(&chosen) && trained.is_disjoint(&reported) && chosen.is_disjoint(&reported)
+        );
+        assert_eq!((validation.len(), test.len()), (90, 200));
+        assert_eq!((chosen.len(), reported.len()), (90, 200), "each prompt is a meaning of its own");
+        let all = meanings(&all_prompts()).len();
+        assert_eq!(trained.len() + chosen.len() + reported.len(), all, "every meaning is in a split");
+    }
+
+    #[test]
+    fn every_wording_of_a_trained_meaning_is_trained() {
+        let Split { train, .. } = split();
+        let trained = meanings(&train);
+        let wordings = all_prompts().into_iter().filter(|spec| trained.contains(&spec.meaning())).count();
+        assert_eq!(train.len(), wordings);
+    }
+
+    #[test]
+    fn the_test_holds_no_meaning_on_which_the_shipped_settings_were_chosen() {
+        let all = all_prompts();
+        let mut chosen_on = Vec::new();
+        for (tag, n_prompts) in Tag::ALL.into_iter().zip([2, 4, 20, 6, 96, 96]) {
+            let mut of_tag: Vec<&PromptSpec> = all.iter().filter(|spec| spec.tag == tag).collect();
+            of_tag.sort_unstable_by_key(|spec| digest(&spec.prompt));
+            chosen_on.extend(of_tag[..n_prompts].iter().copied().cloned());
+        }
+        assert!(meanings(&chosen_on).is_disjoint(&meanings(&split().test)));
     }
 
     #[test]
     fn every_word_of_held_out_prompts_is_seen_in_training() {
-        let (train, held_out) = split();
+        let Split { train, validation, test } = split();
         let seen: HashSet<&str> = train.iter().flat_map(|spec| spec.prompt.split(' ')).collect();
-        let unseen: Vec<&str> = held_out
-            .iter()
-            .flat_map(|spec| spec.prompt.split(' '))
-            .filter(|word| !seen.contains(word))
-            .collect();
+        let held_out = validation.iter().chain(&test).flat_map(|spec| spec.prompt.split(' '));
+        let unseen: Vec<&str> = held_out.filter(|word| !seen.contains(word)).collect();
         assert!(unseen.is_empty(), "{unseen:?}");
     }
 
     #[test]
     fn committed_prompt_files_are_what_the_code_writes() {
-        let train = include_str!("../../../assets/prompts/train.jsonl");
-        let test = include_str!("../../../assets/prompts/test.jsonl");
-        assert!(
-            to_jsonl(&train_prompts()).expect("plain data") == train,
-            "train.jsonl is stale; run write_prompts"
-        );
-        assert!(
-            to_jsonl(&held_out_prompts()).expect("plain data") == test,
-            "test.jsonl is stale; run write_prompts"
-        );
+        let Split { train, validation, test } = split();
+        for (name, prompts, committed) in [
+            ("train", train, include_str!("../../../assets/prompts/train.jsonl")),
+            ("validation", validation, include_str!("../../../assets/prompts/validation.jsonl")),
+            ("test", test, include_str!("../../../assets/prompts/test.jsonl")),
+        ] {
+            let written = to_jsonl(&prompts).expect("plain data");
+            assert!(written == committed, "{name}.jsonl is stale; run write_prompts");
+        }
     }
 }

@@ -54,6 +54,11 @@ impl RunDirectory {
         self.path.join("evaluations.jsonl")
     }
 
+    /// One JSON object per version that was evaluated on the test prompts.
+    pub fn tests(&self) -> PathBuf {
+        self.path.join("tests.jsonl")
+    }
+
     /// TensorBoard events.
     pub fn tensorboard(&self) -> PathBuf {
         self.path.join("tensorboard")

@@ -163,6 +163,11 @@ impl PretrainSettings {
         if has_begun { self.wrong_captions } else { 0.0 }
     }
 
+    /// Whether an update is the first with wrong captions.
+    pub fn is_first_wrong(&self, step: u32) -> bool {
+        self.wrong_captions_at(step) > 0.0 && (step == 0 || self.wrong_captions_at(step - 1) == 0.0)
+    }
+
     /// Width of the transformer.
     pub fn width(&self) -> i64 {
         self.transformer.heads * self.transformer.head_width

@@ -76,6 +76,7 @@ impl Lab {
         config.adapter.alpha = 8.0;
         config.data.train = folder.path().join("train.txt");
         config.data.test = folder.path().join("test.txt");
+        config.data.validation = PathBuf::new();
         config.sampling.steps = 4;
         config.sampling.guidance_scale = 2.0;
         config.sampling.prompts_per_iteration = 2;
@@ -274,7 +275,7 @@ impl Worker {
                 }
                 Some(tch::no_grad(|| self.trajectories(task)))
             }
-            TaskKind::Evaluate => {
+            TaskKind::Evaluate | TaskKind::Test => {
                 publications.get(task.version, WeightsRole::Average)?;
                 Some(self.images(task))
             }

@@ -1,6 +1,7 @@
 //! A learner in this process on a tiny real model: what it trains, and what it serves.
 
 mod full_fine_tuning;
+mod held_out;
 mod lab;
 mod precision;
 mod service;
