@@ -92,6 +92,7 @@ impl Run {
             ("adapter.rank", "4".to_owned()),
             ("adapter.alpha", "8".to_owned()),
             ("data.train", quoted(root.join("assets/prompts/train.jsonl"))),
+            ("data.validation", quoted(root.join("assets/prompts/validation.jsonl"))),
             ("data.test", quoted(root.join("assets/prompts/test.jsonl"))),
             ("sampling.steps", "4".to_owned()),
             ("sampling.guidance_scale", "1.0".to_owned()),
