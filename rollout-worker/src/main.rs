@@ -173,9 +173,18 @@ struct InspectArgs {
     /// Rank of an adapter.
     #[arg(long, requires = "target")]
     rank: Option<i64>,
+    /// Alpha of the adapter; as its rank if not given.
+    #[arg(long, requires = "rank", value_parser = finite)]
+    alpha: Option<f64>,
     /// A module that gets an adapter, by its name or the end of its path; may be given often.
     #[arg(long, requires = "rank")]
     target: Vec<String>,
+    /// The adapter that training goes on from: a PEFT folder, or a LoRA file as diffusers writes it.
+    #[arg(long, requires = "rank")]
+    start_from: Option<PathBuf>,
+    /// Side in pixels of the tiles that images are decoded in; whole if not given.
+    #[arg(long)]
+    vae_tile: Option<i64>,
     /// One JSON object in place of a table.
     #[arg(long)]
     json: bool,
@@ -327,6 +336,9 @@ fn run_sample(args: SampleArgs) -> anyhow::Result<u8> {
         report.images as f64 / seconds,
         report.network_evaluations as f64 / seconds
     );
+    for part in report.left_out {
+        eprintln!("warning: {part} in the adapter's file are left out; only the transformer is adapted here");
+    }
     if let Some(truncated) = report.truncated {
         eprintln!("warning: {truncated}");
     }
@@ -336,6 +348,8 @@ fn run_sample(args: SampleArgs) -> anyhow::Result<u8> {
 fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
     let model = hub().resolve(&args.model).map_err(BadInput::from_error)?;
     say_stand_ins(&model, args.weights.random_weights)?;
+    let (alpha, targets) = (args.alpha, args.target.into());
+    let lora = |rank| LoraConfig { rank, alpha: alpha.unwrap_or(rank as f64), targets };
     let options = InspectOptions {
         model,
         variant: args.weights.variant,
@@ -344,9 +358,13 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
         height: args.height,
         width: args.width,
         guidance: GuidanceSettings { scale: args.guidance, max_sequence_length: args.max_sequence_length },
-        adapter: args.rank.map(|rank| LoraConfig { rank, alpha: rank as f64, targets: args.target }),
+        tile: args.vae_tile,
+        adapter: args.rank.map(lora),
+        start_from: args.start_from,
     };
     let inspection = inspect::run(&options).map_err(BadInput::from_error)?;
+    let left_out = inspection.adapter.iter().flat_map(|adapter| &adapter.left_out);
+    left_out.for_each(|part| eprintln!("warning: {part} are left out; only the transformer is trained"));
     match args.json {
         true => println!("{}", serde_json::to_string(&inspection)?),
         false => print!("{inspection}"),
