@@ -58,7 +58,8 @@ pub fn everything(config: &RunConfig, programs: &Path) -> Result<Vec<String>, Co
         outcome => (start_notes(config, &outcome?), None),
     };
     let rewards = rewards(config, programs)?;
-    let problems: Vec<String> = problem.into_iter().chain(rewards.iter().filter_map(reward_problem)).collect();
+    let problems: Vec<String> =
+        problem.into_iter().chain(rewards.iter().filter_map(reward_problem)).collect();
     if problems.is_empty() { Ok(notes) } else { Err(CoordinatorError::Usage(problems.join("\n"))) }
 }
 

@@ -132,7 +132,8 @@ fn adapter(
 ) -> Result<AdapterInspection, ModelError> {
     let sizes = model.network().adapter_sizes(config)?;
     let parameters = sizes.iter().sum::<i64>() as u64;
-    let start = start_from.map(|path| SavedAdapter::to_go_on_from(path, config, model.network())).transpose()?;
+    let start =
+        start_from.map(|path| SavedAdapter::to_go_on_from(path, config, model.network())).transpose()?;
     let left_out = start.map(|start| start.left_out).unwrap_or_default();
     Ok(AdapterInspection { rank: config.rank, modules: sizes.len(), parameters, left_out })
 }

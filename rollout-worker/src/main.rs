@@ -10,6 +10,7 @@ use models::lora::LoraConfig;
 use rollout_worker::bad_input::BadInput;
 use rollout_worker::guided_model::GuidanceSettings;
 use rollout_worker::inspect::{self, InspectOptions};
+use rollout_worker::number_arguments::{finite, relative_error, steps, tokens};
 use rollout_worker::sample::{self, SampleOptions};
 use rollout_worker::score::{self, ScoreOptions};
 use rollout_worker::serve::{self, ServeOptions};
@@ -64,7 +65,7 @@ struct ParityArgs {
     #[arg(long)]
     cases: Option<PathBuf>,
     /// Largest relative error that passes.
-    #[arg(long, default_value_t = 1e-4)]
+    #[arg(long, default_value_t = 1e-4, value_parser = relative_error)]
     rtol: f64,
 }
 
@@ -99,13 +100,13 @@ struct SampleArgs {
     #[arg(long)]
     out: PathBuf,
     /// Denoising steps.
-    #[arg(long, default_value_t = 28)]
+    #[arg(long, default_value_t = 28, value_parser = steps)]
     steps: usize,
     /// Strength of classifier-free guidance; none at 1 or less.
     #[arg(long, default_value_t = 4.5, value_parser = finite)]
     guidance: f64,
     /// Tokens of a prompt for the encoder of long texts: T5, or Qwen2.5-VL.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = tokens)]
     max_sequence_length: usize,
     /// Seed of all noises; with a run's seed, the noises of its evaluation.
     #[arg(long, default_value_t = 42)]
@@ -123,7 +124,7 @@ struct SampleArgs {
     #[arg(long, env, default_value = "cpu")]
     device: String,
     /// CPU threads of tensor operations.
-    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
 }
 
@@ -148,7 +149,7 @@ struct ScoreArgs {
     #[arg(long, env, default_value = "cpu")]
     device: String,
     /// CPU threads of tensor operations.
-    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
 }
 
@@ -168,7 +169,7 @@ struct InspectArgs {
     #[arg(long, default_value_t = 4.5, value_parser = finite)]
     guidance: f64,
     /// Tokens of the long part of a prompt.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = tokens)]
     max_sequence_length: usize,
     /// Rank of an adapter.
     #[arg(long, requires = "target")]
@@ -208,7 +209,7 @@ struct ServeRewardArgs {
     #[arg(long, env, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     max_queue: u16,
     /// CPU threads of each scorer's tensor operations.
-    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
     /// `text` or `json`.
     #[arg(long, env, default_value_t)]
@@ -260,11 +261,6 @@ fn hub() -> Hub {
 
 fn dtype(name: &str) -> Result<Dtype, serde_json::Error> {
     serde_json::from_value(name.into())
-}
-
-fn finite(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if number.is_finite() { Ok(number) } else { Err("must be finite".to_owned()) }
 }
 
 fn run_inspect_rewards() -> anyhow::Result<u8> {

@@ -75,7 +75,11 @@ impl SavedAdapter {
     ///
     /// # Errors
     /// As [`Self::read`], and if rank, alpha, modules or shapes are others than those of `config` on this network.
-    pub fn to_go_on_from(path: &Path, config: &LoraConfig, network: &dyn Network) -> Result<Self, ModelError> {
+    pub fn to_go_on_from(
+        path: &Path,
+        config: &LoraConfig,
+        network: &dyn Network,
+    ) -> Result<Self, ModelError> {
         let adapter = Self::read(path)?;
         adapter.check_modules(path, network)?;
         let refuse = |problem: String| Err(ModelError::Adapter(format!("{} {problem}", path.display())));
@@ -88,7 +92,8 @@ impl SavedAdapter {
             ));
         }
         let all = modules(network);
-        let trained: BTreeSet<&str> = all.iter().copied().filter(|path| config.targets_module(path)).collect();
+        let trained: BTreeSet<&str> =
+            all.iter().copied().filter(|path| config.targets_module(path)).collect();
         let held: BTreeSet<&str> = adapter.config.targets.names().into_iter().collect();
         if trained != held {
             return refuse(format!(

@@ -115,8 +115,8 @@ impl SafetensorsFile {
     fn info(&self, name: &str) -> Result<(&TensorInfo, Kind), ModelError> {
         let absent = || ModelError::damaged(&self.path, format!("no tensor {name}"));
         let info = self.header.info(name).ok_or_else(absent)?;
-        let kind =
-            kind_of(info.dtype).ok_or_else(|| unread_element_type(&self.path, name, &format!("{:?}", info.dtype)))?;
+        let kind = kind_of(info.dtype)
+            .ok_or_else(|| unread_element_type(&self.path, name, &format!("{:?}", info.dtype)))?;
         Ok((info, kind))
     }
 }

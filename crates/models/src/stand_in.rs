@@ -52,7 +52,8 @@ pub(crate) fn instead_of_safetensors(start: &[u8]) -> Option<(&'static str, &'st
             "take the model's files in safetensors format, in bfloat16 or float16",
         ));
     }
-    let is_text = start.len() >= 8 && start.iter().all(|byte| byte.is_ascii_graphic() || b" \t\r\n".contains(byte));
+    let is_text =
+        start.len() >= 8 && start.iter().all(|byte| byte.is_ascii_graphic() || b" \t\r\n".contains(byte));
     is_text.then_some((
         "is a text, not a file in safetensors format",
         "look at it for the reason, then download the file again",

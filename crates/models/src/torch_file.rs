@@ -147,7 +147,8 @@ fn stored_tensors(file: &File) -> Result<BTreeMap<String, StoredTensor>, Problem
     let views = state_dict::views(&checkpoint.map_err(Problem::damage)?)?;
     let place = |(name, view): (String, View)| {
         let storage = find(&format!("{STORAGES}{}", view.storage));
-        let start = element_start(&view, storage).map_err(|problem| problem.in_place(&format!("`{name}`")))?;
+        let start =
+            element_start(&view, storage).map_err(|problem| problem.in_place(&format!("`{name}`")))?;
         Ok((name, StoredTensor { view, start }))
     };
     views.into_iter().map(place).collect()

@@ -80,8 +80,30 @@ impl Document {
         self.settle(key, Some(list.map(Some)), None, "a list of whole numbers")
     }
 
+    /// One or two whole numbers from 1 on; one stands for both.
+    pub fn sides(&mut self, key: &str, default: usize) -> (usize, usize) {
+        let side = |value: &Value| as_count(value).filter(|side| *side >= 1);
+        let found = self.get(key).map(|value| match value {
+            Value::Array(items) => match items.as_slice() {
+                [height, width] => side(height).zip(side(width)),
+                _ => None,
+            },
+            single => side(single).map(|side| (side, side)),
+        });
+        self.settle(key, found, (default, default), "a whole number of pixels or a pair of them, from 1 on")
+    }
+
+    /// A range around 0, given as its half width or as both ends.
+    pub fn range(&mut self, key: &str, default: f64) -> (f64, f64) {
+        let (low, high) = self.pair(key, default);
+        let is_single = self.get(key).is_none_or(|value| !value.is_array());
+        let (low, high) = if is_single { (-low, high) } else { (low, high) };
+        let found = (low <= 0.0 && high >= 0.0).then_some((low, high));
+        self.settle(key, Some(found), (-default, default), "0 or more, or a pair of ends with 0 between them")
+    }
+
     /// One or two numbers; one stands for both.
-    pub fn pair(&mut self, key: &str, default: f64) -> (f64, f64) {
+    fn pair(&mut self, key: &str, default: f64) -> (f64, f64) {
         let found = self.get(key).map(|value| match value {
             Value::Array(items) => match items.as_slice() {
                 [low, high] => as_number(low).zip(as_number(high)),

@@ -12,7 +12,9 @@ pub(super) const B_ENDING: &str = ".lora_B.weight";
 
 /// The text encoder that a tensor of diffusers' names belongs to.
 pub(super) fn text_encoder_of(name: &str) -> Option<&str> {
-    name.split_once('.').map(|(component, _)| component).filter(|component| component.starts_with(TEXT_ENCODER))
+    name.split_once('.')
+        .map(|(component, _)| component)
+        .filter(|component| component.starts_with(TEXT_ENCODER))
 }
 
 /// The module of a factor's name.
@@ -37,7 +39,10 @@ pub(super) fn format_of(name: &str) -> (&'static str, &'static str) {
         return ("the original network's (Black Forest Labs, Stability AI, XLabs), not diffusers'", CONVERT);
     }
     if starts(&["unet."]) {
-        return ("diffusers' for a UNet (SD 1, SD 2, SDXL), which is not here", "take an adapter for this model");
+        return (
+            "diffusers' for a UNet (SD 1, SD 2, SDXL), which is not here",
+            "take an adapter for this model",
+        );
     }
     if contains(&[".lora_A.", ".lora_B."]) {
         return (
@@ -52,14 +57,17 @@ pub(super) fn format_of(name: &str) -> (&'static str, &'static str) {
     ("no LoRA's", "give a PEFT folder or a LoRA file as diffusers writes it")
 }
 
-const CONVERT: &str = "load it with diffusers' `load_lora_weights`, if that knows it, and write it with `save_lora_weights`";
-const MERGE: &str = "merge it into the model with the tool that made it, and take the saved pipeline as the model";
+const CONVERT: &str =
+    "load it with diffusers' `load_lora_weights`, if that knows it, and write it with `save_lora_weights`";
+const MERGE: &str =
+    "merge it into the model with the tool that made it, and take the saved pipeline as the model";
 
 /// Why a tensor of the transformer is none of the factors of plain LoRA, and what to do about it.
 pub(super) fn further_tensor(name: &str) -> (&'static str, &'static str) {
     let contains = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
     let ends = |parts: &[&str]| parts.iter().any(|part| name.ends_with(part));
-    const MERGE: &str = "merge it into the model with PEFT's `merge_and_unload`, and take the saved pipeline as the model";
+    const MERGE: &str =
+        "merge it into the model with PEFT's `merge_and_unload`, and take the saved pipeline as the model";
     if contains(&["lora_magnitude_vector", "dora_scale"]) {
         return ("which is DoRA's (`use_dora`)", MERGE);
     }

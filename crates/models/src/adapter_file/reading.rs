@@ -59,7 +59,8 @@ fn locate(path: &Path) -> Result<AdapterFiles, ModelError> {
 
 /// The adapter in a folder.
 fn inside(folder: &Path) -> Option<AdapterFiles> {
-    let first = |names: [&str; 2]| names.map(|name| folder.join(name)).into_iter().find(|path| path.is_file());
+    let first =
+        |names: [&str; 2]| names.map(|name| folder.join(name)).into_iter().find(|path| path.is_file());
     let (config, tensors) = (folder.join(PEFT_CONFIG), first([PEFT_TENSORS, OLDER_PEFT_TENSORS]));
     if config.is_file() || tensors.is_some() && first([DIFFUSERS_FILE, OLDER_DIFFUSERS_FILE]).is_none() {
         let tensors = tensors.unwrap_or_else(|| folder.join(PEFT_TENSORS));
@@ -130,7 +131,8 @@ fn read_diffusers(path: &Path) -> Result<SavedAdapter, ModelError> {
     };
     let (factors, left_out) = Factors::read(&file, path, DIFFUSERS_PREFIX)?;
     // Without settings, diffusers adds the factors' product as it stands.
-    let settings = stated.unwrap_or(Settings { rank: factors.first_rank(), alpha: factors.first_rank() as f64 });
+    let settings =
+        stated.unwrap_or(Settings { rank: factors.first_rank(), alpha: factors.first_rank() as f64 });
     factors.check_rank(settings.rank).map_err(|why| ModelError::config(path, "r", why))?;
     Ok(SavedAdapter { left_out, ..factors.into_adapter(settings) })
 }
@@ -173,7 +175,8 @@ impl Factors {
             let found = "holds no adapter of the transformer, which is what is trained and sampled with here";
             return Err(ModelError::foreign(path, found, "give a file that has one"));
         }
-        let factors = own.into_iter().map(|(rest, name)| Ok((rest.to_owned(), read_factor(file, path, name)?)));
+        let factors =
+            own.into_iter().map(|(rest, name)| Ok((rest.to_owned(), read_factor(file, path, name)?)));
         let factors = Self(factors.collect::<Result<_, ModelError>>()?);
         factors.check_pairs(path)?;
         let left_out = left_out.into_iter().map(|(encoder, n)| format!("{n} tensors of {encoder}")).collect();
@@ -282,9 +285,15 @@ mod tests {
 
     #[test]
     fn a_folder_without_an_adapter_is_answered_with_those_in_it() {
-        let folder = folder(&["checkpoint-60/lora/adapter_config.json", "checkpoint-90/adapter_config.json", "logs/x"]);
+        let folder = folder(&[
+            "checkpoint-60/lora/adapter_config.json",
+            "checkpoint-90/adapter_config.json",
+            "logs/x",
+        ]);
         let error = locate(folder.path()).unwrap_err().to_string();
         assert!(error.contains("here that is checkpoint-60, checkpoint-90"), "{error}");
-        assert!(locate(&folder.path().join("nothing")).unwrap_err().to_string().contains("nothing is missing"));
+        assert!(
+            locate(&folder.path().join("nothing")).unwrap_err().to_string().contains("nothing is missing")
+        );
     }
 }

@@ -7,7 +7,7 @@
 use serde_json::{Map, Value};
 
 /// Keys of which no value changes what an adapter adds to a network of plain linear modules.
-const HARMLESS: [&str; 22] = [
+const HARMLESS: [&str; 23] = [
     // Where it comes from.
     "auto_mapping",
     "base_model_name_or_path",
@@ -36,6 +36,7 @@ const HARMLESS: [&str; 22] = [
     "ensure_weight_tying",
     // Heeded below.
     "lora_alpha",
+    "peft_type",
     "r",
 ];
 /// Ways to start that leave the weights of the network alone, in small letters.
@@ -45,7 +46,8 @@ const CONVERTIBLE_STARTS: [&str; 4] = ["pissa", "olora", "corda", "lora_ga"];
 /// PEFT's default of both `r` and `lora_alpha`.
 const DEFAULT_SIZE: i64 = 8;
 
-const MERGE: &str = "merge it into the model with PEFT's `merge_and_unload`, and take the saved pipeline as the model";
+const MERGE: &str =
+    "merge it into the model with PEFT's `merge_and_unload`, and take the saved pipeline as the model";
 const CONVERT: &str = "write it as plain LoRA with PEFT's `save_as_lora`, with one whole number as its rank";
 const CONVERT_START: &str =
     "write it as plain LoRA with PEFT's `save_pretrained(…, path_initial_model_for_weight_conversion=…)`";
@@ -68,6 +70,9 @@ impl Settings {
     /// # Errors
     /// If a value is of the wrong type, or asks for more than plain LoRA of one rank and alpha.
     pub(super) fn read(keys: &Map<String, Value>) -> Result<Self, Refusal> {
+        if let Some(why) = keys.get("peft_type").and_then(type_objection) {
+            return Err(("peft_type".to_owned(), why));
+        }
         let rank = number(keys, "r", Value::as_i64)?;
         let alpha = number(keys, "lora_alpha", Value::as_f64)?;
         for (key, value) in keys {
@@ -89,7 +94,9 @@ fn number<T: From<i32>>(
 ) -> Result<T, Refusal> {
     match keys.get(key) {
         None => Ok(T::from(DEFAULT_SIZE as i32)),
-        Some(value) => read(value).ok_or_else(|| (key.to_owned(), format!("is {value}, which is not such a number"))),
+        Some(value) => {
+            read(value).ok_or_else(|| (key.to_owned(), format!("is {value}, which is not such a number")))
+        }
     }
 }
 
@@ -98,8 +105,6 @@ fn objection(key: &str, value: &Value, rank: i64, alpha: f64) -> Option<String> 
     match key {
         _ if HARMLESS.contains(&key) => None,
         "init_lora_weights" => start_objection(value),
-        "peft_type" => (value != "LORA" && !is_off(value))
-            .then(|| format!("is {value}, and only LORA is supported; {CONVERT}")),
         "use_rslora" if value.is_boolean() => None,
         "bias" if value == "none" => None,
         "rank_pattern" => pattern_objection(value, |own| own.as_i64() == Some(rank)),
@@ -107,6 +112,11 @@ fn objection(key: &str, value: &Value, rank: i64, alpha: f64) -> Option<String> 
         _ if is_off(value) => None,
         _ => Some(format!("is {value}, which plain LoRA has no place for; {MERGE}")),
     }
+}
+
+/// Other types of adapters have other keys, so theirs is looked at first.
+fn type_objection(value: &Value) -> Option<String> {
+    (value != "LORA" && !is_off(value)).then(|| format!("is {value}, and only LORA is supported; {CONVERT}"))
 }
 
 /// PEFT's defaults of what an adapter may have besides.

@@ -91,7 +91,9 @@ fn no_archive(file: &File) -> Problem {
     match read(file, 0, LOCAL.len()) {
         Ok(start) if start == LOCAL => truncated(),
         Err(_) => truncated(),
-        Ok(_) => Problem::Unread("it is no zip archive, which torch.save writes since version 1.6".to_owned()),
+        Ok(_) => {
+            Problem::Unread("it is no zip archive, which torch.save writes since version 1.6".to_owned())
+        }
     }
 }
 

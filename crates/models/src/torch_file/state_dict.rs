@@ -75,7 +75,8 @@ pub(super) fn views(checkpoint: &Value) -> Result<BTreeMap<String, View>, Proble
         None => items,
     };
     let named = |(key, value): &(Value, Value)| {
-        let nameless = || Problem::Unread(format!("a tensor is named by {}, not by a string", key.describe()));
+        let nameless =
+            || Problem::Unread(format!("a tensor is named by {}, not by a string", key.describe()));
         let name = key.as_str().ok_or_else(nameless)?;
         let view = view(value).and_then(|view| view.check().map(|()| view));
         Ok((name.to_owned(), view.map_err(|problem| problem.in_place(&format!("`{name}`")))?))
@@ -90,9 +91,7 @@ fn items(value: &Value) -> Result<&[(Value, Value)], Problem> {
         Value::Call(call) if call.is("collections", "OrderedDict") && call.arguments.is_empty() => {
             Ok(&call.items)
         }
-        other => {
-            Err(Problem::Unread(format!("it holds {}, not a dictionary of tensors", other.describe())))
-        }
+        other => Err(Problem::Unread(format!("it holds {}, not a dictionary of tensors", other.describe()))),
     }
 }
 
