@@ -22,60 +22,68 @@ pub(super) fn module_of(name: &str) -> Option<&str> {
     name.strip_suffix(A_ENDING).or_else(|| name.strip_suffix(B_ENDING))
 }
 
-/// Whose format a tensor is named by that is neither PEFT's nor diffusers', and how to come by one of these.
-pub(super) fn format_of(name: &str) -> (&'static str, &'static str) {
+/// Whose format tensors are named by that are neither PEFT's nor diffusers', how to come by one of these, and a name that tells.
+pub(super) fn format_of<'a>(names: &[&'a str]) -> (&'static str, &'static str, &'a str) {
+    let told = names.iter().find_map(|name| told_by(name).map(|(whose, remedy)| (whose, remedy, *name)));
+    let first = names.first().copied().unwrap_or_default();
+    told.unwrap_or(("no LoRA's", "give a PEFT folder or a LoRA file as diffusers writes it", first))
+}
+
+fn told_by(name: &str) -> Option<(&'static str, &'static str)> {
     let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
     let contains = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
     if contains(&[".lokr_", ".hada_", ".oft_"]) || starts(&["lycoris_"]) {
-        return ("LyCORIS's (LoKr, LoHa and their like), which are not plain LoRA", MERGE);
+        return Some(("LyCORIS's (LoKr, LoHa and their like), which are not plain LoRA", MERGE_THERE));
     }
     if starts(&["lora_unet_", "lora_te", "lora_transformer_"]) {
-        return ("Kohya's (sd-scripts)", CONVERT);
+        return Some(("Kohya's (sd-scripts)", CONVERT));
     }
     if starts(&["diffusion_model.", "model.diffusion_model."]) {
-        return ("ComfyUI's", CONVERT);
+        return Some(("ComfyUI's", CONVERT));
     }
     if starts(&["double_blocks.", "single_blocks.", "joint_blocks."]) || contains(&[".processor."]) {
-        return ("the original network's (Black Forest Labs, Stability AI, XLabs), not diffusers'", CONVERT);
+        return Some((
+            "the original network's (Black Forest Labs, Stability AI, XLabs), not diffusers'",
+            CONVERT,
+        ));
     }
     if starts(&["unet."]) {
-        return (
-            "diffusers' for a UNet (SD 1, SD 2, SDXL), which is not here",
-            "take an adapter for this model",
-        );
+        let whose = "diffusers' for a UNet (SD 1, SD 2, SDXL), which is not here";
+        return Some((whose, "take an adapter for this model"));
     }
     if contains(&[".lora_A.", ".lora_B."]) {
-        return (
+        return Some((
             "those of a network by itself, without diffusers' `transformer.` or PEFT's `base_model.model.` (diffusers' \
              `save_lora_adapter` writes such)",
             "write it with the pipeline's `save_lora_weights` or with PEFT's `save_pretrained`",
-        );
+        ));
     }
-    if contains(&["lora_down", "lora_up", ".lora.down", ".lora.up", "lora_linear_layer", "_lora."]) {
-        return ("older than those that PEFT and diffusers write now", CONVERT);
+    if contains(&["lora_down", "lora_up"]) || name.ends_with(".alpha") {
+        return Some(("Kohya's (`lora_down`, `lora_up` and `alpha`)", CONVERT));
     }
-    ("no LoRA's", "give a PEFT folder or a LoRA file as diffusers writes it")
+    let is_old = contains(&[".lora.down", ".lora.up", "lora_linear_layer", "_lora."]);
+    is_old.then_some(("older than those that PEFT and diffusers write now", CONVERT))
 }
 
 const CONVERT: &str =
     "load it with diffusers' `load_lora_weights`, if that knows it, and write it with `save_lora_weights`";
 const MERGE: &str =
+    "merge it into the model with PEFT's `merge_and_unload`, and take the saved pipeline as the model";
+const MERGE_THERE: &str =
     "merge it into the model with the tool that made it, and take the saved pipeline as the model";
 
 /// Why a tensor of the transformer is none of the factors of plain LoRA, and what to do about it.
 pub(super) fn further_tensor(name: &str) -> (&'static str, &'static str) {
     let contains = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
     let ends = |parts: &[&str]| parts.iter().any(|part| name.ends_with(part));
-    const MERGE: &str =
-        "merge it into the model with PEFT's `merge_and_unload`, and take the saved pipeline as the model";
     if contains(&["lora_magnitude_vector", "dora_scale"]) {
         return ("which is DoRA's (`use_dora`)", MERGE);
     }
     if ends(&[".lora_B.bias"]) {
         return ("a bias beside the factors (`lora_bias`)", MERGE);
     }
-    if ends(&[".alpha"]) {
-        return ("which states an alpha as Kohya's scripts do", CONVERT);
+    if ends(&[".alpha"]) || contains(&["lora_down", "lora_up"]) {
+        return ("which is named as Kohya's scripts do", CONVERT);
     }
     if contains(&[".lora_A.", ".lora_B."]) {
         return (
@@ -83,7 +91,7 @@ pub(super) fn further_tensor(name: &str) -> (&'static str, &'static str) {
             "write it with PEFT's `save_pretrained`, which takes that out",
         );
     }
-    if contains(&["lora_down", "lora_up", ".lora.down", ".lora.up"]) {
+    if contains(&[".lora.down", ".lora.up"]) {
         return ("whose name is older than those that diffusers writes now", CONVERT);
     }
     ("which is no factor of LoRA (`modules_to_save`, `bias`, or a control network's)", MERGE)
@@ -103,9 +111,12 @@ mod tests {
             ("double_blocks.0.processor.proj_lora1.down.weight", "the original network"),
             ("unet.down_blocks.0.attentions.0.proj_in.lora_A.weight", "UNet"),
             ("lycoris_transformer_blocks_0_attn_to_q.lokr_w1", "LyCORIS"),
+            ("transformer_blocks.0.attn.to_q.lora_down.weight", "Kohya"),
             ("transformer_blocks.0.attn.to_q.weight", "no LoRA"),
         ] {
-            assert!(format_of(name).0.contains(word), "{name}: {}", format_of(name).0);
+            let (whose, _, told_by) = format_of(&["any.thing", name]);
+            assert!(whose.contains(word), "{name}: {whose}");
+            assert!(told_by == name || word == "no LoRA", "{told_by}");
         }
     }
 

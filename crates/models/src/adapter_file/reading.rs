@@ -151,7 +151,7 @@ struct Factors(Vec<(String, Tensor)>);
 impl Factors {
     /// Reads the factors whose names begin with `prefix`, and counts the tensors of text encoders beside them.
     fn read(file: &WeightFile, path: &Path, prefix: &str) -> Result<(Self, Vec<String>), ModelError> {
-        let (mut own, mut left_out) = (Vec::new(), BTreeMap::<String, usize>::new());
+        let (mut own, mut foreign, mut left_out) = (Vec::new(), Vec::new(), BTreeMap::<String, usize>::new());
         let mut names = file.names();
         names.sort();
         for name in &names {
@@ -164,12 +164,16 @@ impl Factors {
                 (None, Some(encoder)) if prefix == DIFFUSERS_PREFIX => {
                     *left_out.entry(encoder.to_owned()).or_default() += 1;
                 }
-                (None, _) => {
-                    let (whose, remedy) = format_of(name);
-                    let found = format!("has tensor names that are {whose}, such as {name}");
-                    return Err(ModelError::foreign(path, found, remedy));
-                }
+                (None, _) => foreign.push(name.as_str()),
             }
+        }
+        if !foreign.is_empty() {
+            let (whose, remedy, name) = format_of(&foreign);
+            return Err(ModelError::foreign(
+                path,
+                format!("has tensor names that are {whose}, such as {name}"),
+                remedy,
+            ));
         }
         if own.is_empty() {
             let found = "holds no adapter of the transformer, which is what is trained and sampled with here";
