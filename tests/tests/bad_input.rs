@@ -128,7 +128,8 @@ fn validate_and_plan_refuse_what_processes_of_a_run_would() {
     let text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
     fs::write(pointer.weights("transformer"), text).expect("written");
     let adapter = |name: &str| quoted(&repository().join("tests/golden/adapters").join(name));
-    let start = |value: String| [("adapter.start_from", value)].to_vec();
+    let start = |value: String| vec![("adapter.start_from", value)];
+    let of_its_size = [("adapter.rank", "2".to_owned()), ("adapter.alpha", "3".to_owned())];
     for (keys, words) in [
         (vec![eighths.key()], "context_embedder.weight in element type F8_E4M3"),
         (vec![whole.key()], "in element type Int"),
@@ -136,7 +137,10 @@ fn validate_and_plan_refuse_what_processes_of_a_run_would() {
         (start("\"no/adapter\"".to_owned()), "no/adapter is missing"),
         (start(adapter("plain")), "rank 2 and alpha 3"),
         (start(adapter("pissa")), "init_lora_weights"),
-        (start(adapter("flux_exclude_modules")), "adapts"),
+        (
+            [&start(adapter("plain"))[..], &of_its_size].concat(),
+            "adapts other modules than `adapter.targets`",
+        ),
         (vec![("adapter.rank", "4096".to_owned())], "lower `adapter.rank`"),
         (vec![("sampling.vae_tile", "17".to_owned())], "tiles of 17 pixels"),
     ] {
