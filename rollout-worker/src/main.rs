@@ -345,7 +345,7 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
     let model = hub().resolve(&args.model).map_err(BadInput::from_error)?;
     say_stand_ins(&model, args.weights.random_weights)?;
     let (alpha, targets) = (args.alpha, args.target.into());
-    let lora = |rank| LoraConfig { rank, alpha: alpha.unwrap_or(rank as f64), targets };
+    let lora = |rank: i64| LoraConfig { rank, alpha: alpha.unwrap_or(rank as f64), targets };
     let options = InspectOptions {
         model,
         variant: args.weights.variant,

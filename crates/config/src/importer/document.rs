@@ -1,6 +1,7 @@
 //! A Flow-Factory YAML as dotted keys with values, read with the defaults that its authors give them.
 
 use super::ImportError;
+use crate::validate::MOST;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -80,15 +81,20 @@ impl Document {
         self.settle(key, Some(list.map(Some)), None, "a list of whole numbers")
     }
 
-    /// One or two whole numbers from 1 on; one stands for both.
+    /// A side of an image in pixels.
+    pub fn side(&mut self, key: &str, default: usize) -> usize {
+        let found = self.get(key).map(as_side);
+        self.settle(key, found, default, "a whole number of pixels, from 1 on")
+    }
+
+    /// Height and width in pixels; one number stands for both.
     pub fn sides(&mut self, key: &str, default: usize) -> (usize, usize) {
-        let side = |value: &Value| as_count(value).filter(|side| *side >= 1);
         let found = self.get(key).map(|value| match value {
             Value::Array(items) => match items.as_slice() {
-                [height, width] => side(height).zip(side(width)),
+                [height, width] => as_side(height).zip(as_side(width)),
                 _ => None,
             },
-            single => side(single).map(|side| (side, side)),
+            single => as_side(single).map(|side| (side, side)),
         });
         self.settle(key, found, (default, default), "a whole number of pixels or a pair of them, from 1 on")
     }
@@ -160,6 +166,10 @@ fn as_number(value: &Value) -> Option<f64> {
 
 fn as_count(value: &Value) -> Option<usize> {
     value.as_u64().and_then(|count| usize::try_from(count).ok())
+}
+
+fn as_side(value: &Value) -> Option<usize> {
+    as_count(value).filter(|side| (1..=MOST).contains(side))
 }
 
 /// A value as it would be written in one line of YAML.

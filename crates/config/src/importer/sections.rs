@@ -256,7 +256,7 @@ impl Translation {
         if self.document.get(theirs).is_some() {
             self.carried(theirs, ours);
         }
-        self.document.sides(theirs, resolution).0 as i64
+        self.document.side(theirs, resolution) as i64
     }
 
     fn steps(&mut self) {
