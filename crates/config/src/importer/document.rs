@@ -109,7 +109,7 @@ impl Document {
     }
 
     /// One or two numbers; one stands for both.
-    fn pair(&mut self, key: &str, default: f64) -> (f64, f64) {
+    pub fn pair(&mut self, key: &str, default: f64) -> (f64, f64) {
         let found = self.get(key).map(|value| match value {
             Value::Array(items) => match items.as_slice() {
                 [low, high] => as_number(low).zip(as_number(high)),
