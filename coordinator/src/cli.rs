@@ -4,6 +4,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use service::logging::LogFormat;
 use std::path::PathBuf;
 
+/// Seconds that anything can be waited for: a year, which clocks can add to any time.
+const LONGEST: u64 = 366 * 24 * 3600;
+
 /// Starts, watches and steers training runs.
 #[derive(Debug, Parser)]
 #[command(name = "coordinator", version)]
@@ -112,10 +115,10 @@ pub struct UpArgs {
     #[arg(long)]
     pub port: Option<u16>,
     /// Seconds without progress after which a worker counts as hung and is replaced.
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=LONGEST))]
     pub task_deadline: u64,
     /// Seconds that members get to finish what is in flight when the run is stopped.
-    #[arg(long, default_value_t = 120)]
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(..=LONGEST))]
     pub drain_grace: u64,
 }
 

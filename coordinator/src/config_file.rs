@@ -41,9 +41,9 @@ fn invalid(args: &ConfigArgs, problems: ConfigErrors) -> CoordinatorError {
 ///
 /// # Errors
 /// As [`read`], and if a prompt file or the model is missing or malformed, or there are fewer prompts than asked for: all of
-/// it is named at once.
+/// it is named at once, beside rewards that this build lacks.
 pub fn open(args: &ConfigArgs, hub: &Hub) -> Result<Catalog, CoordinatorError> {
-    let config = read(args)?;
+    let (config, unavailable) = read_to_plan(args)?;
     let missing = missing_model(&config.model.path, hub);
     let catalog = Catalog::open(config).map_err(|error| format!("{:#}", anyhow::Error::from(error)));
     let catalog = catalog.and_then(|catalog| match too_few_prompts(&catalog) {
@@ -51,9 +51,13 @@ pub fn open(args: &ConfigArgs, hub: &Hub) -> Result<Catalog, CoordinatorError> {
         None => Ok(catalog),
     });
     match (catalog, missing) {
-        (Ok(catalog), None) => Ok(catalog),
-        (Err(problem), None) | (Ok(_), Some(problem)) => Err(CoordinatorError::Usage(problem)),
-        (Err(problem), Some(missing)) => Err(CoordinatorError::Usage(format!("{missing}\n{problem}"))),
+        (Ok(catalog), None) if unavailable.is_empty() => Ok(catalog),
+        (Ok(_), None) => Err(invalid(args, ConfigErrors(unavailable))),
+        (catalog, missing) => {
+            let rewards = unavailable.iter().map(|problem| format!("`{}`: {}", problem.key, problem.message));
+            let problems: Vec<String> = missing.into_iter().chain(catalog.err()).chain(rewards).collect();
+            Err(CoordinatorError::Usage(problems.join("\n")))
+        }
     }
 }
 
@@ -214,6 +218,22 @@ mod tests {
             message.contains("`evaluation.prompts` is 3") && message.contains("holds 2 prompts"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_reward_that_is_not_available_hides_no_missing_file() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("run.toml");
+        init("dgx-geneval-sd3-pr", &path).expect("written");
+        let text = std::fs::read_to_string(&path).expect("readable");
+        std::fs::write(&path, text.replace("name = \"geneval\"", "name = \"nobody\"")).expect("written");
+        let settings = ["model.path=./no/model", "data.train=no/prompts.txt"];
+        let error = open(&args(path, &settings), &Hub::at("no/cache")).expect_err("missing");
+        let message = error.to_string();
+        for word in ["no/model/model_index.json", "no/prompts.txt", "`nobody` is not available"] {
+            assert!(message.contains(word), "{word} is not in {message}");
+        }
+        assert_eq!(error.exit_code(), 2);
     }
 
     #[test]

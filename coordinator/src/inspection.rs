@@ -48,18 +48,26 @@ pub fn rewards(config: &RunConfig, programs: &Path) -> Result<Vec<RewardInspecti
     }
 }
 
-/// Asks about everything that a run needs, and names at once all that is wrong.
+/// Asks about everything that a run needs, names at once all that is wrong, and returns what there is to say beside it.
 ///
 /// # Errors
 /// If model or rewards cannot be used, or the worker cannot be asked.
-pub fn everything(config: &RunConfig, programs: &Path) -> Result<(), CoordinatorError> {
-    let model = match model(config, programs) {
-        Err(CoordinatorError::Usage(problem)) => Some(problem),
-        outcome => outcome.map(|_| None)?,
+pub fn everything(config: &RunConfig, programs: &Path) -> Result<Vec<String>, CoordinatorError> {
+    let (notes, problem) = match model(config, programs) {
+        Err(CoordinatorError::Usage(problem)) => (Vec::new(), Some(problem)),
+        outcome => (start_notes(config, &outcome?), None),
     };
     let rewards = rewards(config, programs)?;
-    let problems: Vec<String> = model.into_iter().chain(rewards.iter().filter_map(reward_problem)).collect();
-    if problems.is_empty() { Ok(()) } else { Err(CoordinatorError::Usage(problems.join("\n"))) }
+    let problems: Vec<String> =
+        problem.into_iter().chain(rewards.iter().filter_map(reward_problem)).collect();
+    if problems.is_empty() { Ok(notes) } else { Err(CoordinatorError::Usage(problems.join("\n"))) }
+}
+
+/// What of the adapter that a run goes on from is not trained.
+pub fn start_notes(config: &RunConfig, model: &ModelInspection) -> Vec<String> {
+    let path = config.adapter.start_from.display();
+    let left_out = model.adapter.iter().flat_map(|adapter| &adapter.left_out);
+    left_out.map(|part| format!("{part} in {path} are left out; only the transformer is trained")).collect()
 }
 
 /// What is wrong with a reward, with its place.
@@ -122,7 +130,14 @@ fn model_arguments(config: &RunConfig) -> Vec<String> {
     }
     if adapter.method == AdapterMethod::Lora {
         option("rank", adapter.rank.to_string());
+        option("alpha", adapter.alpha.to_string());
         adapter.targets.iter().for_each(|target| option("target", target.clone()));
+        if !adapter.start_from.as_os_str().is_empty() {
+            option("start-from", adapter.start_from.display().to_string());
+        }
+    }
+    if sampling.vae_tile > 0 {
+        option("vae-tile", sampling.vae_tile.to_string());
     }
     if model.random_weights {
         arguments.push("--random-weights".to_owned());

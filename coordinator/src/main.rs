@@ -46,7 +46,8 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
         }
         Command::Validate(args) => {
             let catalog = config_file::open(&args, &hub)?;
-            inspection::everything(catalog.config(), &launch::programs()?)?;
+            let notes = inspection::everything(catalog.config(), &launch::programs()?)?;
+            notes.iter().for_each(|note| eprintln!("note: {note}"));
             catalog.notes().iter().for_each(|note| eprintln!("note: {note}"));
             println!("{} is valid", args.file.display());
         }

@@ -25,6 +25,7 @@ pub fn plan(args: &ConfigArgs, hub: &Hub, programs: &Path) -> Result<(Plan, Vec<
             None
         }
     };
+    notes.extend(model.iter().flat_map(|model| inspection::start_notes(&config, model)));
     notes.extend(reward_notes(&config, programs));
     notes.extend(repeated_evaluations(&config));
     notes.extend(config.rewards.iter().filter(|reward| reward.is_judge()).map(judge_note));

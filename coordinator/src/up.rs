@@ -55,7 +55,8 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
         return dry_run(&args, catalog.config());
     }
     // Found now, what is wrong costs a second; found by a worker, the start of a run.
-    inspection::everything(catalog.config(), &launch::programs()?)?;
+    let notes = inspection::everything(catalog.config(), &launch::programs()?)?;
+    notes.iter().for_each(|note| display.say(note));
     let (opened, listener) = open_run(&args, catalog.config()).await?;
     Run::start(&args, catalog, opened, listener, display)?.follow().await
 }

@@ -27,7 +27,7 @@ pub fn write_adapter(
     directory: &Path,
 ) -> Result<(), LearnerError> {
     let tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect();
-    let adapter = SavedAdapter { config: lora_config(config), tensors };
+    let adapter = SavedAdapter::new(lora_config(config), tensors);
     durable::create_directory(directory)?;
     let base_model = config.model.path.to_string_lossy();
     durable::write_directory(&directory.join("peft"), |folder| {

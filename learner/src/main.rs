@@ -51,7 +51,7 @@ struct ParityArgs {
     #[arg(long)]
     cases: Option<PathBuf>,
     /// Largest relative error that passes.
-    #[arg(long, default_value_t = 1e-4)]
+    #[arg(long, default_value_t = 1e-4, value_parser = relative_error)]
     rtol: f64,
     /// Compute activations again in the backward pass, block by block, as `training.gradient_checkpointing` does.
     #[arg(long)]
@@ -68,6 +68,15 @@ struct ServeArgs {
     /// Where workers reach this process; port 0 takes a free one.
     #[arg(long, env, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+}
+
+fn relative_error(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if number.is_finite() && number >= 0.0 {
+        Ok(number)
+    } else {
+        Err("must be finite, and 0 or more".to_owned())
+    }
 }
 
 fn main() -> ExitCode {

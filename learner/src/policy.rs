@@ -190,7 +190,10 @@ impl Policy {
     /// If a file is missing or does not fit.
     pub fn load(&mut self, directory: &Path) -> Result<(), LearnerError> {
         let load = |name: &str| weights::read_all(&directory.join(name)).map(|(tensors, _)| tensors);
-        self.trained.load(self.model.network_mut(), &load(self.trained.file_name())?)?;
+        let file = self.trained.file_name();
+        self.trained
+            .load(self.model.network_mut(), &load(file)?)
+            .map_err(|error| error.of_file(&directory.join(file)))?;
         self.optimizer.load_state(&load(OPTIMIZER_FILE)?)?;
         self.average.load_state(&load(AVERAGE_FILE)?)?;
         Ok(())

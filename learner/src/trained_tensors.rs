@@ -35,11 +35,12 @@ impl TrainedTensors {
         let method = config.adapter.method;
         let (masters, rounded) = match method {
             AdapterMethod::Lora => {
+                let start = starting_adapter(network, config)?;
                 network.attach_adapter(&lora_config(config), &mut |name, len| {
                     standard_normal(&adapter_key(config.run.seed, name), len)
                 })?;
-                if !config.adapter.start_from.as_os_str().is_empty() {
-                    network.load_adapter(&starting_values(config)?)?;
+                if let Some(start) = start {
+                    network.load_adapter(&start.tensors)?;
                 }
                 (network.adapter_parameters(), Vec::new())
             }
@@ -125,24 +126,20 @@ impl TrainedTensors {
 /// Rank, alpha and targets of a run's adapter.
 pub fn lora_config(config: &RunConfig) -> LoraConfig {
     let adapter = &config.adapter;
-    LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: adapter.targets.clone() }
+    LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: adapter.targets.clone().into() }
 }
 
-/// The adapter that training goes on from.
-fn starting_values(config: &RunConfig) -> Result<NamedTensors, ModelError> {
+/// The adapter that training goes on from, if the config names one.
+fn starting_adapter(network: &dyn Network, config: &RunConfig) -> Result<Option<SavedAdapter>, ModelError> {
     let path = &config.adapter.start_from;
-    let saved = SavedAdapter::read(path)?;
-    let (rank, alpha) = (saved.config.rank, saved.config.alpha);
-    if (rank, alpha) != (config.adapter.rank, config.adapter.alpha) {
-        return Err(ModelError::Adapter(format!(
-            "{} has rank {rank} and alpha {alpha}, but the config has {} and {}; set `adapter.rank` and `adapter.alpha` to \
-             the former",
-            path.display(),
-            config.adapter.rank,
-            config.adapter.alpha
-        )));
+    if path.as_os_str().is_empty() {
+        return Ok(None);
     }
-    Ok(saved.tensors)
+    let saved = SavedAdapter::to_go_on_from(path, &lora_config(config), network)?;
+    for part in &saved.left_out {
+        tracing::warn!("{}: {part} are left out; only the transformer is trained", path.display());
+    }
+    Ok(Some(saved))
 }
 
 /// Float32 leaves of a network's parameters, and the parameters themselves where they are in another element type.

@@ -16,7 +16,8 @@ fn prompt_of(path: &Path) -> Option<u32> {
     stem.split_once('-').map_or(stem, |(prompt, _)| prompt).parse().ok()
 }
 
-/// All PNG files of a folder with the prompts they belong to, sorted by name.
+/// All PNG files of a folder with the prompts they belong to, sorted by name; hidden ones, such as those that macOS puts
+/// beside files on foreign disks (`._00012-3.png`), are no images.
 ///
 /// # Errors
 /// If the folder cannot be read, holds no PNG file, or one whose name does not begin with a number.
@@ -26,7 +27,7 @@ pub fn list(folder: &Path) -> anyhow::Result<Vec<(PathBuf, u32)>> {
     let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
     let mut paths: Vec<PathBuf> = paths
         .into_iter()
-        .filter(|path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")))
+        .filter(|path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) && !is_hidden(path))
         .collect();
     paths.sort();
     anyhow::ensure!(
@@ -44,6 +45,10 @@ pub fn list(folder: &Path) -> anyhow::Result<Vec<(PathBuf, u32)>> {
         Ok((path, prompt))
     };
     paths.into_iter().map(with_prompt).collect()
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 /// Reads an image file.
@@ -80,6 +85,18 @@ mod tests {
         let listed = list(folder.path()).unwrap();
         assert_eq!(listed.iter().map(|(_, prompt)| *prompt).collect::<Vec<_>>(), [2, 10]);
         assert_eq!(read(&listed[0].0).unwrap(), image);
+    }
+
+    #[test]
+    fn what_file_managers_leave_in_a_folder_is_no_image() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = RgbImage::new(1, 1, vec![1, 2, 3]).unwrap();
+        write(&folder.path().join(name(3, 0)), &image).unwrap();
+        std::fs::create_dir(folder.path().join(".thumbnails.png")).unwrap();
+        for left in ["._00003-0.png", ".DS_Store", "Thumbs.db", "desktop.ini", ".00003-0.png.swp"] {
+            std::fs::write(folder.path().join(left), b"no image").unwrap();
+        }
+        assert_eq!(list(folder.path()).unwrap(), [(folder.path().join(name(3, 0)), 3)]);
     }
 
     #[test]

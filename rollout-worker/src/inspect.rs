@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use config::{AdapterInspection, ComponentInspection, Dtype, ImageInspection, ModelInspection};
+use models::adapter_file::SavedAdapter;
 use models::lora::LoraConfig;
 use models::weights::{Inventory, TensorSource, WeightOptions};
 use models::{DecoderOptions, LoadOptions, ModelError, TextToImageModel, pipeline};
@@ -30,8 +31,12 @@ pub struct InspectOptions {
     pub width: Option<i64>,
     /// Guidance and text length.
     pub guidance: GuidanceSettings,
+    /// Side in pixels of the tiles that images are decoded in; whole if absent.
+    pub tile: Option<i64>,
     /// The adapter.
     pub adapter: Option<LoraConfig>,
+    /// What training of the adapter goes on from.
+    pub start_from: Option<PathBuf>,
 }
 
 /// Looks at a model.
@@ -52,7 +57,8 @@ pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
         variant: options.variant.as_deref().map(Into::into),
         source,
     };
-    let load = LoadOptions { weights, text_encoders: true, decoder: Some(DecoderOptions::WHOLE) };
+    let decoder = DecoderOptions { tile: options.tile, ..DecoderOptions::WHOLE };
+    let load = LoadOptions { weights, text_encoders: true, decoder: Some(decoder) };
     let model = pipeline::open(&options.model, load)?;
     let network = model.network();
     Ok(ModelInspection {
@@ -70,7 +76,7 @@ pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
         adapter: options
             .adapter
             .as_ref()
-            .map(|adapter| self::adapter(model.as_ref(), adapter))
+            .map(|adapter| self::adapter(model.as_ref(), adapter, options.start_from.as_deref()))
             .transpose()?,
     })
 }
@@ -119,8 +125,15 @@ fn image(model: &dyn TextToImageModel, options: &InspectOptions) -> Result<Image
     Ok(ImageInspection { height, width, latent_shape, tokens: model.image_sequence_length(height, width) })
 }
 
-fn adapter(model: &dyn TextToImageModel, config: &LoraConfig) -> Result<AdapterInspection, ModelError> {
+fn adapter(
+    model: &dyn TextToImageModel,
+    config: &LoraConfig,
+    start_from: Option<&Path>,
+) -> Result<AdapterInspection, ModelError> {
     let sizes = model.network().adapter_sizes(config)?;
     let parameters = sizes.iter().sum::<i64>() as u64;
-    Ok(AdapterInspection { rank: config.rank, modules: sizes.len(), parameters })
+    let start =
+        start_from.map(|path| SavedAdapter::to_go_on_from(path, config, model.network())).transpose()?;
+    let left_out = start.map(|start| start.left_out).unwrap_or_default();
+    Ok(AdapterInspection { rank: config.rank, modules: sizes.len(), parameters, left_out })
 }

@@ -10,6 +10,7 @@ use models::lora::LoraConfig;
 use rollout_worker::bad_input::BadInput;
 use rollout_worker::guided_model::GuidanceSettings;
 use rollout_worker::inspect::{self, InspectOptions};
+use rollout_worker::number_arguments::{finite, relative_error, steps, tokens};
 use rollout_worker::sample::{self, SampleOptions};
 use rollout_worker::score::{self, ScoreOptions};
 use rollout_worker::serve::{self, ServeOptions};
@@ -64,7 +65,7 @@ struct ParityArgs {
     #[arg(long)]
     cases: Option<PathBuf>,
     /// Largest relative error that passes.
-    #[arg(long, default_value_t = 1e-4)]
+    #[arg(long, default_value_t = 1e-4, value_parser = relative_error)]
     rtol: f64,
 }
 
@@ -99,13 +100,13 @@ struct SampleArgs {
     #[arg(long)]
     out: PathBuf,
     /// Denoising steps.
-    #[arg(long, default_value_t = 28)]
+    #[arg(long, default_value_t = 28, value_parser = steps)]
     steps: usize,
     /// Strength of classifier-free guidance; none at 1 or less.
     #[arg(long, default_value_t = 4.5, value_parser = finite)]
     guidance: f64,
     /// Tokens of a prompt for the encoder of long texts: T5, or Qwen2.5-VL.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = tokens)]
     max_sequence_length: usize,
     /// Seed of all noises; with a run's seed, the noises of its evaluation.
     #[arg(long, default_value_t = 42)]
@@ -123,7 +124,7 @@ struct SampleArgs {
     #[arg(long, env, default_value = "cpu")]
     device: String,
     /// CPU threads of tensor operations.
-    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
 }
 
@@ -148,7 +149,7 @@ struct ScoreArgs {
     #[arg(long, env, default_value = "cpu")]
     device: String,
     /// CPU threads of tensor operations.
-    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
 }
 
@@ -168,14 +169,23 @@ struct InspectArgs {
     #[arg(long, default_value_t = 4.5, value_parser = finite)]
     guidance: f64,
     /// Tokens of the long part of a prompt.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = tokens)]
     max_sequence_length: usize,
     /// Rank of an adapter.
     #[arg(long, requires = "target")]
     rank: Option<i64>,
+    /// Alpha of the adapter; as its rank if not given.
+    #[arg(long, requires = "rank", value_parser = finite)]
+    alpha: Option<f64>,
     /// A module that gets an adapter, by its name or the end of its path; may be given often.
     #[arg(long, requires = "rank")]
     target: Vec<String>,
+    /// The adapter that training goes on from: a PEFT folder, or a LoRA file as diffusers writes it.
+    #[arg(long, requires = "rank")]
+    start_from: Option<PathBuf>,
+    /// Side in pixels of the tiles that images are decoded in; whole if not given.
+    #[arg(long)]
+    vae_tile: Option<i64>,
     /// One JSON object in place of a table.
     #[arg(long)]
     json: bool,
@@ -199,7 +209,7 @@ struct ServeRewardArgs {
     #[arg(long, env, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     max_queue: u16,
     /// CPU threads of each scorer's tensor operations.
-    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
     /// `text` or `json`.
     #[arg(long, env, default_value_t)]
@@ -251,11 +261,6 @@ fn hub() -> Hub {
 
 fn dtype(name: &str) -> Result<Dtype, serde_json::Error> {
     serde_json::from_value(name.into())
-}
-
-fn finite(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if number.is_finite() { Ok(number) } else { Err("must be finite".to_owned()) }
 }
 
 fn run_inspect_rewards() -> anyhow::Result<u8> {
@@ -327,6 +332,9 @@ fn run_sample(args: SampleArgs) -> anyhow::Result<u8> {
         report.images as f64 / seconds,
         report.network_evaluations as f64 / seconds
     );
+    for part in report.left_out {
+        eprintln!("warning: {part} in the adapter's file are left out; only the transformer is adapted here");
+    }
     if let Some(truncated) = report.truncated {
         eprintln!("warning: {truncated}");
     }
@@ -336,6 +344,8 @@ fn run_sample(args: SampleArgs) -> anyhow::Result<u8> {
 fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
     let model = hub().resolve(&args.model).map_err(BadInput::from_error)?;
     say_stand_ins(&model, args.weights.random_weights)?;
+    let (alpha, targets) = (args.alpha, args.target.into());
+    let lora = |rank: i64| LoraConfig { rank, alpha: alpha.unwrap_or(rank as f64), targets };
     let options = InspectOptions {
         model,
         variant: args.weights.variant,
@@ -344,9 +354,13 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
         height: args.height,
         width: args.width,
         guidance: GuidanceSettings { scale: args.guidance, max_sequence_length: args.max_sequence_length },
-        adapter: args.rank.map(|rank| LoraConfig { rank, alpha: rank as f64, targets: args.target }),
+        tile: args.vae_tile,
+        adapter: args.rank.map(lora),
+        start_from: args.start_from,
     };
     let inspection = inspect::run(&options).map_err(BadInput::from_error)?;
+    let left_out = inspection.adapter.iter().flat_map(|adapter| &adapter.left_out);
+    left_out.for_each(|part| eprintln!("warning: {part} are left out; only the transformer is trained"));
     match args.json {
         true => println!("{}", serde_json::to_string(&inspection)?),
         false => print!("{inspection}"),

@@ -7,7 +7,6 @@ use anyhow::Context;
 use config::{Dtype, PromptRecord};
 use flow::Schedule;
 use models::Conditioning;
-use models::adapter_file::SavedAdapter;
 use models::weights::{TensorSource, WeightOptions};
 use rewards::RgbImage;
 use tch::Device;
@@ -66,6 +65,8 @@ pub struct SampleReport {
     pub duration: Duration,
     /// How many prompts were longer than a text encoder takes, if any were.
     pub truncated: Option<String>,
+    /// What the adapter's file has for other parts of the pipeline, which are drawn with as they are.
+    pub left_out: Vec<String>,
 }
 
 /// One image to be drawn.
@@ -80,7 +81,7 @@ struct Row<'a> {
 /// [`BadInput`] if model, adapter, prompts or size cannot be used; else if drawing or writing fails.
 pub fn run(options: &SampleOptions) -> anyhow::Result<SampleReport> {
     let prompts = config::read_prompts(&options.prompts).map_err(BadInput::from_error)?;
-    let mut model = open(options).map_err(BadInput::from_error)?;
+    let (mut model, left_out) = open(options).map_err(BadInput::from_error)?;
     let (usual_height, usual_width) = model.usual_size();
     let (height, width) = (options.height.unwrap_or(usual_height), options.width.unwrap_or(usual_width));
     let latent_shape = model.latent_shape(height, width).map_err(BadInput::from_error)?;
@@ -112,10 +113,12 @@ pub fn run(options: &SampleOptions) -> anyhow::Result<SampleReport> {
         network_evaluations: rows.len() * options.steps,
         duration,
         truncated,
+        left_out,
     })
 }
 
-fn open(options: &SampleOptions) -> anyhow::Result<GuidedModel> {
+/// The model with its adapter, and what of the adapter's file is left out.
+fn open(options: &SampleOptions) -> anyhow::Result<(GuidedModel, Vec<String>)> {
     let source = match options.random_weights {
         true => TensorSource::Random(options.seed),
         false => TensorSource::Files,
@@ -123,12 +126,11 @@ fn open(options: &SampleOptions) -> anyhow::Result<GuidedModel> {
     let (kind, device) = (settings::kind(options.dtype), options.device);
     let weights = WeightOptions { kind, device, variant: options.variant.as_deref().map(Into::into), source };
     let mut model = GuidedModel::open(&options.model, weights, options.guidance.clone())?;
-    if let Some(path) = &options.adapter {
-        let adapter = SavedAdapter::read(path)?;
-        model.attach_adapter(&adapter.config)?;
-        model.load_adapter(&adapter.tensors)?;
-    }
-    Ok(model)
+    let left_out = match &options.adapter {
+        Some(path) => model.open_adapter(path)?,
+        None => Vec::new(),
+    };
+    Ok((model, left_out))
 }
 
 fn draw(

@@ -125,7 +125,7 @@ impl Sampler {
             model.attach_adapter(&models::lora::LoraConfig {
                 rank: adapter.rank,
                 alpha: adapter.alpha,
-                targets: adapter.targets.clone(),
+                targets: adapter.targets.clone().into(),
             })?;
         }
         Ok(Self { config, model, latent_shape })

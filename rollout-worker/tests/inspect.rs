@@ -180,3 +180,47 @@ fn images_are_drawn_by_configurations_alone_and_cut_prompts_are_counted() {
     assert!(errors.contains("tokenizer_3 has no files"), "{errors}");
     assert!(errors.contains("1 were cut to what tokenizer_3 takes"), "{errors}");
 }
+
+#[test]
+fn numbers_that_no_run_could_use_are_bad_usage() {
+    let model = golden().display().to_string();
+    let sample = ["sample", "--model", &model, "--prompts", "none.txt", "--out", "none"];
+    for (option, value) in [
+        ("--guidance", "nan"),
+        ("--guidance", "1e308"),
+        ("--steps", "1"),
+        ("--steps", "1000000000000"),
+        ("--max-sequence-length", "100000000000"),
+        ("--images-per-prompt", "0"),
+        ("--threads", "65535"),
+        ("--seed", "-1"),
+        ("--height", "99999999999999999999"),
+    ] {
+        let argument = format!("{option}={value}");
+        let message = refused(&golden(), &[&sample[..], &[&argument]].concat());
+        assert!(message.contains(option) && message.contains(value), "{message}");
+    }
+    let message = refused(&golden(), &["parity", &model, "--rtol=nan"]);
+    assert!(message.contains("--rtol"), "{message}");
+}
+
+#[test]
+fn the_adapter_that_training_goes_on_from_is_opened_with_the_model() {
+    let model = golden().display().to_string();
+    let start =
+        |adapter: &str| format!("--start-from={}", golden().join("../adapters").join(adapter).display());
+    let fixed = ["inspect", &model, "--alpha=3", "--target=attn.to_q", "--target=attn.to_v"];
+    for (adapter, rank, word) in [
+        ("plain", "--rank=4", "rank 2 and alpha 3"),
+        ("pissa", "--rank=2", "init_lora_weights"),
+        ("exclude_modules", "--rank=2", "2 of those are not in it"),
+        ("nothing", "--rank=2", "nothing is missing"),
+    ] {
+        let message = refused(&golden(), &[&fixed[..], &[rank, &start(adapter)]].concat());
+        assert!(message.contains(word), "{adapter}: {message}");
+    }
+    let arguments = [&fixed[..], &["--rank=2", &start("diffusers_text_encoder")]].concat();
+    let output = rollout_worker(&golden(), &arguments);
+    let warning = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && warning.contains("tensors of text_encoder are left out"), "{warning}");
+}

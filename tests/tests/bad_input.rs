@@ -111,6 +111,52 @@ fn adapters_and_sizes_that_do_not_fit_the_model_are_refused() {
 }
 
 #[test]
+fn validate_and_plan_refuse_what_processes_of_a_run_would() {
+    let eighths = Model::new();
+    edit_weights(&eighths.weights("transformer"), |header, _| {
+        let tensor = &mut header["context_embedder.weight"];
+        tensor["dtype"] = "F8_E4M3".into();
+        let rows = tensor["shape"][0].as_u64().expect("rows");
+        tensor["shape"][0] = (4 * rows).into();
+    });
+    let whole = Model::new();
+    edit_weights(&whole.weights("vae"), |header, _| {
+        let name =
+            header.as_object().expect("a header").keys().find(|name| name.starts_with("decoder.")).cloned();
+        header[name.expect("a tensor")]["dtype"] = "I32".into();
+    });
+    let pointer = Model::new();
+    let text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    fs::write(pointer.weights("transformer"), text).expect("written");
+    let adapter = |name: &str| quoted(&repository().join("tests/golden/adapters").join(name));
+    let start = |value: String| vec![("adapter.start_from", value)];
+    let of_its_size = [("adapter.rank", "2".to_owned()), ("adapter.alpha", "3".to_owned())];
+    for (keys, words) in [
+        (vec![eighths.key()], "context_embedder.weight in element type F8_E4M3"),
+        (vec![whole.key()], "in element type Int"),
+        (vec![pointer.key()], "is a Git LFS pointer"),
+        (start("\"no/adapter\"".to_owned()), "no/adapter is missing"),
+        (start(adapter("plain")), "rank 2 and alpha 3"),
+        (start(adapter("pissa")), "init_lora_weights"),
+        (
+            [&start(adapter("plain"))[..], &of_its_size].concat(),
+            "adapts other modules than `adapter.targets`",
+        ),
+        (vec![("adapter.rank", "4096".to_owned())], "lower `adapter.rank`"),
+        (vec![("sampling.vae_tile", "17".to_owned())], "tiles of 17 pixels"),
+    ] {
+        let keys: Vec<(&str, &str)> = keys.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        let run = Run::new(&keys);
+        for command in ["validate", "plan"] {
+            let output = coordinator_output(&[command, &run.config().display().to_string()]);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{command}: {said}");
+            assert!(said.contains(words) && !said.contains("damaged"), "`{words}` is not in:\n{said}");
+        }
+    }
+}
+
+#[test]
 fn all_errors_of_a_config_are_named_at_once_with_the_nearest_key() {
     let keys = [("run.itertions", "3"), ("sampling.steps", "1"), ("training.learning_rate", "0.0")];
     let keys = keys.map(|(key, value)| (key, value.to_owned()));

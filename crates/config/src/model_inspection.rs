@@ -94,6 +94,9 @@ pub struct AdapterInspection {
     pub modules: usize,
     /// Numbers that are trained, float32.
     pub parameters: u64,
+    /// What of the file that training goes on from is not the transformer's and is left out, in words.
+    #[serde(default)]
+    pub left_out: Vec<String>,
 }
 
 impl fmt::Display for ModelInspection {
@@ -110,7 +113,7 @@ impl fmt::Display for ModelInspection {
         writeln!(f, "{:<20} {height}×{width} pixels, latents {latent_shape:?}, {tokens} tokens", "image")?;
         let rows = self.rows_per_evaluation;
         writeln!(f, "{:<20} {} tokens, {rows} rows per evaluation", "text", self.text_tokens)?;
-        if let Some(AdapterInspection { rank, modules, parameters }) = &self.adapter {
+        if let Some(AdapterInspection { rank, modules, parameters, .. }) = &self.adapter {
             writeln!(f, "{:<20} rank {rank}, {modules} modules, {parameters} parameters", "adapter")?;
         }
         Ok(())
@@ -152,7 +155,7 @@ mod tests {
             text_tokens: 205,
             embedding_widths: (4096, 2048),
             rows_per_evaluation: 2,
-            adapter: Some(AdapterInspection { rank: 32, modules: 8, parameters: 9 }),
+            adapter: Some(AdapterInspection { rank: 32, modules: 8, parameters: 9, left_out: Vec::new() }),
         }
     }
 

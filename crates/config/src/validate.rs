@@ -7,7 +7,10 @@ use crate::{
 };
 
 /// More of anything than a run can have; keeps products of counts and casts to 32 bits safe.
-const MOST: usize = 1_000_000;
+pub(crate) const MOST: usize = 1_000_000;
+
+/// Tokens of a prompt's text; no text encoder of a pipeline is given more than 1024.
+const MOST_TOKENS: usize = 4096;
 
 /// Bytes of a reward's name.
 const LONGEST_REWARD_NAME: usize = 64;
@@ -80,6 +83,10 @@ fn check_model(config: &RunConfig, checks: &mut Checks) {
     });
     checks.require(!config.data.test.as_os_str().is_empty(), "data.test", || {
         "is missing; name a .txt or .jsonl file of held-out prompts".to_owned()
+    });
+    let tokens = config.model.max_sequence_length;
+    checks.require(tokens <= MOST_TOKENS, "model.max_sequence_length", || {
+        format!("is {tokens}; a prompt has at most {MOST_TOKENS} tokens")
     });
     check_adapter(&config.adapter, checks);
 }
@@ -266,6 +273,9 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
     checks.count(config.evaluation.every as usize, "evaluation.every");
     checks.require(config.evaluation.steps >= 2, "evaluation.steps", || {
         format!("is {}; at least 2 are needed", config.evaluation.steps)
+    });
+    checks.require(config.evaluation.steps <= MOST, "evaluation.steps", || {
+        format!("is {}; it must be at most {MOST}", config.evaluation.steps)
     });
     checks.count(config.evaluation.images_per_prompt, "evaluation.images_per_prompt");
     checks.count(config.evaluation.prompts_per_task, "evaluation.prompts_per_task");

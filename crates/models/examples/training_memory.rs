@@ -46,7 +46,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let weights = Weights::random(1, CPU.0, CPU.1);
     let mut transformer = Sd3Transformer::new(&weights.scope(""), &config);
     weights.finish()?;
-    let lora = LoraConfig { rank: 32, alpha: 64.0, targets: TARGETS.map(|t| format!("attn.{t}")).to_vec() };
+    let lora =
+        LoraConfig { rank: 32, alpha: 64.0, targets: TARGETS.map(|t| format!("attn.{t}")).to_vec().into() };
     transformer.attach_adapter(&lora, &mut |_, n| vec![0.01; n])?;
 
     let latents = Tensor::randn([batch, CHANNELS, side, side], CPU);

@@ -27,7 +27,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = PathBuf::from(arguments.next().unwrap_or_else(|| "assets/tiny-sd3".to_owned()));
     let mut transformer =
         Sd3Transformer::open(&folder.join("transformer"), &WeightOptions::new(CPU.0, CPU.1))?;
-    let lora = LoraConfig { rank: 16, alpha: 32.0, targets: TARGETS.map(|t| format!("attn.{t}")).to_vec() };
+    let lora =
+        LoraConfig { rank: 16, alpha: 32.0, targets: TARGETS.map(|t| format!("attn.{t}")).to_vec().into() };
     transformer.attach_adapter(&lora, &mut |_, n| vec![0.01; n])?;
 
     let mut batches: Vec<i64> = arguments.map(|argument| argument.parse()).collect::<Result<_, _>>()?;

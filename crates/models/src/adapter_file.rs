@@ -1,17 +1,21 @@
 //! Adapters on disk: PEFT's folder, and the single file that diffusers and ComfyUI load.
 
-use std::collections::HashMap;
+mod naming;
+mod reading;
+mod settings;
+
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 use std::path::Path;
 
-use serde::Deserialize;
 use serde_json::{Value, json};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
+use self::naming::{B_ENDING, DIFFUSERS_PREFIX, PEFT_PREFIX};
 use crate::error::ModelError;
-use crate::json_file;
 use crate::lora::LoraConfig;
-use crate::safetensors_file::{read_all, write, write_atomically};
+use crate::network::Network;
+use crate::safetensors_file::{write, write_atomically};
 
 /// Name of the settings in a PEFT folder.
 pub const PEFT_CONFIG: &str = "adapter_config.json";
@@ -20,10 +24,10 @@ pub const PEFT_TENSORS: &str = "adapter_model.safetensors";
 /// Name that diffusers gives and expects.
 pub const DIFFUSERS_FILE: &str = "pytorch_lora_weights.safetensors";
 
-const PEFT_PREFIX: &str = "base_model.model.";
-const DIFFUSERS_PREFIX: &str = "transformer.";
 /// Key under which diffusers keeps an adapter's settings in the header of its file.
 const DIFFUSERS_METADATA: &str = "lora_adapter_metadata";
+/// How many modules an error spells out before it only counts.
+const MODULES_SHOWN: usize = 4;
 
 /// An adapter with its settings; names are paths in the transformer, such as
 /// `transformer_blocks.0.attn.to_q.lora_A.weight`.
@@ -33,50 +37,109 @@ pub struct SavedAdapter {
     pub config: LoraConfig,
     /// The factors.
     pub tensors: Vec<(String, Tensor)>,
+    /// What of a file is not the transformer's and was left there, as in `24 tensors of text_encoder`.
+    pub left_out: Vec<String>,
 }
 
 impl SavedAdapter {
-    /// Reads a PEFT folder, or a folder or file as diffusers writes it.
+    /// An adapter of the transformer alone.
+    pub fn new(config: LoraConfig, tensors: Vec<(String, Tensor)>) -> Self {
+        Self { config, tensors, left_out: Vec::new() }
+    }
+
+    /// Reads an adapter: a PEFT folder or a file in one, a folder or file as diffusers writes it, or a folder that has a PEFT
+    /// folder inside as `lora` (flow_grpo's checkpoints) or `peft` (exports of ours). Its targets are the modules of its
+    /// tensors, its values float32.
     ///
     /// # Errors
-    /// If nothing of the kind is there, a file is damaged, or its settings are not supported.
+    /// If nothing of the kind is there, a file is damaged or of another format, or its settings make something else of the
+    /// tensors than plain LoRA of one rank and alpha.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
-        if path.is_file() {
-            return Self::read_diffusers(path);
-        }
-        if path.join(DIFFUSERS_FILE).is_file() && !path.join(PEFT_CONFIG).is_file() {
-            return Self::read_diffusers(&path.join(DIFFUSERS_FILE));
-        }
-        Self::read_peft(path)
+        reading::read(path)
     }
 
-    fn read_peft(folder: &Path) -> Result<Self, ModelError> {
-        let config_path = folder.join(PEFT_CONFIG);
-        let settings: Settings = json_file::read(&config_path)?;
-        let path = folder.join(PEFT_TENSORS);
-        if !path.is_file() {
-            let remedy =
-                format!("{} is of no use without it; export the adapter again", config_path.display());
-            return Err(ModelError::MissingFile { path, remedy });
-        }
-        let (tensors, _) = read_all(&path)?;
-        let tensors = without_prefix(&path, tensors, PEFT_PREFIX)?;
-        let config = settings
-            .into_config(&tensors)
-            .map_err(|(key, why)| ModelError::config(&config_path, key, why))?;
-        Ok(Self { config, tensors })
+    /// Reads an adapter and puts it into a network in place of any other.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and if it is not one of this network's.
+    pub fn load_into(path: &Path, network: &mut dyn Network) -> Result<Self, ModelError> {
+        let adapter = Self::read(path)?;
+        adapter.check_modules(path, network)?;
+        network.attach_adapter(&adapter.config, &mut |_, length| vec![0.0; length])?;
+        network.load_adapter(&adapter.tensors).map_err(|error| error.of_file(path))?;
+        Ok(adapter)
     }
 
-    fn read_diffusers(path: &Path) -> Result<Self, ModelError> {
-        let (tensors, metadata) = read_all(path)?;
-        let tensors = without_prefix(path, tensors, DIFFUSERS_PREFIX)?;
-        let settings = match metadata.get(DIFFUSERS_METADATA) {
-            Some(text) => diffusers_settings(path, text)?,
-            None => Settings::from_shapes(path, &tensors)?,
+    /// Reads the adapter from which training an adapter of `config` on a network goes on: it must be all of it and no more.
+    /// The network need not hold any memory.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and if rank, alpha, modules or shapes are others than those of `config` on this network.
+    pub fn to_go_on_from(
+        path: &Path,
+        config: &LoraConfig,
+        network: &dyn Network,
+    ) -> Result<Self, ModelError> {
+        let adapter = Self::read(path)?;
+        adapter.check_modules(path, network)?;
+        let refuse = |problem: String| Err(ModelError::Adapter(format!("{} {problem}", path.display())));
+        let (rank, alpha) = (adapter.config.rank, adapter.config.alpha);
+        if (rank, alpha) != (config.rank, config.alpha) {
+            return refuse(format!(
+                "has rank {rank} and alpha {alpha}, but the config has {} and {}; set `adapter.rank` and `adapter.alpha` \
+                 to the former",
+                config.rank, config.alpha
+            ));
+        }
+        let all = modules(network);
+        let trained: BTreeSet<&str> =
+            all.iter().copied().filter(|path| config.targets_module(path)).collect();
+        let held: BTreeSet<&str> = adapter.config.targets.names().into_iter().collect();
+        if trained != held {
+            return refuse(format!(
+                "adapts other modules than `adapter.targets` names: {} of those are not in it{}, {} are in it besides{}; \
+                 set `adapter.targets` to its modules",
+                trained.difference(&held).count(),
+                examples(trained.difference(&held)),
+                held.difference(&trained).count(),
+                examples(held.difference(&trained)),
+            ));
+        }
+        let misshaped = adapter.misshaped(&network.adapter_shapes(config)?);
+        match misshaped.is_empty() {
+            true => Ok(adapter),
+            false => Err(ModelError::Tensors {
+                path: path.to_owned(),
+                missing: Vec::new(),
+                unexpected: Vec::new(),
+                misshaped,
+            }),
+        }
+    }
+
+    fn misshaped(&self, expected: &[(String, [i64; 2])]) -> Vec<String> {
+        let sizes: HashMap<&str, Vec<i64>> =
+            self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
+        let misshaped = |(name, shape): &(String, [i64; 2])| {
+            let found = sizes.get(name.as_str()).filter(|found| found.as_slice() != shape)?;
+            Some(format!("{name} has shape {found:?}, expected {shape:?}"))
         };
-        let config =
-            settings.into_config(&tensors).map_err(|(key, why)| ModelError::config(path, key, why))?;
-        Ok(Self { config, tensors })
+        expected.iter().filter_map(misshaped).collect()
+    }
+
+    fn check_modules(&self, path: &Path, network: &dyn Network) -> Result<(), ModelError> {
+        let own = modules(network);
+        let held = self.config.targets.names();
+        let strange: Vec<&&str> = held.iter().filter(|module| !own.contains(**module)).collect();
+        if strange.is_empty() {
+            return Ok(());
+        }
+        let found = format!(
+            "adapts {} modules that this model's transformer has not as linear modules{}",
+            strange.len(),
+            examples(strange.into_iter())
+        );
+        Err(ModelError::foreign(path, found, "take an adapter that was made for this model"))
     }
 
     /// Writes a PEFT folder, which `PeftModel.from_pretrained` loads; `base_model` is recorded as its origin.
@@ -129,15 +192,15 @@ impl SavedAdapter {
             (name.clone(), tensor)
         };
         let config = LoraConfig { alpha: self.config.rank as f64, ..self.config.clone() };
-        Self { config, tensors: self.tensors.iter().map(scaled).collect() }
+        Self::new(config, self.tensors.iter().map(scaled).collect())
     }
 
     fn settings(&self) -> serde_json::Map<String, Value> {
         let alpha = self.config.alpha;
         // PEFT's own files have whole numbers here.
         let alpha = if alpha.fract() == 0.0 { json!(alpha as i64) } else { json!(alpha) };
-        let mut targets = self.config.targets.clone();
-        targets.sort();
+        let mut targets = self.config.targets.names();
+        targets.sort_unstable();
         [
             ("r", json!(self.config.rank)),
             ("lora_alpha", alpha),
@@ -158,116 +221,39 @@ impl SavedAdapter {
     }
 }
 
-/// The settings of PEFT's `LoraConfig` that change what an adapter means.
-#[derive(Deserialize)]
-struct Settings {
-    r: i64,
-    lora_alpha: f64,
-    #[serde(default)]
-    target_modules: Value,
-    #[serde(default)]
-    use_dora: bool,
-    #[serde(default)]
-    use_rslora: bool,
-    #[serde(default)]
-    fan_in_fan_out: bool,
-    #[serde(default)]
-    bias: Option<String>,
-    #[serde(default)]
-    rank_pattern: Option<serde_json::Map<String, Value>>,
-    #[serde(default)]
-    alpha_pattern: Option<serde_json::Map<String, Value>>,
+/// Paths of a network's linear modules.
+fn modules(network: &dyn Network) -> BTreeSet<&str> {
+    network.projections().into_iter().flat_map(|projection| projection.paths()).collect()
 }
 
-impl Settings {
-    /// What diffusers assumes of a file without settings: alpha equals rank.
-    fn from_shapes(path: &Path, tensors: &[(String, Tensor)]) -> Result<Self, ModelError> {
-        let (_, first) = tensors
-            .iter()
-            .find(|(name, tensor)| name.ends_with(A_ENDING) && tensor.dim() == 2)
-            .ok_or_else(|| ModelError::damaged(path, format!("no tensor of it ends with {A_ENDING}")))?;
-        let rank = first.size()[0];
-        Ok(Self {
-            r: rank,
-            lora_alpha: rank as f64,
-            target_modules: Value::Null,
-            use_dora: false,
-            use_rslora: false,
-            fan_in_fan_out: false,
-            bias: None,
-            rank_pattern: None,
-            alpha_pattern: None,
-        })
-    }
-
-    fn into_config(self, tensors: &[(String, Tensor)]) -> Result<LoraConfig, (&'static str, String)> {
-        let empty = |map: &Option<serde_json::Map<_, _>>| map.as_ref().is_none_or(serde_json::Map::is_empty);
-        let unsupported = [
-            ("use_dora", self.use_dora),
-            ("use_rslora", self.use_rslora),
-            ("fan_in_fan_out", self.fan_in_fan_out),
-            ("bias", self.bias.is_some_and(|bias| bias != "none")),
-            ("rank_pattern", !empty(&self.rank_pattern)),
-            ("alpha_pattern", !empty(&self.alpha_pattern)),
-        ];
-        if let Some((key, _)) = unsupported.into_iter().find(|(_, used)| *used) {
-            return Err((key, "only plain LoRA of one rank and alpha is supported".to_owned()));
-        }
-        // A pattern (a string in PEFT) has been applied already: the tensors tell which modules it matched.
-        let targets = match serde_json::from_value::<Vec<String>>(self.target_modules) {
-            Ok(targets) => targets,
-            Err(_) => tensors
-                .iter()
-                .filter_map(|(name, _)| name.strip_suffix(A_ENDING))
-                .map(str::to_owned)
-                .collect(),
-        };
-        Ok(LoraConfig { rank: self.r, alpha: self.lora_alpha, targets })
-    }
-}
-
-const A_ENDING: &str = ".lora_A.weight";
-const B_ENDING: &str = ".lora_B.weight";
-
-fn diffusers_settings(path: &Path, text: &str) -> Result<Settings, ModelError> {
-    let malformed = |e: serde_json::Error| ModelError::damaged(path, format!("{DIFFUSERS_METADATA}: {e}"));
-    let all: serde_json::Map<String, Value> = serde_json::from_str(text).map_err(malformed)?;
-    let own = all
-        .into_iter()
-        .filter_map(|(key, value)| Some((key.strip_prefix(DIFFUSERS_PREFIX)?.to_owned(), value)));
-    serde_json::from_value(Value::Object(own.collect())).map_err(malformed)
+/// The first few modules in brackets; nothing where there are none.
+fn examples<'a>(modules: impl Iterator<Item = &'a &'a str>) -> String {
+    let shown: Vec<&str> = modules.take(MODULES_SHOWN).copied().collect();
+    if shown.is_empty() { String::new() } else { format!(" (such as {})", shown.join(", ")) }
 }
 
 fn with_prefix(tensors: &[(String, Tensor)], prefix: &str) -> Vec<(String, Tensor)> {
     tensors.iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor.shallow_clone())).collect()
 }
 
-fn without_prefix(
-    path: &Path,
-    tensors: Vec<(String, Tensor)>,
-    prefix: &str,
-) -> Result<Vec<(String, Tensor)>, ModelError> {
-    tensors
-        .into_iter()
-        .map(|(name, tensor)| match name.strip_prefix(prefix) {
-            Some(rest) => Ok((rest.to_owned(), tensor.to_kind(Kind::Float))),
-            None => Err(ModelError::damaged(path, format!("tensor {name} does not start with {prefix}"))),
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
+    use crate::lora::Targets;
+    use crate::safetensors_file::read_all;
+    use tch::{Device, Kind};
 
     fn adapter() -> SavedAdapter {
         let ones = |shape: [i64; 2]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
         let name = |factor: &str| format!("transformer_blocks.0.attn.to_q.lora_{factor}.weight");
-        SavedAdapter {
-            config: LoraConfig { rank: 2, alpha: 3.0, targets: vec!["attn.to_q".into()] },
-            tensors: vec![(name("A"), ones([2, 5])), (name("B"), ones([4, 2]))],
-        }
+        SavedAdapter::new(
+            LoraConfig { rank: 2, alpha: 3.0, targets: vec!["attn.to_q".to_owned()].into() },
+            vec![(name("A"), ones([2, 5])), (name("B"), ones([4, 2]))],
+        )
+    }
+
+    fn its_module() -> Targets {
+        Targets::Exactly(["transformer_blocks.0.attn.to_q".to_owned()].into())
     }
 
     /// What an adapter adds to the weight of its only module.
@@ -280,7 +266,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         adapter().write_peft(folder.path(), Some("a/model")).unwrap();
         let read = SavedAdapter::read(folder.path()).unwrap();
-        assert_eq!((read.config, read.tensors), (adapter().config, adapter().tensors));
+        assert_eq!(read.config, LoraConfig { targets: its_module(), ..adapter().config });
+        assert_eq!(read.tensors, adapter().tensors);
     }
 
     #[test]
@@ -291,7 +278,7 @@ mod tests {
         for place in [folder.path(), path.as_path()] {
             let read = SavedAdapter::read(place).unwrap();
             assert_eq!((read.config.rank, read.config.alpha), (2, 2.0));
-            assert_eq!(read.config.targets, adapter().config.targets);
+            assert_eq!(read.config.targets, its_module());
             assert_eq!(product(&read), product(&adapter()));
         }
         let (tensors, _) = read_all(&path).unwrap();
@@ -306,7 +293,7 @@ mod tests {
         write(&path, &with_prefix(&adapter().tensors, DIFFUSERS_PREFIX), &HashMap::new()).unwrap();
         let config = SavedAdapter::read(&path).unwrap().config;
         assert_eq!((config.rank, config.alpha), (2, 2.0));
-        assert_eq!(config.targets, ["transformer_blocks.0.attn.to_q"]);
+        assert_eq!(config.targets, its_module());
     }
 
     #[test]

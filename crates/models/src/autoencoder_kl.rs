@@ -65,6 +65,8 @@ fn yes() -> bool {
 
 const EPSILON: f64 = 1e-6;
 const UP_BLOCK: &str = "UpDecoderBlock2D";
+/// Each doubles the side of an image.
+const MOST_BLOCKS: usize = 16;
 
 impl AutoencoderKlConfig {
     /// Reads `config.json` in `dir`.
@@ -92,7 +94,14 @@ impl AutoencoderKlConfig {
         check_sizes(&sizes)
             .and_then(|()| check_layers(&[("layers_per_block", self.layers_per_block)]))
             .map_err(|(key, reason)| ModelError::config(path, key, reason))?;
+        let channels = self.block_out_channels.iter().map(|channels| ("block_out_channels", *channels));
+        check_sizes(&channels.collect::<Vec<_>>())
+            .map_err(|(key, reason)| ModelError::config(path, key, reason))?;
         let n_blocks = self.block_out_channels.len();
+        if n_blocks > MOST_BLOCKS {
+            let reason = format!("has {n_blocks} entries; it must be at most {MOST_BLOCKS}");
+            return Err(ModelError::config(path, "block_out_channels", reason));
+        }
         if n_blocks == 0 || self.up_block_types.len() != n_blocks {
             let reason =
                 format!("has {} entries; `block_out_channels` has {n_blocks}", self.up_block_types.len());

@@ -17,7 +17,7 @@ use crate::ModelError;
 use crate::json_file;
 use crate::layers::{Conv2d, attention};
 use crate::pipeline::DecoderOptions;
-use crate::sizes::{check_layers, check_sizes};
+use crate::sizes::{check_layers, check_product, check_sizes};
 use crate::tiled_decoding::{decode_in_tiles, tile_in_latents};
 use crate::weights::{Init, Scope, WeightOptions, Weights};
 
@@ -49,6 +49,8 @@ fn three() -> i64 {
 
 /// Below this, the reference does not divide by a norm.
 const EPSILON: f64 = 1e-12;
+/// Each but one doubles the side of an image.
+const MOST_RESOLUTIONS: usize = 16;
 
 impl AutoencoderKlQwenImageConfig {
     /// Reads `config.json` in `dir`.
@@ -73,6 +75,15 @@ impl AutoencoderKlQwenImageConfig {
         check_sizes(&sizes)?;
         check_layers(&[("num_res_blocks", self.num_res_blocks)])?;
         let n_resolutions = self.dim_mult.len();
+        if n_resolutions > MOST_RESOLUTIONS {
+            return Err((
+                "dim_mult",
+                format!("has {n_resolutions} entries; it must be at most {MOST_RESOLUTIONS}"),
+            ));
+        }
+        self.dim_mult
+            .iter()
+            .try_for_each(|multiple| check_product("dim_mult", &[*multiple, self.base_dim]))?;
         let halved = self.dim_mult.iter().skip(1).map(|multiple| multiple * self.base_dim);
         if n_resolutions == 0
             || self.dim_mult.iter().any(|multiple| *multiple < 1)

@@ -15,7 +15,7 @@ use crate::clip_encoder::{
 };
 use crate::json_file;
 use crate::layers::{LayerNorm, Linear};
-use crate::sizes::{check_layers, check_sizes};
+use crate::sizes::{check_layers, check_product, check_sizes};
 use crate::weights::{Init, Scope, WeightOptions, Weights};
 
 /// `config.json` of a CLIP text encoder; what it leaves out has the value that `transformers` gives it.
@@ -66,11 +66,14 @@ impl ClipTextConfig {
     pub(crate) fn encoder(&self, path: &Path, prefix: &str) -> Result<EncoderConfig, ModelError> {
         let sizes = [
             ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("num_attention_heads", self.num_attention_heads),
             ("intermediate_size", self.intermediate_size),
             ("max_position_embeddings", self.max_position_embeddings),
         ];
         check_sizes(&sizes).map_err(placed(path, prefix))?;
         check_layers(&[("num_hidden_layers", self.num_hidden_layers)]).map_err(placed(path, prefix))?;
+        check_product("projection_dim", &[self.projection_dim]).map_err(placed(path, prefix))?;
         check_heads(path, prefix, [self.hidden_size, self.num_attention_heads])?;
         Ok(EncoderConfig {
             width: self.hidden_size,

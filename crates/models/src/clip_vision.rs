@@ -16,7 +16,7 @@ use crate::clip_encoder::{
     Attending, ClipEncoder, ClipNames, EncoderConfig, check_heads, find_activation, placed,
 };
 use crate::layers::{LayerNorm, Linear};
-use crate::sizes::{check_layers, check_sizes};
+use crate::sizes::{check_layers, check_product, check_sizes};
 use crate::weights::{Init, Scope, WeightOptions, Weights};
 
 /// Older versions of transformers stored the numbers 0, 1, 2, ….
@@ -69,6 +69,8 @@ impl ClipVisionConfig {
     pub(crate) fn encoder(&self, path: &Path, prefix: &str) -> Result<EncoderConfig, ModelError> {
         let key = |name| format!("{prefix}{name}");
         let sizes = [
+            ("hidden_size", self.hidden_size),
+            ("num_attention_heads", self.num_attention_heads),
             ("intermediate_size", self.intermediate_size),
             ("image_size", self.image_size),
             ("patch_size", self.patch_size),
@@ -80,6 +82,9 @@ impl ClipVisionConfig {
             let reason = format!("{} channels, but pictures have {CHANNELS}", self.num_channels);
             return Err(ModelError::config(path, &key("num_channels"), reason));
         }
+        let pixels = [self.num_channels, self.patch_size, self.patch_size];
+        check_product("patch_size", &pixels).map_err(placed(path, prefix))?;
+        check_product("image_size", &[self.grid(), self.grid()]).map_err(placed(path, prefix))?;
         if self.grid() < 1 {
             let reason = format!("{} is less than one patch of {}", self.image_size, self.patch_size);
             return Err(ModelError::config(path, &key("image_size"), reason));

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::stand_in;
+
 /// Why a model, an adapter or one of their files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -28,6 +30,16 @@ pub enum ModelError {
         path: PathBuf,
         /// What is wrong in it.
         reason: String,
+    },
+    /// A file is of another kind than its place asks for, or holds what is not read here; it need not be damaged.
+    #[error("{} {found}; {remedy}", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it is or holds, as in `is an HTML page`.
+        found: String,
+        /// What to do about it.
+        remedy: String,
     },
     /// The tensors of a file are not the ones its configuration asks for; all differences at once.
     #[error("{} does not fit its configuration: {}", path.display(), differences(missing, unexpected, misshaped))]
@@ -75,9 +87,29 @@ impl ModelError {
         Self::Io { path: path.to_owned(), problem }
     }
 
-    /// Says what is wrong inside a file.
+    /// Says what is wrong inside a file; or what the file is, where its first bytes tell that it is another one than was
+    /// meant.
     pub fn damaged(path: &Path, reason: impl std::fmt::Display) -> Self {
-        Self::Damaged { path: path.to_owned(), reason: reason.to_string() }
+        match stand_in::recognised(path) {
+            Some((found, remedy)) => Self::foreign(path, found, remedy),
+            None => Self::Damaged { path: path.to_owned(), reason: reason.to_string() },
+        }
+    }
+
+    /// Says what a file is or holds that is not read here, and what to do about it.
+    pub fn foreign(path: &Path, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Foreign { path: path.to_owned(), found: found.into(), remedy: remedy.into() }
+    }
+
+    /// The same error about the tensors of another file or folder, where it is about tensors.
+    #[must_use]
+    pub fn of_file(self, file: &Path) -> Self {
+        match self {
+            Self::Tensors { missing, unexpected, misshaped, .. } => {
+                Self::Tensors { path: file.to_owned(), missing, unexpected, misshaped }
+            }
+            other => other,
+        }
     }
 
     /// Says what is wrong with one key of a configuration file.

@@ -8,6 +8,7 @@ mod file_slices;
 mod joint_block;
 mod query_key_norm;
 mod rotary;
+mod stand_in;
 
 pub mod adapter_file;
 pub mod error;

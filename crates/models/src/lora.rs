@@ -2,6 +2,8 @@
 //!
 //! Names, target rule and initial values are PEFT's, so that adapters go both ways.
 
+use std::collections::BTreeSet;
+
 use tch::{Device, Kind, Tensor};
 
 use crate::error::ModelError;
@@ -13,8 +15,49 @@ pub struct LoraConfig {
     pub rank: i64,
     /// The adapter's product is scaled by `alpha / rank`.
     pub alpha: f64,
-    /// A module is adapted if its path equals one of these or ends with a dot and one of these.
-    pub targets: Vec<String>,
+    /// Which modules.
+    pub targets: Targets,
+}
+
+/// Which modules of a network are adapted.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Targets {
+    /// PEFT's rule: those whose path equals one of these or ends with a dot and one of these.
+    EndingWith(Vec<String>),
+    /// Those of these paths and no others, as the tensors of a file tell: what a rule would name besides, such as the
+    /// `proj_out` of each block beside that of the network, was left out there.
+    Exactly(BTreeSet<String>),
+}
+
+impl Targets {
+    /// The ends of paths, or the paths, in order.
+    pub fn names(&self) -> Vec<&str> {
+        match self {
+            Self::EndingWith(ends) => ends.iter().map(String::as_str).collect(),
+            Self::Exactly(paths) => paths.iter().map(String::as_str).collect(),
+        }
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::EndingWith(ends) => ends.iter().any(|end| path_matches(path, end)),
+            Self::Exactly(paths) => paths.contains(path),
+        }
+    }
+
+    /// Whether `name`, one of these, stands for the module at `path`.
+    fn names_module(&self, name: &str, path: &str) -> bool {
+        match self {
+            Self::EndingWith(_) => path_matches(path, name),
+            Self::Exactly(_) => path == name,
+        }
+    }
+}
+
+impl From<Vec<String>> for Targets {
+    fn from(ends: Vec<String>) -> Self {
+        Self::EndingWith(ends)
+    }
 }
 
 impl LoraConfig {
@@ -28,13 +71,14 @@ impl LoraConfig {
         [[self.rank, inputs], [outputs, self.rank]]
     }
 
-    /// PEFT's rule for whether the module at `path` is adapted.
+    /// Whether the module at `path` is adapted.
     pub fn targets_module(&self, path: &str) -> bool {
-        self.targets.iter().any(|target| path_matches(path, target))
+        self.targets.matches(path)
     }
 
     /// Checks the rank against the weights `[outputs, inputs]` of the network's modules by path: a rank above the shorter
-    /// side of the largest adapted weight adds parameters and nothing that they could express.
+    /// side of the largest adapted weight adds parameters and nothing that they could express. A file's adapter is what it
+    /// is.
     ///
     /// # Errors
     /// If the rank is above that.
@@ -42,6 +86,9 @@ impl LoraConfig {
         &self,
         modules: impl Iterator<Item = (&'a str, [i64; 2])>,
     ) -> Result<(), ModelError> {
+        if let Targets::Exactly(_) = self.targets {
+            return Ok(());
+        }
         let adapted = modules.filter(|(path, _)| self.targets_module(path));
         let useful = adapted.map(|(_, [outputs, inputs])| outputs.min(inputs)).max();
         match useful {
@@ -62,13 +109,10 @@ impl LoraConfig {
             let found = format!("rank {} and alpha {} must both be positive", self.rank, self.alpha);
             return Err(ModelError::Adapter(found));
         }
-        let idle: Vec<&str> = self
-            .targets
-            .iter()
-            .filter(|target| !modules.clone().any(|path| path_matches(path, target)))
-            .map(String::as_str)
-            .collect();
-        if self.targets.is_empty() || !idle.is_empty() {
+        let is_idle = |target: &&str| !modules.clone().any(|path| self.targets.names_module(target, path));
+        let targets = self.targets.names();
+        let idle: Vec<&str> = targets.iter().copied().filter(is_idle).collect();
+        if targets.is_empty() || !idle.is_empty() {
             let reason =
                 format!("no linear module of the transformer is named by target {:?}", idle.join(", "));
             return Err(ModelError::Adapter(format!(
@@ -139,7 +183,8 @@ mod tests {
     use super::*;
 
     fn config(targets: &[&str]) -> LoraConfig {
-        LoraConfig { rank: 4, alpha: 8.0, targets: targets.iter().map(|t| (*t).to_owned()).collect() }
+        let targets: Vec<String> = targets.iter().map(|t| (*t).to_owned()).collect();
+        LoraConfig { rank: 4, alpha: 8.0, targets: targets.into() }
     }
 
     #[test]
@@ -150,6 +195,16 @@ mod tests {
         assert!(!config.targets_module("transformer_blocks.0.attn2.to_q"));
         assert!(!config.targets_module("transformer_blocks.0.xattn.to_q"));
         assert!(!config.targets_module("transformer_blocks.0.attn.to_q.extra"));
+    }
+
+    #[test]
+    fn paths_of_a_file_are_no_ends_of_others() {
+        let targets = Targets::Exactly(["proj_out".to_owned()].into());
+        let config = LoraConfig { targets, ..config(&[]) };
+        assert!(config.targets_module("proj_out"));
+        assert!(!config.targets_module("single_transformer_blocks.0.proj_out"));
+        assert!(config.check(["single_transformer_blocks.0.proj_out"].into_iter()).is_err());
+        assert!(config.check(["x", "proj_out"].into_iter()).is_ok());
     }
 
     #[test]

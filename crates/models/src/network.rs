@@ -13,6 +13,9 @@ use crate::error::ModelError;
 use crate::lora::{LoraConfig, NormalSource};
 use crate::projection::{AdapterMode, Projection};
 
+/// Tensors of an adapter in each module.
+const FACTORS: usize = 2;
+
 /// What a network is asked about; B rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Query<'a> {
@@ -109,10 +112,24 @@ pub trait Network {
     /// # Errors
     /// As [`Self::attach_adapter`].
     fn adapter_sizes(&self, config: &LoraConfig) -> Result<Vec<i64>, ModelError> {
+        let shapes = self.adapter_shapes(config)?;
+        let numbers = |factors: &[(String, [i64; 2])]| {
+            factors.iter().map(|(_, [rows, columns])| rows * columns).sum::<i64>()
+        };
+        Ok(shapes.chunks(FACTORS).map(numbers).collect())
+    }
+
+    /// Names and shapes of the tensors that an adapter would have, in the order of [`Self::adapter_parameters`], without
+    /// attaching it.
+    ///
+    /// # Errors
+    /// As [`Self::attach_adapter`].
+    fn adapter_shapes(&self, config: &LoraConfig) -> Result<Vec<(String, [i64; 2])>, ModelError> {
         let projections = self.projections();
         let paths: Vec<&str> = projections.iter().flat_map(|projection| projection.paths()).collect();
         config.check(paths.into_iter())?;
-        Ok(projections.iter().flat_map(|projection| projection.adapter_sizes(config)).collect())
+        config.check_rank(projections.iter().flat_map(|projection| projection.weight_shapes()))?;
+        Ok(projections.iter().flat_map(|projection| projection.adapter_shapes(config)).collect())
     }
 
     /// Attaches a fresh adapter in place of any other; until trained or loaded it changes nothing.
@@ -123,8 +140,7 @@ pub trait Network {
     /// # Errors
     /// If rank or alpha is not positive, or a target names no linear module.
     fn attach_adapter(&mut self, config: &LoraConfig, normal: &mut NormalSource) -> Result<(), ModelError> {
-        self.adapter_sizes(config)?;
-        config.check_rank(self.projections().into_iter().flat_map(Projection::weight_shapes))?;
+        self.adapter_shapes(config)?;
         self.projections_mut().into_iter().for_each(|projection| projection.attach(config, normal));
         Ok(())
     }

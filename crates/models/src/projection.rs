@@ -104,14 +104,14 @@ impl Projection {
         self.parts.iter().map(|part| part.path.as_str())
     }
 
-    /// How many numbers an adapter would have in each module that `config` targets.
-    pub fn adapter_sizes(&self, config: &LoraConfig) -> Vec<i64> {
-        let inputs = self.weight.size()[1];
-        let targeted = self.parts.iter().filter(|part| config.targets_module(&part.path));
-        let size = |part: &Part| {
-            config.factor_shapes([part.outputs, inputs]).iter().map(|[rows, columns]| rows * columns).sum()
+    /// Names and shapes of the tensors that an adapter would have in each module that `config` targets.
+    pub fn adapter_shapes(&self, config: &LoraConfig) -> Vec<(String, [i64; 2])> {
+        let targeted = self.weight_shapes().filter(|(path, _)| config.targets_module(path));
+        let named = |(path, shape)| {
+            let [a, b] = config.factor_shapes(shape);
+            [(a_name(path), a), (b_name(path), b)]
         };
-        targeted.map(size).collect()
+        targeted.flat_map(named).collect()
     }
 
     /// Paths of the modules with the shapes of their weights, `[outputs, inputs]`.

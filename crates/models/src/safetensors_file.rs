@@ -14,6 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::ModelError;
 use crate::file_slices::read_slices;
+use crate::stand_in;
 
 /// Bytes of the header's length, which a file starts with.
 const LENGTH_BYTES: u64 = 8;
@@ -41,12 +42,16 @@ impl SafetensorsFile {
         file.read_exact(&mut length).map_err(|_| too_short())?;
         let header_length = u64::from_le_bytes(length);
         if header_length > file_length.saturating_sub(LENGTH_BYTES) {
-            return Err(too_short());
+            return Err(match stand_in::instead_of_safetensors(&length) {
+                Some((found, remedy)) if stand_in::recognised(path).is_none() => {
+                    ModelError::foreign(path, found, remedy)
+                }
+                _ => too_short(),
+            });
         }
         let mut header = vec![0; header_length as usize];
         file.read_exact(&mut header).map_err(io)?;
-        let header: Metadata = serde_json::from_slice(&header)
-            .map_err(|e| ModelError::damaged(path, format!("malformed header: {e}")))?;
+        let header = parse_header(path, &header)?;
         let data_start = LENGTH_BYTES + header_length;
         let expected = data_start + header.data_len() as u64;
         if expected != file_length {
@@ -74,7 +79,7 @@ impl SafetensorsFile {
     /// Reads one tensor, in the element type in which it is stored, onto the CPU.
     ///
     /// # Errors
-    /// If there is no such tensor, its element type is unknown to libtorch, or reading fails.
+    /// If there is no such tensor, its element type is none that is read here, or reading fails.
     pub fn read(&self, name: &str) -> Result<Tensor, ModelError> {
         let (info, kind) = self.info(name)?;
         let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
@@ -99,14 +104,47 @@ impl SafetensorsFile {
         read_slices((&self.file, &self.path), position, kind, &target.view(-1))
     }
 
+    /// Element type of a tensor.
+    ///
+    /// # Errors
+    /// If there is no such tensor, or its element type is none that is read here, such as one of 8 bits.
+    pub fn kind(&self, name: &str) -> Result<Kind, ModelError> {
+        self.info(name).map(|(_, kind)| kind)
+    }
+
     fn info(&self, name: &str) -> Result<(&TensorInfo, Kind), ModelError> {
-        let damaged = |reason| ModelError::damaged(&self.path, reason);
-        let info = self.header.info(name).ok_or_else(|| damaged(format!("no tensor {name}")))?;
-        let kind = kind_of(info.dtype).ok_or_else(|| {
-            damaged(format!("tensor {name} has element type {:?}, which is not supported", info.dtype))
-        })?;
+        let absent = || ModelError::damaged(&self.path, format!("no tensor {name}"));
+        let info = self.header.info(name).ok_or_else(absent)?;
+        let kind = kind_of(info.dtype)
+            .ok_or_else(|| unread_element_type(&self.path, name, &format!("{:?}", info.dtype)))?;
         Ok((info, kind))
     }
+}
+
+/// Says that a tensor's elements are of a type that networks here are not made of.
+pub(crate) fn unread_element_type(path: &Path, tensor: &str, element_type: &str) -> ModelError {
+    ModelError::foreign(
+        path,
+        format!("holds tensor {tensor} in element type {element_type}, which is not supported"),
+        "take the model's weights in float32, bfloat16 or float16; `model.variant` names another set of files",
+    )
+}
+
+fn parse_header(path: &Path, header: &[u8]) -> Result<Metadata, ModelError> {
+    serde_json::from_slice(header).map_err(|error| match strange_element_type(header) {
+        Some((tensor, element_type)) => unread_element_type(path, &tensor, &element_type),
+        None => ModelError::damaged(path, format!("malformed header: {error}")),
+    })
+}
+
+/// The first tensor of a header whose element type has a name that the format does not know yet, and that name.
+fn strange_element_type(header: &[u8]) -> Option<(String, String)> {
+    let tensors: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
+    tensors.into_iter().find_map(|(tensor, info)| {
+        let element_type = info.get("dtype")?;
+        let is_known = serde_json::from_value::<Dtype>(element_type.clone()).is_ok();
+        (!is_known).then(|| (tensor, element_type.as_str().unwrap_or_default().to_owned()))
+    })
 }
 
 /// Tensors with their names, and the header's free-form string map.

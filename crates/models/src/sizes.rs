@@ -11,6 +11,18 @@ pub(crate) fn check_sizes<'a>(sizes: &[(&'a str, i64)]) -> Result<(), (&'a str, 
     check(sizes, LARGEST)
 }
 
+/// Why a size that several numbers of a configuration make together, such as heads times their width, is above 2²⁴, if it is.
+pub(crate) fn check_product<'a>(key: &'a str, factors: &[i64]) -> Result<(), (&'a str, String)> {
+    let product = factors.iter().fold(1_i64, |product, factor| product.saturating_mul(*factor));
+    match product <= LARGEST {
+        true => Ok(()),
+        false => {
+            let factors: Vec<String> = factors.iter().map(i64::to_string).collect();
+            Err((key, format!("makes a size of {}, which is above {LARGEST}", factors.join(" × "))))
+        }
+    }
+}
+
 /// The first of these numbers of layers that is not from 1 to 10 000, and why.
 pub(crate) fn check_layers<'a>(numbers: &[(&'a str, i64)]) -> Result<(), (&'a str, String)> {
     check(numbers, MOST_LAYERS)
@@ -36,6 +48,11 @@ mod tests {
             told("inner", "is 0; it must be from 1 to 16777216")
         );
         assert_eq!(check_sizes(&[("width", i64::MAX)]).map_err(|(key, _)| key), Err("width"));
+        assert_eq!(check_product("heads", &[1 << 12, 1 << 12]), Ok(()));
+        assert_eq!(
+            check_product("heads", &[1 << 24, 1 << 24, 1 << 24]),
+            told("heads", "makes a size of 16777216 × 16777216 × 16777216, which is above 16777216")
+        );
         assert_eq!(
             check_layers(&[("depth", 100_000_000)]),
             told("depth", "is 100000000; it must be from 1 to 10000")

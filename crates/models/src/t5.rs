@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 use crate::ModelError;
 use crate::json_file;
 use crate::layers::{Activation, Linear};
-use crate::sizes::{check_layers, check_sizes};
+use crate::sizes::{check_layers, check_product, check_sizes};
 use crate::weights::{Init, Scope, WeightOptions, Weights};
 
 /// `config.json` of a T5 encoder.
@@ -73,7 +73,8 @@ impl T5Config {
             ("num_heads", self.num_heads),
             ("relative_attention_num_buckets", self.relative_attention_num_buckets),
             ("relative_attention_max_distance", self.relative_attention_max_distance),
-        ])
+        ])?;
+        check_product("num_heads", &[self.num_heads, self.d_kv])
     }
 
     fn feed_forward(&self, path: &Path) -> Result<FeedForwardKind, ModelError> {

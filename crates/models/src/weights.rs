@@ -18,6 +18,7 @@ use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 use self::files::Files;
+pub(crate) use self::files::WeightFile;
 pub use self::files::variants_in;
 use self::generator::{Block, Generator, hash};
 pub use self::inventory::{ComponentSize, Inventory};
@@ -205,6 +206,10 @@ impl Report {
     fn admit(&mut self, files: Option<&Files>, name: &str, shape: &[i64]) -> bool {
         self.asked.insert(name.to_owned());
         let Some(files) = files else { return true };
+        if let Err(error) = files.check_kind(name) {
+            self.unreadable.get_or_insert(error);
+            return false;
+        }
         match files.shape(name) {
             Some(found) if found == shape => return true,
             Some(found) => self.misshaped.push(format!("{name} has shape {found:?}, expected {shape:?}")),

@@ -37,8 +37,8 @@ fn model(kind: Kind) -> Box<dyn TextToImageModel> {
 
 fn with_adapter(targets: &[&str], kind: Kind) -> Box<dyn TextToImageModel> {
     let mut model = model(kind);
-    let targets = targets.iter().map(|target| (*target).to_owned()).collect();
-    let lora = LoraConfig { rank: 2, alpha: 4.0, targets };
+    let targets: Vec<String> = targets.iter().map(|target| (*target).to_owned()).collect();
+    let lora = LoraConfig { rank: 2, alpha: 4.0, targets: targets.into() };
     model.network_mut().attach_adapter(&lora, &mut |_, n| vec![0.0; n]).unwrap();
     let filled = model.network().adapter_parameters().into_iter();
     let filled: Vec<_> = filled.map(|(name, t)| (name, numbers(&t.size(), 1.7) * 0.1)).collect();

@@ -89,7 +89,7 @@ fn headers_alone_tell_the_sizes_of_what_would_be_loaded() {
 #[test]
 fn an_adapter_is_sized_as_it_would_be_attached() {
     let targets = vec!["attn.to_q".to_owned(), "ff.net.2".to_owned()];
-    let config = LoraConfig { rank: 3, alpha: 3.0, targets };
+    let config = LoraConfig { rank: 3, alpha: 3.0, targets: targets.into() };
     let inventory = Inventory::default();
     let sized = pipeline::open(&golden(), from_source(TensorSource::Headers(inventory.clone()))).unwrap();
     let mut loaded = pipeline::open(&golden(), whole(FLOAT)).unwrap();
@@ -99,7 +99,7 @@ fn an_adapter_is_sized_as_it_would_be_attached() {
     let sizes = sized.network().adapter_sizes(&config).unwrap();
     assert_eq!(2 * sizes.len(), loaded.network().adapter_parameters().len());
     assert_eq!(sizes.iter().sum::<i64>(), attached as i64);
-    let nothing = LoraConfig { targets: vec!["attn.to_z".to_owned()], ..config };
+    let nothing = LoraConfig { targets: vec!["attn.to_z".to_owned()].into(), ..config };
     assert!(sized.network().adapter_sizes(&nothing).unwrap_err().to_string().contains("attn.to_z"));
 }
 

@@ -33,10 +33,11 @@ fn exported(model: &str, further_targets: &[&str]) -> Vec<String> {
         .from_source(TensorSource::Shapes(Inventory::default()));
     let options = LoadOptions { weights, text_encoders: false, decoder: None };
     let mut model = pipeline::open(&golden().join("published").join(model), options).unwrap();
-    let targets = ATTENTION.iter().chain(further_targets).map(|target| (*target).to_owned()).collect();
-    let config = LoraConfig { rank: 1, alpha: 2.0, targets };
+    let targets =
+        ATTENTION.iter().chain(further_targets).map(|target| (*target).to_owned()).collect::<Vec<_>>();
+    let config = LoraConfig { rank: 1, alpha: 2.0, targets: targets.into() };
     model.network_mut().attach_adapter(&config, &mut |_, n| vec![0.0; n]).unwrap();
-    let adapter = SavedAdapter { config, tensors: model.network().adapter_parameters() };
+    let adapter = SavedAdapter::new(config, model.network().adapter_parameters());
     let folder = tempfile::tempdir().unwrap();
     adapter.write_diffusers(folder.path()).unwrap();
     let file = SafetensorsFile::open(&folder.path().join(DIFFUSERS_FILE)).unwrap();

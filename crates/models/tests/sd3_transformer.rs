@@ -139,7 +139,11 @@ fn a_fresh_adapter_changes_nothing_and_a_changed_one_needs_a_refresh_to_be_sampl
     let mut transformer = transformer();
     let ask = |network: &Sd3Transformer| no_grad(|| case.ask(network, AdapterMode::Frozen));
     let before = ask(&transformer);
-    let config = LoraConfig { rank: 2, alpha: 4.0, targets: vec!["attn.to_q".into(), "ff.net.2".into()] };
+    let config = LoraConfig {
+        rank: 2,
+        alpha: 4.0,
+        targets: vec!["attn.to_q".to_owned(), "ff.net.2".to_owned()].into(),
+    };
     transformer.attach_adapter(&config, &mut |_, n| vec![1.0; n]).unwrap();
     assert_eq!(ask(&transformer), before);
     for (_, mut parameter) in transformer.adapter_parameters() {
@@ -156,7 +160,7 @@ fn half_precision_keeps_an_adapter_too_small_for_merged_weights() {
     let mut transformer =
         Sd3Transformer::open(&sd3().join("transformer"), &WeightOptions::new(Kind::BFloat16, Device::Cpu))
             .unwrap();
-    let config = LoraConfig { rank: 2, alpha: 2.0, targets: vec!["attn.to_q".into()] };
+    let config = LoraConfig { rank: 2, alpha: 2.0, targets: vec!["attn.to_q".to_owned()].into() };
     transformer.attach_adapter(&config, &mut |_, n| vec![1.0; n]).unwrap();
     let half = |tensor: Tensor| if tensor.dim() == 1 { tensor } else { tensor.to_kind(Kind::BFloat16) };
     let velocity = case.ask_changed(&transformer, AdapterMode::Trainable, half);

@@ -19,7 +19,11 @@ pub struct MemberArguments {
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+    // Clocks can add a year to any time, but not any duration.
+    match seconds <= 366.0 * 24.0 * 3600.0 {
+        true => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
+        false => Err("must be at most a year".to_owned()),
+    }
 }
 
 #[cfg(test)]

@@ -231,7 +231,7 @@ impl Worker {
         let adapter = &config.adapter;
         if adapter.method == AdapterMethod::Lora {
             let targets = adapter.targets.clone();
-            let lora = LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets };
+            let lora = LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: targets.into() };
             model.network_mut().attach_adapter(&lora, &mut |_, len| vec![0.0; len]).unwrap();
         }
         let schedule = rules::schedule(config, model.as_ref()).unwrap();

@@ -14,7 +14,7 @@ fn lab(rank: i64) -> Lab {
     Lab::new(|config: &mut RunConfig| {
         config.adapter.rank = rank;
         config.adapter.alpha = saved.config.alpha;
-        config.adapter.targets = saved.config.targets.clone();
+        config.adapter.targets = saved.config.targets.names().into_iter().map(str::to_owned).collect();
         config.adapter.start_from = SAVED.into();
     })
 }

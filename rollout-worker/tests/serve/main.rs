@@ -130,7 +130,7 @@ fn publish(learner: &FakeLearner, version: u32, role: WeightsRole, value: f64) {
     };
     let mut model = models::pipeline::open(&golden(), options).unwrap();
     let targets = run_config().adapter.targets;
-    let adapter = LoraConfig { rank: 2, alpha: 4.0, targets };
+    let adapter = LoraConfig { rank: 2, alpha: 4.0, targets: targets.into() };
     model
         .network_mut()
         .attach_adapter(&adapter, &mut |_, length| (0..length).map(|i| (i % 7) as f32 - 3.0).collect())

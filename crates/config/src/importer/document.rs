@@ -1,6 +1,7 @@
 //! A Flow-Factory YAML as dotted keys with values, read with the defaults that its authors give them.
 
 use super::ImportError;
+use crate::validate::MOST;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -80,6 +81,33 @@ impl Document {
         self.settle(key, Some(list.map(Some)), None, "a list of whole numbers")
     }
 
+    /// A side of an image in pixels.
+    pub fn side(&mut self, key: &str, default: usize) -> usize {
+        let found = self.get(key).map(as_side);
+        self.settle(key, found, default, "a whole number of pixels, from 1 on")
+    }
+
+    /// Height and width in pixels; one number stands for both.
+    pub fn sides(&mut self, key: &str, default: usize) -> (usize, usize) {
+        let found = self.get(key).map(|value| match value {
+            Value::Array(items) => match items.as_slice() {
+                [height, width] => as_side(height).zip(as_side(width)),
+                _ => None,
+            },
+            single => as_side(single).map(|side| (side, side)),
+        });
+        self.settle(key, found, (default, default), "a whole number of pixels or a pair of them, from 1 on")
+    }
+
+    /// A range around 0, given as its half width or as both ends.
+    pub fn range(&mut self, key: &str, default: f64) -> (f64, f64) {
+        let (low, high) = self.pair(key, default);
+        let is_single = self.get(key).is_none_or(|value| !value.is_array());
+        let (low, high) = if is_single { (-low, high) } else { (low, high) };
+        let found = (low <= 0.0 && high >= 0.0).then_some((low, high));
+        self.settle(key, Some(found), (-default, default), "0 or more, or a pair of ends with 0 between them")
+    }
+
     /// One or two numbers; one stands for both.
     pub fn pair(&mut self, key: &str, default: f64) -> (f64, f64) {
         let found = self.get(key).map(|value| match value {
@@ -138,6 +166,10 @@ fn as_number(value: &Value) -> Option<f64> {
 
 fn as_count(value: &Value) -> Option<usize> {
     value.as_u64().and_then(|count| usize::try_from(count).ok())
+}
+
+fn as_side(value: &Value) -> Option<usize> {
+    as_count(value).filter(|side| (1..=MOST).contains(side))
 }
 
 /// A value as it would be written in one line of YAML.

@@ -4,6 +4,7 @@ use super::document::{Document, written};
 use super::report::{Fate, ImportEntry, ImportReport};
 use super::unused_keys;
 use crate::presets::base_model::{BaseModel, FLUX1_DEV, QWEN_IMAGE, SD35_MEDIUM};
+use crate::validate::MOST;
 use crate::{
     AdapterMethod, Algorithm, BranchSteps, Dtype, KlDenominator, RunConfig, StepRule, StepWeight, parse,
 };
@@ -243,19 +244,19 @@ impl Translation {
 
     /// Height and width where they are not given by themselves: one number for both, or two.
     fn resolution(&mut self) -> (usize, usize) {
-        let (height, width) = self.document.pair("train.resolution", 512.0);
+        let (height, width) = self.document.sides("train.resolution", 512);
         match ["train.height", "train.width"].iter().all(|key| self.document.get(key).is_some()) {
             true => self.not_carried("train.resolution", "height and width are given"),
             false => self.translated("train.resolution", "sampling.height", "and sampling.width"),
         }
-        (height as usize, width as usize)
+        (height, width)
     }
 
     fn side(&mut self, theirs: &str, resolution: usize, ours: &'static str) -> i64 {
         if self.document.get(theirs).is_some() {
             self.carried(theirs, ours);
         }
-        self.document.count(theirs, resolution) as i64
+        self.document.side(theirs, resolution) as i64
     }
 
     fn steps(&mut self) {
@@ -282,6 +283,11 @@ impl Translation {
 
     /// `num_sde_steps` of the listed `sde_steps`; the last step of all is never trained here.
     fn branch_steps(&mut self) {
+        if self.config.sampling.steps > MOST {
+            let steps = self.config.sampling.steps;
+            let problem = format!("`train.num_inference_steps` is {steps}; at most {MOST} exist here");
+            return self.document.problems.push(problem);
+        }
         let n_trainable = self.config.sampling.steps.saturating_sub(1);
         let listed = self.document.counts("scheduler.sde_steps");
         let mut candidates = listed.clone().unwrap_or_else(|| (0..n_trainable).collect());
@@ -344,7 +350,7 @@ impl Translation {
 
     /// A range around 1 or 0, given as its half width or as both ends.
     fn range(&mut self, theirs: &str, default: f64, ours: &'static str) -> f64 {
-        let (low, high) = self.document.pair(theirs, default);
+        let (low, high) = self.document.range(theirs, default);
         if low.abs() == high.abs() {
             self.carried(theirs, ours);
         } else {
@@ -379,7 +385,7 @@ impl Translation {
         self.config.ema.decay = self.carried_number("train.ema_decay", 0.995, "ema.decay");
         let epochs = self.document.count("train.ema_update_interval", 10);
         let updates = self.config.training.updates_per_iteration;
-        self.config.ema.interval = (epochs * updates) as u64;
+        self.config.ema.interval = epochs.saturating_mul(updates) as u64;
         let note = format!("theirs counts epochs, ours updates, of which there are {updates} per iteration");
         self.translated("train.ema_update_interval", "ema.interval", note);
     }
@@ -390,7 +396,7 @@ impl Translation {
             saturated(self.carried_count("eval.eval_freq", 10, "evaluation.every"));
         self.config.evaluation.prompts_per_task =
             self.carried_count("eval.per_device_batch_size", 1, "evaluation.prompts_per_task");
-        let (height, width) = self.document.pair("eval.resolution", 1024.0);
+        let (height, width) = self.document.sides("eval.resolution", 1024);
         let sampling = &self.config.sampling;
         let is_same_size = (height as i64, width as i64) == (sampling.height, sampling.width);
         self.not_carried("eval.resolution", as_trained(is_same_size));

@@ -255,3 +255,29 @@ fn broken_yaml_is_pointed_at() {
         import_flow_factory("train:\n  a: 1\n b: 2\n", "run.yaml").expect_err("malformed").to_string();
     assert!(message.starts_with("run.yaml:3:"), "{message}");
 }
+
+#[test]
+fn numbers_that_mean_nothing_are_refused_where_they_stand() {
+    let problems = |yaml: &str| {
+        let text = format!("model: {{model_type: sd3-5}}\ndata: {{dataset_dir: prompts}}\n{yaml}");
+        import_flow_factory(&text, "theirs.yaml").expect_err(yaml).to_string()
+    };
+    for (key, value) in [
+        ("resolution", "-512"),
+        ("resolution", "[512, -1]"),
+        ("resolution", "0"),
+        ("resolution", "512.5"),
+        ("resolution", "1e30"),
+        ("height", "-16"),
+        ("width", "0"),
+        ("clip_range", "-1.0e-4"),
+        ("clip_range", "[1.0e-4, 2.0e-4]"),
+        ("adv_clip_range", "[-5, -1]"),
+        ("num_inference_steps", "1000000000000"),
+        ("group_size", "-8"),
+    ] {
+        let group = if key == "group_size" { "" } else { "group_size: 8, " };
+        let message = problems(&format!("train: {{{group}{key}: {value}}}\n"));
+        assert!(message.contains(&format!("`train.{key}` is ")), "{key} = {value}: {message}");
+    }
+}

@@ -38,7 +38,12 @@ fn sd35_medium() -> ModelInspection {
         text_tokens: 205,
         embedding_widths: (4096, 2048),
         rows_per_evaluation: 2,
-        adapter: Some(AdapterInspection { rank: 32, modules: 191, parameters: 18_776_064 }),
+        adapter: Some(AdapterInspection {
+            rank: 32,
+            modules: 191,
+            parameters: 18_776_064,
+            left_out: Vec::new(),
+        }),
     }
 }
 
@@ -60,6 +65,7 @@ fn measured_model(layers: usize, parameters: u64) -> ModelInspection {
             rank: 16,
             modules: 8 * layers - 1,
             parameters: (8 * layers as u64 - 1) * 2 * 16 * 768,
+            left_out: Vec::new(),
         }),
     }
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::error::ModelError;
 use crate::json_file;
 use crate::patches::PACKED_SIDE;
-use crate::sizes::{check_layers, check_sizes};
+use crate::sizes::{check_layers, check_product, check_sizes};
 
 const CLASS_NAME: &str = "FluxTransformer2DModel";
 
@@ -111,6 +111,7 @@ impl FluxConfig {
         ];
         check_sizes(&sizes)?;
         check_layers(&[("num_layers", self.num_layers), ("num_single_layers", self.num_single_layers)])?;
+        check_product("num_attention_heads", &[self.num_attention_heads, self.attention_head_dim])?;
         if self.patch_size != 1 {
             return Err(("patch_size", format!("{} is not supported; supported: 1", self.patch_size)));
         }

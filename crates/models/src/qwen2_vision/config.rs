@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::layers::Activation;
-use crate::sizes::{check_layers, check_sizes};
+use crate::sizes::{check_layers, check_product, check_sizes};
 
 /// The shape of a vision tower, by the key names of `transformers`.
 #[derive(Clone, Debug, Deserialize)]
@@ -67,6 +67,10 @@ impl Qwen2VisionConfig {
         ];
         check_sizes(&sizes)?;
         check_layers(&[("vision_config.depth", self.depth)])?;
+        let pixels = [self.in_channels, self.temporal_patch_size, self.patch_size, self.patch_size];
+        check_product("vision_config.patch_size", &pixels)?;
+        let merged = [self.embed_dim, self.spatial_merge_size, self.spatial_merge_size];
+        check_product("vision_config.spatial_merge_size", &merged)?;
         let (width, heads) = (self.embed_dim, self.num_heads);
         if width % heads != 0 || self.head_width() % 4 != 0 {
             let reason = format!("{heads} does not split {width} features into heads of a multiple of 4");

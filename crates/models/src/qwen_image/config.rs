@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::error::ModelError;
 use crate::json_file;
 use crate::patches::PACKED_SIDE;
-use crate::sizes::{check_layers, check_sizes};
+use crate::sizes::{check_layers, check_product, check_sizes};
 
 const CLASS_NAME: &str = "QwenImageTransformer2DModel";
 
@@ -113,6 +113,7 @@ impl QwenImageConfig {
         ];
         check_sizes(&sizes)?;
         check_layers(&[("num_layers", self.num_layers)])?;
+        check_product("num_attention_heads", &[self.num_attention_heads, self.attention_head_dim])?;
         if self.patch_size != PACKED_SIDE {
             return Err((
                 "patch_size",

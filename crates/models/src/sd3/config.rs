@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::error::ModelError;
 use crate::json_file;
-use crate::sizes::{check_layers, check_sizes};
+use crate::sizes::{check_layers, check_product, check_sizes};
 
 /// The shape of an SD3 or SD3.5 transformer, by diffusers' key names; what a file leaves out has diffusers' defaults.
 #[derive(Clone, Debug, Deserialize)]
@@ -123,6 +123,10 @@ impl Sd3Config {
         ];
         check_sizes(&sizes)?;
         check_layers(&[("num_layers", self.num_layers)])?;
+        check_product("num_attention_heads", &[self.num_attention_heads, self.attention_head_dim])?;
+        let channels = self.in_channels.max(self.velocity_channels());
+        check_product("patch_size", &[self.patch_size, self.patch_size, channels])?;
+        check_product("pos_embed_max_size", &[self.pos_embed_max_size, self.pos_embed_max_size])?;
         if self.width() % 4 != 0 {
             let reason =
                 format!("times num_attention_heads is {}, but must be a multiple of 4", self.width());

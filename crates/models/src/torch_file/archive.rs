@@ -5,6 +5,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use super::Problem;
+
 /// The end record without its comment, and the longest comment.
 const END_BYTES: u64 = 22;
 const LONGEST_COMMENT: u64 = u16::MAX as u64;
@@ -23,9 +25,6 @@ const EXTRA_64: u64 = 1;
 /// More than any archive of tensors has.
 const LARGEST_DIRECTORY: u64 = 64 << 20;
 
-/// Why the members are not found.
-pub(super) type Problem = String;
-
 /// A member that is stored as it is.
 #[derive(Debug, Clone)]
 pub(super) struct Member {
@@ -37,7 +36,7 @@ pub(super) struct Member {
 
 /// The members of an archive, in the order of its directory.
 pub(super) fn members(file: &File) -> Result<Vec<Member>, Problem> {
-    let file_length = file.metadata().map_err(|error| error.to_string())?.len();
+    let file_length = file.metadata().map_err(Problem::damage)?.len();
     let (directory_start, directory_length) = find_directory(file, file_length)?;
     if directory_length > LARGEST_DIRECTORY
         || directory_start.checked_add(directory_length).is_none_or(|end| end > file_length)
@@ -59,7 +58,7 @@ pub(super) fn members(file: &File) -> Result<Vec<Member>, Problem> {
 }
 
 fn truncated() -> Problem {
-    "it is truncated, or its directory is not that of a zip archive".to_owned()
+    Problem::damage("it is truncated, or its directory is not that of a zip archive")
 }
 
 /// Position and length of the central directory.
@@ -73,7 +72,7 @@ fn find_directory(file: &File, file_length: u64) -> Result<(u64, u64), Problem> 
         rest.starts_with(END) && comment.is_ok_and(|comment| END_BYTES + comment == rest.len() as u64)
     };
     let position = (0..tail.len()).rev().find(is_end);
-    let position = position.ok_or("it is no zip archive, which torch.save writes since version 1.6")?;
+    let position = position.ok_or_else(|| no_archive(file))?;
     let end = &tail[position..];
     let locator_start = (tail_start + position as u64).checked_sub(LOCATOR_BYTES);
     if let Some(start) = locator_start {
@@ -85,6 +84,17 @@ fn find_directory(file: &File, file_length: u64) -> Result<(u64, u64), Problem> 
         }
     }
     Ok((number(end, 16, 4)?, number(end, 12, 4)?))
+}
+
+/// A zip archive ends with its directory: one that only begins like one was cut off.
+fn no_archive(file: &File) -> Problem {
+    match read(file, 0, LOCAL.len()) {
+        Ok(start) if start == LOCAL => truncated(),
+        Err(_) => truncated(),
+        Ok(_) => {
+            Problem::Unread("it is no zip archive, which torch.save writes since version 1.6".to_owned())
+        }
+    }
 }
 
 /// Reads the directory's first entry, and gives what follows it.
@@ -100,7 +110,8 @@ fn parse_member<'a>(file: &File, directory: &'a [u8]) -> Result<(Member, &'a [u8
     let (_, after) = after.split_at_checked(comment_length).ok_or_else(truncated)?;
     let name = String::from_utf8_lossy(name).into_owned();
     if method != 0 || flags & 1 != 0 {
-        return Err(format!("its member {name} is compressed or encrypted, which torch.save never does"));
+        let reason = format!("its member {name} is compressed or encrypted, which torch.save never does");
+        return Err(Problem::Unread(reason));
     }
     let mut wide = wide_fields(extra)?.into_iter();
     let [length, _stored_length, header] = [24, 20, 42].map(|position| {
@@ -145,7 +156,7 @@ fn read(file: &File, start: u64, length: usize) -> Result<Vec<u8>, Problem> {
     let mut bytes = vec![0; length];
     file.read_exact_at(&mut bytes, start).map_err(|error| match error.kind() {
         std::io::ErrorKind::UnexpectedEof => truncated(),
-        _ => error.to_string(),
+        _ => Problem::damage(error),
     })?;
     Ok(bytes)
 }

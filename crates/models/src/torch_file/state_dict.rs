@@ -7,15 +7,23 @@ use std::collections::BTreeMap;
 use pickle::{Call, Value};
 use tch::Kind;
 
+use super::Problem;
+
 /// Where training scripts keep the tensors of the network, beside other things.
 const NESTED: &str = "state_dict";
 
 /// Storages by the names of their classes.
-const STORAGES: [(&str, Kind); 4] = [
+const STORAGES: [(&str, Kind); 10] = [
     ("FloatStorage", Kind::Float),
     ("HalfStorage", Kind::Half),
     ("BFloat16Storage", Kind::BFloat16),
+    ("DoubleStorage", Kind::Double),
     ("LongStorage", Kind::Int64),
+    ("IntStorage", Kind::Int),
+    ("ShortStorage", Kind::Int16),
+    ("CharStorage", Kind::Int8),
+    ("ByteStorage", Kind::Uint8),
+    ("BoolStorage", Kind::Bool),
 ];
 
 /// A tensor as a view into a storage; sizes are those of elements.
@@ -42,24 +50,24 @@ impl View {
         usize::try_from(last).ok()?.checked_add(1)
     }
 
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), Problem> {
         let is_negative = self.shape.iter().chain(&self.strides).any(|number| *number < 0);
         let n_elements = self.shape.iter().try_fold(1_i64, |product, size| product.checked_mul(*size));
         let end = self.span().and_then(|span| span.checked_add(self.offset));
         let is_inside = n_elements.is_some() && end.is_some_and(|end| end <= self.storage_length);
         if is_negative || self.shape.len() != self.strides.len() || !is_inside {
             let Self { offset, shape, strides, storage_length, .. } = self;
-            return Err(format!(
+            return Err(Problem::Damage(format!(
                 "has shape {shape:?} and strides {strides:?} from element {offset} on, which is not inside of its storage of \
                  {storage_length} elements"
-            ));
+            )));
         }
         Ok(())
     }
 }
 
 /// The views by the names of the tensors.
-pub(super) fn views(checkpoint: &Value) -> Result<BTreeMap<String, View>, String> {
+pub(super) fn views(checkpoint: &Value) -> Result<BTreeMap<String, View>, Problem> {
     let items = items(checkpoint)?;
     let nested = items.iter().rev().find(|(key, _)| key.as_str() == Some(NESTED));
     let items = match nested {
@@ -67,39 +75,40 @@ pub(super) fn views(checkpoint: &Value) -> Result<BTreeMap<String, View>, String
         None => items,
     };
     let named = |(key, value): &(Value, Value)| {
-        let name = key
-            .as_str()
-            .ok_or_else(|| format!("a tensor is named by {}, not by a string", key.describe()))?;
+        let nameless =
+            || Problem::Unread(format!("a tensor is named by {}, not by a string", key.describe()));
+        let name = key.as_str().ok_or_else(nameless)?;
         let view = view(value).and_then(|view| view.check().map(|()| view));
-        Ok((name.to_owned(), view.map_err(|problem| format!("`{name}` {problem}"))?))
+        Ok((name.to_owned(), view.map_err(|problem| problem.in_place(&format!("`{name}`")))?))
     };
     items.iter().map(named).collect()
 }
 
 /// What a dictionary holds, ordered or not.
-fn items(value: &Value) -> Result<&[(Value, Value)], String> {
+fn items(value: &Value) -> Result<&[(Value, Value)], Problem> {
     match value {
         Value::Dict(items) => Ok(items),
         Value::Call(call) if call.is("collections", "OrderedDict") && call.arguments.is_empty() => {
             Ok(&call.items)
         }
-        other => Err(format!("it holds {}, not a dictionary of tensors", other.describe())),
+        other => Err(Problem::Unread(format!("it holds {}, not a dictionary of tensors", other.describe()))),
     }
 }
 
-fn view(value: &Value) -> Result<View, String> {
+fn view(value: &Value) -> Result<View, Problem> {
     let Value::Call(call) = value else {
-        return Err(format!("is {}, not a tensor", value.describe()));
+        return Err(Problem::Unread(format!("is {}, not a tensor", value.describe())));
     };
     if !call.is("torch._utils", "_rebuild_tensor_v2") {
         let function = &call.function;
-        return Err(format!("is a call of `{function}`, which is not made; only plain tensors are read"));
+        let reason = format!("is a call of `{function}`, which is not made; only plain tensors are read");
+        return Err(Problem::Unread(reason));
     }
-    parse_view(call).ok_or_else(|| "is a tensor of an unknown form".to_owned())?
+    parse_view(call).ok_or_else(|| Problem::Unread("is a tensor of an unknown form".to_owned()))?
 }
 
 /// `None` where an argument is missing or of another kind.
-fn parse_view(call: &Call) -> Option<Result<View, String>> {
+fn parse_view(call: &Call) -> Option<Result<View, Problem>> {
     let [storage, offset, shape, strides, ..] = call.arguments.as_slice() else { return None };
     let Value::PersistentId(id) = storage else { return None };
     let [tag, class, key, _device, length] = id.as_sequence()? else { return None };
@@ -107,7 +116,7 @@ fn parse_view(call: &Call) -> Option<Result<View, String>> {
     let known = STORAGES.iter().find(|(name, _)| class.module == "torch" && class.name == *name);
     let Some((_, kind)) = known else {
         let names = STORAGES.map(|(name, _)| name).join(", ");
-        return Some(Err(format!("is stored as `{class}`; supported: {names}")));
+        return Some(Err(Problem::Unread(format!("is stored as `{class}`; supported: {names}"))));
     };
     Some(Ok(View {
         storage: key.as_str()?.to_owned(),

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::error::ModelError;
-use crate::safetensors_file::SafetensorsFile;
+use crate::safetensors_file::{SafetensorsFile, unread_element_type};
 use crate::torch_file::TorchFile;
 
 const ENDING: &str = "safetensors";
@@ -15,13 +15,17 @@ const ENDING: &str = "safetensors";
 const TORCH_ENDINGS: [&str; 3] = ["pt", "pth", "bin"];
 
 /// An open file of either kind.
-enum WeightFile {
+pub(crate) enum WeightFile {
     Safetensors(SafetensorsFile),
     Torch(TorchFile),
 }
 
 impl WeightFile {
-    fn open(path: &Path) -> Result<Self, ModelError> {
+    /// Opens a file by its ending.
+    ///
+    /// # Errors
+    /// If it is missing, damaged or of another format.
+    pub(crate) fn open(path: &Path) -> Result<Self, ModelError> {
         let is_torch = |ending: &str| path.extension().is_some_and(|extension| extension == ending);
         match TORCH_ENDINGS.into_iter().any(is_torch) {
             true => Ok(Self::Torch(TorchFile::open(path)?)),
@@ -29,21 +33,46 @@ impl WeightFile {
         }
     }
 
-    fn names(&self) -> Vec<String> {
+    /// Names of all tensors.
+    pub(crate) fn names(&self) -> Vec<String> {
         match self {
             Self::Safetensors(file) => file.names(),
             Self::Torch(file) => file.names(),
         }
     }
 
-    fn shape(&self, name: &str) -> Option<Vec<i64>> {
+    /// The free-form string map of the header; empty where the format has none.
+    pub(crate) fn metadata(&self) -> BTreeMap<String, String> {
+        match self {
+            Self::Safetensors(file) => file.metadata(),
+            Self::Torch(_) => BTreeMap::new(),
+        }
+    }
+
+    /// Element type of a tensor.
+    ///
+    /// # Errors
+    /// If there is no such tensor, or its element type is none that is read here.
+    pub(crate) fn kind(&self, name: &str) -> Result<Kind, ModelError> {
+        match self {
+            Self::Safetensors(file) => file.kind(name),
+            Self::Torch(file) => file.kind(name),
+        }
+    }
+
+    /// Shape of a tensor, or `None` if the file has no tensor of that name.
+    pub(crate) fn shape(&self, name: &str) -> Option<Vec<i64>> {
         match self {
             Self::Safetensors(file) => file.shape(name),
             Self::Torch(file) => file.shape(name),
         }
     }
 
-    fn read_into(&self, name: &str, target: &Tensor) -> Result<(), ModelError> {
+    /// Reads one tensor into a contiguous one of as many elements, converted to its element type and on its device.
+    ///
+    /// # Errors
+    /// If there is no such tensor, the numbers of elements differ, or reading fails.
+    pub(crate) fn read_into(&self, name: &str, target: &Tensor) -> Result<(), ModelError> {
         match self {
             Self::Safetensors(file) => file.read_into(name, target),
             Self::Torch(file) => file.read_into(name, target),
@@ -83,6 +112,16 @@ impl Files {
 
     pub(super) fn shape(&self, name: &str) -> Option<Vec<i64>> {
         self.file_of(name)?.shape(name)
+    }
+
+    /// Checks that a tensor's elements are floating-point numbers: whole ones are of quantised weights, whose scales nobody
+    /// here would apply.
+    pub(super) fn check_kind(&self, name: &str) -> Result<(), ModelError> {
+        let Some(file) = self.file_of(name) else { return Ok(()) };
+        match file.kind(name)? {
+            Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double => Ok(()),
+            kind => Err(unread_element_type(&self.path, name, &format!("{kind:?}"))),
+        }
     }
 
     pub(super) fn read_into(&self, name: &str, target: &Tensor) -> Result<(), ModelError> {
@@ -180,7 +219,7 @@ fn shards(index: &Path) -> Result<BTreeSet<PathBuf>, ModelError> {
 mod tests {
     use super::*;
     use std::collections::HashMap;
-    use tch::{Device, Kind};
+    use tch::Device;
 
     /// A folder with files of these names, each with one tensor called like its file.
     fn folder(names: &[&str]) -> tempfile::TempDir {
