@@ -30,4 +30,4 @@ pub use incoming::serve;
 pub use membership::{JoinDetails, Membership, Standing, WorkInHand};
 pub use run_directory::RunDirectory;
 pub use shown::{is_printable, shown};
-pub use timely::{NEXT_MESSAGE, Timely};
+pub use timely::{NEXT_MESSAGE, Timely, taken_in_time};

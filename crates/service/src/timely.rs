@@ -5,7 +5,9 @@
 
 use prost::Message;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 
@@ -60,10 +62,39 @@ where
     }
 }
 
+/// The messages of an answer. Whoever does not take the next within `patience` gets no more of them, and they and what they
+/// hold on to are dropped, all but one.
+///
+/// # Panics
+/// Outside of a tokio runtime.
+pub fn taken_in_time<T: Send + 'static>(
+    mut messages: impl Iterator<Item = T> + Send + 'static,
+    patience: Duration,
+) -> impl Stream<Item = Result<T, Status>> + Send + 'static {
+    // One message ahead of the network, which has buffers of its own.
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            let Some(message) = messages.next() else { return };
+            match tokio::time::timeout(patience, sender.send(Ok(message))).await {
+                Ok(Ok(())) => {}
+                // The call has ended.
+                Ok(Err(_)) => return,
+                Err(_) => break,
+            }
+        }
+        drop(messages);
+        let reason = format!("nothing was taken for {} s", patience.as_secs_f64());
+        let _ = sender.send(Err(Status::deadline_exceeded(reason))).await;
+    });
+    ReceiverStream::new(receiver)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proto::Chunk;
+    use std::sync::Arc;
     use tonic::Code;
 
     fn chunk(n_bytes: usize) -> Chunk {
@@ -115,5 +146,23 @@ mod tests {
             timely.next().await.expect("in time").expect("a message");
             tokio::time::sleep(NEXT_MESSAGE).await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_taken_in_time_is_dropped() {
+        let kept = Arc::new(());
+        let holding = kept.clone();
+        let messages = (0..9).map(move |number| (number, holding.clone()).0);
+        let mut stream = Box::pin(taken_in_time(messages, Duration::from_secs(60)));
+        assert_eq!(stream.next().await.expect("a message").expect("in time"), 0);
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert_eq!(stream.next().await.expect("a message").expect("in time"), 1);
+        tokio::time::sleep(Duration::from_secs(61)).await;
+        assert_eq!(Arc::strong_count(&kept), 1, "nothing holds on to the rest");
+        let rest: Vec<_> = stream.collect().await;
+        assert!(rest[0].is_ok() && rest.len() == 2, "{rest:?}");
+        assert_eq!(rest[1].as_ref().expect_err("too late").code(), Code::DeadlineExceeded);
+        let all: Vec<_> = taken_in_time(0..9, Duration::from_secs(60)).collect().await;
+        assert_eq!(all.into_iter().collect::<Result<Vec<_>, _>>().expect("taken"), (0..9).collect::<Vec<_>>());
     }
 }
