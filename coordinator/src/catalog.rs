@@ -1,5 +1,6 @@
 //! From the name of a task to the task itself: what the config and the prompt files make of it.
 
+use crate::drawn_tasks::DrawnTasks;
 use crate::tasks::TaskName;
 use config::{
     PromptFileError, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec, prompt_file,
@@ -15,6 +16,7 @@ pub struct Catalog {
     evaluated: Vec<PromptRecord>,
     test: Vec<PromptRecord>,
     notes: Vec<String>,
+    drawn: DrawnTasks,
 }
 
 impl Catalog {
@@ -36,7 +38,7 @@ impl Catalog {
             true => read(prompt_file(&config.data.test, PromptSplit::Test)?, config.rewards_of_evaluation())?,
             false => evaluated.clone(),
         };
-        Ok(Self { config, train, evaluated, test, notes })
+        Ok(Self { config, train, evaluated, test, notes, drawn: DrawnTasks::default() })
     }
 
     /// What the user should know about the prompts.
@@ -75,7 +77,7 @@ impl Catalog {
     }
 
     /// The task as a worker gets it; `None` if the run has none of that name.
-    pub fn task(&self, name: TaskName) -> Option<proto::Task> {
+    pub fn task(&mut self, name: TaskName) -> Option<proto::Task> {
         let spec = self.spec(name)?;
         let prompts = self.prompts(&spec).map(|record| proto::Prompt {
             index: record.index,
@@ -93,7 +95,7 @@ impl Catalog {
     }
 
     /// Names a task so that a user can find it: prompts and seeds.
-    pub fn describe(&self, name: TaskName) -> String {
+    pub fn describe(&mut self, name: TaskName) -> String {
         let Some(spec) = self.spec(name) else {
             return name.to_string();
         };
@@ -107,15 +109,15 @@ impl Catalog {
         format!("{name} (prompt{plural} {}{seeds})", prompts.join(", "))
     }
 
-    fn spec(&self, name: TaskName) -> Option<TaskSpec> {
+    fn spec(&mut self, name: TaskName) -> Option<TaskSpec> {
         let n_prompts = self.n_prompts(name.kind);
-        let specs = match name.kind {
+        let specs = self.drawn.of((name.iteration, name.kind), || match name.kind {
             TaskKind::Train => self.config.train_tasks(n_prompts, name.iteration),
             TaskKind::Evaluate | TaskKind::Test => {
                 self.config.evaluation_tasks(name.kind, n_prompts, name.iteration)
             }
-        };
-        specs.into_iter().nth(name.index as usize)
+        });
+        specs.get(name.index as usize).cloned()
     }
 
     fn prompts(&self, spec: &TaskSpec) -> impl Iterator<Item = &PromptRecord> {
@@ -179,15 +181,16 @@ mod tests {
             evaluated: (0..4).map(record).collect(),
             test: (4..9).map(record).collect(),
             notes: Vec::new(),
+            drawn: DrawnTasks::default(),
         }
     }
 
     #[test]
     fn counts_and_tasks_agree() {
-        let catalog = catalog();
+        let mut catalog = catalog();
         for (kind, n_tasks) in [(TaskKind::Train, 4), (TaskKind::Evaluate, 2), (TaskKind::Test, 2)] {
             assert_eq!(catalog.n_tasks(kind), n_tasks);
-            let task = |index| catalog.task(TaskName { iteration: 7, kind, index });
+            let mut task = |index| catalog.task(TaskName { iteration: 7, kind, index });
             assert!(task(n_tasks - 1).is_some());
             assert!(task(n_tasks).is_none());
         }
@@ -205,7 +208,7 @@ mod tests {
 
     #[test]
     fn descriptions_name_prompt_and_seeds() {
-        let catalog = catalog();
+        let mut catalog = catalog();
         let text = catalog.describe(TaskName { iteration: 0, kind: TaskKind::Evaluate, index: 1 });
         assert_eq!(text, "evaluation task 1 of version 0 (prompt 2 \"scene 2\")");
         let text = catalog.describe(TaskName { iteration: 3, kind: TaskKind::Test, index: 1 });

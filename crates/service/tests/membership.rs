@@ -8,7 +8,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
 /// Answers as told; counts joins and remembers the last one.
@@ -52,7 +51,8 @@ impl Stub {
             // A listener belongs to the runtime it is registered with.
             let listener =
                 TcpListener::from_std(listener.into_std().expect("a listener")).expect("registered");
-            service::server().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await
+            let router = service::server(Duration::from_secs(60)).add_service(service);
+            service::serve(router, listener, std::future::pending()).await
         });
         Serving { runtime: Some(runtime) }
     }
@@ -245,4 +245,16 @@ async fn a_refused_member_gives_up_at_once_and_says_why() {
     let outcome = Membership::join(&format!("http://{address}"), worker(Duration::from_secs(60))).await;
     let error = outcome.err().expect("refused").to_string();
     assert!(error.contains("this is run B") && error.contains("worker-0"), "{error}");
+}
+
+/// Takes as long as one call may, 5 s.
+#[tokio::test]
+async fn a_coordinator_that_accepts_and_never_answers_is_given_up() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = format!("http://{}", silent.local_addr().expect("bound"));
+    let start = std::time::Instant::now();
+    let error =
+        Membership::join(&address, worker(Duration::from_millis(100))).await.err().expect("no answer");
+    assert!(matches!(error, ServiceError::CoordinatorGone { .. }), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 }
