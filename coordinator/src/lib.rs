@@ -12,6 +12,7 @@ pub mod run_state;
 pub mod server;
 
 pub mod launch;
+pub mod lost_files;
 pub mod opening;
 pub mod resume;
 pub mod run_record;
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod config_file;
 pub mod display;
 pub mod error;
+pub mod exported;
 pub mod inspection;
 pub mod planning;
 pub mod rates;

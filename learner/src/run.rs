@@ -5,11 +5,12 @@
 //! 1. The evaluation of version `v` is recorded before iteration `v` ends, that is before a checkpoint of `v + 1` exists.
 //! 2. The metrics of iteration `i` are recorded before the checkpoint of version `i + 1`; a resumed run cuts off what is
 //!    newer than its checkpoint.
-//! 3. What is published is either in a checkpoint or will be computed again, to the last bit, by a resumed run.
+//! 3. What follows from checkpoints and records is made anew from them, see `settling`.
+//! 4. What is published is either in a checkpoint or will be computed again, to the last bit, by a resumed run.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use config::{OnRewardHacking, PromptRecord, RunConfig, TaskKind, TaskSpec};
 use proto::{Summary, WeightsRole};
@@ -26,11 +27,8 @@ use crate::publications::Publications;
 use crate::records::{self, Records};
 use crate::reward_hacking::{self, Hacked};
 use crate::rules::TrainedSteps;
-use crate::saving::SavedState;
+use crate::saving::{self, SaveFailure, SavedState};
 use crate::trainer::Trainer;
-
-/// Between attempts to write the last checkpoint.
-const LAST_SAVE_PAUSE: Duration = Duration::from_secs(5);
 
 /// How a run left off.
 #[derive(Debug)]
@@ -55,7 +53,10 @@ pub struct Run {
     pub(crate) earlier: BTreeMap<u32, NamedTensors>,
     /// Version of the newest checkpoint.
     pub(crate) saved: Option<u32>,
-    pub(crate) failed_saves: u32,
+    /// Why no checkpoint could be written since.
+    pub(crate) save_failure: Option<SaveFailure>,
+    /// Why not everything that follows from checkpoints and evaluations could be made.
+    pub(crate) unsettled: Option<LearnerError>,
     pub(crate) opened: Instant,
 }
 
@@ -77,15 +78,19 @@ impl Run {
             trainer.progress.notice(format!("damaged checkpoint passed over and kept as {kept}: {rejected}"));
         }
         let mut state = SavedState::new(&trainer.config);
-        let mut earlier = BTreeMap::new();
+        let (mut earlier, mut evaluations) = (BTreeMap::new(), Vec::new());
         if let Some((version, path)) = &newest.checkpoint {
             tracing::info!(version, "resuming from {}", path.display());
             state = SavedState::read(path, &state, &directory)?;
             trainer.policy.load(path)?;
             trainer.updates = state.updates;
             earlier = state.read_earlier(path)?;
+            evaluations = saving::read_evaluations(path)?;
+        } else if directory.has_records() {
+            return Err(LearnerError::CheckpointsGone { directory: directory.path().to_owned() });
         }
-        let records = Records::open(&directory, state.version)?;
+        let records = Records::open(&directory, state.version, evaluations)?;
+        records.notices().iter().for_each(|notice| trainer.progress.notice(notice.clone()));
         // An evaluation is recorded after the checkpoint of its version.
         let recorded = records.evaluations().last().map_or(0.0, |row| row.seconds);
         state.seconds = state.seconds.max(recorded);
@@ -99,10 +104,12 @@ impl Run {
             directory,
             state,
             earlier,
-            failed_saves: 0,
+            save_failure: None,
+            unsettled: None,
             opened: Instant::now(),
         };
         run.remember_policy();
+        run.settle();
         Ok(run)
     }
 
@@ -145,17 +152,6 @@ impl Run {
         self.order(self.state.version)?;
         self.evaluate(self.state.version)?;
         self.save_at_last()
-    }
-
-    /// Saves the version reached, however often it takes.
-    fn save_at_last(&mut self) -> Result<(), LearnerError> {
-        while self.saved != Some(self.state.version) {
-            self.save()?;
-            if self.failed_saves > 0 {
-                std::thread::sleep(LAST_SAVE_PAUSE);
-            }
-        }
-        Ok(())
     }
 
     /// Ends the run where the config has it end. The iteration that was sampled beside the evaluation is finished first, by
@@ -236,7 +232,7 @@ impl Run {
         let is_due = version.is_multiple_of(config.checkpoints.every)
             || version == config.run.iterations
             || config.evaluation_due(version);
-        if is_due || self.failed_saves > 0 { self.save() } else { Ok(()) }
+        if is_due || self.save_failure.is_some() { self.save() } else { Ok(()) }
     }
 
     /// Waits for the evaluation of a version, if it is due and not recorded yet, and records it.
@@ -273,14 +269,7 @@ impl Run {
             "evaluated"
         );
         self.records.evaluation(evaluation, &tiles);
-        let is_best =
-            evaluation::best(self.records.evaluations()).is_some_and(|best| best.version == version);
-        if is_best && self.saved == Some(version) {
-            let marked = self.checkpoints.mark_best(version).map_err(LearnerError::from);
-            if let Err(error) = marked.and_then(|()| self.export_best(version)) {
-                self.trainer.progress.notice(format!("the best checkpoint: {error}"));
-            }
-        }
+        self.settle();
         self.tell_progress();
     }
 

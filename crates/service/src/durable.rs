@@ -6,6 +6,7 @@
 //! cleared by [`clear_leftovers`].
 
 use crate::ServiceError;
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -86,9 +87,15 @@ pub fn write_directory<E: From<ServiceError>>(
     let partial = partial_name(path);
     remove_directory(&partial)?;
     fs::create_dir_all(&partial).map_err(failed("create", &partial))?;
-    fill(&partial)?;
-    sync_tree(&partial)?;
-    let replaced = take_place(&partial, path)?;
+    let write = || {
+        fill(&partial)?;
+        sync_tree(&partial)?;
+        Ok(take_place(&partial, path)?)
+    };
+    let replaced = write().inspect_err(|_: &E| {
+        // The disk may be full; the first error is the one to tell.
+        let _ = remove_directory(&partial);
+    })?;
     sync_directory(parent(path))?;
     replaced.map_or(Ok(()), |replaced| Ok(remove_directory(&replaced)?))
 }
@@ -103,7 +110,9 @@ pub fn clear_leftovers(directory: &Path) -> Result<(), ServiceError> {
         return Ok(());
     }
     let names = fs::read_dir(directory).and_then(|entries| {
-        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<io::Result<Vec<_>>>()
+        entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<Vec<_>>>()
     });
     for name in names.map_err(failed("list", directory))? {
         let path = directory.join(&name);
@@ -134,6 +143,18 @@ pub fn remove_directory(path: &Path) -> Result<(), ServiceError> {
     }
 }
 
+/// Takes a directory away at once, then removes it with all below it.
+///
+/// # Errors
+/// If the file system refuses.
+pub fn discard_directory(path: &Path) -> Result<(), ServiceError> {
+    let partial = partial_name(path);
+    remove_directory(&partial)?;
+    fs::rename(path, &partial).map_err(failed("remove", path))?;
+    sync_directory(parent(path))?;
+    remove_directory(&partial)
+}
+
 /// Makes names created, renamed or removed in a directory durable, where the file system can flush directories.
 ///
 /// # Errors
@@ -141,7 +162,9 @@ pub fn remove_directory(path: &Path) -> Result<(), ServiceError> {
 pub fn sync_directory(path: &Path) -> Result<(), ServiceError> {
     let flush = |directory: File| match directory.sync_all() {
         // Several network and FUSE file systems have no such operation.
-        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+            Ok(())
+        }
         flushed => flushed,
     };
     File::open(path).and_then(flush).map_err(failed("flush", path))
@@ -155,7 +178,7 @@ fn take_place(partial: &Path, path: &Path) -> Result<Option<PathBuf>, ServiceErr
             Ok(None)
         }
         Ok(metadata) if !metadata.is_dir() => {
-            Err(failed("replace", path)(io::Error::from(io::ErrorKind::NotADirectory)))
+            Err(failed("replace", path)(Errno::ENOTDIR.into()))
         }
         Ok(_) => match renameat2(AT_FDCWD, partial, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE) {
             Ok(()) => Ok(Some(partial.to_owned())),
@@ -273,7 +296,10 @@ mod tests {
         // Killed before the new one has taken its place.
         fs::rename(&path, &partial).expect("renamed");
         clear_leftovers(directory.path()).expect("cleared");
-        assert_eq!((names_in(directory.path()), names_in(&path)), (vec!["adapter".to_owned()], vec!["old".to_owned()]));
+        assert_eq!(
+            (names_in(directory.path()), names_in(&path)),
+            (vec!["adapter".to_owned()], vec!["old".to_owned()])
+        );
         // Killed after it.
         fs::create_dir(&replaced).expect("created");
         clear_leftovers(directory.path()).expect("cleared");
@@ -289,6 +315,16 @@ mod tests {
         let ServiceError::File { action: "replace", source, .. } = &error else { panic!("{error:?}") };
         assert_eq!(source.kind(), io::ErrorKind::NotADirectory);
         assert_eq!(fs::read(&path).expect("readable"), b"notes");
+    }
+
+    #[test]
+    fn a_discarded_directory_leaves_nothing() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("checkpoint");
+        write_directory(&path, |path| write_file(&path.join("a"), b"1")).expect("written");
+        discard_directory(&path).expect("discarded");
+        assert!(names_in(directory.path()).is_empty());
+        assert!(discard_directory(&path).is_err(), "it is gone");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod exit_code;
 mod hub;
 pub mod logging;
 mod membership;
+mod provenance;
 mod run_directory;
 pub mod shutdown;
 
@@ -24,4 +25,5 @@ pub use connect::{
 pub use error::ServiceError;
 pub use hub::{Hub, ModelNotFound};
 pub use membership::{JoinDetails, Membership, Standing, WorkInHand};
+pub use provenance::Provenance;
 pub use run_directory::RunDirectory;

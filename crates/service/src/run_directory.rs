@@ -44,6 +44,11 @@ impl RunDirectory {
         self.path.join("adapter")
     }
 
+    /// The same of the best version.
+    pub fn best_adapter(&self) -> PathBuf {
+        self.adapter().join("best")
+    }
+
     /// One JSON object per iteration.
     pub fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
@@ -52,6 +57,12 @@ impl RunDirectory {
     /// One JSON object per held-out evaluation.
     pub fn evaluations(&self) -> PathBuf {
         self.path.join("evaluations.jsonl")
+    }
+
+    /// Whether there are records or exports, which a run leaves only once it has written a checkpoint.
+    pub fn has_records(&self) -> bool {
+        let is_filled = |path: PathBuf| std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0);
+        is_filled(self.metrics()) || is_filled(self.evaluations()) || self.adapter().exists()
     }
 
     /// TensorBoard events.
