@@ -5,11 +5,12 @@ CONFIG ?= deploy/configs/tempflow-tiny-cpu.toml
 # Further flags of `coordinator up`, as in `make up ARGS="--workers 2 --set run.name=second"`.
 ARGS ?=
 
-.PHONY: help setup build up test check bench ablation
+.PHONY: help setup build up test check bench ablation test-kills
 
 help:
 	@echo 'make up        set up, build, and train the shipped task from start to end (CONFIG=..., ARGS=...)'
 	@echo 'make test      build and run all tests'
+	@echo 'make test-kills  kill the learner before every change of a file, one run each (most of an hour)'
 	@echo 'make check     format, lints, docs, then all tests: what CI runs'
 	@echo 'make bench     measure sampling, training and rewards beside PyTorch'
 	@echo 'make ablation  Flow-GRPO to TempFlow-GRPO step by step, three seeds each (hours)'
@@ -32,6 +33,9 @@ check: setup
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --workspace --no-deps --lib --quiet
 	$(MAKE) --no-print-directory test
+
+test-kills:
+	KILL_EVERYWHERE=1 $(CARGO) test --release -p learner --test learner killed_at_any_change -- --nocapture
 
 ablation: build
 	python3 tests/ablation/ablation.py run

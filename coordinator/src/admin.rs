@@ -1,6 +1,7 @@
 //! Commands against a run: status, scale, down, logs, export.
 
 use crate::error::CoordinatorError;
+use crate::exported;
 use crate::run_record::{RunLock, RunRecord, find_run};
 use crate::server::connect_admin;
 use crate::status;
@@ -148,9 +149,10 @@ fn print_log(path: &Path, text: &str) -> std::io::Result<()> {
 /// Copies the adapter of a run.
 ///
 /// # Errors
-/// A usage error if the run has none yet or the destination exists.
+/// A usage error if the run has none yet or the destination exists; another if the run was interrupted at exporting.
 pub fn export(run: &str, to: &Path) -> Result<(), CoordinatorError> {
-    let adapter = find_run(run)?.adapter();
+    let directory = find_run(run)?;
+    let adapter = directory.adapter();
     if !adapter.is_dir() {
         return Err(CoordinatorError::Usage(format!(
             "{} does not exist yet; the learner writes it with its first checkpoint",
@@ -166,7 +168,18 @@ pub fn export(run: &str, to: &Path) -> Result<(), CoordinatorError> {
     if let Some(parent) = to.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         durable::create_directory(parent)?;
     }
-    durable::write_directory(to, |partial| copy_tree(&adapter, partial))?;
+    exported::check(&directory, RunLock::is_taken(&directory))?;
+    let before = exported::provenances(&directory);
+    durable::write_directory(to, |partial| {
+        copy_tree(&adapter, partial)?;
+        match exported::provenances(&directory) == before {
+            true => Ok(()),
+            false => Err(CoordinatorError::NotExported(format!(
+                "{} changed while it was copied; try again",
+                adapter.display()
+            ))),
+        }
+    })?;
     println!("{}", to.display());
     Ok(())
 }
@@ -176,6 +189,10 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), CoordinatorError> {
     let failed = |source| CoordinatorError::File { action: "copy", path: from.to_owned(), source };
     for entry in std::fs::read_dir(from).map_err(failed)? {
         let entry = entry.map_err(failed)?;
+        // What is being written, or what an interrupted write left.
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            continue;
+        }
         let (path, copy) = (entry.path(), to.join(entry.file_name()));
         if path.is_dir() {
             std::fs::create_dir(&copy).map_err(failed)?;
@@ -203,10 +220,13 @@ mod tests {
         let run = home.path().to_str().expect("text");
         let to = home.path().join("out/adapter");
         assert_eq!(export(run, &to).expect_err("none yet").exit_code(), 2);
-        std::fs::create_dir_all(home.path().join("adapter/peft")).expect("created");
+        for folder in ["peft", "diffusers", ".peft.partial"] {
+            std::fs::create_dir_all(home.path().join("adapter").join(folder)).expect("created");
+        }
         std::fs::write(home.path().join("adapter/peft/adapter_config.json"), "{}").expect("written");
         export(run, &to).expect("copied");
         assert_eq!(std::fs::read_to_string(to.join("peft/adapter_config.json")).expect("readable"), "{}");
+        assert!(!to.join(".peft.partial").exists(), "what is not finished is not copied");
         assert_eq!(export(run, &to).expect_err("exists").exit_code(), 2);
     }
 

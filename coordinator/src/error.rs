@@ -48,6 +48,18 @@ pub enum CoordinatorError {
         #[source]
         source: std::io::Error,
     },
+    /// What is known of a run's processes cannot be read.
+    #[error("{} is lost or damaged; `coordinator up FILE --resume` makes it anew", path.display())]
+    RecordLost {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What was trained is not all exported yet.
+    #[error("{0}")]
+    NotExported(String),
     /// A member's process ended in a way that starting it again does not cure.
     #[error("{0}")]
     MemberFailed(Box<ExitReport>),
@@ -87,6 +99,7 @@ impl CoordinatorError {
             Self::Usage(_) | Self::Config { .. } => exit_code::BAD_USAGE,
             Self::RunFailed { bad_input: true, .. } => exit_code::BAD_USAGE,
             Self::MemberFailed(report) if report.is_bad_input() => exit_code::BAD_USAGE,
+            Self::NotExported(_) => exit_code::RETRY,
             _ => exit_code::FAILED,
         }
     }

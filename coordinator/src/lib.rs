@@ -14,6 +14,7 @@ pub mod server;
 mod waiting_room;
 
 pub mod launch;
+pub mod lost_files;
 pub mod opening;
 pub mod resume;
 pub mod run_record;
@@ -25,6 +26,7 @@ pub mod cli;
 pub mod config_file;
 pub mod display;
 pub mod error;
+pub mod exported;
 pub mod inspection;
 pub mod planning;
 pub mod rates;

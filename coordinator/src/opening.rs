@@ -2,8 +2,9 @@
 
 use crate::cli::UpArgs;
 use crate::error::CoordinatorError;
+use crate::lost_files::{checkpoints, stored_config, stored_record};
 use crate::resume::{Differences, compare};
-use crate::run_record::{RunLock, RunRecord};
+use crate::run_record::{RunLock, RunRecord, is_run};
 use crate::server::bind;
 use config::RunConfig;
 use service::{RunDirectory, durable};
@@ -17,6 +18,8 @@ pub struct OpenRun {
     pub record: RunRecord,
     /// Keeps other coordinators away while it is held.
     pub lock: RunLock,
+    /// What had to be put back.
+    pub notices: Vec<String>,
 }
 
 /// The directory of a config's run, absolute.
@@ -39,15 +42,15 @@ pub async fn open_run(args: &UpArgs, config: &RunConfig) -> Result<(OpenRun, Tcp
     let goes_on = goes_on(args, &directory)?;
     directory.create()?;
     let lock = RunLock::take(&directory)?;
-    let mut record = match goes_on {
+    let (mut record, notices) = match goes_on {
         true => reopen(config, &directory)?,
-        false => RunRecord::new(&config.run.name),
+        false => (RunRecord::new(&config.run.name), Vec::new()),
     };
     let listener = listen(args.port.unwrap_or(record.port)).await?;
     record.port = listener.local_addr().map_err(|error| port_error(record.port, &error))?.port();
     durable::write_file(&directory.config(), config.to_toml().as_bytes())?;
     record.write(&directory)?;
-    Ok((OpenRun { directory, record, lock }, listener))
+    Ok((OpenRun { directory, record, lock, notices }, listener))
 }
 
 /// Whether the arguments go with what there is of the run, without touching anything.
@@ -61,7 +64,7 @@ pub fn check_run(args: &UpArgs, config: &RunConfig) -> Result<(), CoordinatorErr
 
 /// Whether an earlier run goes on.
 fn goes_on(args: &UpArgs, directory: &RunDirectory) -> Result<bool, CoordinatorError> {
-    let exists = directory.run_file().exists() || directory.config().exists();
+    let exists = is_run(directory);
     // A run that never got as far as a checkpoint has nothing to lose: its first config may have been at fault.
     let is_stillborn = exists && !args.resume && is_stillborn(directory);
     if exists != args.resume && !is_stillborn {
@@ -76,12 +79,10 @@ fn goes_on(args: &UpArgs, directory: &RunDirectory) -> Result<bool, CoordinatorE
     Ok(exists && !is_stillborn)
 }
 
-/// Whether a run was started but has no checkpoint and no process.
+/// Whether a run was started but has no checkpoint, never had one, and no process.
 fn is_stillborn(directory: &RunDirectory) -> bool {
-    let has_checkpoint =
-        std::fs::read_dir(directory.checkpoints()).is_ok_and(|mut entries| entries.next().is_some());
     let lives = RunRecord::read(directory).is_ok_and(|record| !record.living_members().is_empty());
-    !has_checkpoint && !lives
+    checkpoints(directory).is_empty() && !directory.has_records() && !lives
 }
 
 fn already_there(args: &UpArgs, directory: &RunDirectory) -> String {
@@ -93,18 +94,18 @@ fn already_there(args: &UpArgs, directory: &RunDirectory) -> String {
     )
 }
 
-/// The record of a run that is to go on, if the config allows it.
-fn reopen(config: &RunConfig, directory: &RunDirectory) -> Result<RunRecord, CoordinatorError> {
-    let path = directory.config();
-    let failed = |source| CoordinatorError::File { action: "read", path: path.clone(), source };
-    let text = std::fs::read_to_string(&path).map_err(failed)?;
-    let stored = RunConfig::from_toml(&text)
-        .map_err(|problems| CoordinatorError::Config { path: path.clone(), problems })?;
-    let differences = compare(&stored, config);
+/// The record of a run that is to go on, if the config allows it, and what is to be said.
+fn reopen(
+    config: &RunConfig,
+    directory: &RunDirectory,
+) -> Result<(RunRecord, Vec<String>), CoordinatorError> {
+    let stored = stored_config(directory)?;
+    let differences = compare(stored.value.as_ref().unwrap_or(config), config);
     if !differences.forbidden.is_empty() {
         return Err(another_run(directory, &differences));
     }
-    let record = RunRecord::read(directory)?;
+    let found = stored_record(directory, &config.run.name)?;
+    let record = found.value;
     let living = record.living_members();
     if !differences.allowed.is_empty() && !living.is_empty() {
         return Err(CoordinatorError::Usage(format!(
@@ -113,12 +114,13 @@ fn reopen(config: &RunConfig, directory: &RunDirectory) -> Result<RunRecord, Coo
             differences.allowed.join("\n  ")
         )));
     }
-    Ok(RunRecord {
+    let record = RunRecord {
         generation: record.generation + 1,
         coordinator_pid: std::process::id(),
         ended: None,
         ..record
-    })
+    };
+    Ok((record, stored.notice.into_iter().chain(found.notice).collect()))
 }
 
 fn another_run(directory: &RunDirectory, differences: &Differences) -> CoordinatorError {
@@ -196,6 +198,37 @@ mod tests {
         let second = open_run(&args(&["--resume"]), &config).await.expect("again").0.record;
         assert_eq!((second.run_id, second.port), (first.run_id, first.port));
         assert_eq!(second.generation, first.generation + 1);
+    }
+
+    #[tokio::test]
+    async fn a_run_that_lost_its_small_files_goes_on() {
+        let home = tempfile::tempdir().expect("a directory");
+        let config = config(&home);
+        drop(open_run(&args(&[]), &config).await.expect("new"));
+        let directory = run_directory(&config).expect("a path");
+        let checkpoint = directory.checkpoints().join("iteration-000001");
+        std::fs::create_dir(&checkpoint).expect("created");
+        std::fs::rename(directory.config(), checkpoint.join("config.toml")).expect("renamed");
+        std::fs::remove_file(directory.run_file()).expect("removed");
+        assert!(refusal(&[], &config).await.contains("--resume"), "checkpoints make it a run");
+        let mut other = config.clone();
+        other.run.seed += 1;
+        assert!(refusal(&["--resume"], &other).await.contains("run.seed: "), "the config is known");
+        let opened = open_run(&args(&["--resume"]), &config).await.expect("goes on").0;
+        assert_eq!(opened.notices.len(), 2, "{:?}", opened.notices);
+        assert!(directory.config().exists() && directory.run_file().exists());
+        drop(opened);
+        assert!(open_run(&args(&["--resume"]), &config).await.expect("again").0.notices.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_run_that_lost_its_checkpoints_is_not_begun_again() {
+        let home = tempfile::tempdir().expect("a directory");
+        let config = config(&home);
+        drop(open_run(&args(&[]), &config).await.expect("new"));
+        let directory = run_directory(&config).expect("a path");
+        std::fs::write(directory.metrics(), "{}\n").expect("written");
+        assert!(refusal(&[], &config).await.contains("exists"));
     }
 
     #[tokio::test]

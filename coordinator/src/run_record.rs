@@ -2,6 +2,7 @@
 
 use crate::error::CoordinatorError;
 use crate::launch::is_member_process;
+use crate::lost_files::checkpoints;
 use nix::fcntl::{Flock, FlockArg};
 use proto::Summary;
 use serde::{Deserialize, Serialize};
@@ -71,10 +72,10 @@ impl RunRecord {
     /// Reads the record of a run.
     ///
     /// # Errors
-    /// If there is none or it is not readable.
+    /// If there is none or it is not readable, with the remedy.
     pub fn read(directory: &RunDirectory) -> Result<Self, CoordinatorError> {
         let path = directory.run_file();
-        let failed = |source| CoordinatorError::File { action: "read", path: path.clone(), source };
+        let failed = |source| CoordinatorError::RecordLost { path: path.clone(), source };
         let bytes = std::fs::read(&path).map_err(failed)?;
         serde_json::from_slice(&bytes)
             .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))
@@ -135,13 +136,18 @@ fn living(directory: &RunDirectory) -> String {
     )
 }
 
+/// Whether a directory is that of a run, though it may have lost files.
+pub fn is_run(directory: &RunDirectory) -> bool {
+    directory.run_file().exists() || directory.config().exists() || !checkpoints(directory).is_empty()
+}
+
 /// Finds the directory of a run that a command names: a path, or a name below `runs/`.
 ///
 /// # Errors
 /// A usage error if there is no such run.
 pub fn find_run(run: &str) -> Result<RunDirectory, CoordinatorError> {
     let candidates = [PathBuf::from(run), PathBuf::from("runs").join(run)];
-    let found = candidates.iter().map(RunDirectory::new).find(|directory| directory.run_file().exists());
+    let found = candidates.iter().map(RunDirectory::new).find(is_run);
     found.ok_or_else(|| {
         let looked = candidates.map(|path| path.join("run.json").display().to_string()).join(" nor ");
         CoordinatorError::Usage(format!("no run `{run}`: neither {looked} exists; give the run's directory"))

@@ -107,6 +107,7 @@ impl Run {
         let members = Members::new(record.run_id.clone(), record.generation, patience);
         let launcher = LocalLauncher::new(record.port, directory.clone())?;
         display.say(&format!("run {} in {}", catalog.config().run.name, directory.path().display()));
+        opened.notices.iter().for_each(|notice| display.say(notice));
         if catalog.config().resources.workers == 0 {
             display.say(&without_workers(record.port, &directory));
         }
@@ -210,7 +211,9 @@ impl Run {
     /// Keeps `run.json` true; without it a killed coordinator would start processes twice.
     fn record_processes(&mut self) {
         let members = self.supervisor.processes();
-        if members != self.opened.record.members {
+        let run_file = self.opened.directory.run_file();
+        let is_there = std::fs::metadata(run_file).is_ok_and(|metadata| metadata.len() > 0);
+        if !is_there || members != self.opened.record.members {
             self.opened.record.members = members;
             self.write_record();
         }

@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use service::{ServiceError, durable};
 
 const PREFIX: &str = "iteration-";
-const PARTIAL_SUFFIX: &str = ".partial";
 const DAMAGED_SUFFIX: &str = ".damaged";
 const MANIFEST: &str = "manifest.json";
 const BEST: &str = "best";
@@ -28,6 +27,9 @@ pub enum CheckpointError {
     /// Tensors could not be written or read.
     #[error(transparent)]
     Tensors(#[from] models::ModelError),
+    /// A checkpoint is damaged.
+    #[error("a checkpoint is damaged, {0}")]
+    Damaged(#[from] Rejected),
     /// There are checkpoints, but none can be trusted.
     #[error(
         "no checkpoint in {} is intact ({}); restore one from a backup, or start a new run under another name",
@@ -49,18 +51,13 @@ pub struct Checkpoints {
 }
 
 /// A checkpoint that is not what its manifest says.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {reason}", path.display())]
 pub struct Rejected {
     /// Its directory.
     pub path: PathBuf,
     /// What is wrong.
     pub reason: String,
-}
-
-impl std::fmt::Display for Rejected {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.reason)
-    }
 }
 
 /// The newest checkpoint that can be trusted, and the newer ones that cannot.
@@ -90,11 +87,7 @@ impl Checkpoints {
     /// If the file system refuses.
     pub fn open(directory: &Path, keep_last: usize) -> Result<Self, CheckpointError> {
         durable::create_directory(directory)?;
-        for path in entries(directory)? {
-            if path.is_dir() && path.to_string_lossy().ends_with(PARTIAL_SUFFIX) {
-                durable::remove_directory(&path)?;
-            }
-        }
+        durable::clear_leftovers(directory)?;
         Ok(Self { directory: directory.to_owned(), keep_last: keep_last.max(1) })
     }
 
@@ -113,16 +106,11 @@ impl Checkpoints {
         write_files: impl FnOnce(&Path) -> Result<(), CheckpointError>,
     ) -> Result<PathBuf, CheckpointError> {
         let target = self.path(version);
-        let written = durable::write_directory(&target, |directory| {
+        durable::write_directory(&target, |directory| {
             write_files(directory)?;
             write_manifest(directory)
-        });
-        if written.is_err() {
-            // The disk may be full; the first error is the one to tell.
-            let partial = self.directory.join(format!(".{PREFIX}{version:06}{PARTIAL_SUFFIX}"));
-            let _ = durable::remove_directory(&partial);
-        }
-        written.map(|()| target)
+        })?;
+        Ok(target)
     }
 
     /// The newest checkpoint whose files are what its manifest says.
@@ -133,15 +121,36 @@ impl Checkpoints {
         let mut rejected = Vec::new();
         for version in self.versions()?.into_iter().rev() {
             let path = self.path(version);
-            match check(&path) {
+            match self.check(version) {
                 Ok(()) => return Ok(Newest { checkpoint: Some((version, path)), rejected }),
-                Err(reason) => rejected.push(Rejected { path, reason }),
+                Err(damaged) => rejected.push(damaged),
             }
         }
         match rejected.is_empty() {
             true => Ok(Newest { checkpoint: None, rejected }),
             false => Err(CheckpointError::NoneIntact { directory: self.directory.clone(), rejected }),
         }
+    }
+
+    /// Checks that the files of a checkpoint are what its manifest says.
+    ///
+    /// # Errors
+    /// If one is not.
+    pub fn check(&self, version: u32) -> Result<(), Rejected> {
+        let path = self.path(version);
+        check(&path).map_err(|reason| Rejected { path, reason })
+    }
+
+    /// BLAKE3 of a file of a checkpoint, as its manifest has it.
+    ///
+    /// # Errors
+    /// If the manifest is damaged or does not have the file.
+    pub fn digest(&self, version: u32, file: &str) -> Result<String, Rejected> {
+        let path = self.path(version);
+        let record = read_manifest(&path).and_then(|mut manifest| {
+            manifest.files.remove(file).ok_or_else(|| format!("its {MANIFEST} does not have {file}"))
+        });
+        record.map(|record| record.blake3).map_err(|reason| Rejected { path, reason })
     }
 
     /// Renames a damaged checkpoint, so that it is none any more; returns its new path.
@@ -157,6 +166,7 @@ impl Checkpoints {
         }
         let path = rejected.path.clone();
         fs::rename(&path, &kept).map_err(|source| ServiceError::File { action: "rename", path, source })?;
+        durable::sync_directory(&self.directory)?;
         Ok(kept)
     }
 
@@ -177,11 +187,11 @@ impl Checkpoints {
     ///
     /// # Errors
     /// If the file system refuses.
-    pub fn prune(&self) -> Result<(), CheckpointError> {
-        let (versions, best) = (self.versions()?, self.best());
+    pub fn prune(&self, best: Option<u32>) -> Result<(), CheckpointError> {
+        let versions = self.versions()?;
         let n_old = versions.len().saturating_sub(self.keep_last);
         for version in versions.into_iter().take(n_old).filter(|version| Some(*version) != best) {
-            durable::remove_directory(&self.path(version))?;
+            durable::discard_directory(&self.path(version))?;
         }
         Ok(())
     }
@@ -233,11 +243,14 @@ fn records(directory: &Path) -> std::io::Result<BTreeMap<String, FileRecord>> {
     Ok(files)
 }
 
-fn check(directory: &Path) -> Result<(), String> {
+fn read_manifest(directory: &Path) -> Result<Manifest, String> {
     let text =
         fs::read(directory.join(MANIFEST)).map_err(|e| format!("its {MANIFEST} cannot be read: {e}"))?;
-    let manifest: Manifest =
-        serde_json::from_slice(&text).map_err(|e| format!("its {MANIFEST} is damaged: {e}"))?;
+    serde_json::from_slice(&text).map_err(|e| format!("its {MANIFEST} is damaged: {e}"))
+}
+
+fn check(directory: &Path) -> Result<(), String> {
+    let manifest = read_manifest(directory)?;
     let found = records(directory).map_err(|e| format!("its files cannot be read: {e}"))?;
     for (name, expected) in &manifest.files {
         match found.get(name) {
@@ -352,7 +365,7 @@ mod tests {
             }
             assert_eq!(checkpoints.versions().unwrap(), [1]);
             write(&checkpoints, 2);
-            checkpoints.prune().unwrap();
+            checkpoints.prune(None).unwrap();
             assert_eq!(checkpoints.versions().unwrap(), [2]);
             assert_eq!(checkpoints.newest_intact().unwrap().checkpoint.unwrap().0, 2);
         }
@@ -366,7 +379,7 @@ mod tests {
             if version == 1 {
                 checkpoints.mark_best(1).unwrap();
             }
-            checkpoints.prune().unwrap();
+            checkpoints.prune(checkpoints.best()).unwrap();
         }
         assert_eq!(checkpoints.versions().unwrap(), [1, 4, 5]);
         assert_eq!(checkpoints.best(), Some(1));

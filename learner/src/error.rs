@@ -1,5 +1,8 @@
 //! Why training cannot go on.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use flow::FlowError;
 use models::ModelError;
 use proto::Summary;
@@ -57,16 +60,46 @@ pub enum LearnerError {
         /// Index of the task.
         task: u32,
     },
-    /// The disk stayed full, or worse.
-    #[error(
-        "{attempts} checkpoints in a row could not be written; make room in the run directory, then resume"
-    )]
-    CheckpointsFail {
-        /// How many.
-        attempts: u32,
-        /// What happened at the last.
+    /// Nothing is lost yet.
+    #[error("the first checkpoint could not be written; the run directory must be writable and have room")]
+    FirstCheckpointFails {
+        /// What happened.
         #[source]
         source: CheckpointError,
+    },
+    /// The disk stayed full, or worse.
+    #[error(
+        "no checkpoint could be written for {} s (`checkpoints.retry_minutes`); make room in the run directory, then \
+         resume",
+        failing.as_secs()
+    )]
+    CheckpointsFail {
+        /// For how long.
+        failing: Duration,
+        /// What happened at the last attempt.
+        #[source]
+        source: CheckpointError,
+    },
+    /// Everything is saved, but not exported.
+    #[error(
+        "what was trained is saved but could not be exported; mend the cause and resume, nothing is trained again"
+    )]
+    NotExported {
+        /// What happened at the last attempt.
+        #[source]
+        source: Box<LearnerError>,
+        /// What the run came to.
+        summary: Box<Summary>,
+    },
+    /// There are records but no checkpoint.
+    #[error(
+        "{} has records of a run but no checkpoint any more; put its `checkpoints` back from a backup, or start a new \
+         run under another name",
+        directory.display()
+    )]
+    CheckpointsGone {
+        /// The run directory.
+        directory: PathBuf,
     },
     /// Rewards that are not trained got worse while those that are got better, and the config has the run stop then. All
     /// of it is saved.
@@ -125,12 +158,15 @@ impl LearnerError {
             | Self::ModelNotFound(_)
             | Self::Prompts(_)
             | Self::OtherConfig { .. }
+            | Self::CheckpointsGone { .. }
             | Self::Setting(_) => true,
             Self::Stopped(_)
             | Self::NonFinite { .. }
             | Self::NonFiniteParameter { .. }
             | Self::EmbeddingGone { .. }
+            | Self::FirstCheckpointFails { .. }
             | Self::CheckpointsFail { .. }
+            | Self::NotExported { .. }
             | Self::RewardHacking { .. }
             | Self::Flow(_)
             | Self::Service(_)
@@ -141,7 +177,9 @@ impl LearnerError {
     /// What the run came to, if it ended in good order.
     pub fn summary(&self) -> Option<Summary> {
         match self {
-            Self::RewardHacking { summary, .. } => Some((**summary).clone()),
+            Self::RewardHacking { summary, .. } | Self::NotExported { summary, .. } => {
+                Some((**summary).clone())
+            }
             _ => None,
         }
     }

@@ -39,6 +39,9 @@ pub struct Evaluation {
     pub network_evaluations: u64,
     /// Seconds since the start of the run, without those that a crash undid; 0 where it is not known.
     pub seconds: f64,
+    /// When it was recorded, in seconds since 1970.
+    #[serde(default)]
+    pub recorded_at: f64,
     /// Mean reward of each prompt, in file order.
     pub prompt_rewards: Vec<f64>,
 }
@@ -88,6 +91,7 @@ impl Evaluation {
             images: all.len() as u64,
             network_evaluations: outcomes.iter().map(|outcome| outcome.cost.network_evaluations).sum(),
             seconds: 0.0,
+            recorded_at: 0.0,
             prompt_rewards,
         }
     }
@@ -117,7 +121,13 @@ pub fn comparable(evaluations: &[Evaluation]) -> Vec<&Evaluation> {
 
 /// The best of the evaluations that the newest can be compared with; of equal ones the first.
 pub fn best(evaluations: &[Evaluation]) -> Option<&Evaluation> {
-    comparable(evaluations).into_iter().reduce(|best, row| if row.reward > best.reward { row } else { best })
+    best_among(evaluations, |_| true)
+}
+
+/// The best of those whose version is eligible.
+pub fn best_among(evaluations: &[Evaluation], is_eligible: impl Fn(u32) -> bool) -> Option<&Evaluation> {
+    let eligible = comparable(evaluations).into_iter().filter(|row| is_eligible(row.version));
+    eligible.reduce(|best, row| if row.reward > best.reward { row } else { best })
 }
 
 /// Means of consecutive values, `per_prompt` at a time.
@@ -214,6 +224,8 @@ mod tests {
         let rows = [row(0, 0.25), row(3, 0.75), row(6, 0.5), row(9, 0.75)];
         assert_eq!(best(&rows).map(|row| row.version), Some(3));
         assert!(best(&[]).is_none());
+        assert_eq!(best_among(&rows, |version| version != 3).map(|row| row.version), Some(9));
+        assert!(best_among(&rows, |version| version > 9).is_none());
     }
 
     #[test]

@@ -1,21 +1,36 @@
 //! What was trained, in the layouts that other tools load, one folder each: diffusers refuses a folder with two.
+//!
+//! Every folder says what it was made of, and one that was made of the same is left as it is.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use config::RunConfig;
+use config::{AdapterMethod, RunConfig};
 use models::adapter_file::SavedAdapter;
 use models::{ModelError, weights};
-use service::durable;
+use service::{Provenance, durable};
 use tch::Tensor;
 
 use crate::error::LearnerError;
 use crate::trained_tensors::lora_config;
 
+/// What `PeftModel.from_pretrained` loads.
+const PEFT: &str = "peft";
+/// What diffusers' `load_lora_weights` and ComfyUI load.
+const DIFFUSERS: &str = "diffusers";
 /// Folder of the network in a pipeline.
 const TRANSFORMER: &str = "transformer";
 const TRANSFORMER_TENSORS: &str = "diffusion_pytorch_model.safetensors";
 const TRANSFORMER_CONFIG: &str = "config.json";
+
+/// Whether all that a run of this method exports was made of `provenance`.
+pub fn is_current(method: AdapterMethod, provenance: &Provenance, directory: &Path) -> bool {
+    let folders: &[&str] = match method {
+        AdapterMethod::Lora => &[PEFT, DIFFUSERS],
+        AdapterMethod::Full => &[TRANSFORMER],
+    };
+    folders.iter().all(|folder| Provenance::read(&directory.join(folder)).as_ref() == Some(provenance))
+}
 
 /// Writes `peft/` (`PeftModel.from_pretrained`) and `diffusers/` (`load_lora_weights`, ComfyUI) below `directory`.
 ///
@@ -24,16 +39,17 @@ const TRANSFORMER_CONFIG: &str = "config.json";
 pub fn write_adapter(
     config: &RunConfig,
     tensors: &[(String, Tensor)],
+    provenance: &Provenance,
     directory: &Path,
 ) -> Result<(), LearnerError> {
     let tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect();
     let adapter = SavedAdapter::new(lora_config(config), tensors);
     durable::create_directory(directory)?;
     let base_model = config.model.path.to_string_lossy();
-    durable::write_directory(&directory.join("peft"), |folder| {
+    write_folder(&directory.join(PEFT), provenance, |folder| {
         adapter.write_peft(folder, Some(&base_model)).map_err(LearnerError::from)
     })?;
-    durable::write_directory(&directory.join("diffusers"), |folder| {
+    write_folder(&directory.join(DIFFUSERS), provenance, |folder| {
         adapter.write_diffusers(folder).map_err(LearnerError::from)
     })
 }
@@ -46,14 +62,29 @@ pub fn write_adapter(
 pub fn write_transformer(
     base: &Path,
     tensors: &[(String, Tensor)],
+    provenance: &Provenance,
     directory: &Path,
 ) -> Result<(), LearnerError> {
     durable::create_directory(directory)?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    durable::write_directory(&directory.join(TRANSFORMER), |folder| {
+    write_folder(&directory.join(TRANSFORMER), provenance, |folder| {
         weights::write(&folder.join(TRANSFORMER_TENSORS), tensors, &metadata)?;
         let config = base.join(TRANSFORMER).join(TRANSFORMER_CONFIG);
         let text = std::fs::read(&config).map_err(|problem| ModelError::io(&config, problem))?;
         durable::write_file(&folder.join(TRANSFORMER_CONFIG), &text).map_err(LearnerError::from)
+    })
+}
+
+fn write_folder(
+    folder: &Path,
+    provenance: &Provenance,
+    fill: impl FnOnce(&Path) -> Result<(), LearnerError>,
+) -> Result<(), LearnerError> {
+    if Provenance::read(folder).as_ref() == Some(provenance) {
+        return Ok(());
+    }
+    durable::write_directory(folder, |partial| {
+        fill(partial)?;
+        Ok(provenance.write(partial)?)
     })
 }

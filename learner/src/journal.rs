@@ -6,44 +6,82 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use service::{ServiceError, durable};
 
+/// Ends the name of the file that damaged rows are moved to.
+const DAMAGED_SUFFIX: &str = ".damaged";
+
 /// One such file.
 pub struct Journal<T> {
     path: PathBuf,
     rows: Vec<T>,
     /// How many of the rows are in the file; fewer than all while the disk is full.
     written: usize,
+    /// Lines, from 1, that were no rows when the file was opened.
+    damaged: Vec<usize>,
 }
 
 impl<T: Serialize + DeserializeOwned> Journal<T> {
     /// Opens a file, or starts one, keeping the rows that `is_kept` accepts.
     ///
-    /// A checkpoint is older than what was logged after it, and a crash can tear a line; both are removed.
+    /// A checkpoint is older than what was logged after it, and a crash can leave half a last line; both are removed. Any
+    /// other line that is no row is moved to a file beside.
     ///
     /// # Errors
     /// If the file cannot be read or rewritten.
     pub fn open(path: &Path, is_kept: impl Fn(&T) -> bool) -> Result<Self, ServiceError> {
-        let bytes = match path.exists() {
-            true => std::fs::read(path),
-            false => Ok(Vec::new()),
-        };
-        let bytes =
-            bytes.map_err(|source| ServiceError::File { action: "read", path: path.to_owned(), source })?;
-        let (mut rows, mut kept) = (Vec::new(), Vec::new());
-        for line in bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
-            if let Some(row) = serde_json::from_slice(line).ok().filter(&is_kept) {
-                rows.push(row);
-                kept.extend_from_slice(line);
+        let bytes = read_if_there(path)?;
+        let (mut rows, mut kept, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, line) in (1..).zip(bytes.split_inclusive(|byte| *byte == b'\n')) {
+            let is_whole = line.ends_with(b"\n");
+            match serde_json::from_slice(line) {
+                Ok(row) if is_kept(&row) => {
+                    rows.push(row);
+                    kept.extend_from_slice(line);
+                    kept.extend((!is_whole).then_some(b'\n'));
+                }
+                Err(_) if is_whole && !line.trim_ascii().is_empty() => damaged.push((number, line)),
+                Ok(_) | Err(_) => {}
             }
         }
+        set_aside(path, damaged.iter().map(|(_, line)| *line))?;
         if kept != bytes {
             durable::write_file(path, &kept)?;
         }
-        Ok(Self { path: path.to_owned(), written: rows.len(), rows })
+        let damaged = damaged.into_iter().map(|(number, _)| number).collect();
+        Ok(Self { path: path.to_owned(), written: rows.len(), rows, damaged })
     }
 
     /// All rows.
     pub fn rows(&self) -> &[T] {
         &self.rows
+    }
+
+    /// Which lines of the file were no rows when it was opened, and where they are now, in words.
+    pub fn damage(&self) -> Option<String> {
+        let lines: Vec<String> = self.damaged.iter().map(|number| format!("line {number}")).collect();
+        let (path, beside) = (self.path.display(), damaged_path(&self.path));
+        (!lines.is_empty())
+            .then(|| format!("{path}: {} damaged, kept in {}", lines.join(", "), beside.display()))
+    }
+
+    /// Puts back rows that the file has lost: those of `copy` whose `key` no row has. Returns their keys.
+    ///
+    /// # Errors
+    /// If the file cannot be rewritten.
+    pub fn restore<K: Copy + Ord>(
+        &mut self,
+        copy: Vec<T>,
+        key: impl Fn(&T) -> K,
+    ) -> Result<Vec<K>, ServiceError> {
+        let is_lost = |row: &T| !self.rows.iter().any(|known| key(known) == key(row));
+        let lost: Vec<T> = copy.into_iter().filter(is_lost).collect();
+        let keys: Vec<K> = lost.iter().map(&key).collect();
+        if !keys.is_empty() {
+            self.rows.extend(lost);
+            self.rows.sort_by_key(&key);
+            durable::write_file(&self.path, &to_lines(&self.rows))?;
+            self.written = self.rows.len();
+        }
+        Ok(keys)
     }
 
     /// Adds a row and waits until it is on the disk, together with those that an earlier call could not write.
@@ -52,12 +90,54 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
     /// If the file cannot be written; the row is kept for the next call.
     pub fn append(&mut self, row: T) -> Result<(), ServiceError> {
         self.rows.push(row);
+        self.flush()
+    }
+
+    /// Writes the rows that earlier calls could not write.
+    ///
+    /// # Errors
+    /// If the file cannot be written; they are kept for the next call.
+    pub fn flush(&mut self) -> Result<(), ServiceError> {
         while let Some(row) = self.rows.get(self.written) {
-            let text = serde_json::to_string(row).expect("rows are plain data; else this is a bug");
-            durable::append_line(&self.path, &text)?;
+            durable::append_line(&self.path, &to_line(row))?;
             self.written += 1;
         }
         Ok(())
+    }
+}
+
+/// The text of a file with these rows.
+pub fn to_lines<T: Serialize>(rows: &[T]) -> Vec<u8> {
+    rows.iter().flat_map(|row| (to_line(row) + "\n").into_bytes()).collect()
+}
+
+fn to_line<T: Serialize>(row: &T) -> String {
+    serde_json::to_string(row).expect("rows are plain data; else this is a bug")
+}
+
+/// Adds lines to the file of the damaged ones, but for those that an interrupted opening has added.
+fn set_aside<'a>(path: &Path, lines: impl Iterator<Item = &'a [u8]>) -> Result<(), ServiceError> {
+    let beside = damaged_path(path);
+    let mut kept = read_if_there(&beside)?;
+    let n_bytes = kept.len();
+    for line in lines {
+        if !kept.split_inclusive(|byte| *byte == b'\n').any(|known| known == line) {
+            kept.extend_from_slice(line);
+        }
+    }
+    if kept.len() > n_bytes { durable::write_file(&beside, &kept) } else { Ok(()) }
+}
+
+fn damaged_path(path: &Path) -> PathBuf {
+    let mut name = path.to_owned().into_os_string();
+    name.push(DAMAGED_SUFFIX);
+    name.into()
+}
+
+fn read_if_there(path: &Path) -> Result<Vec<u8>, ServiceError> {
+    match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        bytes => bytes.map_err(|source| ServiceError::File { action: "read", path: path.to_owned(), source }),
     }
 }
 
@@ -83,13 +163,47 @@ mod tests {
     }
 
     #[test]
-    fn torn_lines_are_removed() {
+    fn half_a_last_line_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("metrics.jsonl");
-        std::fs::write(&path, "1\n[2\n3\n[4").unwrap();
+        std::fs::write(&path, "1\n3\n[4").unwrap();
         let mut journal = Journal::<u32>::open(&path, |_| true).unwrap();
+        assert_eq!(journal.damage(), None, "a crash tears the line that is being written");
         journal.append(7).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n3\n7\n");
+        std::fs::write(&path, "1\n3").unwrap();
+        Journal::<u32>::open(&path, |_| true).unwrap().append(7).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n3\n7\n", "only its end was missing");
+    }
+
+    #[test]
+    fn damaged_lines_are_kept_beside_and_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("metrics.jsonl");
+        let text: &[u8] = b"1\n\xff2\n\n3\n{}\n";
+        let beside = directory.path().join("metrics.jsonl.damaged");
+        for _ in 0..2 {
+            // The second time as after a crash between the two writes.
+            std::fs::write(&path, text).unwrap();
+            let journal = Journal::<u32>::open(&path, |_| true).unwrap();
+            let damage = journal.damage().unwrap();
+            assert!(damage.contains("line 2, line 5 damaged, kept in"), "{damage}");
+            assert_eq!(std::fs::read(&path).unwrap(), b"1\n3\n");
+            assert_eq!(std::fs::read(&beside).unwrap(), b"\xff2\n{}\n");
+        }
+        assert_eq!(Journal::<u32>::open(&path, |_| true).unwrap().damage(), None);
+    }
+
+    #[test]
+    fn lost_rows_are_put_back_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("evaluations.jsonl");
+        std::fs::write(&path, "20\n51\n").unwrap();
+        let mut journal = Journal::<u32>::open(&path, |_| true).unwrap();
+        assert_eq!(journal.restore(vec![10, 22, 30], |row| row / 10).unwrap(), [1, 3]);
+        assert_eq!(journal.rows(), [10, 20, 30, 51], "a row that is there is not replaced");
+        journal.append(60).unwrap();
+        assert_eq!(rows(&path, 99), [10, 20, 30, 51, 60]);
     }
 
     #[test]

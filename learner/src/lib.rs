@@ -39,6 +39,7 @@ pub mod run;
 mod saving;
 pub mod serve;
 pub mod server;
+mod settling;
 pub mod tensorboard;
 mod trained_tensors;
 pub mod trainer;

@@ -32,6 +32,9 @@ pub struct IterationMetrics {
     pub time: TimeMetrics,
     /// How many rewards the newest evaluation found hacked.
     pub reward_hacking: u32,
+    /// When it was recorded, in seconds since 1970.
+    #[serde(default)]
+    pub recorded_at: f64,
 }
 
 /// Rewards of an iteration.
@@ -227,11 +230,12 @@ impl PolicyMetrics {
 }
 
 impl IterationMetrics {
-    /// Every number with its place as a TensorBoard tag, such as `reward/mean`.
+    /// Every number with its place as a TensorBoard tag, such as `reward/mean`, but for the time, which events have.
     pub fn scalars(&self) -> Vec<(String, f32)> {
         let row = serde_json::to_value(self).expect("metrics are plain data; else this is a bug");
         let mut scalars = Vec::new();
         flatten("", &row, &mut scalars);
+        scalars.retain(|(tag, _)| tag != "recorded_at");
         scalars
     }
 }

@@ -18,7 +18,8 @@ pub use crate::trained_tensors::NamedTensors;
 use crate::trained_tensors::TrainedTensors;
 
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
-const AVERAGE_FILE: &str = "ema.safetensors";
+/// The moving average in a checkpoint.
+pub(crate) const AVERAGE_FILE: &str = "ema.safetensors";
 
 /// The network with everything that training changes.
 pub struct Policy {

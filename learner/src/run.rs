@@ -5,11 +5,12 @@
 //! 1. The evaluation of version `v` is recorded before iteration `v` ends, that is before a checkpoint of `v + 1` exists.
 //! 2. The metrics of iteration `i` are recorded before the checkpoint of version `i + 1`; a resumed run cuts off what is
 //!    newer than its checkpoint.
-//! 3. What is published is either in a checkpoint or will be computed again, to the last bit, by a resumed run.
+//! 3. What follows from checkpoints and records is made anew from them, see `settling`.
+//! 4. What is published is either in a checkpoint or will be computed again, to the last bit, by a resumed run.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use config::{
     DataSection, OnRewardHacking, PromptFileError, PromptRecord, RewardSection, RunConfig, TaskKind, TaskSpec,
@@ -26,14 +27,11 @@ use crate::metrics::IterationMetrics;
 use crate::outcome::EvaluatedImages;
 use crate::policy::{self, NamedTensors};
 use crate::publications::Publications;
-use crate::records::{self, Records};
+use crate::records::{self, Copies, Records};
 use crate::reward_hacking::{self, Hacked};
 use crate::rules::TrainedSteps;
-use crate::saving::SavedState;
+use crate::saving::{self, SaveFailure, SavedState};
 use crate::trainer::Trainer;
-
-/// Between attempts to write the last checkpoint.
-const LAST_SAVE_PAUSE: Duration = Duration::from_secs(5);
 
 /// How a run left off.
 #[derive(Debug)]
@@ -58,7 +56,10 @@ pub struct Run {
     pub(crate) earlier: BTreeMap<u32, NamedTensors>,
     /// Version of the newest checkpoint.
     pub(crate) saved: Option<u32>,
-    pub(crate) failed_saves: u32,
+    /// Why no checkpoint could be written since.
+    pub(crate) save_failure: Option<SaveFailure>,
+    /// Why not everything that follows from checkpoints and evaluations could be made.
+    pub(crate) unsettled: Option<LearnerError>,
     pub(crate) opened: Instant,
 }
 
@@ -80,15 +81,19 @@ impl Run {
             trainer.progress.notice(format!("damaged checkpoint passed over and kept as {kept}: {rejected}"));
         }
         let mut state = SavedState::new(&trainer.config);
-        let mut earlier = BTreeMap::new();
+        let (mut earlier, mut copies) = (BTreeMap::new(), Copies::default());
         if let Some((version, path)) = &newest.checkpoint {
             tracing::info!(version, "resuming from {}", path.display());
             state = SavedState::read(path, &state, &directory)?;
             trainer.policy.load(path)?;
             trainer.updates = state.updates;
             earlier = state.read_earlier(path)?;
+            copies = saving::read_copies(path)?;
+        } else if directory.has_records() {
+            return Err(LearnerError::CheckpointsGone { directory: directory.path().to_owned() });
         }
-        let records = Records::open(&directory, state.version)?;
+        let records = Records::open(&directory, state.version, copies)?;
+        records.notices().iter().for_each(|notice| trainer.progress.notice(notice.clone()));
         // An evaluation is recorded after the checkpoint of its version.
         let recorded = records.evaluations().last().map_or(0.0, |row| row.seconds);
         state.seconds = state.seconds.max(recorded);
@@ -102,10 +107,12 @@ impl Run {
             directory,
             state,
             earlier,
-            failed_saves: 0,
+            save_failure: None,
+            unsettled: None,
             opened: Instant::now(),
         };
         run.remember_policy();
+        run.settle();
         Ok(run)
     }
 
@@ -147,19 +154,7 @@ impl Run {
         }
         self.order(self.state.version)?;
         self.evaluate(self.state.version)?;
-        self.save_at_last()?;
-        self.test_what_is_reported()
-    }
-
-    /// Saves the version reached, however often it takes.
-    fn save_at_last(&mut self) -> Result<(), LearnerError> {
-        while self.saved != Some(self.state.version) {
-            self.save()?;
-            if self.failed_saves > 0 {
-                std::thread::sleep(LAST_SAVE_PAUSE);
-            }
-        }
-        Ok(())
+        self.report()
     }
 
     /// Ends the run where the config has it end. The iteration that was sampled beside the evaluation is finished first, by
@@ -174,8 +169,7 @@ impl Run {
         if hacked.is_empty() {
             return Ok(());
         }
-        self.save_at_last()?;
-        self.test_what_is_reported()?;
+        self.report()?;
         let summary = Box::new(self.summary());
         let best = summary.best.map_or(0, |best| best.version);
         let adapter = match summary.best_adapter.is_empty() {
@@ -235,7 +229,7 @@ impl Run {
         let is_due = version.is_multiple_of(config.checkpoints.every)
             || version == config.run.iterations
             || config.evaluation_due(version);
-        if is_due || self.failed_saves > 0 { self.save() } else { Ok(()) }
+        if is_due || self.save_failure.is_some() { self.save() } else { Ok(()) }
     }
 
     /// Waits for the evaluations of a version that are due and not recorded yet, and records them.
@@ -249,6 +243,13 @@ impl Run {
             self.trainer.inbox.forget(kind, version);
         }
         Ok(())
+    }
+
+    /// Saves the version reached, tests what is reported, and leaves nothing of it unwritten.
+    fn report(&mut self) -> Result<(), LearnerError> {
+        self.save_at_last()?;
+        self.test_what_is_reported()?;
+        self.save_at_last()
     }
 
     /// Has the last and the best version evaluated on the test prompts, which nothing is chosen by; the first one has been
@@ -330,14 +331,7 @@ impl Run {
             "evaluated"
         );
         self.records.evaluation(evaluation, &tiles);
-        let is_best =
-            evaluation::best(self.records.evaluations()).is_some_and(|best| best.version == version);
-        if is_best && self.saved == Some(version) {
-            let marked = self.checkpoints.mark_best(version).map_err(LearnerError::from);
-            if let Err(error) = marked.and_then(|()| self.export_best(version)) {
-                self.trainer.progress.notice(format!("the best checkpoint: {error}"));
-            }
-        }
+        self.settle();
         self.tell_progress();
     }
 

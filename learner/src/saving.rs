@@ -1,27 +1,33 @@
-//! The durable side of a run: what a checkpoint holds, when one cannot be written, what is exported and told.
+//! What a checkpoint of a run holds, what happens when one cannot be written, and what is told.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use config::{AdapterMethod, RunConfig};
+use config::RunConfig;
 use models::weights;
 use proto::{HeldOut, ScoreChange, Summary};
 use serde::{Deserialize, Serialize};
 use service::{RunDirectory, ServiceError, durable};
-use tch::Tensor;
 
 use crate::checkpoint::CheckpointError;
 use crate::error::LearnerError;
 use crate::evaluation::{self, Evaluation};
-use crate::export;
-use crate::policy::{self, NamedTensors};
+use crate::journal;
+use crate::policy::NamedTensors;
+use crate::records::Copies;
 use crate::run::Run;
 use crate::serve::chain;
-use crate::trainer::Trainer;
 
 const STATE_FILE: &str = "state.json";
-/// Checkpoints in a row that may fail before the run gives up.
-const FAILED_SAVES_LIMIT: u32 = 3;
+/// The run config, for a run directory that has lost its own.
+const CONFIG_FILE: &str = "config.toml";
+/// The evaluations recorded so far, likewise.
+const EVALUATIONS_FILE: &str = "evaluations.jsonl";
+/// Those on the test prompts, likewise.
+const TESTS_FILE: &str = "tests.jsonl";
+/// Between attempts to write the last checkpoint.
+const LAST_SAVE_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a checkpoint holds besides tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -77,8 +83,34 @@ impl SavedState {
     }
 }
 
+/// Checkpoints that cannot be written.
+pub(crate) struct SaveFailure {
+    /// Since when.
+    since: Instant,
+    /// Why the last could not.
+    reason: String,
+}
+
+/// The evaluations that a checkpoint holds a copy of; none where it holds none.
+pub(crate) fn read_copies(checkpoint: &Path) -> Result<Copies, LearnerError> {
+    Ok(Copies {
+        evaluations: read_copy(checkpoint.join(EVALUATIONS_FILE))?,
+        tests: read_copy(checkpoint.join(TESTS_FILE))?,
+    })
+}
+
+fn read_copy(path: PathBuf) -> Result<Vec<Evaluation>, LearnerError> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let unreadable = |source| ServiceError::File { action: "read", path: path.clone(), source };
+    let bytes = std::fs::read(&path).map_err(unreadable)?;
+    let rows = serde_json::Deserializer::from_slice(&bytes).into_iter().collect::<Result<_, _>>();
+    Ok(rows.map_err(|error| unreadable(error.into()))?)
+}
+
 impl Run {
-    /// Writes a checkpoint and exports the average of what is trained; a failure is told, and final only if it repeats.
+    /// Writes a checkpoint and makes what follows from it; a failure is told, and final only if it lasts.
     pub(crate) fn save(&mut self) -> Result<(), LearnerError> {
         self.trainer.progress.phase("checkpointing");
         let version = self.state.version;
@@ -90,55 +122,68 @@ impl Run {
         match self.checkpoints.write(version, |directory| self.write_files(directory, &state)) {
             Ok(path) => {
                 tracing::info!(version, "checkpoint {}", path.display());
-                (self.saved, self.failed_saves) = (Some(version), 0);
-                if let Err(error) = self.checkpoints.prune() {
-                    tracing::warn!("old checkpoints stay: {error}");
-                }
-                let average = shallow_clones(self.trainer.policy.average());
-                if let Err(error) = self.export(&average, &self.directory.adapter()) {
-                    let notice = format!("what is trained is exported with the next checkpoint: {error}");
-                    self.trainer.progress.notice(notice);
-                }
+                (self.saved, self.save_failure) = (Some(version), None);
+                self.settle();
                 Ok(())
             }
-            Err(source) => {
-                self.failed_saves += 1;
-                let attempts = self.failed_saves;
-                let reason = chain(&source);
-                self.trainer.progress.notice(format!(
-                    "checkpoint {version} not written, earlier ones are kept ({attempts} of {FAILED_SAVES_LIMIT} \
-                     attempts): {reason}"
-                ));
-                match attempts < FAILED_SAVES_LIMIT {
-                    true => Ok(()),
-                    false => Err(LearnerError::CheckpointsFail { attempts, source }),
-                }
+            // Nothing is recorded before the first checkpoint, so that records without one tell that one was lost.
+            Err(source) if self.saved.is_none() => Err(LearnerError::FirstCheckpointFails { source }),
+            Err(source) => self.note_failure(version, source),
+        }
+    }
+
+    fn note_failure(&mut self, version: u32, source: CheckpointError) -> Result<(), LearnerError> {
+        let reason = chain(&source);
+        let before = self.save_failure.take();
+        if before.as_ref().is_none_or(|failure| failure.reason != reason) {
+            let notice = format!("checkpoint {version} not written, earlier ones are kept: {reason}");
+            self.trainer.progress.notice(notice);
+        } else {
+            tracing::warn!("checkpoint {version} not written: {reason}");
+        }
+        let since = before.map_or_else(Instant::now, |failure| failure.since);
+        self.save_failure = Some(SaveFailure { since, reason });
+        match since.elapsed() >= self.patience() {
+            true => Err(LearnerError::CheckpointsFail { failing: since.elapsed(), source }),
+            false => Ok(()),
+        }
+    }
+
+    /// Saves the version reached and makes all that follows, however often it takes.
+    pub(crate) fn save_at_last(&mut self) -> Result<(), LearnerError> {
+        let start = Instant::now();
+        loop {
+            match self.saved == Some(self.state.version) {
+                true => self.settle(),
+                false => self.save()?,
             }
+            if self.saved != Some(self.state.version) {
+                std::thread::sleep(LAST_SAVE_PAUSE.min(self.patience()));
+                continue;
+            }
+            let Some(source) = self.unsettled.take() else { return Ok(()) };
+            if start.elapsed() >= self.patience() {
+                let summary = Box::new(self.summary());
+                return Err(LearnerError::NotExported { source: Box::new(source), summary });
+            }
+            self.unsettled = Some(source);
+            std::thread::sleep(LAST_SAVE_PAUSE.min(self.patience()));
         }
     }
 
     /// Told to leave: saves the version reached, unless an unfinished iteration has moved the policy already.
     pub(crate) fn save_before_leaving(&mut self) -> Result<(), LearnerError> {
-        let is_at_boundary = self.trainer.updates == self.state.updates;
-        if is_at_boundary && self.saved != Some(self.state.version) { self.save() } else { Ok(()) }
+        if self.is_at_boundary() && self.saved != Some(self.state.version) { self.save() } else { Ok(()) }
     }
 
-    /// Exports the average of the checkpoint of `version`, beside the newest adapter.
-    pub(crate) fn export_best(&mut self, version: u32) -> Result<(), LearnerError> {
-        let average = policy::read_average(&self.checkpoints.path(version))?;
-        self.export(&average, &self.best_adapter())
+    /// Whether the policy is that of the version reached, not on its way to the next.
+    pub(crate) fn is_at_boundary(&self) -> bool {
+        self.trainer.updates == self.state.updates
     }
 
-    fn export(&mut self, average: &[(String, Tensor)], directory: &Path) -> Result<(), LearnerError> {
-        let Trainer { config, policy, .. } = &mut self.trainer;
-        match config.adapter.method {
-            AdapterMethod::Lora => export::write_adapter(config, average, directory),
-            AdapterMethod::Full => {
-                let base = policy.folder().to_owned();
-                policy
-                    .with_average(average, |tensors| export::write_transformer(&base, tensors, directory))?
-            }
-        }
+    /// How long saving may keep failing.
+    fn patience(&self) -> Duration {
+        Duration::from_secs_f64(60.0 * self.config().checkpoints.retry_minutes)
     }
 
     /// Seconds since the start of the run, its earlier lives included.
@@ -194,7 +239,10 @@ impl Run {
             worker_busy: 0.0,
             worker_busy_seconds: 0.0,
             adapter: self.directory.adapter().display().to_string(),
-            best_adapter: if is_exported { self.best_adapter().display().to_string() } else { String::new() },
+            best_adapter: match is_exported {
+                true => self.directory.best_adapter().display().to_string(),
+                false => String::new(),
+            },
             scores: before.zip(after).map(|(before, after)| score_changes(before, after)).unwrap_or_default(),
             reward_hacking: evaluations.last().map(|row| row.reward_hacking.clone()).unwrap_or_default(),
             is_of_test_prompts,
@@ -209,10 +257,6 @@ impl Run {
         (self.state.images + images, self.state.network_evaluations + network_evaluations)
     }
 
-    fn best_adapter(&self) -> PathBuf {
-        self.directory.adapter().join("best")
-    }
-
     fn write_files(&self, directory: &Path, state: &SavedState) -> Result<(), CheckpointError> {
         self.trainer.policy.save(directory)?;
         for version in &state.earlier_versions {
@@ -222,13 +266,15 @@ impl Run {
                 &Default::default(),
             )?;
         }
+        durable::write_file(&directory.join(CONFIG_FILE), self.config().to_toml().as_bytes())?;
+        for (file, rows) in
+            [(EVALUATIONS_FILE, self.records.evaluations()), (TESTS_FILE, self.records.tests())]
+        {
+            durable::write_file(&directory.join(file), &journal::to_lines(rows))?;
+        }
         let text = serde_json::to_string_pretty(state).expect("the state is plain data; else this is a bug");
         Ok(durable::write_file(&directory.join(STATE_FILE), text.as_bytes())?)
     }
-}
-
-fn shallow_clones(tensors: &[(String, Tensor)]) -> NamedTensors {
-    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
 }
 
 fn held_out(row: &Evaluation) -> HeldOut {

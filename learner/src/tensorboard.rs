@@ -4,25 +4,41 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prost::Message;
+
+/// In the name of every event file that this program writes.
+const WRITER: &str = ".learner.";
+/// What is being written has no name that a reader would take for events.
+const PARTIAL_FILE: &str = ".learner.partial";
 
 /// Appends events to one file.
 pub struct EventWriter {
     file: File,
 }
 
+/// All that is known of a step.
+#[derive(Debug)]
+pub struct Step {
+    /// Its number.
+    pub step: u32,
+    /// When it was recorded, in seconds since 1970.
+    pub wall_time: f64,
+    /// Values by their tags.
+    pub values: Vec<(String, EventValue)>,
+}
+
 /// One value of a step.
 #[derive(Debug)]
-pub enum EventValue<'a> {
+pub enum EventValue {
     /// A point of a curve.
     Scalar(f32),
     /// A PNG image.
     Png {
         /// Encoded bytes.
-        bytes: &'a [u8],
+        bytes: Vec<u8>,
         /// Pixels in a row.
         width: u32,
         /// Rows.
@@ -31,43 +47,65 @@ pub enum EventValue<'a> {
 }
 
 impl EventWriter {
-    /// Starts a new event file in `directory`; points that older files hold at `first_step` or later are void, so that
-    /// a resumed run draws one line.
+    /// Writes a new event file with all `steps` so far, in place of those that earlier lives of the learner left in
+    /// `directory`; whoever has read them begins again.
     ///
     /// # Errors
     /// If the file system refuses.
-    pub fn create(directory: &Path, first_step: u32) -> io::Result<Self> {
+    pub fn rewrite(directory: &Path, steps: impl Iterator<Item = Step>) -> io::Result<Self> {
         std::fs::create_dir_all(directory)?;
-        let (now, pid) = (unix_seconds(), std::process::id());
+        let earlier = event_files(directory)?;
+        let now = unix_seconds();
         // Readers take the files of a directory in the order of their names.
-        let name = format!("events.out.tfevents.{:017.6}.learner.{pid}", now);
-        let file = OpenOptions::new().create_new(true).append(true).open(directory.join(name))?;
-        let mut writer = Self { file };
-        writer.append(0, What::FileVersion("brain.Event:2".to_owned()))?;
-        writer.append(first_step, What::SessionLog(SessionLog { status: SESSION_START }))?;
-        Ok(writer)
+        let name = format!("events.out.tfevents.{now:017.6}{WRITER}{}", std::process::id());
+        let partial = directory.join(PARTIAL_FILE);
+        let mut writer = Self { file: File::create(&partial)? };
+        writer.append(0, now, What::FileVersion("brain.Event:2".to_owned()))?;
+        // Voids what was read from earlier files at this step or later.
+        writer.append(0, now, What::SessionLog(SessionLog { status: SESSION_START }))?;
+        for step in steps {
+            writer.write(step)?;
+        }
+        writer.file.sync_all()?;
+        let path = directory.join(name);
+        std::fs::rename(&partial, &path)?;
+        for path in earlier.iter().filter(|earlier| **earlier != path) {
+            std::fs::remove_file(path)?;
+        }
+        Ok(Self { file: OpenOptions::new().append(true).open(&path)? })
     }
 
     /// Appends the values of one step in a single record.
     ///
     /// # Errors
-    /// If the file system refuses.
-    pub fn write<'a>(
-        &mut self,
-        step: u32,
-        values: impl IntoIterator<Item = (String, EventValue<'a>)>,
-    ) -> io::Result<()> {
-        let value = values.into_iter().map(|(tag, value)| Value { tag, value: Some(value.into()) }).collect();
-        self.append(step, What::Summary(Summary { value }))
+    /// If the file system refuses; a reader may then find nothing of what is appended later.
+    pub fn write(&mut self, step: Step) -> io::Result<()> {
+        let value =
+            step.values.into_iter().map(|(tag, value)| Value { tag, value: Some(value.into()) }).collect();
+        self.append(step.step, step.wall_time, What::Summary(Summary { value }))
     }
 
-    fn append(&mut self, step: u32, what: What) -> io::Result<()> {
-        let event = Event { wall_time: unix_seconds(), step: i64::from(step), what: Some(what) };
+    fn append(&mut self, step: u32, wall_time: f64, what: What) -> io::Result<()> {
+        let event = Event { wall_time, step: i64::from(step), what: Some(what) };
         self.file.write_all(&record(&event.encode_to_vec()))
     }
 }
 
-fn unix_seconds() -> f64 {
+/// Event files of this program; others may have put theirs beside.
+fn event_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("events.out.tfevents.") && name.contains(WRITER) {
+            paths.push(path);
+        }
+    }
+    Ok(paths)
+}
+
+/// The time as events have it.
+pub fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |elapsed| elapsed.as_secs_f64())
 }
 
@@ -157,8 +195,8 @@ struct Image {
     encoded_image_string: Vec<u8>,
 }
 
-impl From<EventValue<'_>> for Payload {
-    fn from(value: EventValue<'_>) -> Self {
+impl From<EventValue> for Payload {
+    fn from(value: EventValue) -> Self {
         const RGB: i32 = 3;
         match value {
             EventValue::Scalar(number) => Self::SimpleValue(number),
@@ -166,7 +204,7 @@ impl From<EventValue<'_>> for Payload {
                 height: height as i32,
                 width: width as i32,
                 colorspace: RGB,
-                encoded_image_string: bytes.to_vec(),
+                encoded_image_string: bytes,
             }),
         }
     }
@@ -199,23 +237,49 @@ mod tests {
         events
     }
 
+    fn step(step: u32, tag: &str, value: EventValue) -> Step {
+        Step { step, wall_time: f64::from(step) + 0.5, values: vec![(tag.to_owned(), value)] }
+    }
+
+    /// The events of the only file in a directory.
+    fn only_file(directory: &Path) -> Vec<Event> {
+        let files = event_files(directory).unwrap();
+        assert_eq!((files.len(), std::fs::read_dir(directory).unwrap().count()), (1, 1), "{files:?}");
+        events(&std::fs::read(&files[0]).unwrap())
+    }
+
     #[test]
     fn scalars_and_images_are_read_back() {
         let directory = tempfile::tempdir().unwrap();
-        let mut writer = EventWriter::create(directory.path(), 3).unwrap();
-        writer.write(3, [("reward".to_owned(), EventValue::Scalar(0.5))]).unwrap();
-        let png = EventValue::Png { bytes: &[1, 2, 3], width: 2, height: 1 };
-        writer.write(4, [("samples".to_owned(), png)]).unwrap();
+        let mut writer = EventWriter::rewrite(directory.path(), std::iter::empty()).unwrap();
+        writer.write(step(3, "reward", EventValue::Scalar(0.5))).unwrap();
+        let png = EventValue::Png { bytes: vec![1, 2, 3], width: 2, height: 1 };
+        writer.write(step(4, "samples", png)).unwrap();
 
-        let file = std::fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap().path();
-        let events = events(&std::fs::read(file).unwrap());
+        let events = only_file(directory.path());
         assert_eq!(events[0].what, Some(What::FileVersion("brain.Event:2".to_owned())));
-        assert_eq!((events[1].step, &events[1].what), (3, &Some(What::SessionLog(SessionLog { status: 1 }))));
+        assert_eq!((events[1].step, &events[1].what), (0, &Some(What::SessionLog(SessionLog { status: 1 }))));
         let Some(What::Summary(summary)) = &events[2].what else { panic!("a summary was written") };
-        assert_eq!((events[2].step, summary.value[0].tag.as_str()), (3, "reward"));
+        assert_eq!((events[2].step, events[2].wall_time), (3, 3.5));
+        assert_eq!(summary.value[0].tag, "reward");
         assert_eq!(summary.value[0].value, Some(Payload::SimpleValue(0.5)));
         let Some(What::Summary(summary)) = &events[3].what else { panic!("a summary was written") };
         let Some(Payload::Image(image)) = &summary.value[0].value else { panic!("an image was written") };
         assert_eq!((image.width, image.height, image.encoded_image_string.len()), (2, 1, 3));
+    }
+
+    #[test]
+    fn a_new_file_has_everything_so_far_and_is_the_only_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let foreign = directory.path().join("events.out.tfevents.1.other");
+        std::fs::write(&foreign, "").unwrap();
+        let mut writer = EventWriter::rewrite(directory.path(), std::iter::empty()).unwrap();
+        writer.write(step(3, "reward", EventValue::Scalar(0.5))).unwrap();
+        let rows = [1, 2].map(|number| step(number, "reward", EventValue::Scalar(0.25)));
+        let mut writer = EventWriter::rewrite(directory.path(), rows.into_iter()).unwrap();
+        writer.write(step(3, "reward", EventValue::Scalar(0.75))).unwrap();
+        std::fs::remove_file(&foreign).expect("it is left alone");
+        let steps: Vec<_> = only_file(directory.path()).iter().map(|event| event.step).collect();
+        assert_eq!(steps, [0, 0, 1, 2, 3]);
     }
 }

@@ -250,6 +250,7 @@ impl Trainer {
             },
             // The evaluation of this iteration is still to come.
             reward_hacking: 0,
+            recorded_at: 0.0,
         })
     }
 

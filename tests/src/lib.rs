@@ -38,6 +38,21 @@ pub fn binary(name: &str) -> PathBuf {
     coordinator().with_file_name(name)
 }
 
+/// The library of `tests/interposed/file_changes.c`, made before the first use.
+fn interposed() -> &'static Path {
+    static LIBRARY: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let make = || {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let library = folder.path().join("file_changes.so");
+        let mut compiler = Command::new("cc");
+        compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library);
+        compiler.arg(repository().join("tests/interposed/file_changes.c")).args(["-ldl", "-lpthread"]);
+        assert!(compiler.status().expect("a C compiler").success(), "the library cannot be made");
+        (folder, library)
+    };
+    &LIBRARY.get_or_init(make).1
+}
+
 fn build() -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
     let profile_directory = test.ancestors().nth(2).expect("tests are in target/PROFILE/deps").to_owned();
@@ -150,6 +165,27 @@ impl Run {
         let mut command = Command::new("sh");
         command.args(["-c", LIMITED, "sh"]).arg(coordinator());
         self.spawn(command, arguments);
+    }
+
+    /// Starts `coordinator up` with `tests/interposed/file_changes.c` between its learner and the C library, which notes
+    /// the learner's changes of files; `environment` says what else it does.
+    ///
+    /// # Panics
+    /// If the library cannot be made, or the coordinator not be started.
+    pub fn start_interposed(&mut self, environment: &[(&str, &str)], arguments: &[&str]) {
+        let mut command = Command::new(coordinator());
+        command.env("LD_PRELOAD", interposed()).env("INTERPOSED_PROGRAM", "learner");
+        command
+            .env("INTERPOSED_BELOW", self.directory())
+            .env("INTERPOSED_LOG", self.home.path().join("changes"));
+        command.env("INTERPOSED_KILLED", self.home.path().join("killed"));
+        command.envs(environment.iter().copied());
+        self.spawn(command, arguments);
+    }
+
+    /// What an interposed learner changed, as `OPERATION PATH`.
+    pub fn changes(&self) -> Vec<String> {
+        self.read("changes").lines().map(str::to_owned).collect()
     }
 
     fn spawn(&mut self, mut command: Command, arguments: &[&str]) {

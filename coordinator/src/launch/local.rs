@@ -221,6 +221,19 @@ pub fn is_member_process(pid: u32, member_id: &str) -> bool {
     words.windows(2).any(|pair| pair == [b"--member-id".as_slice(), member_id.as_bytes()])
 }
 
+/// Members of a run whose processes write to its logs, and their process ids: for when nothing else tells of them.
+pub fn living_processes(directory: &RunDirectory) -> Vec<(String, u32)> {
+    let Ok(logs) = directory.logs().canonicalize() else { return Vec::new() };
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let member = |pid: u32| {
+        let log = std::fs::read_link(format!("/proc/{pid}/fd/1")).ok()?;
+        let member_id = log.file_stem()?.to_str()?.to_owned();
+        let is_member = log.parent() == Some(&logs) && is_member_process(pid, &member_id);
+        is_member.then_some((member_id, pid))
+    };
+    processes.filter_map(|entry| member(entry.file_name().to_str()?.parse().ok()?)).collect()
+}
+
 fn last_lines(log: &Path) -> Vec<String> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(log)?;

@@ -4,7 +4,7 @@ mod local;
 mod restart;
 mod supervisor;
 
-pub use local::{ExitReport, LocalLauncher, Program, is_member_process, programs};
+pub use local::{ExitReport, LocalLauncher, Program, is_member_process, living_processes, programs};
 pub use restart::{RestartDecision, RestartHistory};
 pub use supervisor::Supervisor;
 

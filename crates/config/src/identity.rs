@@ -35,7 +35,7 @@ impl RunConfig {
         identity.evaluation.on_reward_hacking = OnRewardHacking::Warn;
         identity.evaluation_rewards.clear();
         identity.rewards = identity.rewards.iter().map(RewardSection::without_connection).collect();
-        identity.checkpoints = CheckpointSection { every: 0, keep_last: 0 };
+        identity.checkpoints = CheckpointSection { every: 0, keep_last: 0, retry_minutes: 0.0 };
         identity.resources.workers = 0;
         identity.to_toml()
     }
@@ -84,6 +84,7 @@ mod tests {
             "training.reward_combination=gdpo",
             "checkpoints.every=7",
             "checkpoints.keep_last=7",
+            "checkpoints.retry_minutes=7.0",
             "resources.workers=7",
             "resources.worker_threads=7",
             "training.learning_rate=7.0",

@@ -382,6 +382,8 @@ pub struct CheckpointSection {
     pub every: u32,
     /// Newest checkpoints kept; the best one is kept besides.
     pub keep_last: usize,
+    /// Minutes for which checkpoints or exports may keep failing, as on a full disk, before the run gives up.
+    pub retry_minutes: f64,
 }
 
 /// `[resources]`

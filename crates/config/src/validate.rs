@@ -12,6 +12,9 @@ pub(crate) const MOST: usize = 1_000_000;
 /// Tokens of a prompt's text; no text encoder of a pipeline is given more than 1024.
 const MOST_TOKENS: usize = 4096;
 
+/// Minutes: a week.
+const LONGEST_RETRY: f64 = 10_080.0;
+
 /// Bytes of a reward's name.
 const LONGEST_REWARD_NAME: usize = 64;
 
@@ -281,6 +284,10 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
     checks.count(config.evaluation.prompts_per_task, "evaluation.prompts_per_task");
     checks.count(config.checkpoints.every as usize, "checkpoints.every");
     checks.count(config.checkpoints.keep_last, "checkpoints.keep_last");
+    let minutes = config.checkpoints.retry_minutes;
+    checks.require((0.0..=LONGEST_RETRY).contains(&minutes), "checkpoints.retry_minutes", || {
+        format!("is {minutes}; it must be 0 (give up at once) to {LONGEST_RETRY}, a week")
+    });
     checks.require(config.resources.workers <= MOST, "resources.workers", || {
         format!("is {}; at most {MOST}", config.resources.workers)
     });
@@ -456,6 +463,14 @@ mod tests {
         let expected =
             ["run.iterations", "sampling.max_rows", "training.learning_rate", "checkpoints.keep_last"];
         assert_eq!(keys_of(zeros), expected);
+    }
+
+    #[test]
+    fn patience_with_a_full_disk_has_bounds() {
+        for (minutes, is_good) in [(0.0, true), (0.5, true), (-1.0, false), (f64::NAN, false), (1e9, false)] {
+            let problems = keys_of(|config| config.checkpoints.retry_minutes = minutes);
+            assert_eq!(problems.is_empty(), is_good, "{minutes}");
+        }
     }
 
     #[test]

@@ -1,13 +1,21 @@
 //! Files and directories that are either there as a whole or not at all, also after a power cut.
 //!
 //! Invariants: (1) a name appears only when all bytes below it are on disk; (2) what stood under the name before is
-//! kept until then; (3) leftovers of an interrupted write are called `.NAME.partial` and are overwritten by the next.
+//! kept until then, under the name itself wherever the file system can exchange two directories, else for a moment as
+//! `.NAME.replaced`; (3) leftovers of an interrupted write are called `.NAME.partial` and are overwritten by the next, or
+//! cleared by [`clear_leftovers`].
 
 use crate::ServiceError;
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+
+/// Ends the name of what is being written.
+const PARTIAL_SUFFIX: &str = ".partial";
+/// Ends the name of a directory that is being replaced where two cannot be exchanged.
+const REPLACED_SUFFIX: &str = ".replaced";
 
 /// Writes a whole file: to a temporary name beside it, to disk, then renamed over `path`.
 ///
@@ -38,8 +46,11 @@ pub fn append_line(path: &Path, line: &str) -> Result<(), ServiceError> {
         if !ends_with_newline(&file)? {
             text.insert(0, '\n');
         }
-        file.write_all(text.as_bytes())?;
-        file.sync_data()
+        let length = file.metadata()?.len();
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_data()).inspect_err(|_| {
+            // Half a line would stay in the file for good; the first error is the one to tell.
+            let _ = file.set_len(length);
+        })
     };
     append().map_err(failed("append to", path))?;
     if existed { Ok(()) } else { sync_directory(parent(path)) }
@@ -68,7 +79,7 @@ pub fn create_directory(path: &Path) -> Result<(), ServiceError> {
 /// the name `path`, in place of what stood there.
 ///
 /// # Errors
-/// Those of `fill`, and if any step fails; what stood at `path` is then untouched.
+/// Those of `fill`, and if any step fails, as where `path` is no directory; what stood at `path` is then untouched.
 pub fn write_directory<E: From<ServiceError>>(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), E>,
@@ -76,12 +87,48 @@ pub fn write_directory<E: From<ServiceError>>(
     let partial = partial_name(path);
     remove_directory(&partial)?;
     fs::create_dir_all(&partial).map_err(failed("create", &partial))?;
-    fill(&partial)?;
-    sync_tree(&partial)?;
-    take_place(&partial, path)?;
+    let write = || {
+        fill(&partial)?;
+        sync_tree(&partial)?;
+        Ok(take_place(&partial, path)?)
+    };
+    let replaced = write().inspect_err(|_: &E| {
+        // The disk may be full; the first error is the one to tell.
+        let _ = remove_directory(&partial);
+    })?;
     sync_directory(parent(path))?;
-    // What stood at `path` now has the temporary name, if anything did.
-    remove_directory(&partial)?;
+    replaced.map_or(Ok(()), |replaced| Ok(remove_directory(&replaced)?))
+}
+
+/// Removes what interrupted writes left in a directory, and puts back what was moved aside and not replaced; no such
+/// directory is fine.
+///
+/// # Errors
+/// If the file system refuses.
+pub fn clear_leftovers(directory: &Path) -> Result<(), ServiceError> {
+    if !directory.is_dir() {
+        return Ok(());
+    }
+    let names = fs::read_dir(directory).and_then(|entries| {
+        entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<Vec<_>>>()
+    });
+    for name in names.map_err(failed("list", directory))? {
+        let path = directory.join(&name);
+        let Some(hidden) = name.strip_prefix('.') else { continue };
+        let place = hidden.strip_suffix(REPLACED_SUFFIX).map(|name| directory.join(name));
+        match place {
+            Some(place) if !place.exists() => {
+                fs::rename(&path, &place).map_err(failed("put back", &place))?;
+            }
+            Some(_) => remove_directory(&path)?,
+            None if !hidden.ends_with(PARTIAL_SUFFIX) => continue,
+            None if path.is_dir() => remove_directory(&path)?,
+            None => fs::remove_file(&path).map_err(failed("remove", &path))?,
+        }
+        sync_directory(directory)?;
+    }
     Ok(())
 }
 
@@ -96,21 +143,60 @@ pub fn remove_directory(path: &Path) -> Result<(), ServiceError> {
     }
 }
 
-/// Makes names created, renamed or removed in a directory durable.
+/// Takes a directory away at once, then removes it with all below it.
+///
+/// # Errors
+/// If the file system refuses.
+pub fn discard_directory(path: &Path) -> Result<(), ServiceError> {
+    let partial = partial_name(path);
+    remove_directory(&partial)?;
+    fs::rename(path, &partial).map_err(failed("remove", path))?;
+    sync_directory(parent(path))?;
+    remove_directory(&partial)
+}
+
+/// Makes names created, renamed or removed in a directory durable, where the file system can flush directories.
 ///
 /// # Errors
 /// If the directory cannot be opened or flushed.
 pub fn sync_directory(path: &Path) -> Result<(), ServiceError> {
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(failed("flush", path))
+    let flush = |directory: File| match directory.sync_all() {
+        // Several network and FUSE file systems have no such operation.
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+            Ok(())
+        }
+        flushed => flushed,
+    };
+    File::open(path).and_then(flush).map_err(failed("flush", path))
 }
 
-/// Renames, or exchanges the two where `path` exists already.
-fn take_place(partial: &Path, path: &Path) -> Result<(), ServiceError> {
-    if !path.exists() {
-        return fs::rename(partial, path).map_err(failed("rename a new directory to", path));
+/// Gives a new directory its name. Returns where the one lies that had it before, if one had.
+fn take_place(partial: &Path, path: &Path) -> Result<Option<PathBuf>, ServiceError> {
+    match fs::symlink_metadata(path) {
+        Err(_) => {
+            fs::rename(partial, path).map_err(failed("rename a new directory to", path))?;
+            Ok(None)
+        }
+        Ok(metadata) if !metadata.is_dir() => Err(failed("replace", path)(Errno::ENOTDIR.into())),
+        Ok(_) => match renameat2(AT_FDCWD, partial, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE) {
+            Ok(()) => Ok(Some(partial.to_owned())),
+            // Kernel NFS and many FUSE file systems cannot exchange; what else is wrong, renaming meets as well.
+            Err(_) => replace_by_renaming(partial, path).map(Some),
+        },
     }
-    let exchange = renameat2(AT_FDCWD, partial, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE);
-    exchange.map_err(|errno| failed("replace", path)(errno.into()))
+}
+
+/// Moves the old directory aside and the new one into its place; for a moment neither has the name.
+fn replace_by_renaming(partial: &Path, path: &Path) -> Result<PathBuf, ServiceError> {
+    let replaced = hidden_name(path, REPLACED_SUFFIX);
+    remove_directory(&replaced)?;
+    fs::rename(path, &replaced).map_err(failed("move aside", path))?;
+    fs::rename(partial, path).map_err(|source| {
+        // The error that matters is the first one.
+        let _ = fs::rename(&replaced, path);
+        failed("replace", path)(source)
+    })?;
+    Ok(replaced)
 }
 
 fn sync_tree(path: &Path) -> Result<(), ServiceError> {
@@ -126,8 +212,12 @@ fn sync_tree(path: &Path) -> Result<(), ServiceError> {
 }
 
 fn partial_name(path: &Path) -> PathBuf {
+    hidden_name(path, PARTIAL_SUFFIX)
+}
+
+fn hidden_name(path: &Path, suffix: &str) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.partial"))
+    path.with_file_name(format!(".{name}{suffix}"))
 }
 
 fn parent(path: &Path) -> &Path {
@@ -188,6 +278,63 @@ mod tests {
         assert_eq!(names_in(&path), ["good"]);
         write_directory(&path, |path| write_file(&path.join("better"), b"3")).expect("written");
         assert_eq!(names_in(&path), ["better"]);
+    }
+
+    #[test]
+    fn a_directory_is_replaced_where_two_cannot_be_exchanged() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, partial) = (directory.path().join("adapter"), directory.path().join(".adapter.partial"));
+        for (place, name) in [(&path, "old"), (&partial, "new")] {
+            write_file(&place.join(name), b"1").expect_err("no directory yet");
+            fs::create_dir(place).expect("created");
+            write_file(&place.join(name), b"1").expect("written");
+        }
+        let replaced = replace_by_renaming(&partial, &path).expect("replaced");
+        assert_eq!((names_in(&path), names_in(&replaced)), (vec!["new".to_owned()], vec!["old".to_owned()]));
+        // Killed before the new one has taken its place.
+        fs::rename(&path, &partial).expect("renamed");
+        clear_leftovers(directory.path()).expect("cleared");
+        assert_eq!(
+            (names_in(directory.path()), names_in(&path)),
+            (vec!["adapter".to_owned()], vec!["old".to_owned()])
+        );
+        // Killed after it.
+        fs::create_dir(&replaced).expect("created");
+        clear_leftovers(directory.path()).expect("cleared");
+        assert_eq!(names_in(directory.path()), ["adapter"]);
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_a_directory_is_named_and_kept() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("adapter");
+        fs::write(&path, "notes").expect("written");
+        let error = write_directory::<ServiceError>(&path, |_| Ok(())).expect_err("refused");
+        let ServiceError::File { action: "replace", source, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(source.kind(), io::ErrorKind::NotADirectory);
+        assert_eq!(fs::read(&path).expect("readable"), b"notes");
+    }
+
+    #[test]
+    fn a_discarded_directory_leaves_nothing() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("checkpoint");
+        write_directory(&path, |path| write_file(&path.join("a"), b"1")).expect("written");
+        discard_directory(&path).expect("discarded");
+        assert!(names_in(directory.path()).is_empty());
+        assert!(discard_directory(&path).is_err(), "it is gone");
+    }
+
+    #[test]
+    fn leftovers_are_cleared_and_nothing_else() {
+        let directory = tempfile::tempdir().expect("a directory");
+        clear_leftovers(&directory.path().join("absent")).expect("nothing to do");
+        for name in [".lock", "run.json", ".run.json.partial", "notes.partial"] {
+            fs::write(directory.path().join(name), "").expect("written");
+        }
+        fs::create_dir(directory.path().join(".adapter.partial")).expect("created");
+        clear_leftovers(directory.path()).expect("cleared");
+        assert_eq!(names_in(directory.path()), [".lock", "notes.partial", "run.json"]);
     }
 
     #[test]

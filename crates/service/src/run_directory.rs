@@ -44,6 +44,11 @@ impl RunDirectory {
         self.path.join("adapter")
     }
 
+    /// The same of the best version.
+    pub fn best_adapter(&self) -> PathBuf {
+        self.adapter().join("best")
+    }
+
     /// One JSON object per iteration.
     pub fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
@@ -57,6 +62,13 @@ impl RunDirectory {
     /// One JSON object per version that was evaluated on the test prompts.
     pub fn tests(&self) -> PathBuf {
         self.path.join("tests.jsonl")
+    }
+
+    /// Whether there are records or exports, which a run leaves only once it has written a checkpoint.
+    pub fn has_records(&self) -> bool {
+        let is_filled = |path: PathBuf| std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0);
+        [self.metrics(), self.evaluations(), self.tests()].into_iter().any(is_filled)
+            || self.adapter().exists()
     }
 
     /// TensorBoard events.

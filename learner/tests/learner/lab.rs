@@ -1,6 +1,6 @@
 //! A learner in this process, and a worker beside it that samples a tiny real model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,7 +38,9 @@ const SEQUENCE_LENGTH: usize = 4;
 pub struct Lab {
     /// The run.
     pub config: RunConfig,
-    folder: tempfile::TempDir,
+    folder: PathBuf,
+    /// Removes the folder, where it is a temporary one.
+    _temporary: Option<tempfile::TempDir>,
 }
 
 /// What the learner's parts share.
@@ -64,18 +66,23 @@ pub enum Delivery {
 impl Lab {
     /// A run of two iterations, each of two prompts with two seeds, changed as asked.
     pub fn new(change: impl FnOnce(&mut RunConfig)) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("train.txt"), "a red circle\na blue square\na green star\n")
-            .unwrap();
-        std::fs::write(folder.path().join("test.txt"), "two red circles\na blue circle\n").unwrap();
+        let temporary = tempfile::tempdir().unwrap();
+        let lab = Self::inside(temporary.path(), change);
+        Self { _temporary: Some(temporary), ..lab }
+    }
+
+    /// The same in a folder that stays.
+    pub fn inside(folder: &Path, change: impl FnOnce(&mut RunConfig)) -> Self {
+        std::fs::write(folder.join("train.txt"), "a red circle\na blue square\na green star\n").unwrap();
+        std::fs::write(folder.join("test.txt"), "two red circles\na blue circle\n").unwrap();
         let mut config = config::preset("tempflow-tiny-cpu").unwrap().config;
         config.run.iterations = 2;
         config.model.path = model_path();
         config.model.max_sequence_length = SEQUENCE_LENGTH;
         config.adapter.rank = 4;
         config.adapter.alpha = 8.0;
-        config.data.train = folder.path().join("train.txt");
-        config.data.test = folder.path().join("test.txt");
+        config.data.train = folder.join("train.txt");
+        config.data.test = folder.join("test.txt");
         config.data.validation = PathBuf::new();
         config.sampling.steps = 4;
         config.sampling.guidance_scale = 2.0;
@@ -92,12 +99,12 @@ impl Lab {
         config.checkpoints.every = 1;
         config.checkpoints.keep_last = 9;
         change(&mut config);
-        Self { config, folder }
+        Self { config, folder: folder.to_owned(), _temporary: None }
     }
 
     /// The run's directory.
     pub fn directory(&self) -> RunDirectory {
-        let directory = RunDirectory::new(self.folder.path().join("run"));
+        let directory = RunDirectory::new(self.folder.join("run"));
         directory.create().unwrap();
         directory
     }

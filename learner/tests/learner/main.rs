@@ -2,8 +2,10 @@
 
 mod full_fine_tuning;
 mod held_out;
+mod killed_anywhere;
 mod lab;
 mod precision;
+mod remains;
 mod service;
 mod several_rewards;
 mod starting_adapter;

@@ -169,17 +169,31 @@ fn a_checkpoint_that_cannot_be_written_is_tried_again() {
         let name = format!(".iteration-{version:06}.partial");
         std::fs::write(lab.directory().checkpoints().join(name), "").unwrap();
     };
-    let lab = Lab::new(|config| (config.run.iterations, config.checkpoints.every) = (3, 1));
-    block(&lab, 1);
-    assert!(matches!(lab.train(Delivery::InOrder, |_, _| {}).unwrap(), Ended::Done(_)));
-    assert!(!lab.directory().checkpoints().join("iteration-000001").exists());
-    assert!(lab.directory().checkpoints().join("iteration-000002").exists());
+    let train = |lab: &Lab, blocked: std::ops::Range<u32>| {
+        let shared = Shared::default();
+        let mut run = lab.open(&shared).unwrap();
+        blocked.for_each(|version| block(lab, version));
+        let worker = lab.spawn_worker(&shared, Delivery::InOrder, None, |_, _| {});
+        let ended = run.run();
+        shared.inbox.stop();
+        worker.join().unwrap();
+        (ended, run.trainer.progress.notices())
+    };
+    let lab = Lab::new(|config| config.run.iterations = 6);
+    let (ended, notices) = train(&lab, 1..5);
+    assert!(matches!(ended, Ok(Ended::Done(_))), "failures for a moment do not end a run: {ended:?}");
+    let words = notices.concat();
+    assert!(words.contains("checkpoint 1 not written") && words.contains("Not a directory"), "{words}");
+    let checkpoint = |lab: &Lab, version: u32| {
+        lab.directory().checkpoints().join(format!("iteration-{version:06}")).exists()
+    };
+    assert!(!checkpoint(&lab, 4) && checkpoint(&lab, 5));
 
-    let lab = Lab::new(|config| config.run.iterations = 9);
-    (1..9).for_each(|version| block(&lab, version));
-    let failed = lab.train(Delivery::InOrder, |_, _| {});
-    assert!(matches!(failed, Err(LearnerError::CheckpointsFail { attempts: 3, .. })), "{failed:?}");
-    assert!(lab.directory().checkpoints().join("iteration-000000").exists(), "the earlier one is kept");
+    let lab = Lab::new(|config| (config.run.iterations, config.checkpoints.retry_minutes) = (9, 1e-3));
+    let (failed, _) = train(&lab, 1..10);
+    let Err(LearnerError::CheckpointsFail { failing, .. }) = failed else { panic!("{failed:?}") };
+    assert!(failing.as_secs_f64() >= 0.06, "it is time that ends it: {failing:?}");
+    assert!(checkpoint(&lab, 0), "the earlier one is kept");
 }
 
 #[test]

@@ -1,0 +1,101 @@
+//! What of a run is exported, and whether it is what its newest checkpoint has.
+
+use crate::error::CoordinatorError;
+use crate::lost_files::checkpoints;
+use service::{Provenance, RunDirectory};
+use std::path::{Path, PathBuf};
+
+/// Folders of an adapter, or of a network trained as a whole.
+const FOLDERS: [&str; 3] = ["peft", "diffusers", "transformer"];
+
+/// Every exported folder that says what it was made of.
+pub fn provenances(directory: &RunDirectory) -> Vec<(PathBuf, Provenance)> {
+    let places = [directory.adapter(), directory.best_adapter()];
+    let folders = places.iter().flat_map(|place| FOLDERS.map(|folder| place.join(folder)));
+    folders.filter_map(|folder| Provenance::read(&folder).map(|provenance| (folder, provenance))).collect()
+}
+
+/// Checks that what is exported of a run is of one version, of the newest checkpoint's if nobody is working on the run.
+///
+/// # Errors
+/// If it is not, with the remedy.
+pub fn check(directory: &RunDirectory, lives: bool) -> Result<(), CoordinatorError> {
+    let remedy = match lives {
+        true => "the run is exporting it; try again in a moment",
+        false => "the run was interrupted; `coordinator up FILE --resume` finishes the export",
+    };
+    let not_exported = |what: String| Err(CoordinatorError::NotExported(format!("{what}; {remedy}")));
+    for place in [directory.adapter(), directory.best_adapter()] {
+        if place.join(FOLDERS[0]).exists() != place.join(FOLDERS[1]).exists() {
+            return not_exported(format!("{} has only one of `peft` and `diffusers`", place.display()));
+        }
+        let versions: Vec<(&str, u32)> = FOLDERS
+            .iter()
+            .filter_map(|folder| Some((*folder, Provenance::read(&place.join(folder))?.version)))
+            .collect();
+        if let [(one, first), (other, second)] = versions[..]
+            && first != second
+        {
+            let place = place.display();
+            return not_exported(format!("{place}/{one} is of version {first}, {other} of version {second}"));
+        }
+        let newest = checkpoints(directory).last().and_then(|path| version_of(path));
+        if let ([(_, version), ..], Some(newest)) = (&versions[..], newest)
+            && place == directory.adapter()
+            && *version < newest
+            && !lives
+        {
+            let place = place.display();
+            return not_exported(format!(
+                "{place} is of version {version}, the newest checkpoint of {newest}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn version_of(checkpoint: &Path) -> Option<u32> {
+    checkpoint.file_name()?.to_str()?.rsplit_once('-')?.1.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn export(place: &Path, folder: &str, version: u32) {
+        let folder = place.join(folder);
+        std::fs::create_dir_all(&folder).expect("created");
+        Provenance { version, average: String::new() }.write(&folder).expect("written");
+    }
+
+    #[test]
+    fn what_is_handed_out_is_of_one_version_and_the_newest() {
+        let home = tempfile::tempdir().expect("a directory");
+        let directory = RunDirectory::new(home.path());
+        directory.create().expect("created");
+        check(&directory, false).expect("nothing is there");
+        std::fs::create_dir(directory.checkpoints().join("iteration-000004")).expect("created");
+        let (adapter, best) = (directory.adapter(), directory.best_adapter());
+        let refused = |lives: bool| {
+            let error = check(&directory, lives).expect_err("refused");
+            assert_eq!(error.exit_code(), 75);
+            error.to_string()
+        };
+        export(&adapter, "peft", 4);
+        assert!(refused(false).contains("only one of `peft` and `diffusers`"));
+        export(&adapter, "diffusers", 3);
+        assert!(refused(false).contains("peft is of version 4, diffusers of version 3"));
+        assert!(refused(true).contains("try again"));
+        export(&adapter, "peft", 3);
+        assert!(refused(false).contains("is of version 3, the newest checkpoint of 4"));
+        check(&directory, true).expect("a living run is about to export it");
+        ["peft", "diffusers"].iter().for_each(|folder| export(&adapter, folder, 4));
+        check(&directory, false).expect("as it should be");
+        export(&best, "peft", 2);
+        export(&best, "diffusers", 1);
+        assert!(refused(false).contains("best/peft is of version 2"));
+        export(&best, "diffusers", 2);
+        assert_eq!(provenances(&directory).len(), 4);
+        check(&directory, false).expect("the best may be an earlier one");
+    }
+}

@@ -1,0 +1,150 @@
+//! What becomes of a run whose directory has lost a small file: checkpoints have a copy of the config, and the record of
+//! its processes is made anew where none of them lives.
+
+use crate::error::CoordinatorError;
+use crate::launch::living_processes;
+use crate::run_record::RunRecord;
+use config::RunConfig;
+use service::RunDirectory;
+use std::path::PathBuf;
+
+/// Something read from a run directory, and what had to be done for it.
+pub struct Found<T> {
+    /// What was sought.
+    pub value: T,
+    /// To be told to the user: what was lost and where this comes from.
+    pub notice: Option<String>,
+}
+
+/// The config that a run was started with: its own, or the newest checkpoint's copy. None where both are lost and there
+/// is no checkpoint, so that nothing depends on it.
+///
+/// # Errors
+/// If it is lost or damaged, and the checkpoints have no copy.
+pub fn stored_config(directory: &RunDirectory) -> Result<Found<Option<RunConfig>>, CoordinatorError> {
+    let path = directory.config();
+    let error = match read_config(path.clone()) {
+        Ok(config) => return Ok(Found { value: Some(config), notice: None }),
+        Err(error) => error,
+    };
+    let checkpoints = checkpoints(directory);
+    let copies = checkpoints.iter().rev().map(|checkpoint| checkpoint.join("config.toml"));
+    let found = copies
+        .map(|copy| (copy.clone(), read_config(copy)))
+        .find_map(|(copy, config)| Some((copy, config.ok()?)));
+    match found {
+        Some((copy, config)) => {
+            let notice =
+                format!("{} is lost or damaged; {} is taken in its place", path.display(), copy.display());
+            Ok(Found { value: Some(config), notice: Some(notice) })
+        }
+        None if checkpoints.is_empty() => Ok(Found { value: None, notice: None }),
+        None => Err(error),
+    }
+}
+
+fn read_config(path: PathBuf) -> Result<RunConfig, CoordinatorError> {
+    let failed = |source| CoordinatorError::File { action: "read", path: path.clone(), source };
+    let text = std::fs::read_to_string(&path).map_err(failed)?;
+    RunConfig::from_toml(&text).map_err(|problems| CoordinatorError::Config { path, problems })
+}
+
+/// Checkpoint directories in the order of their versions.
+pub fn checkpoints(directory: &RunDirectory) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory.checkpoints()).into_iter().flatten().flatten();
+    let is_checkpoint = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.strip_prefix("iteration-").is_some_and(|version| version.parse::<u32>().is_ok())
+    };
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_checkpoint).collect();
+    paths.sort();
+    paths
+}
+
+/// The record of a run that is to go on, or a new one where it is lost.
+///
+/// # Errors
+/// A usage error if it is lost while processes of the run still live: nobody could reach them, and new ones would write
+/// beside them.
+pub fn stored_record(directory: &RunDirectory, run_name: &str) -> Result<Found<RunRecord>, CoordinatorError> {
+    if let Ok(record) = RunRecord::read(directory) {
+        return Ok(Found { value: record, notice: None });
+    }
+    let living = living_processes(directory);
+    if !living.is_empty() {
+        let names = living.iter().map(|(member_id, pid)| format!("{member_id} (process {pid})"));
+        return Err(CoordinatorError::Usage(format!(
+            "{} is lost or damaged, and processes of the run still live: {}; end them, then resume",
+            directory.run_file().display(),
+            names.collect::<Vec<_>>().join(", ")
+        )));
+    }
+    let path = directory.run_file();
+    let notice = format!("{} is lost or damaged; it is made anew, with a new id and port", path.display());
+    Ok(Found { value: RunRecord::new(run_name), notice: Some(notice) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    fn run() -> (tempfile::TempDir, RunDirectory, RunConfig) {
+        let home = tempfile::tempdir().expect("a directory");
+        let directory = RunDirectory::new(home.path());
+        directory.create().expect("created");
+        (home, directory, config::preset("tempflow-tiny-cpu").expect("a preset").config)
+    }
+
+    #[test]
+    fn a_lost_config_is_that_of_the_newest_checkpoint_with_a_copy() {
+        let (_home, directory, mut config) = run();
+        assert!(stored_config(&directory).expect("nothing depends on it").value.is_none());
+        for version in [9, 10, 11] {
+            let checkpoint = directory.checkpoints().join(format!("iteration-{version:06}"));
+            std::fs::create_dir(&checkpoint).expect("created");
+            config.run.iterations = version;
+            let text = if version == 11 { "[run" } else { &config.to_toml() };
+            std::fs::write(checkpoint.join("config.toml"), text).expect("written");
+        }
+        for lost in [None, Some(""), Some("[run")] {
+            if let Some(text) = lost {
+                std::fs::write(directory.config(), text).expect("written");
+            }
+            let found = stored_config(&directory).expect("found");
+            assert_eq!(found.value.expect("a config").run.iterations, 10);
+            let notice = found.notice.expect("it is said");
+            assert!(notice.contains("iteration-000010/config.toml is taken in its place"), "{notice}");
+        }
+        std::fs::write(directory.config(), config.to_toml()).expect("written");
+        let found = stored_config(&directory).expect("found");
+        assert_eq!((found.value.expect("a config").run.iterations, found.notice), (11, None));
+    }
+
+    #[test]
+    fn a_checkpoint_without_a_copy_leaves_the_error() {
+        let (_home, directory, _) = run();
+        std::fs::create_dir(directory.checkpoints().join("iteration-000001")).expect("created");
+        let error = stored_config(&directory).err().expect("an error").to_string();
+        assert!(error.contains("config.toml"), "{error}");
+    }
+
+    #[test]
+    fn a_lost_record_is_made_anew_once_no_process_lives() {
+        let (_home, directory, _) = run();
+        std::fs::write(directory.run_file(), "").expect("written");
+        let log = std::fs::File::create(directory.log_of("learner")).expect("created");
+        let mut learner = Command::new("sh");
+        learner.args(["-c", "sleep 60; :", "--member-id", "learner"]).stdin(Stdio::null()).stdout(log);
+        let mut learner = learner.spawn().expect("started");
+        let living = stored_record(&directory, "demo").err().expect("refused");
+        learner.kill().expect("killed");
+        learner.wait().expect("buried");
+        assert_eq!(living.exit_code(), 2);
+        assert!(living.to_string().contains(&format!("learner (process {})", learner.id())), "{living}");
+        let found = stored_record(&directory, "demo").expect("made anew");
+        assert!(found.value.run_id.starts_with("demo-"));
+        let notice = found.notice.expect("it is said");
+        assert!(notice.contains("run.json is lost or damaged") && notice.contains("new id"), "{notice}");
+    }
+}

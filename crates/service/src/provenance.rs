@@ -1,0 +1,49 @@
+//! What a folder of exported weights was made of.
+
+use crate::{ServiceError, durable};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Name of the note in the folder.
+const PROVENANCE_FILE: &str = "provenance.json";
+
+/// Says which checkpoint of a run a folder of weights was exported from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// Iterations trained.
+    pub version: u32,
+    /// BLAKE3 of the averaged weights in the checkpoint, in hexadecimal digits.
+    pub average: String,
+}
+
+impl Provenance {
+    /// That of a folder, if it says so.
+    pub fn read(folder: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(folder.join(PROVENANCE_FILE)).ok()?).ok()
+    }
+
+    /// Notes it in a folder.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn write(&self, folder: &Path) -> Result<(), ServiceError> {
+        let text = serde_json::to_vec_pretty(self).expect("it is plain data; anything else is a bug");
+        durable::write_file(&folder.join(PROVENANCE_FILE), &text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_says_what_it_was_made_of_or_nothing() {
+        let folder = tempfile::tempdir().expect("a directory");
+        assert_eq!(Provenance::read(folder.path()), None);
+        let provenance = Provenance { version: 6, average: "ab".to_owned() };
+        provenance.write(folder.path()).expect("written");
+        assert_eq!(Provenance::read(folder.path()), Some(provenance));
+        std::fs::write(folder.path().join(PROVENANCE_FILE), "{\"version\": 6").expect("written");
+        assert_eq!(Provenance::read(folder.path()), None);
+    }
+}
