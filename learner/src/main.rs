@@ -10,6 +10,7 @@ use learner::pretrain::PretrainSettings;
 use learner::serve::{Exit, ServeError, ServeOptions, serve};
 use learner::{parity, pretrain};
 use models::Activations;
+use models::reference_case::TOLERANCE;
 use service::logging::{self, LogFormat};
 use service::{Hub, MemberArguments, cuda, exit_code, shutdown};
 
@@ -48,7 +49,7 @@ struct ParityArgs {
     #[arg(long)]
     cases: Option<PathBuf>,
     /// Largest relative error that passes.
-    #[arg(long, default_value_t = 1e-4)]
+    #[arg(long, default_value_t = TOLERANCE)]
     rtol: f64,
     /// Compute activations again in the backward pass, block by block, as `training.gradient_checkpointing` does.
     #[arg(long)]

@@ -5,12 +5,14 @@
 use std::path::{Path, PathBuf};
 
 use config::{AdapterInspection, ComponentInspection, Dtype, ImageInspection, ModelInspection};
+use flow::FlowError;
 use models::lora::LoraConfig;
 use models::weights::{Inventory, TensorSource, WeightOptions};
 use models::{DecoderOptions, LoadOptions, ModelError, TextToImageModel, pipeline};
 use tch::Device;
 
 use crate::guided_model::GuidanceSettings;
+use crate::noise_levels::NoiseLevels;
 use crate::settings;
 
 /// What is asked about.
@@ -30,6 +32,8 @@ pub struct InspectOptions {
     pub width: Option<i64>,
     /// Guidance and text length.
     pub guidance: GuidanceSettings,
+    /// Numbers of denoising steps, each of which must have a schedule.
+    pub steps: Vec<usize>,
     /// The adapter.
     pub adapter: Option<LoraConfig>,
 }
@@ -37,8 +41,8 @@ pub struct InspectOptions {
 /// Looks at a model.
 ///
 /// # Errors
-/// If a file is missing or does not fit the others, the model cannot draw the size, or has no modules of the adapter's
-/// names.
+/// If a file is missing or does not fit the others, the model cannot draw the size, has no schedule of so many steps, or no
+/// modules of the adapter's names.
 pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
     let inventory = Inventory::default();
     let source = match options.random_weights {
@@ -54,6 +58,8 @@ pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
     };
     let load = LoadOptions { weights, text_encoders: true, decoder: Some(DecoderOptions::WHOLE) };
     let model = pipeline::open(&options.model, load)?;
+    let image = image(model.as_ref(), options)?;
+    check_schedules(model.as_ref(), options, image.tokens)?;
     let network = model.network();
     Ok(ModelInspection {
         folder: options.model.clone(),
@@ -63,7 +69,7 @@ pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
         n_blocks: network.n_blocks(),
         width: network.width(),
         decoder_width: decoder_width(&options.model)?,
-        image: image(model.as_ref(), options)?,
+        image,
         text_tokens: model.text_sequence_length(options.guidance.max_sequence_length),
         embedding_widths: model.embedding_widths(),
         rows_per_evaluation: 1 + usize::from(model.negative_prompt(options.guidance.scale).is_some()),
@@ -117,6 +123,19 @@ fn image(model: &dyn TextToImageModel, options: &InspectOptions) -> Result<Image
     let (height, width) = (options.height.unwrap_or(usual_height), options.width.unwrap_or(usual_width));
     let latent_shape = model.latent_shape(height, width)?;
     Ok(ImageInspection { height, width, latent_shape, tokens: model.image_sequence_length(height, width) })
+}
+
+/// Lays out the noise levels as a run does.
+fn check_schedules(
+    model: &dyn TextToImageModel,
+    options: &InspectOptions,
+    image_seq_len: usize,
+) -> Result<(), ModelError> {
+    let check = || -> Result<(), FlowError> {
+        let noise_levels = NoiseLevels::of(model)?;
+        options.steps.iter().try_for_each(|steps| noise_levels.schedule(*steps, image_seq_len).map(drop))
+    };
+    check().map_err(|error| ModelError::Input(format!("{}: {error}", options.model.display())))
 }
 
 fn adapter(model: &dyn TextToImageModel, config: &LoraConfig) -> Result<AdapterInspection, ModelError> {

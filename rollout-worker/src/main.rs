@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use config::{Dtype, RewardInquiry};
 use models::lora::LoraConfig;
+use models::reference_case::TOLERANCE;
 use rollout_worker::bad_input::BadInput;
 use rollout_worker::guided_model::GuidanceSettings;
 use rollout_worker::inspect::{self, InspectOptions};
@@ -64,7 +65,7 @@ struct ParityArgs {
     #[arg(long)]
     cases: Option<PathBuf>,
     /// Largest relative error that passes.
-    #[arg(long, default_value_t = 1e-4)]
+    #[arg(long, default_value_t = TOLERANCE)]
     rtol: f64,
 }
 
@@ -170,6 +171,9 @@ struct InspectArgs {
     /// Tokens of the long part of a prompt.
     #[arg(long, default_value_t = 128)]
     max_sequence_length: usize,
+    /// Denoising steps that the model must have a schedule of; may be given often.
+    #[arg(long)]
+    steps: Vec<usize>,
     /// Rank of an adapter.
     #[arg(long, requires = "target")]
     rank: Option<i64>,
@@ -344,6 +348,7 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
         height: args.height,
         width: args.width,
         guidance: GuidanceSettings { scale: args.guidance, max_sequence_length: args.max_sequence_length },
+        steps: args.steps,
         adapter: args.rank.map(|rank| LoraConfig { rank, alpha: rank as f64, targets: args.target }),
     };
     let inspection = inspect::run(&options).map_err(BadInput::from_error)?;
