@@ -5,12 +5,13 @@ CONFIG ?= deploy/configs/tempflow-tiny-cpu.toml
 # Further flags of `coordinator up`, as in `make up ARGS="--workers 2 --set run.name=second"`.
 ARGS ?=
 
-.PHONY: help setup build up test check bench ablation test-kills
+.PHONY: help setup build up test test-rounding check bench ablation test-kills
 
 help:
 	@echo 'make up        set up, build, and train the shipped task from start to end (CONFIG=..., ARGS=...)'
 	@echo 'make test      build and run all tests'
 	@echo 'make test-kills  kill the learner before every change of a file, one run each (most of an hour)'
+	@echo 'make test-rounding  the tests of the crates with numbers, as libtorch rounds on other processors (CRATES=all for all)'
 	@echo 'make check     format, lints, docs, then all tests: what CI runs'
 	@echo 'make bench     measure sampling, training and rewards beside PyTorch'
 	@echo 'make ablation  Flow-GRPO to TempFlow-GRPO step by step, three seeds each (hours)'
@@ -27,6 +28,12 @@ up: build
 
 test: build
 	$(CARGO) test --release --workspace
+
+# Names of crates, or `all`; those with numbers if empty.
+CRATES ?=
+
+test-rounding: build
+	python3 tests/rounding/rounding.py $(CRATES)
 
 check: setup
 	$(CARGO) fmt --all --check

@@ -120,6 +120,9 @@ fn model_arguments(config: &RunConfig) -> Vec<String> {
     };
     let mut arguments = vec!["inspect".to_owned(), model.path.display().to_string(), "--json".to_owned()];
     let mut option = |name: &str, value: String| arguments.push(format!("--{name}={value}"));
+    for steps in [sampling.steps, config.evaluation.steps] {
+        option("steps", steps.to_string());
+    }
     option("dtype", dtype.to_owned());
     option("height", sampling.height.to_string());
     option("width", sampling.width.to_string());
@@ -154,7 +157,7 @@ mod tests {
         let config = config::preset("dgx-flux-pr").expect("a preset").config;
         let asked = model_arguments(&config).join(" ");
         for part in [
-            "inspect black-forest-labs/FLUX.1-dev --json",
+            "inspect black-forest-labs/FLUX.1-dev --json --steps=6 --steps=28",
             "--dtype=bfloat16 --height=1024 --width=1024 --guidance=3.5 --max-sequence-length=128 --rank=32",
             "--target=ff_context.net.2",
         ] {

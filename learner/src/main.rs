@@ -10,6 +10,7 @@ use learner::pretrain::{Folders, PretrainSettings};
 use learner::serve::{Exit, ServeError, ServeOptions, serve};
 use learner::{parity, pretrain};
 use models::Activations;
+use models::reference_case::TOLERANCE;
 use service::logging::{self, LogFormat};
 use service::{Hub, MemberArguments, cuda, exit_code, shutdown};
 
@@ -51,7 +52,7 @@ struct ParityArgs {
     #[arg(long)]
     cases: Option<PathBuf>,
     /// Largest relative error that passes.
-    #[arg(long, default_value_t = 1e-4, value_parser = relative_error)]
+    #[arg(long, default_value_t = TOLERANCE, value_parser = relative_error)]
     rtol: f64,
     /// Compute activations again in the backward pass, block by block, as `training.gradient_checkpointing` does.
     #[arg(long)]

@@ -2,7 +2,7 @@
 
 use config::RunConfig;
 use flow::{
-    AdamWSettings, ClippedObjective, EmaSettings, FlowError, Schedule, SchedulerConfig,
+    AdamWSettings, ClippedObjective, EmaSettings, FlowError, NoiseGrid, Schedule, SchedulerConfig,
     TransitionCoefficients, step_weights, trained_steps,
 };
 use models::{Activations, TextToImageModel};
@@ -46,11 +46,11 @@ impl TrainedSteps {
 /// # Errors
 /// If the model's scheduler settings are not supported.
 pub fn schedule(config: &RunConfig, model: &dyn TextToImageModel) -> Result<Schedule, LearnerError> {
-    let scheduler: SchedulerConfig = serde_json::from_value(model.scheduler_config().clone())
-        .map_err(|error| LearnerError::Setting(format!("scheduler_config.json of the model: {error}")))?;
+    let scheduler = SchedulerConfig::read(model.scheduler_config())?;
+    let grid = NoiseGrid::of_pipeline(model.passes_noise_levels());
     let sampling = &config.sampling;
     let sequence_length = model.image_sequence_length(sampling.height, sampling.width);
-    Ok(Schedule::new(&scheduler, sampling.steps, sequence_length)?)
+    Ok(Schedule::new(&scheduler, grid, sampling.steps, sequence_length)?)
 }
 
 /// Standard deviation of the random move at every step but the last, which is never random.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use learner::parity::{ParityOutcome, run};
 use models::Activations;
+use models::reference_case::TOLERANCE;
 use models::safetensors_file::{read_all, write};
 
 fn golden(family: &str) -> PathBuf {
@@ -51,7 +52,7 @@ fn copied_cases() -> tempfile::TempDir {
 #[test]
 fn recorded_gradients_and_updates_are_reproduced() {
     for activations in [Activations::Kept, Activations::Recomputed] {
-        let (outcome, text) = check_with("sd3", activations, None, 1e-4);
+        let (outcome, text) = check_with("sd3", activations, None, TOLERANCE);
         let ParityOutcome { passed, failed } = outcome.unwrap();
         // 62 adapter tensors: gradients and sample of one case; gradients, six terms, the norm and the update of the
         // other.
@@ -63,7 +64,7 @@ fn recorded_gradients_and_updates_are_reproduced() {
 #[test]
 fn recorded_gradients_of_qwen_image_are_reproduced() {
     for activations in [Activations::Kept, Activations::Recomputed] {
-        let (outcome, text) = check_with("qwen-image", activations, None, 1e-4);
+        let (outcome, text) = check_with("qwen-image", activations, None, TOLERANCE);
         let ParityOutcome { passed, failed } = outcome.unwrap();
         // 72 adapter tensors less the last block's text output, which nobody reads and nothing is recorded of; the
         // sample.
@@ -74,7 +75,7 @@ fn recorded_gradients_of_qwen_image_are_reproduced() {
 #[test]
 fn recorded_gradients_of_flux_are_reproduced() {
     for activations in [Activations::Kept, Activations::Recomputed] {
-        let (outcome, text) = check_with("flux", activations, None, 1e-4);
+        let (outcome, text) = check_with("flux", activations, None, TOLERANCE);
         // Twelve modules of each block over two streams and three of each over one have two factors each; and the
         // sample.
         assert_eq!(outcome.unwrap(), ParityOutcome { passed: 2 * (2 * 12 + 3 * 3) + 1, failed: 0 }, "{text}");
@@ -97,7 +98,7 @@ fn a_wrong_update_is_found() {
     let folder = copied_cases();
     let after = folder.path().join("rl_lora_after/adapter_model.safetensors");
     std::fs::copy(folder.path().join("rl_lora_before/adapter_model.safetensors"), after).unwrap();
-    let (outcome, text) = check(Some(folder.path()), 1e-4);
+    let (outcome, text) = check(Some(folder.path()), TOLERANCE);
     assert!(outcome.unwrap().failed > 0);
     assert!(
         text.lines().filter(|line| line.ends_with("FAIL")).all(|line| line.contains(" adapter_after.")),
@@ -109,7 +110,7 @@ fn a_wrong_update_is_found() {
 fn cases_that_cannot_be_run_are_told_by_name() {
     let folder = copied_cases();
     let path = folder.path().join("rl_step.safetensors");
-    let message = || format!("{:#}", check(Some(folder.path()), 1e-4).0.unwrap_err());
+    let message = || format!("{:#}", check(Some(folder.path()), TOLERANCE).0.unwrap_err());
 
     let (mut tensors, metadata) = read_all(&path).unwrap();
     let metadata: HashMap<String, String> = metadata.into_iter().collect();
@@ -128,6 +129,6 @@ fn cases_that_cannot_be_run_are_told_by_name() {
     assert!(message().contains("no case file"), "{}", message());
 
     let nowhere = folder.path().join("nowhere");
-    let error = format!("{:#}", check(Some(&nowhere), 1e-4).0.unwrap_err());
+    let error = format!("{:#}", check(Some(&nowhere), TOLERANCE).0.unwrap_err());
     assert!(error.contains("nowhere"), "{error}");
 }

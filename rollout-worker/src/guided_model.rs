@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
 
-use flow::{FlowError, Schedule, SchedulerConfig};
+use flow::{FlowError, Schedule};
 use models::adapter_file::SavedAdapter;
 use models::lora::LoraConfig;
 use models::weights::WeightOptions;
@@ -15,6 +15,7 @@ use rewards::RgbImage;
 use tch::{Device, Kind, Tensor};
 
 use crate::embedding_cache::EmbeddingCache;
+use crate::noise_levels::NoiseLevels;
 use crate::truncated_prompts::TruncatedPrompts;
 
 /// Embeddings that are kept; a prompt's tasks come one after another, so few are enough.
@@ -44,7 +45,7 @@ pub struct Embedding {
 /// A model, the guidance it is used with, and the prompts it knows.
 pub struct GuidedModel {
     model: Box<dyn TextToImageModel>,
-    scheduler: SchedulerConfig,
+    noise_levels: NoiseLevels,
     device: Device,
     guidance: GuidanceSettings,
     cache: Option<EmbeddingCache>,
@@ -90,10 +91,10 @@ impl GuidedModel {
     ) -> Result<Self, ModelError> {
         let device = options.weights.device;
         let model = models::pipeline::open(dir, options)?;
-        let scheduler = serde_json::from_value(model.scheduler_config().clone())
-            .map_err(|e| ModelError::damaged(&dir.join("scheduler/scheduler_config.json"), e))?;
+        let noise_levels = NoiseLevels::of(model.as_ref())
+            .map_err(|error| ModelError::Input(format!("{}: {error}", dir.display())))?;
         let (embeddings, truncated) = (HashMap::new(), TruncatedPrompts::default());
-        Ok(Self { model, scheduler, device, guidance, cache, embeddings, truncated, lookups: 0 })
+        Ok(Self { model, noise_levels, device, guidance, cache, embeddings, truncated, lookups: 0 })
     }
 
     /// Height and width that the model was made for, in pixels.
@@ -154,10 +155,10 @@ impl GuidedModel {
     /// The noise levels for images of a size.
     ///
     /// # Errors
-    /// If the scheduler's settings are not supported or do not suit the number of steps.
+    /// If the scheduler's settings do not suit the number of steps.
     pub fn schedule(&self, steps: usize, height: i64, width: i64) -> Result<Schedule, FlowError> {
         let sequence_length = self.model.image_sequence_length(height, width);
-        Schedule::new(&self.scheduler, steps, sequence_length)
+        self.noise_levels.schedule(steps, sequence_length)
     }
 
     /// Embeds a prompt, or remembers how it was embedded before.

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use config::{AdapterInspection, ComponentInspection, Dtype, ImageInspection, ModelInspection};
+use flow::FlowError;
 use models::adapter_file::SavedAdapter;
 use models::lora::LoraConfig;
 use models::weights::{Inventory, TensorSource, WeightOptions};
@@ -12,6 +13,7 @@ use models::{DecoderOptions, LoadOptions, ModelError, TextToImageModel, pipeline
 use tch::Device;
 
 use crate::guided_model::GuidanceSettings;
+use crate::noise_levels::NoiseLevels;
 use crate::settings;
 
 /// What is asked about.
@@ -33,6 +35,8 @@ pub struct InspectOptions {
     pub guidance: GuidanceSettings,
     /// Side in pixels of the tiles that images are decoded in; whole if absent.
     pub tile: Option<i64>,
+    /// Numbers of denoising steps, each of which must have a schedule.
+    pub steps: Vec<usize>,
     /// The adapter.
     pub adapter: Option<LoraConfig>,
     /// What training of the adapter goes on from.
@@ -42,8 +46,8 @@ pub struct InspectOptions {
 /// Looks at a model.
 ///
 /// # Errors
-/// If a file is missing or does not fit the others, the model cannot draw the size, or has no modules of the adapter's
-/// names.
+/// If a file is missing or does not fit the others, the model cannot draw the size, has no schedule of so many steps, or no
+/// modules of the adapter's names.
 pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
     let inventory = Inventory::default();
     let source = match options.random_weights {
@@ -60,6 +64,8 @@ pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
     let decoder = DecoderOptions { tile: options.tile, ..DecoderOptions::WHOLE };
     let load = LoadOptions { weights, text_encoders: true, decoder: Some(decoder) };
     let model = pipeline::open(&options.model, load)?;
+    let image = image(model.as_ref(), options)?;
+    check_schedules(model.as_ref(), options, image.tokens)?;
     let network = model.network();
     Ok(ModelInspection {
         folder: options.model.clone(),
@@ -69,7 +75,7 @@ pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
         n_blocks: network.n_blocks(),
         width: network.width(),
         decoder_width: decoder_width(&options.model)?,
-        image: image(model.as_ref(), options)?,
+        image,
         text_tokens: model.text_sequence_length(options.guidance.max_sequence_length),
         embedding_widths: model.embedding_widths(),
         rows_per_evaluation: 1 + usize::from(model.negative_prompt(options.guidance.scale).is_some()),
@@ -123,6 +129,19 @@ fn image(model: &dyn TextToImageModel, options: &InspectOptions) -> Result<Image
     let (height, width) = (options.height.unwrap_or(usual_height), options.width.unwrap_or(usual_width));
     let latent_shape = model.latent_shape(height, width)?;
     Ok(ImageInspection { height, width, latent_shape, tokens: model.image_sequence_length(height, width) })
+}
+
+/// Lays out the noise levels as a run does.
+fn check_schedules(
+    model: &dyn TextToImageModel,
+    options: &InspectOptions,
+    image_seq_len: usize,
+) -> Result<(), ModelError> {
+    let check = || -> Result<(), FlowError> {
+        let noise_levels = NoiseLevels::of(model)?;
+        options.steps.iter().try_for_each(|steps| noise_levels.schedule(*steps, image_seq_len).map(drop))
+    };
+    check().map_err(|error| ModelError::Input(format!("{}: {error}", options.model.display())))
 }
 
 fn adapter(

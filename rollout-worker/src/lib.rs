@@ -13,6 +13,7 @@ pub mod image_file;
 pub mod inspect;
 pub mod inspect_rewards;
 pub mod learner_link;
+pub mod noise_levels;
 pub mod number_arguments;
 pub mod parity;
 pub mod push;

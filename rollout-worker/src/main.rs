@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use config::{Dtype, RewardInquiry};
 use models::lora::LoraConfig;
+use models::reference_case::TOLERANCE;
 use rollout_worker::bad_input::BadInput;
 use rollout_worker::guided_model::GuidanceSettings;
 use rollout_worker::inspect::{self, InspectOptions};
@@ -65,7 +66,7 @@ struct ParityArgs {
     #[arg(long)]
     cases: Option<PathBuf>,
     /// Largest relative error that passes.
-    #[arg(long, default_value_t = 1e-4, value_parser = relative_error)]
+    #[arg(long, default_value_t = TOLERANCE, value_parser = relative_error)]
     rtol: f64,
 }
 
@@ -171,6 +172,9 @@ struct InspectArgs {
     /// Tokens of the long part of a prompt.
     #[arg(long, default_value_t = 128, value_parser = tokens)]
     max_sequence_length: usize,
+    /// Denoising steps that the model must have a schedule of; may be given often.
+    #[arg(long)]
+    steps: Vec<usize>,
     /// Rank of an adapter.
     #[arg(long, requires = "target")]
     rank: Option<i64>,
@@ -355,6 +359,7 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
         width: args.width,
         guidance: GuidanceSettings { scale: args.guidance, max_sequence_length: args.max_sequence_length },
         tile: args.vae_tile,
+        steps: args.steps,
         adapter: args.rank.map(lora),
         start_from: args.start_from,
     };

@@ -145,6 +145,60 @@ fn what_does_not_fit_is_bad_input() {
     }
 }
 
+/// The golden model with its scheduler's settings changed.
+fn rescheduled(change: serde_json::Value) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for part in std::fs::read_dir(golden()).unwrap().map(Result::unwrap) {
+        if part.file_name() != "scheduler" {
+            let from = part.path().canonicalize().unwrap();
+            std::os::unix::fs::symlink(from, folder.path().join(part.file_name())).unwrap();
+        }
+    }
+    let text = std::fs::read_to_string(golden().join("scheduler/scheduler_config.json")).unwrap();
+    let mut settings: serde_json::Value = serde_json::from_str(&text).unwrap();
+    settings.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+    write_configs(folder.path(), &[("scheduler", settings)]);
+    folder
+}
+
+#[test]
+fn a_scheduler_that_a_run_would_refuse_is_bad_input() {
+    for (change, words) in [
+        (
+            json!({"_class_name": "FlowMatchHeunDiscreteScheduler"}),
+            "`_class_name` is \"FlowMatchHeunDiscrete",
+        ),
+        (json!({"shift": null}), "`shift` is null"),
+        (json!({"use_dynamic_shifting": true, "max_shift": null}), "`max_shift` is null"),
+        (json!({"use_karras_sigmas": true}), "`use_karras_sigmas` is true"),
+        (json!({"stochastic_sampling": true}), "`stochastic_sampling` is true"),
+        (json!({"num_train_timesteps": null}), "num_train_timesteps: null"),
+        (json!({"time_shift_type": "cubic"}), "`time_shift_type` is \"cubic\""),
+        (json!({"shift": 1e9}), "the schedule of 10 steps has noise level"),
+    ] {
+        let folder = rescheduled(change);
+        let model = folder.path().to_str().unwrap();
+        let error = refused(Path::new("/nowhere"), &["inspect", model, "--steps", "4", "--steps", "10"]);
+        assert!(error.contains(words) && error.contains(model), "{words} is not in {error}");
+    }
+    let good = rescheduled(json!({"use_dynamic_shifting": true, "shift": null}));
+    let model = good.path().to_str().unwrap();
+    inspected(Path::new("/nowhere"), &[model, "--steps=4"]);
+    let error = refused(Path::new("/nowhere"), &["inspect", model, "--steps=1"]);
+    assert!(error.contains("1 sampling steps are too few"), "{error}");
+}
+
+#[test]
+fn a_pipeline_with_another_scheduler_is_bad_input() {
+    let folder = rescheduled(json!({}));
+    let index = folder.path().join("model_index.json");
+    let text = std::fs::read_to_string(&index).unwrap();
+    std::fs::remove_file(&index).unwrap();
+    std::fs::write(&index, text.replace("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete")).unwrap();
+    let error = refused(Path::new("/nowhere"), &["inspect", folder.path().to_str().unwrap()]);
+    assert!(error.contains("FlowMatchHeunDiscreteScheduler of `scheduler` is not supported"), "{error}");
+}
+
 #[test]
 fn a_device_that_cannot_be_used_is_bad_input() {
     // Where there is a GPU, the device is there and the prompts are not.

@@ -7,7 +7,7 @@ use models::safetensors_file::{read_all, write};
 use rollout_worker::parity::{self, ParityOutcome};
 use tch::Tensor;
 
-const RTOL: f64 = 1e-4;
+const RTOL: f64 = models::reference_case::TOLERANCE;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
@@ -81,14 +81,14 @@ fn every_recorded_flux_case_holds() {
 
 #[test]
 fn every_recorded_hpsv3_case_holds() {
-    let (outcome, text) = run(&golden("hpsv3"), None, 1e-5);
+    let (outcome, text) = run(&golden("hpsv3"), None, RTOL);
     // Patches, their grid, the hidden states and the head's numbers, of two images.
     assert_eq!(outcome.unwrap(), ParityOutcome { passed: 2 * 4, failed: 0 }, "{text}");
 }
 
 #[test]
 fn every_recorded_pickscore_case_holds() {
-    let (outcome, text) = run(&golden("pickscore"), None, 1e-5);
+    let (outcome, text) = run(&golden("pickscore"), None, RTOL);
     assert_eq!(outcome.unwrap(), ParityOutcome { passed: 4, failed: 0 }, "{text}");
     for output in ["pixel_values", "text_embeds", "image_embeds", "score"] {
         assert!(text.contains(output), "{output} is missing:\n{text}");
@@ -173,10 +173,37 @@ fn positions_that_are_not_those_of_an_image_are_named() {
     assert!(message.contains("where the patches lie"), "{message}");
 }
 
+/// A golden family with another folder in the place of its scheduler's.
+fn with_scheduler(family: &str, scheduler: &Path) -> tempfile::TempDir {
+    let model = tempfile::tempdir().unwrap();
+    for part in std::fs::read_dir(golden(family)).unwrap().map(Result::unwrap) {
+        let name = part.file_name();
+        let from = if name == "scheduler" { scheduler.to_owned() } else { part.path() };
+        std::os::unix::fs::symlink(from.canonicalize().unwrap(), model.path().join(name)).unwrap();
+    }
+    model
+}
+
+#[test]
+fn whole_runs_keep_the_grid_of_their_pipeline_under_any_bend() {
+    for (crossed, family) in [
+        ("flux", "flux"),
+        ("flux-flow-sigmas", "flux"),
+        ("flux-training-grid", "flux"),
+        ("qwen-image", "qwen-image"),
+        ("sd3", "sd3"),
+    ] {
+        let cases = golden("crossed_schedules").join(crossed);
+        let model = with_scheduler(family, &cases.join("scheduler"));
+        let (outcome, text) = run(model.path(), Some(&cases), RTOL);
+        assert_eq!(outcome.unwrap(), ParityOutcome { passed: 2, failed: 0 }, "{crossed}:\n{text}");
+    }
+}
+
 #[test]
 fn every_recorded_schedule_and_step_holds_without_a_model() {
     let (outcome, text) = run(&golden("sde"), None, RTOL);
-    assert_eq!(outcome.unwrap(), ParityOutcome { passed: 2 * 5 + 10 * 2, failed: 0 }, "{text}");
+    assert_eq!(outcome.unwrap(), ParityOutcome { passed: 2 * 5 + (10 + 14) * 2, failed: 0 }, "{text}");
 }
 
 #[test]

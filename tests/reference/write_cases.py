@@ -154,10 +154,28 @@ class Family:
         """Latents as the decoder takes them."""
         return latents
 
+    def noise_levels(self, steps):
+        """What the pipeline hands its scheduler; none where that makes its own."""
+        return None
+
+    def image_tokens(self):
+        """How many tokens the network sees of an image."""
+        height, width = self.size()
+        return (height // self.patch()) * (width // self.patch())
+
     def schedule(self, steps):
         """The scheduler with its noise levels for the chosen size."""
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
-        scheduler.set_timesteps(steps)
+        config = scheduler.config
+        settings = {}
+        if config.use_dynamic_shifting:
+            slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+            settings["mu"] = config.base_shift + slope * (self.image_tokens() - config.base_image_seq_len)
+        levels = self.noise_levels(steps)
+        if levels is None:
+            scheduler.set_timesteps(steps, **settings)
+        else:
+            scheduler.set_timesteps(sigmas=levels, **settings)
         return scheduler
 
     def network_inputs(self, latents, timestep, embeddings):
@@ -254,7 +272,7 @@ class StableDiffusion3(Family):
 
 
 class PackedFamily(Family):
-    """A family whose pipeline packs latents into patches outside the network, and whose schedule depends on their number."""
+    """A family whose pipeline packs latents into patches outside the network, and hands its scheduler noise levels."""
 
     def patch(self):
         return self.pipeline.vae_scale_factor * 2
@@ -269,14 +287,8 @@ class PackedFamily(Family):
     def unpacked(self, latents):
         return self.pipeline._unpack_latents(latents, *self.size(), self.pipeline.vae_scale_factor)
 
-    def schedule(self, steps):
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
-        rows, columns = self.grid()
-        config = scheduler.config
-        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-        mu = config.base_shift + slope * (rows * columns - config.base_image_seq_len)
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
-        return scheduler
+    def noise_levels(self, steps):
+        return np.linspace(1.0, 1 / steps, steps)
 
 
 class Flux(PackedFamily):
@@ -295,6 +307,10 @@ class Flux(PackedFamily):
         "ff_context.net.2",
     )
     has_negative = False
+
+    def noise_levels(self, steps):
+        leaves_them = self.pipeline.scheduler.config.get("use_flow_sigmas")
+        return None if leaves_them else super().noise_levels(steps)
 
     def encode(self, prompts):
         embeds, pooled, _ = self.pipeline.encode_prompt(prompt=prompts, prompt_2=None, max_sequence_length=self.length)

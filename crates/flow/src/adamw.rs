@@ -208,6 +208,7 @@ pub(crate) fn reject_leftover(saved: &HashMap<&str, &Tensor>) -> Result<(), Flow
 
 #[cfg(test)]
 mod tests {
+    use models::reference_case::Deviation;
     use tch::Kind;
 
     use super::*;
@@ -234,7 +235,7 @@ mod tests {
     #[test]
     fn updates_are_those_of_torch() {
         // torch.optim.AdamW(foreach=False) in PyTorch 2.11 on the same numbers.
-        let expected = [
+        let expected: [[f32; 5]; 3] = [
             [0.4685, -1.21625, 2.96103, -0.029002998, -0.6979],
             [0.45508793, -1.182877, 2.9232097, -0.056881376, -0.69580626],
             [0.43563005, -1.1781892, 2.9018462, -0.05425143, -0.71288323],
@@ -245,7 +246,8 @@ mod tests {
             optimizer.zero_gradients();
             backward(&parameters, gradient);
             optimizer.step();
-            assert_eq!(floats(&parameters[0].1), expected);
+            let deviation = Deviation::between(&parameters[0].1, &Tensor::from_slice(&expected));
+            assert!(deviation.is_rounding_of_a_formula(), "{deviation:?}: {:?}", floats(&parameters[0].1));
         }
     }
 

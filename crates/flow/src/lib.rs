@@ -31,7 +31,7 @@ pub use gdpo::{WeightedRewards, gdpo_advantages};
 pub use noise::{NoiseKey, Purpose, permutation, standard_normal, uniform};
 pub use objective::{ClippedObjective, PolicyLoss, kl_divergence};
 pub use plan::{RolloutPlan, trained_steps};
-pub use schedule::{Schedule, SchedulerConfig, TimeShift};
+pub use schedule::{NoiseGrid, Schedule, SchedulerConfig, TimeShift};
 pub use step::{
     TransitionCoefficients, TransitionRows, log_probability, log_ratio, next_latents, next_latents_on_host,
     ode_step, repeat_for_branches, transition_mean,

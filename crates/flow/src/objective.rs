@@ -123,7 +123,7 @@ pub fn kl_divergence(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Schedule, SchedulerConfig};
+    use crate::{NoiseGrid, Schedule, SchedulerConfig};
     use config::StepRule;
 
     const OBJECTIVE: ClippedObjective = ClippedObjective { clip_range: 1e-4, advantage_clip: 5.0 };
@@ -138,7 +138,7 @@ mod tests {
 
     fn step_three() -> TransitionCoefficients {
         let config = SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() };
-        let schedule = Schedule::new(&config, 10, 0).unwrap();
+        let schedule = Schedule::new(&config, NoiseGrid::Scheduler, 10, 0).unwrap();
         TransitionCoefficients::new(StepRule::FlowSde, &schedule, 3, 0.7).unwrap()
     }
 

@@ -305,10 +305,11 @@ fn mean_over_elements(values: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{NoiseKey, Purpose, SchedulerConfig, standard_normal};
+    use crate::{NoiseGrid, NoiseKey, Purpose, SchedulerConfig, standard_normal};
 
     fn sd3() -> Schedule {
-        Schedule::new(&SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() }, 10, 0).unwrap()
+        let config = SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() };
+        Schedule::new(&config, NoiseGrid::Scheduler, 10, 0).unwrap()
     }
 
     fn flow_sde(step: usize) -> TransitionCoefficients {

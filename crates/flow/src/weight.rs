@@ -21,27 +21,28 @@ pub fn step_weights(weight: StepWeight, stds: &[f64]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Schedule, SchedulerConfig, TransitionCoefficients};
+    use crate::{NoiseGrid, Schedule, SchedulerConfig, TransitionCoefficients};
     use config::StepRule;
 
     fn sd3(steps: usize) -> Schedule {
-        Schedule::new(&SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() }, steps, 0).unwrap()
+        let config = SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() };
+        Schedule::new(&config, NoiseGrid::Scheduler, steps, 0).unwrap()
     }
 
     fn flux(steps: usize, length: usize) -> Schedule {
         let config = SchedulerConfig { use_dynamic_shifting: true, ..SchedulerConfig::default() };
-        Schedule::new(&config, steps, length).unwrap()
+        Schedule::new(&config, NoiseGrid::Pipeline, steps, length).unwrap()
     }
 
     fn qwen(steps: usize, length: usize) -> Schedule {
         let config = SchedulerConfig {
             use_dynamic_shifting: true,
-            max_shift: Some(0.9),
-            max_image_seq_len: 8192,
+            max_shift: 0.9,
+            max_image_seq_len: 8192.0,
             shift_terminal: Some(0.02),
             ..SchedulerConfig::default()
         };
-        Schedule::new(&config, steps, length).unwrap()
+        Schedule::new(&config, NoiseGrid::Pipeline, steps, length).unwrap()
     }
 
     fn trained_stds(schedule: &Schedule, noise_level: f64) -> Vec<f64> {

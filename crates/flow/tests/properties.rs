@@ -2,9 +2,10 @@
 
 use config::{AdvantageGroup, KlDenominator, StepRule, StepWeight};
 use flow::{
-    ClippedObjective, NoiseKey, Purpose, Schedule, SchedulerConfig, SeedRewards, TransitionCoefficients,
-    TransitionRows, advantages, kl_divergence, log_probability, log_ratio, next_latents,
-    next_latents_on_host, ode_step, repeat_for_branches, standard_normal, step_weights, transition_mean,
+    ClippedObjective, NoiseGrid, NoiseKey, Purpose, Schedule, SchedulerConfig, SeedRewards,
+    TransitionCoefficients, TransitionRows, advantages, kl_divergence, log_probability, log_ratio,
+    next_latents, next_latents_on_host, ode_step, repeat_for_branches, standard_normal, step_weights,
+    transition_mean,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -14,7 +15,8 @@ const LEN: i64 = 16;
 const OBJECTIVE: ClippedObjective = ClippedObjective { clip_range: 1e-4, advantage_clip: 5.0 };
 
 fn schedule() -> Schedule {
-    Schedule::new(&SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() }, 10, 0).unwrap()
+    let config = SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() };
+    Schedule::new(&config, NoiseGrid::Scheduler, 10, 0).unwrap()
 }
 
 fn normals(seed_index: u32, shape: &[i64]) -> Tensor {

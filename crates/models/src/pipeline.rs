@@ -9,6 +9,7 @@ mod image_sizes;
 mod model_index;
 mod qwen_image;
 mod rgb;
+mod scheduler;
 mod sd3;
 mod text_encoders;
 
@@ -33,6 +34,10 @@ use crate::weights::{WeightOptions, variants_in};
 pub trait TextToImageModel {
     /// The contents of `scheduler/scheduler_config.json`.
     fn scheduler_config(&self) -> &serde_json::Value;
+
+    /// Whether the family's pipeline hands its scheduler even noise levels, `1` to `1/steps`, to bend; else the scheduler
+    /// makes its own.
+    fn passes_noise_levels(&self) -> bool;
 
     /// The shape of one image's latents, without the batch axis.
     ///

@@ -20,6 +20,17 @@ pub use network::{
     saved_adapter,
 };
 
+/// How far from what another program recorded on another machine a result may be, as a part of the recorded tensor's norm.
+///
+/// Float32 rounds to 6e-8 of a number, and libtorch sums in an order that depends on the processor's vectors. A network
+/// of some hundred operations in a row, asked ten times by a sampler, carries that to about 1e-5, whereas a wrong formula
+/// shows from 1e-3 on. Between the two stands what `parity` promises; every comparison of recorded tensors is held to it.
+pub const TOLERANCE: f64 = 1e-4;
+
+/// The same for numbers that a handful of float32 operations makes, as a part of the largest of them: 1e-6 is eight
+/// roundings, each of 1.2e-7 at worst.
+pub const FORMULA_TOLERANCE: f64 = 1e-6;
+
 const INPUT: &str = "in.";
 const OUTPUT: &str = "out.";
 const CALL: &str = "call";
@@ -131,6 +142,8 @@ pub struct Deviation {
     pub max_abs: f64,
     /// `‖got − reference‖ / ‖reference‖`.
     pub relative: f64,
+    /// Largest absolute number of the reference.
+    pub largest: f64,
 }
 
 impl Deviation {
@@ -141,13 +154,24 @@ impl Deviation {
     pub fn between(got: &Tensor, reference: &Tensor) -> Self {
         assert_eq!(got.size(), reference.size(), "only tensors of one shape can be compared");
         if reference.numel() == 0 {
-            return Self { max_abs: 0.0, relative: 0.0 };
+            return Self { max_abs: 0.0, relative: 0.0, largest: 0.0 };
         }
         let wide = |tensor: &Tensor| tensor.to_device(tch::Device::Cpu).to_kind(Kind::Double);
         let (difference, reference) = (wide(got) - wide(reference), wide(reference));
         let (distance, length) = (difference.norm().double_value(&[]), reference.norm().double_value(&[]));
         let relative = if distance == 0.0 { 0.0 } else { distance / length };
-        Self { max_abs: difference.abs().max().double_value(&[]), relative }
+        let largest_of = |tensor: &Tensor| tensor.abs().max().double_value(&[]);
+        Self { max_abs: largest_of(&difference), relative, largest: largest_of(&reference) }
+    }
+
+    /// Whether rounding explains it, of what a network computed: see [`TOLERANCE`].
+    pub fn is_rounding(self) -> bool {
+        self.relative <= TOLERANCE
+    }
+
+    /// Whether rounding explains it, of what a formula of a few operations computed: see [`FORMULA_TOLERANCE`].
+    pub fn is_rounding_of_a_formula(self) -> bool {
+        self.max_abs <= FORMULA_TOLERANCE * self.largest
     }
 }
 
@@ -188,7 +212,7 @@ impl<'a> ParityReport<'a> {
             let (got, reference) = (got.size(), reference.size());
             return writeln!(self.out, "{case:<24} {tensor:<28} shape {got:?}, expected {reference:?} FAIL");
         }
-        let Deviation { max_abs, relative } = Deviation::between(got, reference);
+        let Deviation { max_abs, relative, .. } = Deviation::between(got, reference);
         let exact = !reference.is_floating_point();
         let ok = if exact { max_abs == 0.0 } else { relative <= self.rtol };
         *(if ok { &mut self.passed } else { &mut self.failed }) += 1;
@@ -245,7 +269,7 @@ mod tests {
     fn deviation_is_relative_to_the_reference() {
         let deviation =
             Deviation::between(&Tensor::from_slice(&[3.0, 5.0]), &Tensor::from_slice(&[3.0, 4.0]));
-        assert_eq!(deviation, Deviation { max_abs: 1.0, relative: 0.2 });
+        assert_eq!(deviation, Deviation { max_abs: 1.0, relative: 0.2, largest: 4.0 });
     }
 
     #[test]

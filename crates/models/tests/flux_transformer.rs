@@ -6,6 +6,7 @@ use models::adapter_file::SavedAdapter;
 use models::flux::{FluxConfig, FluxTransformer};
 use models::network::Query;
 use models::patches::{from_patches, to_patches};
+use models::reference_case::{Deviation, TOLERANCE};
 use models::safetensors_file::SafetensorsFile;
 use models::weights::{WeightOptions, Weights, read_all, write};
 use models::{AdapterMode, Network};
@@ -83,8 +84,7 @@ fn random(key: &str, value: serde_json::Value) -> FluxTransformer {
 }
 
 fn relative_error(got: &Tensor, want: &Tensor) -> f64 {
-    assert_eq!(got.size(), want.size());
-    (got - want).norm().double_value(&[]) / want.norm().double_value(&[])
+    Deviation::between(got, want).relative
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn velocity_is_that_of_diffusers() {
     let case = Case::open("transformer.safetensors");
     let got = case.ask(&transformer(Kind::Float), AdapterMode::Frozen, &AS_RECORDED);
     let error = relative_error(&got, &case.get("out.sample"));
-    assert!(error <= 1e-5, "relative error {error:e}");
+    assert!(error <= TOLERANCE, "relative error {error:e}");
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn velocity_with_adapter_and_its_gradients_are_those_of_peft() {
     let transformer = with_adapter();
     let got = case.ask(&transformer, AdapterMode::Trainable, &AS_RECORDED);
     let error = relative_error(&got, &case.get("out.sample"));
-    assert!(error <= 1e-5, "relative error {error:e}");
+    assert!(error <= TOLERANCE, "relative error {error:e}");
 
     (got * case.get("in.cotangent")).sum(Kind::Float).backward();
     let parameters = transformer.adapter_parameters();
@@ -110,7 +110,7 @@ fn velocity_with_adapter_and_its_gradients_are_those_of_peft() {
     for (name, parameter) in parameters {
         let want = case.get(&format!("out.grad.base_model.model.{name}"));
         let error = relative_error(&parameter.grad(), &want);
-        assert!(error <= 1e-4, "gradient of {name}: relative error {error:e}");
+        assert!(error <= TOLERANCE, "gradient of {name}: relative error {error:e}");
     }
 }
 
@@ -131,7 +131,7 @@ fn rows_of_a_batch_do_not_depend_on_each_other_and_have_their_own_timesteps() {
         let one = |tensor: Tensor| tensor.narrow(0, row, 1);
         let change = Change { tensors: &one, ..AS_RECORDED };
         let alone = case.ask(&transformer, AdapterMode::Off, &change);
-        assert!(relative_error(&both.narrow(0, row, 1), &alone) <= 1e-5);
+        assert!(relative_error(&both.narrow(0, row, 1), &alone) <= TOLERANCE);
     }
 }
 

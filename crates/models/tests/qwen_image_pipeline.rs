@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use models::pipeline::{self, LoadOptions, TextToImageModel};
 use models::qwen2_decoder::{Qwen2Config, Qwen2Decoder};
+use models::reference_case::Deviation;
 use models::safetensors_file::SafetensorsFile;
 use models::weights::{WeightOptions, Weights, read_all, write};
 use models::{AdapterMode, Conditioning, Guidance};
@@ -39,9 +40,8 @@ fn strings(prompts: &[&str]) -> Vec<String> {
 
 #[track_caller]
 fn assert_close(got: &Tensor, want: &Tensor) {
-    assert_eq!(got.size(), want.size());
-    let relative = (got - want).norm().double_value(&[]) / want.norm().double_value(&[]);
-    assert!(relative <= 1e-4, "relative error {relative:e}");
+    let deviation = Deviation::between(got, want);
+    assert!(deviation.is_rounding(), "{deviation:?}");
 }
 
 /// A copy of the golden folder whose file at `path` is changed by `change`.

@@ -2,13 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use models::reference_case::ReferenceCase;
+use models::reference_case::{Deviation, ReferenceCase, TOLERANCE};
 use models::weights::{Inventory, TensorSource};
 use rewards::{PromptRecord, Resources, Reward, RgbImage, build};
 use serde_json::{Value, json};
-
-/// What rounding in another order may change.
-const TOLERANCE: f32 = 1e-5;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
@@ -60,10 +57,9 @@ fn values(scorer: &dyn Reward, images: &[RgbImage], prompts: &[PromptRecord]) ->
 }
 
 #[track_caller]
-fn assert_close(got: &[f32], want: &[f32], tolerance: f32) {
-    let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
-    let relative = distance(got, want) / distance(want, &vec![0.0; want.len()]);
-    assert!(got.len() == want.len() && relative <= tolerance, "{relative:e}: {got:?}, expected {want:?}");
+fn assert_close(got: &[f32], want: &[f32], tolerance: f64) {
+    let deviation = Deviation::between(&tch::Tensor::from_slice(got), &tch::Tensor::from_slice(want));
+    assert!(deviation.relative <= tolerance, "{deviation:?}: {got:?}, expected {want:?}");
 }
 
 #[track_caller]

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use models::reference_case::{Deviation, TOLERANCE};
 use models::safetensors_file::{read_all, write};
 use models::weights::{Inventory, TensorSource};
 use rewards::{PixelBounds, PromptRecord, Resources, Reward, RgbImage, TooNarrow, build, smart_resize};
@@ -76,17 +77,13 @@ fn refusal(options: &Value) -> String {
 }
 
 #[track_caller]
-fn assert_scores(reward: &dyn Reward, expected: &[[f32; 2]], tolerance: f32) {
+fn assert_scores(reward: &dyn Reward, expected: &[[f32; 2]], tolerance: f64) {
     let (images, records) = inputs();
     let scores = reward.score(&images, &records).unwrap();
-    assert_eq!(scores.len(), expected.len());
-    for (score, [mu, log_sigma]) in scores.iter().zip(expected) {
-        let near = |found: f32, expected: f32| (found - expected).abs() <= tolerance * expected.abs();
-        assert!(
-            near(score.value, *mu) && near(score.extras["log_sigma"], *log_sigma),
-            "{score:?}, {mu}, {log_sigma}"
-        );
-    }
+    let scores: Vec<[f32; 2]> = scores.iter().map(|score| [score.value, score.extras["log_sigma"]]).collect();
+    let tensor = |rows: &[[f32; 2]]| Tensor::from_slice(rows.as_flattened());
+    let deviation = Deviation::between(&tensor(&scores), &tensor(expected));
+    assert!(deviation.relative <= tolerance, "{deviation:?}: {scores:?}, expected {expected:?}");
 }
 
 /// A copy of a folder, whose files can be changed.
@@ -124,7 +121,7 @@ fn model_with(change: impl FnOnce(&mut Vec<(String, Tensor)>)) -> tempfile::Temp
 fn scores_are_those_of_the_package_whatever_the_batches() {
     let expected = &cases().scores[PUBLISHED];
     for batch_size in [1, 3] {
-        assert_scores(&*scorer(&published(&json!({"batch_size": batch_size}))), expected, 1e-5);
+        assert_scores(&*scorer(&published(&json!({"batch_size": batch_size}))), expected, TOLERANCE);
     }
 }
 
@@ -136,14 +133,14 @@ fn the_processor_resizes_once_more_within_its_own_bounds() {
         (config["min_pixels"], config["max_pixels"]) = (least.into(), most.into());
     });
     let own = scorer(&options(&folder().join("model"), processor.path()));
-    assert_scores(&*own, &cases.scores["small"], 1e-5);
+    assert_scores(&*own, &cases.scores["small"], TOLERANCE);
     let newer = processor_with("preprocessor_config.json", |config| {
         let config = config.as_object_mut().unwrap();
         config.retain(|key, _| !key.ends_with("_pixels"));
         config.insert("size".to_owned(), json!({"shortest_edge": least, "longest_edge": most}));
     });
     let newer = scorer(&options(&folder().join("model"), newer.path()));
-    assert_scores(&*newer, &cases.scores["small"], 1e-5);
+    assert_scores(&*newer, &cases.scores["small"], TOLERANCE);
 }
 
 #[test]
@@ -177,7 +174,7 @@ fn tensors_under_newer_names_score_the_same() {
         }
     });
     let newer = scorer(&options(model.path(), &folder().join("processor")));
-    assert_scores(&*newer, &cases().scores[PUBLISHED], 1e-5);
+    assert_scores(&*newer, &cases().scores[PUBLISHED], TOLERANCE);
 }
 
 #[test]

@@ -3,20 +3,37 @@
 use anyhow::{Context, ensure};
 use config::{StepRule, StepWeight};
 use flow::{
-    Schedule, SchedulerConfig, TransitionCoefficients, TransitionRows, log_probability, next_latents,
-    step_weights, transition_mean,
+    NoiseGrid, Schedule, SchedulerConfig, TransitionCoefficients, TransitionRows, log_probability,
+    next_latents, step_weights, transition_mean,
 };
 use models::reference_case::ReferenceCase;
 use tch::{Device, Tensor};
 
 use super::{Computed, LazyModel};
 
+/// The families in the names of cases, as in `sigmas_flux_1024_10`, and whether their pipelines pass noise levels.
+const FAMILIES: [(&str, bool); 3] = [("flux", true), ("qwen", true), ("sd3", false)];
+
 /// The scheduler's settings stand among the arguments of the call, those left out at diffusers' defaults.
 fn schedule(case: &ReferenceCase) -> anyhow::Result<Schedule> {
-    let config: SchedulerConfig =
-        serde_json::from_value(case.call().clone().into()).context("reading the call's scheduler")?;
+    let config =
+        SchedulerConfig::read(&case.call().clone().into()).context("reading the call's scheduler")?;
     let sequence_length = case.optional_argument("image_seq_len")?.unwrap_or_default();
-    Ok(Schedule::new(&config, case.argument("steps")?, sequence_length)?)
+    Ok(Schedule::new(&config, noise_grid(case, &config)?, case.argument("steps")?, sequence_length)?)
+}
+
+/// The grid of the family in the case's name; where it names none, of the families that are published with such a bend.
+fn noise_grid(case: &ReferenceCase, config: &SchedulerConfig) -> anyhow::Result<NoiseGrid> {
+    let name = case.name();
+    let named = |family: &str| name.split(['_', '-', '.']).any(|part| part == family);
+    let family = FAMILIES.iter().find(|(family, _)| named(family));
+    let passes_noise_levels = match family {
+        // The one pipeline that looks for the key.
+        Some(("flux", _)) => !case.optional_argument("use_flow_sigmas")?.unwrap_or(false),
+        Some((_, passes_noise_levels)) => *passes_noise_levels,
+        None => config.use_dynamic_shifting,
+    };
+    Ok(NoiseGrid::of_pipeline(passes_noise_levels))
 }
 
 /// Noise levels and time steps.

@@ -1,14 +1,15 @@
 //! Cases of a whole model: its text encoders, its network with and without an adapter, its decoder, and all together.
 
 use anyhow::{Context, ensure};
-use flow::{Schedule, SchedulerConfig, ode_step};
+use flow::ode_step;
 use models::reference_case::{
     NetworkQuery, RecordedLatents, ReferenceCase, adapter_outputs, guidance_scale, image_size, saved_adapter,
 };
-use models::{Activations, AdapterMode, Conditioning, Guidance, PromptTokens, TextToImageModel};
+use models::{Activations, AdapterMode, Conditioning, Guidance, PromptTokens};
 use tch::{Kind, Tensor};
 
 use super::{Computed, LazyModel};
+use crate::noise_levels::NoiseLevels;
 
 /// Picks one of a family's encoders.
 type PickEncoder = fn(&[PromptTokens]) -> Option<&PromptTokens>;
@@ -57,11 +58,6 @@ fn negative_prompt(case: &ReferenceCase, own: &str) -> anyhow::Result<String> {
     Ok(case.optional_argument("negative_prompt")?.unwrap_or_else(|| own.to_owned()))
 }
 
-fn scheduler(model: &dyn TextToImageModel) -> anyhow::Result<SchedulerConfig> {
-    serde_json::from_value::<SchedulerConfig>(model.scheduler_config().clone())
-        .context("reading scheduler/scheduler_config.json")
-}
-
 /// The network's output for given inputs, without an adapter.
 pub(super) fn transformer(case: &ReferenceCase, model: &mut LazyModel) -> Computed {
     let model = model.get()?;
@@ -108,7 +104,7 @@ pub(super) fn pipeline(case: &ReferenceCase, model: &mut LazyModel) -> Computed 
     model.check_inputs(&initial, &positive)?;
     let (height, width) = pixels(case)?;
     let sequence_length = model.image_sequence_length(height, width);
-    let schedule = Schedule::new(&scheduler(model)?, case.argument("steps")?, sequence_length)?;
+    let schedule = NoiseLevels::of(model)?.schedule(case.argument("steps")?, sequence_length)?;
     let per_row = |value: f32| Tensor::from_slice(&vec![value; prompts.len()]);
     let latents = tch::no_grad(|| {
         (0..schedule.steps()).fold(initial, |latents, step| {

@@ -4,13 +4,14 @@ use std::cell::RefCell;
 
 use super::*;
 use config::Algorithm;
-use flow::{NoiseKey, Purpose, SchedulerConfig, standard_normal};
+use flow::{NoiseGrid, NoiseKey, Purpose, SchedulerConfig, standard_normal};
 use tch::Device;
 
 const LATENT: [i64; 3] = [2, 3, 4];
 
 fn schedule(steps: usize) -> Schedule {
-    Schedule::new(&SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() }, steps, 0).unwrap()
+    let config = SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() };
+    Schedule::new(&config, NoiseGrid::Scheduler, steps, 0).unwrap()
 }
 
 fn rollout(

@@ -4,24 +4,27 @@ mod text;
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use self::text::TextEncoders;
 use super::image_sizes::ImageSizes;
 use super::model_index::ModelIndex;
+use super::scheduler::Scheduler;
 use super::{
     Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, decode_with, latent_size, opened,
 };
+use crate::ModelError;
 use crate::autoencoder_kl::{AutoencoderKlConfig, AutoencoderKlDecoder};
 use crate::flux::FluxTransformer;
 use crate::network::{Network, Query};
 use crate::patches::{self, PACKED_SIDE, to_patches};
 use crate::weights::WeightOptions;
-use crate::{ModelError, json_file};
 
 /// One opened folder.
 struct Flux {
-    scheduler_config: serde_json::Value,
+    scheduler: Scheduler,
+    passes_noise_levels: bool,
     transformer: FluxTransformer,
     text_encoders: Option<TextEncoders>,
     decoder: Option<AutoencoderKlDecoder>,
@@ -36,7 +39,7 @@ pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToIma
     let index = ModelIndex::open(dir)?;
     index.require("transformer", "FluxTransformer2DModel")?;
     index.require("vae", "AutoencoderKL")?;
-    let scheduler_config = json_file::read(&dir.join("scheduler/scheduler_config.json"))?;
+    let scheduler = Scheduler::open(dir, &index)?;
     let (vae_dir, vae) = (dir.join("vae"), AutoencoderKlConfig::open(&dir.join("vae"))?);
     let transformer = FluxTransformer::open(&dir.join("transformer"), &options.weights)?;
     let (channels, expected) = (vae.latent_channels, transformer.config().latent_channels());
@@ -47,7 +50,8 @@ pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToIma
     }
     let open_decoder = |decoder| AutoencoderKlDecoder::open(&vae_dir, &options.weights, decoder);
     let mut flux = Flux {
-        scheduler_config,
+        passes_noise_levels: passes_noise_levels(&scheduler, dir)?,
+        scheduler,
         transformer,
         text_encoders: None,
         decoder: options.decoder.map(open_decoder).transpose()?,
@@ -59,6 +63,19 @@ pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToIma
         flux.open_text_encoders()?;
     }
     Ok(Box::new(flux))
+}
+
+/// Of all pipelines, this one alone looks for `use_flow_sigmas`, with which it leaves the grid to the scheduler.
+fn passes_noise_levels(scheduler: &Scheduler, dir: &Path) -> Result<bool, ModelError> {
+    let key = "use_flow_sigmas";
+    match scheduler.config().get(key) {
+        None | Some(Value::Null) => Ok(true),
+        Some(Value::Bool(leaves_them)) => Ok(!leaves_them),
+        Some(other) => {
+            let reason = format!("{other} is not supported; write true or false");
+            Err(ModelError::config(&dir.join("scheduler/scheduler_config.json"), key, reason))
+        }
+    }
 }
 
 impl Flux {
@@ -73,7 +90,11 @@ impl Flux {
 
 impl TextToImageModel for Flux {
     fn scheduler_config(&self) -> &serde_json::Value {
-        &self.scheduler_config
+        self.scheduler.config()
+    }
+
+    fn passes_noise_levels(&self) -> bool {
+        self.passes_noise_levels
     }
 
     fn latent_shape(&self, height: i64, width: i64) -> Result<Vec<i64>, ModelError> {
@@ -127,7 +148,7 @@ impl TextToImageModel for Flux {
         let pooled = text.pooled.as_ref().expect("FLUX conditioning has pooled features; else this is a bug");
         let query = Query {
             latents: &latents.to_kind(kind),
-            timestep: sigmas,
+            timestep: &(sigmas * self.timestep_scale()),
             text: &text.text.to_kind(kind),
             pooled: Some(&pooled.to_kind(kind)),
             text_mask: None,
@@ -145,7 +166,7 @@ impl TextToImageModel for Flux {
     }
 
     fn timestep_scale(&self) -> f64 {
-        1.0
+        self.scheduler.thousands_of_timesteps()
     }
 
     fn pack(&self, latents: &Tensor) -> Tensor {

@@ -11,22 +11,23 @@ use self::text::PromptEncoder;
 use super::guided::both_velocities;
 use super::image_sizes::ImageSizes;
 use super::model_index::ModelIndex;
+use super::scheduler::Scheduler;
 use super::{
     Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, decode_with, latent_size, opened,
 };
+use crate::ModelError;
 use crate::autoencoder_kl_qwen_image::{AutoencoderKlQwenImageConfig, AutoencoderKlQwenImageDecoder};
 use crate::network::{Network, Query};
 use crate::patches::{self, PACKED_SIDE, from_patches, to_patches};
 use crate::qwen_image::QwenImageTransformer;
 use crate::weights::WeightOptions;
-use crate::{ModelError, json_file};
 
 /// Pixels along the side of the images that Qwen-Image was made for; its configuration does not say.
 const USUAL_SIDE: i64 = 1328;
 
 /// One opened folder.
 struct QwenImage {
-    scheduler_config: serde_json::Value,
+    scheduler: Scheduler,
     transformer: QwenImageTransformer,
     text_encoder: Option<PromptEncoder>,
     decoder: Option<AutoencoderKlQwenImageDecoder>,
@@ -41,7 +42,7 @@ pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToIma
     let index = ModelIndex::open(dir)?;
     index.require("transformer", "QwenImageTransformer2DModel")?;
     index.require("vae", "AutoencoderKLQwenImage")?;
-    let scheduler_config = json_file::read(&dir.join("scheduler/scheduler_config.json"))?;
+    let scheduler = Scheduler::open(dir, &index)?;
     let vae_dir = dir.join("vae");
     let vae = AutoencoderKlQwenImageConfig::open(&vae_dir)?;
     let transformer = QwenImageTransformer::open(&dir.join("transformer"), &options.weights)?;
@@ -52,7 +53,7 @@ pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToIma
     }
     let open_decoder = |decoder| AutoencoderKlQwenImageDecoder::open(&vae_dir, &options.weights, decoder);
     let mut qwen_image = QwenImage {
-        scheduler_config,
+        scheduler,
         scale: vae.scale(),
         transformer,
         text_encoder: None,
@@ -86,7 +87,7 @@ impl QwenImage {
         let text = text.expand(latents.size()[0]);
         let query = Query {
             latents: &latents.to_kind(kind),
-            timestep: sigmas,
+            timestep: &(sigmas * self.timestep_scale()),
             text: &text.text.to_kind(kind),
             pooled: None,
             text_mask: text.text_mask.as_ref(),
@@ -98,7 +99,11 @@ impl QwenImage {
 
 impl TextToImageModel for QwenImage {
     fn scheduler_config(&self) -> &serde_json::Value {
-        &self.scheduler_config
+        self.scheduler.config()
+    }
+
+    fn passes_noise_levels(&self) -> bool {
+        true
     }
 
     fn latent_shape(&self, height: i64, width: i64) -> Result<Vec<i64>, ModelError> {
@@ -177,7 +182,7 @@ impl TextToImageModel for QwenImage {
     }
 
     fn timestep_scale(&self) -> f64 {
-        1.0
+        self.scheduler.thousands_of_timesteps()
     }
 
     fn pack(&self, latents: &Tensor) -> Tensor {

@@ -4,33 +4,26 @@ mod text;
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use self::text::TextEncoders;
 use super::guided::both_velocities;
 use super::image_sizes::ImageSizes;
 use super::model_index::ModelIndex;
+use super::scheduler::Scheduler;
 use super::text_encoders::CLIP_LENGTH;
 use super::{
     Conditioning, Guidance, LoadOptions, PromptTokens, TextToImageModel, decode_with, latent_size, opened,
 };
+use crate::ModelError;
 use crate::autoencoder_kl::{AutoencoderKlConfig, AutoencoderKlDecoder};
 use crate::network::{Network, Query};
 use crate::sd3::{Sd3Config, Sd3Transformer};
 use crate::weights::WeightOptions;
-use crate::{ModelError, json_file};
-
-#[derive(Deserialize)]
-struct TrainTimesteps {
-    num_train_timesteps: f64,
-}
 
 /// One opened folder.
 struct Sd3 {
-    scheduler_config: serde_json::Value,
-    /// The network counts time in these.
-    num_train_timesteps: f64,
+    scheduler: Scheduler,
     transformer: Sd3Transformer,
     text_encoders: Option<TextEncoders>,
     decoder: Option<AutoencoderKlDecoder>,
@@ -45,15 +38,13 @@ pub(super) fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToIma
     let index = ModelIndex::open(dir)?;
     index.require("transformer", "SD3Transformer2DModel")?;
     index.require("vae", "AutoencoderKL")?;
-    let scheduler_path = dir.join("scheduler/scheduler_config.json");
-    let timesteps: TrainTimesteps = json_file::read(&scheduler_path)?;
+    let scheduler = Scheduler::open(dir, &index)?;
     let (vae_dir, vae) = (dir.join("vae"), AutoencoderKlConfig::open(&dir.join("vae"))?);
     let transformer = Sd3Transformer::open(&dir.join("transformer"), &options.weights)?;
     check_channels(dir, transformer.config(), &vae)?;
     let open_decoder = |decoder| AutoencoderKlDecoder::open(&vae_dir, &options.weights, decoder);
     let mut sd3 = Sd3 {
-        scheduler_config: json_file::read(&scheduler_path)?,
-        num_train_timesteps: timesteps.num_train_timesteps,
+        scheduler,
         scale: vae.scale(),
         transformer,
         text_encoders: None,
@@ -132,7 +123,11 @@ impl Sd3 {
 
 impl TextToImageModel for Sd3 {
     fn scheduler_config(&self) -> &serde_json::Value {
-        &self.scheduler_config
+        self.scheduler.config()
+    }
+
+    fn passes_noise_levels(&self) -> bool {
+        false
     }
 
     fn latent_shape(&self, height: i64, width: i64) -> Result<Vec<i64>, ModelError> {
@@ -195,7 +190,7 @@ impl TextToImageModel for Sd3 {
         evaluate: &mut dyn FnMut(&Query) -> Tensor,
     ) -> Tensor {
         // In float32, as the scheduler lays out its time steps.
-        let timesteps = sigmas.to_kind(Kind::Float) * self.num_train_timesteps;
+        let timesteps = sigmas.to_kind(Kind::Float) * self.scheduler.num_train_timesteps();
         let mut predict = |latents: &Tensor, timesteps: &Tensor, text: &Conditioning| {
             self.predict(latents, timesteps, text, evaluate)
         };
@@ -216,7 +211,7 @@ impl TextToImageModel for Sd3 {
     }
 
     fn timestep_scale(&self) -> f64 {
-        self.num_train_timesteps
+        self.scheduler.num_train_timesteps()
     }
 
     fn check_inputs(&self, latents: &Tensor, conditioning: &Conditioning) -> Result<(), ModelError> {

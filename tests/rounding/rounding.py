@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Runs tests as libtorch rounds on other processors: `make test-rounding`.
+
+libtorch, MKL and oneDNN pick their kernels by the processor's vectors, and each kernel sums in an order of its own. The
+settings below make them pick those of older processors. Binaries are those of `make test`; without arguments the crates
+with numbers are run, with `all` every crate, with names those."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WITH_NUMBERS = ["flow", "models", "rewards", "learner", "rollout-worker"]
+SETTINGS = [
+    {"ATEN_CPU_CAPABILITY": "default"},
+    {"ATEN_CPU_CAPABILITY": "avx2"},
+    {"MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+    {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+]
+
+
+def test_binaries():
+    """Package, its folder, and binary of all tests of the workspace, built where they are not yet."""
+    command = [os.environ.get("CARGO", "cargo"), "test", "--release", "--workspace", "--no-run"]
+    command += ["--message-format=json-render-diagnostics"]
+    messages = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    artifacts = [json.loads(line) for line in messages.splitlines() if line.startswith("{")]
+    for artifact in artifacts:
+        if artifact["reason"] == "compiler-artifact" and artifact["executable"] and artifact["profile"]["test"]:
+            manifest = Path(artifact["manifest_path"])
+            package = artifact["package_id"].rsplit("#", 1)[1].split("@")[0]
+            # Where the folder has the package's name, the id ends in its version alone.
+            package = manifest.parent.name if package[0].isdigit() else package
+            yield package, manifest.parent, artifact["executable"]
+
+
+def run(binary, folder, setting):
+    environment = {**os.environ, **setting, "CARGO_MANIFEST_DIR": str(folder)}
+    tests = subprocess.run([binary, "--quiet"], cwd=folder, env=environment, capture_output=True, text=True)
+    if tests.returncode != 0:
+        print(tests.stdout, tests.stderr, sep="\n", flush=True)
+    return tests.returncode == 0
+
+
+def main(wanted):
+    found = list(test_binaries())
+    known = {package for package, _, _ in found}
+    wanted = known if wanted == ["all"] else set(wanted or WITH_NUMBERS)
+    if unknown := wanted - known:
+        raise SystemExit(f"no tests of {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+    chosen = [entry for entry in found if entry[0] in wanted]
+    failed = []
+    for setting in SETTINGS:
+        name = " ".join(f"{key}={value}" for key, value in setting.items())
+        start = time.monotonic()
+        wrong = [Path(binary).name for _, folder, binary in chosen if not run(binary, folder, setting)]
+        failed += [f"{name} {binary}" for binary in wrong]
+        print(f"{name}: {len(chosen)} binaries, {len(wrong)} failed, {time.monotonic() - start:.0f} s", flush=True)
+    if failed:
+        raise SystemExit("rounding:\n" + "\n".join(failed))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
