@@ -4,7 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
-use config::{AdapterInspection, ComponentInspection, Dtype, ImageInspection, ModelInspection};
+use config::{
+    AdapterInspection, BranchSteps, ComponentInspection, Dtype, ImageInspection, ModelInspection,
+    StepInspection, StepRule, StepWeight,
+};
+use flow::{FlowError, Schedule, SchedulerConfig, TransitionCoefficients, drawable_steps, step_weights};
 use models::lora::LoraConfig;
 use models::weights::{Inventory, TensorSource, WeightOptions};
 use models::{DecoderOptions, LoadOptions, ModelError, TextToImageModel, pipeline};
@@ -30,16 +34,46 @@ pub struct InspectOptions {
     pub width: Option<i64>,
     /// Guidance and text length.
     pub guidance: GuidanceSettings,
+    /// Guidance of held-out images.
+    pub evaluation_guidance_scale: f64,
     /// The adapter.
     pub adapter: Option<LoraConfig>,
+    /// How its steps are trained.
+    pub steps: Option<TrainedStepOptions>,
+}
+
+/// Which steps are trained, and how.
+#[derive(Clone, Debug)]
+pub struct TrainedStepOptions {
+    /// Denoising steps.
+    pub steps: usize,
+    /// Stochastic transition.
+    pub step_rule: StepRule,
+    /// Noise level of the transition.
+    pub noise_level: f64,
+    /// Which of them.
+    pub branch_steps: BranchSteps,
+    /// Weight of a step in the policy loss.
+    pub step_weight: StepWeight,
+}
+
+/// Why a model cannot be used as it was asked about.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// Its folder, the size of images or the adapter.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Its schedule, or the steps.
+    #[error(transparent)]
+    Flow(#[from] FlowError),
 }
 
 /// Looks at a model.
 ///
 /// # Errors
-/// If a file is missing or does not fit the others, the model cannot draw the size, or has no modules of the adapter's
-/// names.
-pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
+/// If a file is missing or does not fit the others, the model cannot draw the size, has no modules of the adapter's
+/// names, or its schedule does not suit the steps.
+pub fn run(options: &InspectOptions) -> Result<ModelInspection, InspectError> {
     let inventory = Inventory::default();
     let source = match options.random_weights {
         true => TensorSource::Shapes(inventory.clone()),
@@ -55,6 +89,9 @@ pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
     let load = LoadOptions { weights, text_encoders: true, decoder: Some(DecoderOptions::WHOLE) };
     let model = pipeline::open(&options.model, load)?;
     let network = model.network();
+    let image = image(model.as_ref(), options)?;
+    let rows_per_evaluation = |scale| 1 + usize::from(model.negative_prompt(scale).is_some());
+    let steps = options.steps.as_ref().map(|steps| trained_steps(model.as_ref(), options, &image, steps));
     Ok(ModelInspection {
         folder: options.model.clone(),
         class: pipeline::class(&options.model)?,
@@ -63,15 +100,17 @@ pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
         n_blocks: network.n_blocks(),
         width: network.width(),
         decoder_width: decoder_width(&options.model)?,
-        image: image(model.as_ref(), options)?,
+        image,
         text_tokens: model.text_sequence_length(options.guidance.max_sequence_length),
         embedding_widths: model.embedding_widths(),
-        rows_per_evaluation: 1 + usize::from(model.negative_prompt(options.guidance.scale).is_some()),
+        rows_per_evaluation: rows_per_evaluation(options.guidance.scale),
+        rows_per_held_out_evaluation: rows_per_evaluation(options.evaluation_guidance_scale),
         adapter: options
             .adapter
             .as_ref()
             .map(|adapter| self::adapter(model.as_ref(), adapter))
             .transpose()?,
+        steps: steps.transpose()?.unwrap_or_default(),
     })
 }
 
@@ -117,6 +156,30 @@ fn image(model: &dyn TextToImageModel, options: &InspectOptions) -> Result<Image
     let (height, width) = (options.height.unwrap_or(usual_height), options.width.unwrap_or(usual_width));
     let latent_shape = model.latent_shape(height, width)?;
     Ok(ImageInspection { height, width, latent_shape, tokens: model.image_sequence_length(height, width) })
+}
+
+/// Every step that can be drawn for training, with its weight among them.
+fn trained_steps(
+    model: &dyn TextToImageModel,
+    options: &InspectOptions,
+    image: &ImageInspection,
+    asked: &TrainedStepOptions,
+) -> Result<Vec<StepInspection>, InspectError> {
+    let scheduler: SchedulerConfig =
+        serde_json::from_value(model.scheduler_config().clone()).map_err(|error| {
+            ModelError::damaged(&options.model.join("scheduler/scheduler_config.json"), error)
+        })?;
+    let schedule = Schedule::new(&scheduler, asked.steps, image.tokens)?;
+    let steps = drawable_steps(&asked.branch_steps, asked.steps)?;
+    let moves = steps
+        .iter()
+        .map(|step| TransitionCoefficients::new(asked.step_rule, &schedule, *step, asked.noise_level))
+        .collect::<Result<Vec<_>, _>>()?;
+    let weights = step_weights(asked.step_weight, &moves, &moves);
+    let inspected = steps.into_iter().zip(moves).zip(weights);
+    Ok(inspected
+        .map(|((step, coefficients), weight)| StepInspection { step, sigma: coefficients.sigma, weight })
+        .collect())
 }
 
 fn adapter(model: &dyn TextToImageModel, config: &LoraConfig) -> Result<AdapterInspection, ModelError> {

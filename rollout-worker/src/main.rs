@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::{Parser, Subcommand};
-use config::{Dtype, RewardInquiry};
+use config::{BranchSteps, Dtype, RewardInquiry, StepRule, StepWeight};
 use models::lora::LoraConfig;
 use rollout_worker::bad_input::BadInput;
 use rollout_worker::guided_model::GuidanceSettings;
-use rollout_worker::inspect::{self, InspectOptions};
+use rollout_worker::inspect::{self, InspectOptions, TrainedStepOptions};
 use rollout_worker::sample::{self, SampleOptions};
 use rollout_worker::score::{self, ScoreOptions};
 use rollout_worker::serve::{self, ServeOptions};
@@ -152,6 +153,26 @@ struct ScoreArgs {
     threads: u16,
 }
 
+/// Which steps are trained, and how, in the words of a run config.
+#[derive(clap::Args)]
+struct StepArgs {
+    /// Denoising steps, to be told the weights of the trained ones in the policy loss.
+    #[arg(long)]
+    steps: Option<usize>,
+    /// `flow-sde` or `cps`.
+    #[arg(long, requires = "steps", default_value = "flow-sde", value_parser = step_rule)]
+    step_rule: StepRule,
+    /// Noise level of a random step.
+    #[arg(long, requires = "steps", default_value_t = 0.7, value_parser = finite)]
+    noise_level: f64,
+    /// Which steps are trained.
+    #[arg(long, requires = "steps", default_value = "all", value_parser = BranchSteps::from_str)]
+    branch_steps: BranchSteps,
+    /// Weight of a step.
+    #[arg(long, requires = "steps", default_value = "noise", value_parser = StepWeight::from_str)]
+    step_weight: StepWeight,
+}
+
 #[derive(clap::Args)]
 struct InspectArgs {
     /// Pipeline folder in the diffusers layout, or `org/name` or `org/name@revision` in the Hugging Face cache.
@@ -167,9 +188,14 @@ struct InspectArgs {
     /// Strength of guidance.
     #[arg(long, default_value_t = 4.5, value_parser = finite)]
     guidance: f64,
+    /// Strength of guidance of held-out images; as the other if not given.
+    #[arg(long, value_parser = finite)]
+    evaluation_guidance: Option<f64>,
     /// Tokens of the long part of a prompt.
     #[arg(long, default_value_t = 128)]
     max_sequence_length: usize,
+    #[command(flatten)]
+    steps: StepArgs,
     /// Rank of an adapter.
     #[arg(long, requires = "target")]
     rank: Option<i64>,
@@ -250,6 +276,10 @@ fn hub() -> Hub {
 }
 
 fn dtype(name: &str) -> Result<Dtype, serde_json::Error> {
+    serde_json::from_value(name.into())
+}
+
+fn step_rule(name: &str) -> Result<StepRule, serde_json::Error> {
     serde_json::from_value(name.into())
 }
 
@@ -344,6 +374,8 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
         height: args.height,
         width: args.width,
         guidance: GuidanceSettings { scale: args.guidance, max_sequence_length: args.max_sequence_length },
+        evaluation_guidance_scale: args.evaluation_guidance.unwrap_or(args.guidance),
+        steps: trained_steps(args.steps),
         adapter: args.rank.map(|rank| LoraConfig { rank, alpha: rank as f64, targets: args.target }),
     };
     let inspection = inspect::run(&options).map_err(BadInput::from_error)?;
@@ -352,6 +384,11 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
         false => print!("{inspection}"),
     }
     Ok(exit_code::DONE)
+}
+
+fn trained_steps(args: StepArgs) -> Option<TrainedStepOptions> {
+    let StepArgs { steps, step_rule, noise_level, branch_steps, step_weight } = args;
+    steps.map(|steps| TrainedStepOptions { steps, step_rule, noise_level, branch_steps, step_weight })
 }
 
 /// Random weights mean nothing, and what stands in for absent tokenizers neither.

@@ -98,9 +98,8 @@ fn flow_sde_steps_are_those_of_the_reference() {
         let rows = TransitionRows::new(&coefficients, Device::Cpu);
         let mean = transition_mean(case.tensor("in.latents"), case.tensor("in.velocity"), &rows);
         let next = next_latents(&mean, &rows.std, case.tensor("in.noise"));
-        let stds: Vec<f64> = coefficients.iter().map(|row| row.std).collect();
-        let weights: Vec<f32> =
-            step_weights(StepWeight::Noise, &stds).into_iter().map(|weight| weight as f32).collect();
+        let weights = step_weights(StepWeight::Noise, &coefficients, &coefficients);
+        let weights: Vec<f32> = weights.into_iter().map(|weight| weight as f32).collect();
         let outputs = [
             ("out.log_prob", log_probability(&next, &mean, &rows)),
             ("out.mean", mean),
