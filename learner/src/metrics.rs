@@ -77,8 +77,7 @@ pub struct PolicyMetrics {
     /// Mean over cells of the divergence from the base model; 0 where it is not computed.
     pub kl: f64,
     /// Half the mean square of the log ratio, an estimate of the divergence from the sampling policy, over the transitions
-    /// of the cells that went through the network. The reference's mean is over all transitions; this one times
-    /// `trained_cells` is less than that by the part of the others.
+    /// of the cells that went through the network; the reference averages over all cells.
     pub approx_kl: f64,
     /// Share of transitions with ratios outside the clip range, of the cells that went through the network (as above),
     /// whether or not the sign of their advantage lets the clip take their gradient.

@@ -8,8 +8,8 @@ use learner::run::Ended;
 /// What the kernels of the worker add to every mean: enough to clip almost every transition.
 const WORKER_ERROR: f64 = 5e-3;
 
-/// A learning rate that moves no bit of what is trained.
-const STANDSTILL: f64 = 1e-30;
+/// A learning rate that is 0 in float32, so that it moves no bit of what is trained.
+const STANDSTILL: f64 = 1e-50;
 
 const DTYPES: [Dtype; 2] = [Dtype::Float32, Dtype::Bfloat16];
 

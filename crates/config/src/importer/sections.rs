@@ -83,7 +83,8 @@ impl Translation {
             "grpo-guard" => {
                 self.config.training.ratio_normalization = RatioNormalization::Guard;
                 "with training.ratio_normalization = \"guard\"; steps weigh alike, as theirs do, and not by the inverse of \
-                 their lengths as GRPO-Guard's authors have it (training.step_weight = \"inverse-length\")"
+                 their lengths as GRPO-Guard's authors have it (training.step_weight = \"inverse-length\"); the ratio of a \
+                 CPS step is that of a Flow-SDE one, while theirs leaves a bias in it"
             }
             other => {
                 self.document.problems.push(format!(
