@@ -3,7 +3,7 @@
 use crate::error::CoordinatorError;
 use config::{
     AdapterMethod, Dtype, ModelInspection, REWARD_NAMES, RewardInquiry, RewardInspection, RewardSection,
-    RunConfig,
+    RunConfig, StepRule,
 };
 use serde::de::DeserializeOwned;
 use std::io::Write;
@@ -118,15 +118,25 @@ fn model_arguments(config: &RunConfig) -> Vec<String> {
         Dtype::Float32 => "float32",
         Dtype::Bfloat16 => "bfloat16",
     };
+    let step_rule = match sampling.step_rule {
+        StepRule::FlowSde => "flow-sde",
+        StepRule::Cps => "cps",
+    };
     let mut arguments = vec!["inspect".to_owned(), model.path.display().to_string(), "--json".to_owned()];
     let mut option = |name: &str, value: String| arguments.push(format!("--{name}={value}"));
     for steps in [sampling.steps, config.evaluation.steps] {
-        option("steps", steps.to_string());
+        option("schedule-steps", steps.to_string());
     }
     option("dtype", dtype.to_owned());
     option("height", sampling.height.to_string());
     option("width", sampling.width.to_string());
     option("guidance", sampling.guidance_scale.to_string());
+    option("evaluation-guidance", config.evaluation.guidance_scale.to_string());
+    option("steps", sampling.steps.to_string());
+    option("step-rule", step_rule.to_owned());
+    option("noise-level", sampling.noise_level.to_string());
+    option("branch-steps", sampling.branch_steps.to_string());
+    option("step-weight", config.training.step_weight.to_string());
     option("max-sequence-length", model.max_sequence_length.to_string());
     if !model.variant.is_empty() {
         option("variant", model.variant.clone());
@@ -157,8 +167,10 @@ mod tests {
         let config = config::preset("dgx-flux-pr").expect("a preset").config;
         let asked = model_arguments(&config).join(" ");
         for part in [
-            "inspect black-forest-labs/FLUX.1-dev --json --steps=6 --steps=28",
-            "--dtype=bfloat16 --height=1024 --width=1024 --guidance=3.5 --max-sequence-length=128 --rank=32",
+            "inspect black-forest-labs/FLUX.1-dev --json --schedule-steps=6 --schedule-steps=28",
+            "--dtype=bfloat16 --height=1024 --width=1024 --guidance=3.5 --evaluation-guidance=3.5",
+            "--steps=10 --step-rule=flow-sde --noise-level=0.9 --branch-steps=all --step-weight=noise",
+            "--max-sequence-length=128 --rank=32",
             "--target=ff_context.net.2",
         ] {
             assert!(asked.contains(part), "{part} is not in {asked}");

@@ -21,7 +21,9 @@ pub fn plan(args: &ConfigArgs, hub: &Hub, programs: &Path) -> Result<(Plan, Vec<
     let model = match config_file::missing_model(&config.model.path, hub) {
         None => Some(inspection::model(&config, programs)?),
         Some(missing) => {
-            notes.push(format!("memory and bytes stay unknown without the model; {missing}"));
+            notes.push(format!(
+                "memory, bytes and the weights of steps stay unknown without the model; {missing}"
+            ));
             None
         }
     };

@@ -75,22 +75,25 @@ pub struct AdvantageMetrics {
 /// Loss terms of an iteration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PolicyMetrics {
-    /// Mean over cells of the clipped objective.
+    /// Mean over all cells of the clipped objective, which is 0 for those that teach nothing.
     pub loss: f64,
     /// Mean over cells of the divergence from the base model; 0 where it is not computed.
     pub kl: f64,
-    /// Mean over trained cells of the divergence from the sampling policy.
+    /// Half the mean square of the log ratio, an estimate of the divergence from the sampling policy, over the transitions
+    /// of the cells that went through the network; the reference averages over all cells.
     pub approx_kl: f64,
-    /// Share of transitions that were clipped.
+    /// Share of transitions with ratios outside the clip range, of the cells that went through the network (as above),
+    /// whether or not the sign of their advantage lets the clip take their gradient.
     pub clip_fraction: f64,
-    /// Of those, with ratios above the range.
+    /// Of the same transitions, those with ratios above the range.
     pub clip_fraction_above: f64,
-    /// Of those, with ratios below the range.
+    /// Of the same transitions, those with ratios below the range.
     pub clip_fraction_below: f64,
-    /// Largest `|ratio − 1|` of the first update; near 0 if it is on-policy.
-    pub ratio_deviation: f64,
-    /// Largest difference of a log-probability to the sampler's in the first update.
-    pub log_prob_deviation: f64,
+    /// How far workers have drifted: the largest `|ratio − 1|` of what the learner computes with the version that sampled
+    /// to what workers sent. Absent where the learner computed nothing with it (float32, no part on-policy).
+    pub ratio_deviation: Option<f64>,
+    /// The largest difference of the log-probabilities, likewise.
+    pub log_prob_deviation: Option<f64>,
     /// Share of cells that went through the network; the others have no gradient.
     pub trained_cells: f64,
 }
@@ -210,21 +213,20 @@ impl Tally {
 }
 
 impl PolicyMetrics {
-    /// Means of the sums of all updates; `first` are those of the first.
-    pub fn new(all: &LossSums, first: &LossSums) -> Self {
-        let (cells, trained) = (all.cells.max(1) as f64, all.trained_cells.max(1) as f64);
-        let [clip_fraction, clip_fraction_above, clip_fraction_below] =
-            all.clip_fractions.map(|sum| sum / trained);
+    /// Means of the sums of all updates.
+    pub fn new(sums: &LossSums) -> Self {
+        let (cells, trained) = (sums.cells.max(1) as f64, sums.trained_cells.max(1) as f64);
+        let [above, below] = sums.clip_fractions.map(|sum| sum / trained);
         Self {
-            loss: all.policy_loss / cells,
-            kl: all.kl / cells,
-            approx_kl: all.approx_kl / trained,
-            clip_fraction,
-            clip_fraction_above,
-            clip_fraction_below,
-            ratio_deviation: first.ratio_deviation,
-            log_prob_deviation: first.log_prob_deviation,
-            trained_cells: all.trained_cells as f64 / cells,
+            loss: sums.policy_loss / cells,
+            kl: sums.kl / cells,
+            approx_kl: sums.approx_kl / trained,
+            clip_fraction: above + below,
+            clip_fraction_above: above,
+            clip_fraction_below: below,
+            ratio_deviation: sums.drift.map(|drift| drift.ratio),
+            log_prob_deviation: sums.drift.map(|drift| drift.log_prob),
+            trained_cells: sums.trained_cells as f64 / cells,
         }
     }
 }
@@ -292,9 +294,11 @@ mod tests {
         let mut metrics = IterationMetrics { iteration: 3, ..IterationMetrics::default() };
         metrics.reward.mean = 0.25;
         metrics.reward.scores.insert("shapes".to_owned(), ScoreMetrics { mean: 0.5, std: 0.0 });
+        metrics.policy.ratio_deviation = Some(0.0);
         let scalars: BTreeMap<String, f32> = metrics.scalars().into_iter().collect();
         assert_eq!(scalars["reward/mean"], 0.25);
         assert_eq!(scalars["reward/scores/shapes/mean"], 0.5);
         assert!(scalars.contains_key("policy/ratio_deviation") && scalars.contains_key("time/busy"));
+        assert!(!scalars.contains_key("policy/log_prob_deviation"), "what was not measured is no number");
     }
 }

@@ -24,7 +24,7 @@ pub(crate) const AVERAGE_FILE: &str = "ema.safetensors";
 /// The network with everything that training changes.
 pub struct Policy {
     model: Box<dyn TextToImageModel>,
-    /// What the divergence is measured from; the model without its adapter if absent.
+    /// What the divergence is measured from, where it is not the model without its adapter.
     reference: Option<Box<dyn TextToImageModel>>,
     trained: TrainedTensors,
     optimizer: AdamW,
@@ -101,11 +101,32 @@ impl Policy {
         self.model.training_velocity(states, sigmas, guidance, self.activations)
     }
 
-    /// Velocities of the model that training started from, without gradients; shapes as
-    /// [`Self::training_velocity`].
+    /// Velocities of the base model, without gradients: the one that the files hold, and no adapter, not even that which
+    /// `adapter.start_from` names and training went on from. Shapes as [`Self::training_velocity`].
     pub fn reference_velocity(&self, states: &Tensor, sigmas: &Tensor, guidance: &Guidance) -> Tensor {
         let model = self.reference.as_ref().unwrap_or(&self.model);
         no_grad(|| model.velocity(states, sigmas, guidance, AdapterMode::Off))
+    }
+
+    /// What `look` makes of this policy while it is an earlier version of it, as [`Self::for_workers`] gave it away.
+    /// Gradients gathered so far stay, and so does every bit of what is trained.
+    ///
+    /// # Errors
+    /// If `version` is not one of this policy.
+    pub fn at_version<T>(
+        &mut self,
+        version: &[(String, Tensor)],
+        look: impl FnOnce(&Self) -> T,
+    ) -> Result<T, ModelError> {
+        let replaced = self.trained.replace(self.model.network_mut(), version)?;
+        let seen = look(self);
+        self.trained.restore(self.model.network_mut(), replaced);
+        Ok(seen)
+    }
+
+    /// Velocities by the kernels of [`Self::training_velocity`], without gradients; shapes likewise.
+    pub fn velocity(&self, states: &Tensor, sigmas: &Tensor, guidance: &Guidance) -> Tensor {
+        no_grad(|| self.model.velocity(states, sigmas, guidance, AdapterMode::Trainable))
     }
 
     /// Adds the gradient of a loss formed from `training`'s velocity to that of the policy.

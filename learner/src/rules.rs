@@ -3,7 +3,7 @@
 use config::RunConfig;
 use flow::{
     AdamWSettings, ClippedObjective, EmaSettings, FlowError, NoiseGrid, Schedule, SchedulerConfig,
-    TransitionCoefficients, step_weights, trained_steps,
+    TransitionCoefficients, drawable_steps, step_weights, trained_steps,
 };
 use models::{Activations, TextToImageModel};
 
@@ -28,10 +28,12 @@ impl TrainedSteps {
     pub fn new(config: &RunConfig, schedule: &Schedule, iteration: u32) -> Result<Self, FlowError> {
         let sampling = &config.sampling;
         let steps = trained_steps(&sampling.branch_steps, sampling.steps, config.run.seed, iteration)?;
-        let coefficients: Vec<TransitionCoefficients> =
-            steps.iter().map(|step| transition(config, schedule, *step)).collect::<Result<_, _>>()?;
-        let stds: Vec<f64> = coefficients.iter().map(|move_| move_.std).collect();
-        let weights = step_weights(config.training.step_weight, &stds);
+        let transitions = |steps: &[usize]| -> Result<Vec<TransitionCoefficients>, FlowError> {
+            steps.iter().map(|step| transition(config, schedule, *step)).collect()
+        };
+        let coefficients = transitions(&steps)?;
+        let drawable = transitions(&drawable_steps(&sampling.branch_steps, sampling.steps)?)?;
+        let weights = step_weights(config.training.step_weight, &coefficients, &drawable);
         Ok(Self { steps, coefficients, weights: weights.into_iter().map(|weight| weight as f32).collect() })
     }
 
@@ -65,7 +67,12 @@ pub fn move_stds(config: &RunConfig, schedule: &Schedule) -> Result<Vec<f32>, Fl
 /// The clipped objective.
 pub fn objective(config: &RunConfig) -> ClippedObjective {
     let training = &config.training;
-    ClippedObjective { clip_range: training.clip_range, advantage_clip: training.advantage_clip }
+    let side = |own: f64| if own > 0.0 { own } else { training.clip_range };
+    ClippedObjective {
+        clip_below: side(training.clip_range_lt),
+        clip_above: side(training.clip_range_gt),
+        advantage_clip: training.advantage_clip,
+    }
 }
 
 /// The optimizer's settings.

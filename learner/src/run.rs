@@ -52,7 +52,7 @@ pub struct Run {
     pub(crate) records: Records,
     pub(crate) directory: RunDirectory,
     pub(crate) state: SavedState,
-    /// Earlier versions of the policy that wanted tasks are sampled with.
+    /// Versions of the policy that wanted tasks are sampled with: earlier ones and this, as workers get them.
     pub(crate) earlier: BTreeMap<u32, NamedTensors>,
     /// Version of the newest checkpoint.
     pub(crate) saved: Option<u32>,
@@ -148,7 +148,8 @@ impl Run {
             self.stop_if_hacked()?;
             let iteration = self.state.version;
             self.order(iteration)?;
-            let metrics = self.trainer.train(iteration)?;
+            let sampled_with = self.earlier.get(&self.config().policy_version(iteration));
+            let metrics = self.trainer.train(iteration, sampled_with)?;
             self.evaluate(iteration)?;
             self.finish_iteration(metrics)?;
         }
@@ -395,9 +396,10 @@ impl Run {
         })
     }
 
-    /// Keeps the new version for tasks that are sampled with it later, and drops what none is.
+    /// Keeps the new version for tasks that are sampled with it later or whose means are computed from it again, and drops
+    /// what none is.
     fn remember_policy(&mut self) {
-        if self.config().run.lag == 0 {
+        if self.config().run.lag == 0 && !self.config().recomputes_means() {
             return;
         }
         let (version, oldest) = (self.state.version, self.config().policy_version(self.state.version));

@@ -275,6 +275,7 @@ fn train(
         embeddings: shared.embeddings,
         progress: shared.progress,
         updates: 0,
+        told_drift: 0.0,
         policy,
         schedule,
         config,

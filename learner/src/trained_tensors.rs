@@ -25,6 +25,12 @@ pub struct TrainedTensors {
     rounded: Vec<Tensor>,
 }
 
+/// What stood in the place of an earlier version.
+#[must_use = "the network computes from an earlier version until it is restored"]
+pub struct Replaced {
+    kept: Vec<Tensor>,
+}
+
 impl TrainedTensors {
     /// Makes a network trainable as the config says: with an adapter, which is fresh and changes nothing yet unless the
     /// config names one to go on from, or in all its parameters.
@@ -88,6 +94,46 @@ impl TrainedTensors {
     pub fn for_workers(&self, tensors: &[(String, Tensor)]) -> NamedTensors {
         let kind = self.rounded.first().map_or(Kind::Float, Tensor::kind);
         tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach().to_kind(kind).copy())).collect()
+    }
+
+    /// Lets the network compute from an earlier version, as [`Self::for_workers`] made it, until [`Self::restore`] with what
+    /// this returns. Gradients gathered so far stay.
+    ///
+    /// # Errors
+    /// If a name is missing, unexpected or of another shape; nothing is changed then.
+    pub fn replace(
+        &self,
+        network: &mut dyn Network,
+        version: &[(String, Tensor)],
+    ) -> Result<Replaced, ModelError> {
+        // A half-precision network is restored from its masters, all others from copies.
+        let kept: Vec<Tensor> = match self.rounded.is_empty() {
+            true => self.masters.iter().map(|(_, master)| master.detach().copy()).collect(),
+            false => Vec::new(),
+        };
+        models::network::copy_values(&self.computed_from(), version)?;
+        network.refresh_adapter();
+        Ok(Replaced { kept })
+    }
+
+    /// Ends what [`Self::replace`] began: the network computes from the masters again, to the last bit.
+    pub fn restore(&self, network: &mut dyn Network, replaced: Replaced) {
+        no_grad(|| {
+            for ((_, master), kept) in self.masters.iter().zip(&replaced.kept) {
+                master.shallow_clone().copy_(kept);
+            }
+        });
+        self.refresh(network);
+    }
+
+    /// The tensors that the network computes from, by the names of the masters.
+    fn computed_from(&self) -> NamedTensors {
+        let own = |((name, master), own): ((&String, &Tensor), Option<&Tensor>)| {
+            (name.clone(), own.unwrap_or(master).shallow_clone())
+        };
+        let masters = self.masters.iter().map(|(name, master)| (name, master));
+        let rounded = self.rounded.iter().map(Some).chain(std::iter::repeat(None));
+        masters.zip(rounded).map(own).collect()
     }
 
     /// What `look` makes of the network while its parameters have other values.

@@ -22,28 +22,29 @@
 //! 2. **Tasks are not shuffled.** A stream needs an order that is known before anything arrives, and nothing is lost by
 //!    that: which prompts an iteration has, and in which order, is drawn at random already.
 //! 3. **Only the first update of an iteration is on-policy.** With more than one, the tasks are cut into contiguous parts
-//!    and each part makes an update; the ratios of later parts take account of the updates before them.
+//!    and each part makes an update; the ratios of later parts take account of the updates before them. Against which mean
+//!    a part's ratios are measured, [`config::OldMeans`] says, by the part, the lag and the element type alone.
 //! 4. **A number that is not finite ends the run** before it can reach a checkpoint.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use config::{PromptRecord, RewardCombination, RunConfig, TaskKind, TaskSpec};
+use config::{Dtype, OldMeans, PromptRecord, RewardCombination, RunConfig, TaskKind, TaskSpec};
 use flow::{FlowError, Schedule, SeedRewards, WeightedRewards, advantages, gdpo_advantages};
 
 use crate::embeddings::Embeddings;
 use crate::error::LearnerError;
-use crate::gradient::{LossSums, NonFiniteCell, Objective, TrainingTask};
+use crate::gradient::{Drift, LossSums, MeansBefore, NonFiniteCell, Objective, TrainingTask};
 use crate::inbox::{Inbox, Outcome};
 use crate::metrics::{IterationMetrics, OptimizerMetrics, PolicyMetrics, Tally, TimeMetrics};
 use crate::outcome::{Digest, Trajectories};
-use crate::policy::Policy;
+use crate::policy::{NamedTensors, Policy};
 use crate::progress::ProgressBoard;
 use crate::rules::TrainedSteps;
 
-/// `|ratio − 1|` of an on-policy update above which something is wrong with the sampler's numbers or ours.
-const RATIO_TOLERANCE: f64 = 1e-5;
+/// Share of the clip range by which workers may drift from the learner before the user is told.
+const TOLERATED_DRIFT: f64 = 0.1;
 
 /// Everything that turns trajectories into updates.
 pub struct Trainer {
@@ -65,24 +66,40 @@ pub struct Trainer {
     pub progress: Arc<ProgressBoard>,
     /// Optimizer updates since the start of the run.
     pub updates: u64,
+    /// Largest drift of workers that the user was told of since this process was started.
+    pub told_drift: f64,
 }
 
 /// What an iteration adds up.
 #[derive(Default)]
 struct Sums {
     tally: Tally,
-    all: LossSums,
-    first_update: LossSums,
+    losses: LossSums,
     gradient_norms: Vec<f64>,
     waited: f64,
 }
 
+impl Sums {
+    /// Updates made so far.
+    fn updates(&self) -> usize {
+        self.gradient_norms.len()
+    }
+}
+
 impl Trainer {
-    /// Trains one iteration, whose tasks are wanted already: waits for them, and updates the policy.
+    /// Trains one iteration, whose tasks are wanted already: waits for them, and updates the policy. `sampled_with` is the
+    /// version that they are sampled with, as workers got it.
     ///
     /// # Errors
     /// If the learner is told to leave, or a number is not finite.
-    pub fn train(&mut self, iteration: u32) -> Result<IterationMetrics, LearnerError> {
+    ///
+    /// # Panics
+    /// If the config has means computed from the version that sampled ([`RunConfig::recomputes_means`]) and there is none.
+    pub fn train(
+        &mut self,
+        iteration: u32,
+        sampled_with: Option<&NamedTensors>,
+    ) -> Result<IterationMetrics, LearnerError> {
         let start = Instant::now();
         let tasks = self.config.train_tasks(self.prompts.len(), iteration);
         let steps = TrainedSteps::new(&self.config, &self.schedule, iteration)?;
@@ -98,14 +115,16 @@ impl Trainer {
                 let index = task.index as usize;
                 let part_end = *part_ends.range(index + 1..).next().unwrap_or(&tasks.len());
                 let part = &tasks[part_start..part_end];
-                self.accumulate(task, trajectories, of_task, (&steps, part), &mut sums)?;
+                let training_task = self.training_task(task, trajectories, of_task)?;
+                let before = self.means_before(&training_task, &steps, sums.updates(), sampled_with)?;
+                self.accumulate(&training_task, &before, (&steps, part), &mut sums)?;
                 if index + 1 == part_end {
                     self.update(part, &mut sums)?;
                     part_start = part_end;
                 }
             }
         }
-        self.warn_if_off_policy(iteration, &sums.first_update);
+        self.tell_drift(iteration, sums.losses.drift);
         self.metrics(iteration, &steps, &sums, start)
     }
 
@@ -161,15 +180,13 @@ impl Trainer {
         Ok(advantages)
     }
 
-    /// Adds a task's gradient to that of its part.
-    fn accumulate(
+    /// A task with all that its gradient needs.
+    fn training_task<'a>(
         &self,
-        task: &TaskSpec,
-        trajectories: &Trajectories,
-        advantages: &[Vec<f32>],
-        (steps, part): (&TrainedSteps, &[TaskSpec]),
-        sums: &mut Sums,
-    ) -> Result<(), LearnerError> {
+        task: &'a TaskSpec,
+        trajectories: &'a Trajectories,
+        advantages: &'a [Vec<f32>],
+    ) -> Result<TrainingTask<'a>, LearnerError> {
         let embedding = |digest: &Digest| match self.embeddings.get(digest) {
             Some(embedding) => Ok(self.policy.on_device(&embedding)),
             None => {
@@ -177,23 +194,50 @@ impl Trainer {
                 Err(LearnerError::EmbeddingGone { digest, task: task.index })
             }
         };
-        let training_task = TrainingTask {
+        Ok(TrainingTask {
             task,
             trajectories,
             advantages,
             positive: embedding(&trajectories.conditioning)?,
             negative: trajectories.negative_conditioning.as_ref().map(embedding).transpose()?,
-        };
+        })
+    }
+
+    /// The means that a task's ratios are measured against, `part` updates of the iteration having been made.
+    fn means_before(
+        &mut self,
+        task: &TrainingTask,
+        steps: &TrainedSteps,
+        part: usize,
+        sampled_with: Option<&NamedTensors>,
+    ) -> Result<MeansBefore, LearnerError> {
+        Ok(match self.config.old_means(task.task.iteration, part) {
+            OldMeans::Own => MeansBefore::Own,
+            OldMeans::Sent => MeansBefore::Sent,
+            OldMeans::Recomputed => {
+                let version =
+                    sampled_with.expect("a version that is computed from again is kept; else this is a bug");
+                let objective = &self.objective;
+                let means = |policy: &Policy| objective.means(policy, task, steps);
+                MeansBefore::Computed(self.policy.at_version(version, means)?)
+            }
+        })
+    }
+
+    /// Adds a task's gradient to that of its part.
+    fn accumulate(
+        &self,
+        task: &TrainingTask,
+        before: &MeansBefore,
+        (steps, part): (&TrainedSteps, &[TaskSpec]),
+        sums: &mut Sums,
+    ) -> Result<(), LearnerError> {
         let n_seeds: u32 = part.iter().map(|task| task.n_seeds).sum();
         let scale = 1.0 / (f64::from(n_seeds) * steps.steps.len() as f64);
-        let of_task = self
-            .objective
-            .accumulate(&self.policy, &training_task, steps, scale)
-            .map_err(|NonFiniteCell { seed, step }| self.non_finite("loss", task, seed, step.to_string()))?;
-        sums.all.add(&of_task);
-        if sums.gradient_norms.is_empty() {
-            sums.first_update.add(&of_task);
-        }
+        let losses = self.objective.accumulate(&self.policy, task, steps, (before, scale)).map_err(
+            |NonFiniteCell { seed, step }| self.non_finite("loss", task.task, seed, step.to_string()),
+        )?;
+        sums.losses.add(&losses);
         Ok(())
     }
 
@@ -210,15 +254,29 @@ impl Trainer {
         Ok(())
     }
 
-    fn warn_if_off_policy(&self, iteration: u32, first_update: &LossSums) {
-        let deviation = first_update.ratio_deviation;
-        if self.config.policy_version(iteration) == iteration && deviation > RATIO_TOLERANCE {
-            tracing::warn!(
-                iteration,
-                deviation,
-                "probability ratios of an on-policy update differ from 1: workers and learner compute differently"
-            );
+    /// Tells the user that workers compute differently, once and again when it has doubled.
+    fn tell_drift(&mut self, iteration: u32, drift: Option<Drift>) {
+        let ratio = drift.map_or(0.0, |drift| drift.ratio);
+        let clip_range = self.objective.narrower_clip_range();
+        if ratio <= TOLERATED_DRIFT * clip_range || ratio <= 2.0 * self.told_drift {
+            return;
         }
+        self.told_drift = ratio;
+        let consequence = match self.config.model.dtype {
+            Dtype::Bfloat16 => {
+                "ratios are measured between the learner's own means, so nothing is clipped for it, but images are those of \
+                 a slightly other policy than the one that is trained"
+            }
+            Dtype::Float32 => {
+                "ratios of updates that are not on-policy are measured against what workers sent, and may be clipped for it; \
+                 workers and learner should run on the same kind of device"
+            }
+        };
+        self.progress.notice(format!(
+            "workers and learner compute differently: in iteration {iteration} the probability ratio of what workers sent to \
+             what the learner computes with the same weights is {ratio:.1e} from 1 (policy.ratio_deviation), more than a \
+             tenth of the clip range {clip_range:.1e}; {consequence}"
+        ));
     }
 
     fn metrics(
@@ -235,7 +293,7 @@ impl Trainer {
             sampled_with: self.config.policy_version(iteration),
             reward: sums.tally.reward(group, &steps.steps)?,
             advantage: sums.tally.advantage(group, steps.steps.len())?,
-            policy: PolicyMetrics::new(&sums.all, &sums.first_update),
+            policy: PolicyMetrics::new(&sums.losses),
             optimizer: OptimizerMetrics {
                 gradient_norm: crate::evaluation::mean(sums.gradient_norms.iter().copied()),
                 learning_rate: self.config.training.learning_rate,

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Context;
 use config::RunConfig;
 use proto::{Prompt, Task, TaskId, TaskKind};
-use rollout_worker::guided_model::{GuidanceSettings, GuidedModel};
+use rollout_worker::guided_model::GuidedModel;
 use rollout_worker::scoring::{Listener, Scorer};
 use rollout_worker::settings;
 use rollout_worker::task::Sampler;
@@ -30,12 +30,9 @@ fn main() -> anyhow::Result<()> {
     tch::set_num_interop_threads(1);
     tch::set_num_threads(config.resources.worker_threads as i32);
 
-    let guidance = GuidanceSettings {
-        scale: config.sampling.guidance_scale,
-        max_sequence_length: config.model.max_sequence_length,
-    };
     let device = settings::device(&config.resources.device)?;
-    let model = GuidedModel::open(&config.model.path, settings::weights(&config, device), guidance)?;
+    let weights = settings::weights(&config, device);
+    let model = GuidedModel::open(&config.model.path, weights, config.model.max_sequence_length)?;
     let hub = Hub::from_environment(|name| std::env::var_os(name));
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let scorer = runtime.block_on(Scorer::start(&config, device, &hub))?;

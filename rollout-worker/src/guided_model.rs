@@ -1,4 +1,4 @@
-//! A model under fixed guidance, with the embeddings of the prompts it met last.
+//! A model, with the embeddings of the prompts it met last.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -42,12 +42,19 @@ pub struct Embedding {
     pub digest: [u8; 32],
 }
 
+impl Embedding {
+    /// Guidance of a strength to some prompts and, where there is one, away from another.
+    pub fn guidance<'a>(positive: &'a Conditioning, negative: Option<&'a Self>, scale: f64) -> Guidance<'a> {
+        Guidance { positive, negative: negative.map(|embedding| &embedding.conditioning), scale }
+    }
+}
+
 /// A model, the guidance it is used with, and the prompts it knows.
 pub struct GuidedModel {
     model: Box<dyn TextToImageModel>,
     noise_levels: NoiseLevels,
     device: Device,
-    guidance: GuidanceSettings,
+    max_sequence_length: usize,
     cache: Option<EmbeddingCache>,
     embeddings: HashMap<String, (Rc<Embedding>, u64)>,
     truncated: TruncatedPrompts,
@@ -69,13 +76,13 @@ pub enum ImageError {
 }
 
 impl GuidedModel {
-    /// Opens a folder in the diffusers layout for sampling.
+    /// Opens a folder in the diffusers layout for sampling with prompts of at most `max_sequence_length` tokens.
     ///
     /// # Errors
     /// If a file is missing or does not fit the others.
-    pub fn open(dir: &Path, weights: WeightOptions, guidance: GuidanceSettings) -> Result<Self, ModelError> {
+    pub fn open(dir: &Path, weights: WeightOptions, max_sequence_length: usize) -> Result<Self, ModelError> {
         let options = LoadOptions { weights, text_encoders: true, decoder: Some(DecoderOptions::WHOLE) };
-        Self::open_with(dir, options, guidance, None)
+        Self::open_with(dir, options, max_sequence_length, None)
     }
 
     /// As [`Self::open`], as `options` say. With a cache of its embeddings, text encoders may be left out: they are
@@ -86,7 +93,7 @@ impl GuidedModel {
     pub fn open_with(
         dir: &Path,
         options: LoadOptions,
-        guidance: GuidanceSettings,
+        max_sequence_length: usize,
         cache: Option<EmbeddingCache>,
     ) -> Result<Self, ModelError> {
         let device = options.weights.device;
@@ -94,7 +101,16 @@ impl GuidedModel {
         let noise_levels = NoiseLevels::of(model.as_ref())
             .map_err(|error| ModelError::Input(format!("{}: {error}", dir.display())))?;
         let (embeddings, truncated) = (HashMap::new(), TruncatedPrompts::default());
-        Ok(Self { model, noise_levels, device, guidance, cache, embeddings, truncated, lookups: 0 })
+        Ok(Self {
+            model,
+            noise_levels,
+            device,
+            max_sequence_length,
+            cache,
+            embeddings,
+            truncated,
+            lookups: 0,
+        })
     }
 
     /// Height and width that the model was made for, in pixels.
@@ -181,21 +197,26 @@ impl GuidedModel {
         Ok(embedding)
     }
 
-    /// Embeds what guidance leads away from; `None` without guidance.
+    /// Embeds what guidance of a strength leads away from; `None` without such guidance.
     ///
     /// # Errors
     /// As [`Self::embed`].
-    pub fn embed_negative(&mut self) -> Result<Option<Rc<Embedding>>, ModelError> {
-        self.model.negative_prompt(self.guidance.scale).map(|prompt| self.embed(prompt)).transpose()
+    pub fn embed_negative(&mut self, guidance_scale: f64) -> Result<Option<Rc<Embedding>>, ModelError> {
+        self.model.negative_prompt(guidance_scale).map(|prompt| self.embed(prompt)).transpose()
     }
 
-    /// Sees to it that the cache has these prompts and what guidance leads away from, then frees the text encoders;
-    /// returns how many were missing. Without a cache it does nothing.
+    /// Sees to it that the cache has these prompts and what guidance of these strengths leads away from, then frees the
+    /// text encoders; returns how many were missing. Without a cache it does nothing.
     ///
     /// # Errors
     /// As [`Self::embed`].
-    pub fn cache_prompts(&mut self, prompts: &[String]) -> Result<usize, ModelError> {
-        let negative = self.model.negative_prompt(self.guidance.scale);
+    pub fn cache_prompts(
+        &mut self,
+        prompts: &[String],
+        guidance_scales: &[f64],
+    ) -> Result<usize, ModelError> {
+        let negative: Vec<&str> =
+            guidance_scales.iter().filter_map(|scale| self.model.negative_prompt(*scale)).collect();
         let mut n_missing = 0;
         for prompt in prompts.iter().map(String::as_str).chain(negative) {
             // Asked anew for each: other workers are filling it as well.
@@ -217,7 +238,7 @@ impl GuidedModel {
         if self.cache.is_some() {
             self.model.open_text_encoders()?;
         }
-        let max_length = self.guidance.max_sequence_length;
+        let max_length = self.max_sequence_length;
         self.truncated.note(prompt, &self.model.token_ids(prompt, max_length)?);
         let conditioning = self.model.encode_prompts(&[prompt.to_owned()], max_length)?;
         let digest = conditioning.digest();
@@ -231,19 +252,11 @@ impl GuidedModel {
     /// Velocities of latents that all stand at noise level `sigma`.
     ///
     /// # Shapes
-    /// - `latents`: `[B, …]`; `positive`: B rows or one; `negative`: one row
+    /// - `latents`: `[B, …]`; `guidance`: B rows or one that are led to, one row that is led away from
     /// - returns: as `latents`, f32
-    pub fn velocity(
-        &self,
-        latents: &Tensor,
-        sigma: f32,
-        positive: &Conditioning,
-        negative: Option<&Embedding>,
-    ) -> Tensor {
+    pub fn velocity(&self, latents: &Tensor, sigma: f32, guidance: &Guidance) -> Tensor {
         let sigmas = Tensor::full(latents.size()[0], f64::from(sigma), (Kind::Float, self.device));
-        let negative = negative.map(|embedding| &embedding.conditioning);
-        let guidance = Guidance { positive, negative, scale: self.guidance.scale };
-        tch::no_grad(|| self.model.velocity(latents, &sigmas, &guidance, AdapterMode::Frozen))
+        tch::no_grad(|| self.model.velocity(latents, &sigmas, guidance, AdapterMode::Frozen))
     }
 
     /// Draws finished latents `[B, …]`.
@@ -287,7 +300,8 @@ mod tests {
     use super::*;
     use crate::embedding_cache::EmbeddingSettings;
 
-    const GUIDANCE: GuidanceSettings = GuidanceSettings { scale: 2.0, max_sequence_length: 8 };
+    const GUIDANCE_SCALE: f64 = 2.0;
+    const MAX_SEQUENCE_LENGTH: usize = 8;
 
     fn golden() -> std::path::PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/sd3")
@@ -298,29 +312,32 @@ mod tests {
         let weights = WeightOptions::new(Kind::Float, Device::Cpu);
         let settings = EmbeddingSettings {
             weights: WeightOptions::new(Kind::Float, Device::Cpu),
-            max_sequence_length: 8,
+            max_sequence_length: MAX_SEQUENCE_LENGTH,
         };
         let cache = EmbeddingCache::open(root, &golden(), &settings).unwrap();
         let options = LoadOptions { weights, text_encoders: false, decoder: None };
-        GuidedModel::open_with(&golden(), options, GUIDANCE, Some(cache)).unwrap()
+        GuidedModel::open_with(&golden(), options, MAX_SEQUENCE_LENGTH, Some(cache)).unwrap()
     }
 
     #[test]
     fn cached_embeddings_are_the_fresh_ones_to_the_last_bit_and_need_no_encoders() {
         let root = tempfile::tempdir().unwrap();
         let prompts = ["a red circle".to_owned(), "two dogs".to_owned(), "a red circle".to_owned()];
-        let mut fresh =
-            GuidedModel::open(&golden(), WeightOptions::new(Kind::Float, Device::Cpu), GUIDANCE).unwrap();
-        assert_eq!(with_cache(root.path()).cache_prompts(&prompts).unwrap(), 3, "two, and the negative one");
-
+        let weights = WeightOptions::new(Kind::Float, Device::Cpu);
+        let mut fresh = GuidedModel::open(&golden(), weights, MAX_SEQUENCE_LENGTH).unwrap();
+        let cache_prompts =
+            |model: &mut GuidedModel, scales: &[f64]| model.cache_prompts(&prompts, scales).unwrap();
+        assert_eq!(cache_prompts(&mut with_cache(root.path()), &[1.0]), 2, "without guidance");
         let mut cached = with_cache(root.path());
-        assert_eq!(cached.cache_prompts(&prompts).unwrap(), 0);
+        assert_eq!(cache_prompts(&mut cached, &[1.0, GUIDANCE_SCALE]), 1, "the negative one");
+        assert_eq!(cache_prompts(&mut cached, &[GUIDANCE_SCALE, GUIDANCE_SCALE]), 0);
         for prompt in &prompts {
             let (one, other) = (fresh.embed(prompt).unwrap(), cached.embed(prompt).unwrap());
             assert_eq!((one.digest, one.digest), (other.digest, other.conditioning.digest()));
         }
-        let negative = cached.embed_negative().unwrap().unwrap();
-        assert_eq!(negative.digest, fresh.embed_negative().unwrap().unwrap().digest);
+        let negative = cached.embed_negative(GUIDANCE_SCALE).unwrap().unwrap();
+        assert_eq!(negative.digest, fresh.embed_negative(GUIDANCE_SCALE).unwrap().unwrap().digest);
+        assert!(fresh.embed_negative(1.0).unwrap().is_none());
         assert!(cached.model.encode_prompts(&prompts, 8).is_err(), "no encoder was opened");
 
         let late = "a prompt that no file has";

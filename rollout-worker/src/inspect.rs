@@ -4,8 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
-use config::{AdapterInspection, ComponentInspection, Dtype, ImageInspection, ModelInspection};
-use flow::FlowError;
+use config::{
+    AdapterInspection, BranchSteps, ComponentInspection, Dtype, ImageInspection, ModelInspection,
+    StepInspection, StepRule, StepWeight,
+};
+use flow::{FlowError, TransitionCoefficients, drawable_steps, step_weights};
 use models::adapter_file::SavedAdapter;
 use models::lora::LoraConfig;
 use models::weights::{Inventory, TensorSource, WeightOptions};
@@ -33,14 +36,33 @@ pub struct InspectOptions {
     pub width: Option<i64>,
     /// Guidance and text length.
     pub guidance: GuidanceSettings,
+    /// Guidance of held-out images.
+    pub evaluation_guidance_scale: f64,
     /// Side in pixels of the tiles that images are decoded in; whole if absent.
     pub tile: Option<i64>,
     /// Numbers of denoising steps, each of which must have a schedule.
-    pub steps: Vec<usize>,
+    pub schedule_steps: Vec<usize>,
+    /// How its steps are trained.
+    pub steps: Option<TrainedStepOptions>,
     /// The adapter.
     pub adapter: Option<LoraConfig>,
     /// What training of the adapter goes on from.
     pub start_from: Option<PathBuf>,
+}
+
+/// Which steps are trained, and how.
+#[derive(Clone, Debug)]
+pub struct TrainedStepOptions {
+    /// Denoising steps.
+    pub steps: usize,
+    /// Stochastic transition.
+    pub step_rule: StepRule,
+    /// Noise level of the transition.
+    pub noise_level: f64,
+    /// Which of them.
+    pub branch_steps: BranchSteps,
+    /// Weight of a step in the policy loss.
+    pub step_weight: StepWeight,
 }
 
 /// Looks at a model.
@@ -65,8 +87,13 @@ pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
     let load = LoadOptions { weights, text_encoders: true, decoder: Some(decoder) };
     let model = pipeline::open(&options.model, load)?;
     let image = image(model.as_ref(), options)?;
-    check_schedules(model.as_ref(), options, image.tokens)?;
+    let unsuitable = |error: FlowError| ModelError::Input(format!("{}: {error}", options.model.display()));
+    let noise_levels = NoiseLevels::of(model.as_ref()).map_err(unsuitable)?;
+    check_schedules(&noise_levels, options, image.tokens).map_err(unsuitable)?;
+    let steps = options.steps.as_ref().map(|steps| trained_steps(&noise_levels, image.tokens, steps));
+    let steps = steps.transpose().map_err(unsuitable)?.unwrap_or_default();
     let network = model.network();
+    let rows_per_evaluation = |scale| 1 + usize::from(model.negative_prompt(scale).is_some());
     Ok(ModelInspection {
         folder: options.model.clone(),
         class: pipeline::class(&options.model)?,
@@ -78,12 +105,14 @@ pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
         image,
         text_tokens: model.text_sequence_length(options.guidance.max_sequence_length),
         embedding_widths: model.embedding_widths(),
-        rows_per_evaluation: 1 + usize::from(model.negative_prompt(options.guidance.scale).is_some()),
+        rows_per_evaluation: rows_per_evaluation(options.guidance.scale),
+        rows_per_held_out_evaluation: rows_per_evaluation(options.evaluation_guidance_scale),
         adapter: options
             .adapter
             .as_ref()
             .map(|adapter| self::adapter(model.as_ref(), adapter, options.start_from.as_deref()))
             .transpose()?,
+        steps,
     })
 }
 
@@ -133,15 +162,30 @@ fn image(model: &dyn TextToImageModel, options: &InspectOptions) -> Result<Image
 
 /// Lays out the noise levels as a run does.
 fn check_schedules(
-    model: &dyn TextToImageModel,
+    noise_levels: &NoiseLevels,
     options: &InspectOptions,
-    image_seq_len: usize,
-) -> Result<(), ModelError> {
-    let check = || -> Result<(), FlowError> {
-        let noise_levels = NoiseLevels::of(model)?;
-        options.steps.iter().try_for_each(|steps| noise_levels.schedule(*steps, image_seq_len).map(drop))
-    };
-    check().map_err(|error| ModelError::Input(format!("{}: {error}", options.model.display())))
+    tokens: usize,
+) -> Result<(), FlowError> {
+    options.schedule_steps.iter().try_for_each(|steps| noise_levels.schedule(*steps, tokens).map(drop))
+}
+
+/// Every step that can be drawn for training, with its weight among them.
+fn trained_steps(
+    noise_levels: &NoiseLevels,
+    tokens: usize,
+    asked: &TrainedStepOptions,
+) -> Result<Vec<StepInspection>, FlowError> {
+    let schedule = noise_levels.schedule(asked.steps, tokens)?;
+    let steps = drawable_steps(&asked.branch_steps, asked.steps)?;
+    let moves = steps
+        .iter()
+        .map(|step| TransitionCoefficients::new(asked.step_rule, &schedule, *step, asked.noise_level))
+        .collect::<Result<Vec<_>, _>>()?;
+    let weights = step_weights(asked.step_weight, &moves, &moves);
+    let inspected = steps.into_iter().zip(moves).zip(weights);
+    Ok(inspected
+        .map(|((step, coefficients), weight)| StepInspection { step, sigma: coefficients.sigma, weight })
+        .collect())
 }
 
 fn adapter(

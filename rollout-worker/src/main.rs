@@ -3,14 +3,15 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::{Parser, Subcommand};
-use config::{Dtype, RewardInquiry};
+use config::{BranchSteps, Dtype, RewardInquiry, StepRule, StepWeight};
 use models::lora::LoraConfig;
 use models::reference_case::TOLERANCE;
 use rollout_worker::bad_input::BadInput;
 use rollout_worker::guided_model::GuidanceSettings;
-use rollout_worker::inspect::{self, InspectOptions};
+use rollout_worker::inspect::{self, InspectOptions, TrainedStepOptions};
 use rollout_worker::number_arguments::{finite, relative_error, steps, tokens};
 use rollout_worker::sample::{self, SampleOptions};
 use rollout_worker::score::{self, ScoreOptions};
@@ -154,6 +155,26 @@ struct ScoreArgs {
     threads: u16,
 }
 
+/// Which steps are trained, and how, in the words of a run config.
+#[derive(clap::Args)]
+struct StepArgs {
+    /// Denoising steps, to be told the weights of the trained ones in the policy loss.
+    #[arg(long)]
+    steps: Option<usize>,
+    /// `flow-sde` or `cps`.
+    #[arg(long, requires = "steps", default_value = "flow-sde", value_parser = step_rule)]
+    step_rule: StepRule,
+    /// Noise level of a random step.
+    #[arg(long, requires = "steps", default_value_t = 0.7, value_parser = finite)]
+    noise_level: f64,
+    /// Which steps are trained.
+    #[arg(long, requires = "steps", default_value = "all", value_parser = BranchSteps::from_str)]
+    branch_steps: BranchSteps,
+    /// Weight of a step.
+    #[arg(long, requires = "steps", default_value = "noise", value_parser = StepWeight::from_str)]
+    step_weight: StepWeight,
+}
+
 #[derive(clap::Args)]
 struct InspectArgs {
     /// Pipeline folder in the diffusers layout, or `org/name` or `org/name@revision` in the Hugging Face cache.
@@ -169,12 +190,17 @@ struct InspectArgs {
     /// Strength of guidance.
     #[arg(long, default_value_t = 4.5, value_parser = finite)]
     guidance: f64,
+    /// Strength of guidance of held-out images; as the other if not given.
+    #[arg(long, value_parser = finite)]
+    evaluation_guidance: Option<f64>,
     /// Tokens of the long part of a prompt.
     #[arg(long, default_value_t = 128, value_parser = tokens)]
     max_sequence_length: usize,
     /// Denoising steps that the model must have a schedule of; may be given often.
     #[arg(long)]
-    steps: Vec<usize>,
+    schedule_steps: Vec<usize>,
+    #[command(flatten)]
+    steps: StepArgs,
     /// Rank of an adapter.
     #[arg(long, requires = "target")]
     rank: Option<i64>,
@@ -264,6 +290,10 @@ fn hub() -> Hub {
 }
 
 fn dtype(name: &str) -> Result<Dtype, serde_json::Error> {
+    serde_json::from_value(name.into())
+}
+
+fn step_rule(name: &str) -> Result<StepRule, serde_json::Error> {
     serde_json::from_value(name.into())
 }
 
@@ -358,8 +388,10 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
         height: args.height,
         width: args.width,
         guidance: GuidanceSettings { scale: args.guidance, max_sequence_length: args.max_sequence_length },
+        evaluation_guidance_scale: args.evaluation_guidance.unwrap_or(args.guidance),
         tile: args.vae_tile,
-        steps: args.steps,
+        schedule_steps: args.schedule_steps,
+        steps: trained_steps(args.steps),
         adapter: args.rank.map(lora),
         start_from: args.start_from,
     };
@@ -371,6 +403,11 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
         false => print!("{inspection}"),
     }
     Ok(exit_code::DONE)
+}
+
+fn trained_steps(args: StepArgs) -> Option<TrainedStepOptions> {
+    let StepArgs { steps, step_rule, noise_level, branch_steps, step_weight } = args;
+    steps.map(|steps| TrainedStepOptions { steps, step_rule, noise_level, branch_steps, step_weight })
 }
 
 /// Random weights mean nothing, and what stands in for absent tokenizers neither.

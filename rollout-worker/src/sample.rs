@@ -12,7 +12,7 @@ use rewards::RgbImage;
 use tch::Device;
 
 use crate::bad_input::BadInput;
-use crate::guided_model::{GuidanceSettings, GuidedModel};
+use crate::guided_model::{Embedding, GuidanceSettings, GuidedModel};
 use crate::image_file;
 use crate::settings;
 use crate::task_noise::TaskNoise;
@@ -100,7 +100,7 @@ pub fn run(options: &SampleOptions) -> anyhow::Result<SampleReport> {
         let key = |row: &Row| TaskNoise::evaluation_key(options.seed, row.prompt.index, row.image);
         let keys = rows.iter().map(key).collect();
         let noise = TaskNoise { keys, latent_shape: latent_shape.clone(), device: options.device };
-        let images = draw(&mut model, rows, &noise, &schedule)?;
+        let images = draw(&mut model, rows, &noise, (&schedule, options.guidance.scale))?;
         duration += start.elapsed();
         for (row, image) in rows.iter().zip(&images) {
             let name = image_file::name(row.prompt.index, row.image);
@@ -125,7 +125,7 @@ fn open(options: &SampleOptions) -> anyhow::Result<(GuidedModel, Vec<String>)> {
     };
     let (kind, device) = (settings::kind(options.dtype), options.device);
     let weights = WeightOptions { kind, device, variant: options.variant.as_deref().map(Into::into), source };
-    let mut model = GuidedModel::open(&options.model, weights, options.guidance.clone())?;
+    let mut model = GuidedModel::open(&options.model, weights, options.guidance.max_sequence_length)?;
     let left_out = match &options.adapter {
         Some(path) => model.open_adapter(path)?,
         None => Vec::new(),
@@ -137,16 +137,15 @@ fn draw(
     model: &mut GuidedModel,
     rows: &[Row],
     noise: &TaskNoise,
-    schedule: &Schedule,
+    (schedule, guidance_scale): (&Schedule, f64),
 ) -> anyhow::Result<Vec<RgbImage>> {
-    let negative = model.embed_negative()?;
+    let negative = model.embed_negative(guidance_scale)?;
     let embeddings = rows.iter().map(|row| model.embed(&row.prompt.text)).collect::<Result<Vec<_>, _>>()?;
     let conditionings: Vec<&Conditioning> =
         embeddings.iter().map(|embedding| &embedding.conditioning).collect();
     let positive = Conditioning::cat(&conditionings);
-    let mut velocity = |latents: &_, step: usize| {
-        model.velocity(latents, schedule.sigmas[step], &positive, negative.as_deref())
-    };
+    let guidance = Embedding::guidance(&positive, negative.as_deref(), guidance_scale);
+    let mut velocity = |latents: &_, step: usize| model.velocity(latents, schedule.sigmas[step], &guidance);
     let finished = sample_deterministically(noise.initial(), schedule, &mut velocity)
         .map_err(|error| anyhow::anyhow!("prompt `{}`: {error}", rows[error.seed].prompt.text))?;
     Ok(model.images(&finished)?)

@@ -29,7 +29,7 @@ use crate::bad_input::BadInput;
 use crate::device::DeviceThread;
 use crate::embedding_cache::{EmbeddingCache, EmbeddingSettings};
 use crate::finisher::Finisher;
-use crate::guided_model::{GuidanceSettings, GuidedModel};
+use crate::guided_model::GuidedModel;
 use crate::learner_link::LearnerLink;
 use crate::scoring::Scorer;
 use crate::settings;
@@ -201,10 +201,6 @@ fn kind_name(kind: TaskKind) -> &'static str {
 
 fn open_sampler(config: RunConfig, hub: &Hub, membership: &Membership) -> anyhow::Result<Sampler> {
     let device = settings::device(&config.resources.device)?;
-    let guidance = GuidanceSettings {
-        scale: config.sampling.guidance_scale,
-        max_sequence_length: config.model.max_sequence_length,
-    };
     let folder = hub.resolve(&config.model.path)?;
     if config.model.random_weights {
         let absent = models::pipeline::absent_tokenizers(&folder)?;
@@ -225,7 +221,7 @@ fn open_sampler(config: RunConfig, hub: &Hub, membership: &Membership) -> anyhow
         decoder: Some(settings::decoder(&config)),
     };
     let is_caching = cache.is_some();
-    let mut model = GuidedModel::open_with(&folder, options, guidance, cache)?;
+    let mut model = GuidedModel::open_with(&folder, options, config.model.max_sequence_length, cache)?;
     if is_caching {
         cache_prompts(&config, &mut model)?;
     }
@@ -265,7 +261,8 @@ fn cache_prompts(config: &RunConfig, model: &mut GuidedModel) -> Result<(), Mode
     let start = std::process::id().wrapping_mul(0x9e37_79b9) as usize;
     let n_prompts = prompts.len().max(1);
     prompts.rotate_left(start % n_prompts);
-    let embedded = model.cache_prompts(&prompts)?;
+    let guidance_scales = [config.sampling.guidance_scale, config.evaluation.guidance_scale];
+    let embedded = model.cache_prompts(&prompts, &guidance_scales)?;
     tracing::info!(prompts = prompts.len(), embedded, "embedded, text encoders are dropped");
     Ok(())
 }

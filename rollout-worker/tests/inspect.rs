@@ -123,8 +123,17 @@ fn a_repository_in_the_cache_is_found_by_its_name() {
     let inspection = inspected(cache.path(), &["org/tiny", "--guidance", "1"]);
     assert_eq!(inspection.class, "StableDiffusion3Pipeline");
     assert_eq!(inspection.components.len(), 5);
-    assert_eq!(inspection.rows_per_evaluation, 1);
+    assert_eq!((inspection.rows_per_evaluation, inspection.rows_per_held_out_evaluation), (1, 1));
     assert_eq!(inspection.adapter, None);
+    assert!(inspection.steps.is_empty(), "no steps were asked about");
+    let arguments = ["org/tiny", "--guidance", "1", "--evaluation-guidance", "4.5", "--steps", "10"];
+    let drawn = [&arguments[..], &["--branch-steps", "window:2@6..9", "--step-weight", "noise"]].concat();
+    let inspection = inspected(cache.path(), &drawn);
+    assert_eq!((inspection.rows_per_evaluation, inspection.rows_per_held_out_evaluation), (1, 2));
+    // Of the steps that can be drawn, whose deviations are .3191, .2820 and .2254 at a shift of 3.
+    let weights: Vec<(usize, f64)> =
+        inspection.steps.iter().map(|step| (step.step, (step.weight * 1e3).round() / 1e3)).collect();
+    assert_eq!(weights, [(6, 1.158), (7, 1.024), (8, 0.818)]);
     let error = refused(cache.path(), &["inspect", "org/other"]);
     assert!(error.contains("hf download org/other"), "{error}");
 }
@@ -139,6 +148,9 @@ fn what_does_not_fit_is_bad_input() {
         (&adapter[..], "attn.to_z"),
         (&["inspect", model, "--variant", "fp16"][..], "variants present: none"),
         (&["inspect", "/nowhere"][..], "model_index.json"),
+        (&["inspect", model, "--steps", "1"][..], "use at least 2"),
+        (&["inspect", model, "--steps", "4", "--branch-steps", "2,3"][..], "step 3 cannot be trained"),
+        (&["inspect", model, "--steps", "4", "--step-weight", "heavy"][..], "inverse-length"),
     ] {
         let error = refused(Path::new("/nowhere"), arguments);
         assert!(error.contains(word), "{word} is not in {error}");

@@ -15,6 +15,9 @@ fn inspect(model: &str, preset_name: &str) -> ModelInspection {
     command.arg(format!("--width={}", config.sampling.width));
     command.arg(format!("--guidance={}", config.sampling.guidance_scale));
     command.arg(format!("--max-sequence-length={}", config.model.max_sequence_length));
+    command.arg(format!("--steps={}", config.sampling.steps));
+    command.arg(format!("--noise-level={}", config.sampling.noise_level));
+    command.arg(format!("--step-weight={}", config.training.step_weight));
     command.arg(format!("--rank={}", config.adapter.rank));
     command.args(config.adapter.targets.iter().map(|target| format!("--target={target}")));
     let output = command.output().expect("started");
@@ -24,6 +27,16 @@ fn inspect(model: &str, preset_name: &str) -> ModelInspection {
 
 fn parameters(model: &ModelInspection, name: &str) -> u64 {
     model.components.iter().find(|component| component.name == name).expect("a component").parameters
+}
+
+/// Holds the weights of the first, the fourth and the last trained step of ten against those made by hand.
+#[track_caller]
+fn assert_weights(model: &ModelInspection, expected: [f64; 3]) {
+    assert_eq!(model.steps.iter().map(|step| step.step).collect::<Vec<_>>(), (0..9).collect::<Vec<_>>());
+    for (step, expected) in [0, 3, 8].into_iter().zip(expected) {
+        let weight = model.steps[step].weight;
+        assert!((weight - expected).abs() < 1e-5, "step {step}: {weight} is not {expected}");
+    }
 }
 
 #[test]
@@ -37,6 +50,7 @@ fn sd35_medium_has_its_published_size() {
     assert_eq!((model.image.tokens, model.text_tokens, model.rows_per_evaluation), (1024, 205, 2));
     let transformer = parameters(&model, "transformer");
     assert!((2_200_000_000..2_500_000_000).contains(&transformer), "{transformer}");
+    assert_weights(&model, [1.57655998, 1.00426225, 0.50756331]);
 }
 
 #[test]
@@ -47,6 +61,7 @@ fn flux_dev_has_its_published_size() {
     assert_eq!(parameters(&model, "transformer"), 11_901_408_320);
     assert_eq!((model.n_blocks, model.width), (57, 3072));
     assert_eq!((model.image.tokens, model.text_tokens, model.rows_per_evaluation), (4096, 128, 1));
+    assert_weights(&model, [1.55339081, 0.98724278, 0.58794700]);
 }
 
 #[test]
@@ -57,4 +72,5 @@ fn qwen_image_has_its_published_size() {
     assert_eq!(parameters(&model, "transformer"), 20_430_401_088);
     assert_eq!((model.n_blocks, model.width), (60, 3072));
     assert_eq!((model.image.tokens, model.text_tokens, model.rows_per_evaluation), (1024, 512, 2));
+    assert_weights(&model, [1.83953837, 1.01862086, 0.35217085]);
 }

@@ -1,5 +1,6 @@
 //! A run config as TOML that a person goes on editing: what differs from the defaults, and a comment where one is due.
 
+use crate::derived_defaults::{DerivedDefault, derived_defaults};
 use crate::{RunConfig, parse};
 use toml::{Table, Value};
 
@@ -12,7 +13,10 @@ const LINE_WIDTH: usize = 110;
 /// key written); neither carries `#`.
 pub(crate) fn commented_toml(config: &RunConfig, header: &str, comments: &[(&str, String)]) -> String {
     let sections = Table::try_from(config).expect("every field has a TOML form; anything else is a bug");
-    let defaults = parse::defaults();
+    let mut defaults = parse::defaults();
+    for DerivedDefault { section, key, value } in derived_defaults(&sections) {
+        defaults[section][key] = value;
+    }
     let comment_on = |key: &str| comments.iter().find(|(of, _)| *of == key).map(|(_, text)| text.as_str());
     let mut text = comment_lines(header);
     for (section, value) in &sections {

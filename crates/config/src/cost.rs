@@ -17,8 +17,8 @@ pub struct IterationCost {
     pub trained_cells: f64,
     /// Optimizer updates.
     pub updates: usize,
-    /// Forward-equivalents of the learner: 3 per trained cell, and one more each for a KL term and for activations that
-    /// are computed twice.
+    /// Forward-equivalents of the learner: 3 per trained cell, and one more each for a KL term, for activations that are
+    /// computed twice, and for a mean that is computed again from the version that sampled.
     pub training_forward_equivalents: f64,
 }
 
@@ -58,7 +58,8 @@ impl RunConfig {
     fn forwards_per_cell(&self) -> f64 {
         let training = &self.training;
         let further = [training.kl_beta > 0.0, training.gradient_checkpointing];
-        3.0 + further.iter().filter(|&&is_on| is_on).count() as f64
+        let further = further.iter().filter(|&&is_on| is_on).count() as f64;
+        3.0 + further + self.share_of_recomputed_means()
     }
 }
 
@@ -149,6 +150,11 @@ mod tests {
         config.training.kl_beta = 0.1;
         config.training.gradient_checkpointing = true;
         assert_eq!(cost(&config), 4.0 * 9.0 * 5.0);
+        // In half precision the second of two updates has means to compute again.
+        config.model.dtype = crate::Dtype::Bfloat16;
+        config.sampling.seeds_per_task = 1;
+        config.training.updates_per_iteration = 2;
+        assert_eq!(cost(&config), 4.0 * 9.0 * 5.5);
     }
 
     #[test]

@@ -2,11 +2,13 @@
 
 mod commented;
 mod cost;
+mod derived_defaults;
 mod identity;
 mod importer;
 mod memory;
 mod model_inspection;
 mod notation;
+mod old_means;
 mod parse;
 mod plan;
 mod presets;
@@ -17,10 +19,12 @@ mod tasks;
 mod validate;
 
 pub use cost::*;
+pub use derived_defaults::default_step_weight;
 pub use identity::*;
 pub use importer::{Fate, Import, ImportEntry, ImportError, ImportReport, import_flow_factory};
 pub use memory::*;
 pub use model_inspection::*;
+pub use old_means::OldMeans;
 pub use parse::*;
 pub use plan::*;
 pub use presets::*;

@@ -94,6 +94,7 @@ fn learner_parts(config: &RunConfig, model: &ModelInspection) -> Vec<MemoryPart>
         device("their gradient", trained),
         device("moments of AdamW", 2.0 * trained),
         device("their moving average", trained),
+        device("versions that sampled", sampling_versions(config, model)),
         device("activations in training", training_activations(config, model)),
         host("trajectories of an iteration", trajectory_bytes(config, model)),
         host("kept by allocator and CPU kernels", on_cpu(config, KEPT_BY_CPU.0 * network)),
@@ -120,6 +121,19 @@ fn worker_parts(config: &RunConfig, model: &ModelInspection) -> Vec<MemoryPart> 
     ]
 }
 
+/// The trained weights of versions that tasks in hand were sampled with: that of the iteration and, with a lag, its
+/// successor. They are kept where iterations lag, and where means are computed from them again.
+fn sampling_versions(config: &RunConfig, model: &ModelInspection) -> f64 {
+    if config.run.lag == 0 && !config.recomputes_means() {
+        return 0.0;
+    }
+    let element = match config.adapter.method {
+        AdapterMethod::Lora => FLOAT32,
+        AdapterMethod::Full => dtype_bytes(model.dtype),
+    };
+    f64::from(1 + config.run.lag) * element * trained_parameters(config, model)
+}
+
 /// Bytes that there are only where the device is the CPU.
 fn on_cpu(config: &RunConfig, bytes: f64) -> f64 {
     if config.resources.device == "cpu" { bytes } else { 0.0 }
@@ -141,23 +155,22 @@ fn component(model: &ModelInspection, is_meant: impl Fn(&str) -> bool) -> (f64, 
     })
 }
 
-/// Bytes of one copy of the features of all tokens of a latent, rows of guidance included.
+/// Bytes of one copy of the features of all tokens of a network row.
 fn features(model: &ModelInspection) -> f64 {
-    let tokens = (model.image.tokens + model.text_tokens) * model.rows_per_evaluation;
-    tokens as f64 * model.width as f64 * dtype_bytes(model.dtype)
+    (model.image.tokens + model.text_tokens) as f64 * model.width as f64 * dtype_bytes(model.dtype)
 }
 
 fn training_activations(config: &RunConfig, model: &ModelInspection) -> f64 {
-    let (n_blocks, rows) = (model.n_blocks as f64, training_rows(config) as f64);
+    let (n_blocks, rows) = (model.n_blocks as f64, training_rows(config) * model.rows_per_evaluation);
     let copies = match config.training.gradient_checkpointing {
         true => n_blocks + KEPT_PER_BLOCK,
         false => n_blocks * KEPT_PER_BLOCK,
     };
-    rows * features(model) * copies
+    rows as f64 * features(model) * copies
 }
 
 fn sampling_activations(config: &RunConfig, model: &ModelInspection) -> f64 {
-    sampling_rows(config) as f64 * features(model) * ALIVE_IN_BLOCK
+    sampling_rows(config, model) as f64 * features(model) * ALIVE_IN_BLOCK
 }
 
 /// Latents in the fullest training forward.
@@ -166,8 +179,8 @@ fn training_rows(config: &RunConfig) -> usize {
     config.training.max_rows.min(cells.ceil() as usize)
 }
 
-/// Latents in the fullest network call of a training or an evaluation task.
-fn sampling_rows(config: &RunConfig) -> usize {
+/// Network rows in the fullest call of a training or an evaluation task, rows of guidance included.
+fn sampling_rows(config: &RunConfig, model: &ModelInspection) -> usize {
     let sampling = &config.sampling;
     let per_seed = match sampling.algorithm {
         Algorithm::TempflowGrpo => {
@@ -178,7 +191,9 @@ fn sampling_rows(config: &RunConfig) -> usize {
         Algorithm::FlowGrpo => 1,
     };
     let evaluated = config.evaluation.prompts_per_task * config.evaluation.images_per_prompt;
-    sampling.max_rows.min((per_seed * sampling.seeds_per_task).max(evaluated))
+    let of_training = sampling.max_rows.min(per_seed * sampling.seeds_per_task) * model.rows_per_evaluation;
+    let of_evaluation = sampling.max_rows.min(evaluated) * model.rows_per_held_out_evaluation;
+    of_training.max(of_evaluation)
 }
 
 fn decoding_activations(config: &RunConfig, model: &ModelInspection) -> f64 {

@@ -32,8 +32,12 @@ pub struct ModelInspection {
     pub embedding_widths: (i64, i64),
     /// Network rows per evaluation at the guidance asked about: 2 where a negative prompt takes part.
     pub rows_per_evaluation: usize,
+    /// The same at the guidance of held-out images.
+    pub rows_per_held_out_evaluation: usize,
     /// The adapter, if a rank was given.
     pub adapter: Option<AdapterInspection>,
+    /// The steps that can be drawn for training, if steps were asked about.
+    pub steps: Vec<StepInspection>,
 }
 
 /// What `rollout-worker inspect-rewards` reads from its standard input, since addresses may have passwords in them and the
@@ -85,6 +89,17 @@ pub struct ImageInspection {
     pub tokens: usize,
 }
 
+/// What a step that can be trained is under the model's schedule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepInspection {
+    /// Its position in the schedule.
+    pub step: usize,
+    /// Noise level that it starts from.
+    pub sigma: f64,
+    /// Its weight in the policy loss.
+    pub weight: f64,
+}
+
 /// What an adapter adds to the transformer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdapterInspection {
@@ -115,6 +130,9 @@ impl fmt::Display for ModelInspection {
         writeln!(f, "{:<20} {} tokens, {rows} rows per evaluation", "text", self.text_tokens)?;
         if let Some(AdapterInspection { rank, modules, parameters, .. }) = &self.adapter {
             writeln!(f, "{:<20} rank {rank}, {modules} modules, {parameters} parameters", "adapter")?;
+        }
+        for StepInspection { step, sigma, weight } in &self.steps {
+            writeln!(f, "{:<20} weight {weight:.3}, from noise level {sigma:.3}", format!("step {step}"))?;
         }
         Ok(())
     }
@@ -155,7 +173,9 @@ mod tests {
             text_tokens: 205,
             embedding_widths: (4096, 2048),
             rows_per_evaluation: 2,
+            rows_per_held_out_evaluation: 1,
             adapter: Some(AdapterInspection { rank: 32, modules: 8, parameters: 9, left_out: Vec::new() }),
+            steps: vec![StepInspection { step: 3, sigma: 0.857_692, weight: 1.004_262 }],
         }
     }
 
@@ -172,7 +192,8 @@ mod tests {
     #[test]
     fn the_table_names_every_part() {
         let table = example().to_string();
-        for word in ["text_encoder ", "1048576", "2.0 MiB", "24 blocks", "512×256", "205 tokens", "rank 32"]
+        for word in
+            ["text_encoder ", "1048576", "2.0 MiB", "24 blocks", "512×256", "205 tokens", "rank 32", "1.004"]
         {
             assert!(table.contains(word), "{word} is not in {table}");
         }

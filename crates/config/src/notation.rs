@@ -78,11 +78,15 @@ impl FromStr for StepWeight {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let unreadable =
-            || format!("unreadable step weight `{text}`; write `noise`, `none` or `constant:2.25`");
+        let unreadable = || {
+            format!(
+                "unreadable step weight `{text}`; write `noise`, `none`, `inverse-length` or `constant:2.25`"
+            )
+        };
         match text.trim() {
             "noise" => Ok(Self::Noise),
             "none" => Ok(Self::None),
+            "inverse-length" => Ok(Self::InverseLength),
             other => {
                 let factor = other.strip_prefix("constant:").ok_or_else(unreadable)?;
                 factor.trim().parse().map(Self::Constant).map_err(|_| unreadable())
@@ -96,6 +100,7 @@ impl fmt::Display for StepWeight {
         match self {
             Self::Noise => write!(f, "noise"),
             Self::None => write!(f, "none"),
+            Self::InverseLength => write!(f, "inverse-length"),
             Self::Constant(factor) => write!(f, "constant:{factor}"),
         }
     }
@@ -131,7 +136,7 @@ mod tests {
 
     #[test]
     fn weights_are_read_as_they_are_written() {
-        for text in ["noise", "none", "constant:2.25"] {
+        for text in ["noise", "none", "inverse-length", "constant:2.25"] {
             assert_eq!(text.parse::<StepWeight>().expect("readable").to_string(), text);
         }
         assert!("constant:x".parse::<StepWeight>().is_err());

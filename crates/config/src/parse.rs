@@ -3,6 +3,7 @@
 //! Every problem is collected before anything is reported, so that a user mends a config in one go. The trick that
 //! makes single keys accountable: each given value is tried alone in an otherwise valid section.
 
+use crate::derived_defaults::{DerivedDefault, derived_defaults};
 use crate::validate::{unavailable_rewards, validate};
 use crate::{AdapterSection, RewardSection, RunConfig};
 use serde::de::DeserializeOwned;
@@ -215,7 +216,7 @@ fn take_rewards(given: &mut Table, key: &str, problems: &mut Vec<ConfigProblem>)
 /// Lays the given sections over the defaults; whatever does not fit is reported and left at its default.
 fn merge_over_defaults(given: Table, problems: &mut Vec<ConfigProblem>) -> Table {
     let mut merged = defaults();
-    for (section_name, value) in given {
+    for (section_name, value) in given.clone() {
         let Some(Value::Table(default_section)) = merged.get(&section_name).cloned() else {
             let known = merged.keys().map(String::as_str).chain(REWARD_LISTS);
             problems.push(unknown_key("", &section_name, known));
@@ -238,6 +239,13 @@ fn merge_over_defaults(given: Table, problems: &mut Vec<ConfigProblem>) -> Table
             }
         }
         merged.insert(section_name, Value::Table(section_table));
+    }
+    let is_given =
+        |section: &str, key: &str| given.get(section).is_some_and(|table| table.get(key).is_some());
+    for DerivedDefault { section, key, value } in derived_defaults(&merged) {
+        if !is_given(section, key) {
+            merged[section][key] = value;
+        }
     }
     merged
 }

@@ -3,7 +3,7 @@
 use crate::memory::dtype_bytes;
 use crate::{
     AdapterMethod, Algorithm, Dtype, IterationCost, MemoryPart, MemoryPlace, ModelInspection,
-    RewardCombination, RunConfig, human_bytes, memory_plan, total_bytes, trained_parameters,
+    RewardCombination, RunConfig, StepInspection, human_bytes, memory_plan, total_bytes, trained_parameters,
 };
 use std::fmt;
 
@@ -108,6 +108,16 @@ impl Plan {
         }
     }
 
+    /// Steps that are drawn at random are listed all.
+    fn write_step_weights(&self, f: &mut fmt::Formatter<'_>, steps: &[StepInspection]) -> fmt::Result {
+        let weight = self.config.training.step_weight;
+        writeln!(f, "weight of each trained step in the policy loss (step_weight = \"{weight}\")")?;
+        steps.iter().try_for_each(|StepInspection { step, sigma, weight }| {
+            let remark = format!("from noise level {sigma:.3}");
+            line(f, &format!("step {step}"), &format!("{weight:.3}"), &remark)
+        })
+    }
+
     fn write_bytes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = [
             ("trajectories", self.trajectory_bytes()),
@@ -123,6 +133,7 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write_counts(f)?;
         let Some(model) = &self.model else { return Ok(()) };
+        self.write_step_weights(f, &model.steps)?;
         self.write_bytes(f)?;
         writeln!(f, "model {} ({})", model.folder.display(), model.class)?;
         for component in &model.components {

@@ -175,8 +175,8 @@ pub enum StepRule {
 }
 
 /// Which steps are trained; never the last one. Written `all`, `0..4` (end excluded), `0,2,5`, `random:3`,
-/// `random:2@1,2,3` (two of the three), or `window:2@0..5` (a window of two consecutive steps whose start is drawn per
-/// iteration).
+/// `random:2@1,2,3` (two of the three), or `window:2@0..5` (a window of two consecutive steps). What is drawn is drawn once
+/// for all tasks of an iteration; Flow-GRPO draws its windows for every batch of an epoch anew.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum BranchSteps {
@@ -235,10 +235,17 @@ pub struct TrainingSection {
     pub advantage_group: AdvantageGroup,
     /// How several rewards become one advantage.
     pub reward_combination: RewardCombination,
-    /// Weight of each step in the policy loss.
+    /// Weight of each step in the policy loss. Where a config is silent: `inverse-length` with GRPO-Guard's ratio, else
+    /// `noise` for TempFlow-GRPO with Flow-SDE, else `none` (a CPS step's gradient shrinks with its noise by itself).
     pub step_weight: StepWeight,
+    /// What the logarithm of a probability ratio is normalized by.
+    pub ratio_normalization: RatioNormalization,
     /// Ratios are clipped to `1 ± clip_range`.
     pub clip_range: f64,
+    /// How far below 1 a ratio is clipped; 0 for `clip_range`.
+    pub clip_range_lt: f64,
+    /// How far above 1 a ratio is clipped; 0 for `clip_range`.
+    pub clip_range_gt: f64,
     /// Advantages are clipped to `± advantage_clip`.
     pub advantage_clip: f64,
     /// Weight of the KL divergence to the base model; 0 skips it.
@@ -276,16 +283,29 @@ pub enum RewardCombination {
     Gdpo,
 }
 
-/// Weight of a step in the policy loss. Written `noise`, `none`, or `constant:2.25`.
+/// Weight of a step in the policy loss. Written `noise`, `none`, `inverse-length`, or `constant:2.25`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum StepWeight {
-    /// `S_i` divided by its mean over the trained steps.
+    /// `S_i` divided by its mean over all steps that can be drawn for training.
     Noise,
     /// 1.
     None,
+    /// `1/(σ_i − σ_{i+1})`, as GRPO-Guard.
+    InverseLength,
     /// `C · S_i`.
     Constant(f64),
+}
+
+/// How the logarithm of a probability ratio is normalized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RatioNormalization {
+    /// Not at all.
+    None,
+    /// As GRPO-Guard does (arXiv 2510.22319): without the bias of the squared change of the mean, and in units that are the
+    /// same at all steps. Its clip ranges are smaller, 2e-6 to 4e-6.
+    Guard,
 }
 
 /// What the squared difference of means in the KL term is divided by.
@@ -350,6 +370,8 @@ pub struct EvaluationSection {
     pub every: u32,
     /// Denoising steps.
     pub steps: usize,
+    /// Guidance of held-out images; that of sampling where a config is silent.
+    pub guidance_scale: f64,
     /// Held-out prompts used of each file, in its order; 0 means all.
     pub prompts: usize,
     /// Images per prompt, each from its own fixed noise.

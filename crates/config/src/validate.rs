@@ -214,6 +214,16 @@ fn check_training(config: &RunConfig, checks: &mut Checks) {
     checks.not_negative(training.weight_decay, "training.weight_decay");
     checks.positive(training.max_grad_norm, "training.max_grad_norm");
     checks.positive(training.clip_range, "training.clip_range");
+    for (side, key) in [
+        (training.clip_range_lt, "training.clip_range_lt"),
+        (training.clip_range_gt, "training.clip_range_gt"),
+    ] {
+        checks.require(side.is_finite() && side >= 0.0, key, || {
+            format!(
+                "is {side}; give a distance from 1 above 0, or 0 to clip as far as clip_range on this side"
+            )
+        });
+    }
     checks.positive(training.advantage_clip, "training.advantage_clip");
     checks.not_negative(training.kl_beta, "training.kl_beta");
     checks.count(training.updates_per_iteration, "training.updates_per_iteration");
@@ -280,6 +290,7 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
     checks.require(config.evaluation.steps <= MOST, "evaluation.steps", || {
         format!("is {}; it must be at most {MOST}", config.evaluation.steps)
     });
+    checks.not_negative(config.evaluation.guidance_scale, "evaluation.guidance_scale");
     checks.count(config.evaluation.images_per_prompt, "evaluation.images_per_prompt");
     checks.count(config.evaluation.prompts_per_task, "evaluation.prompts_per_task");
     checks.count(config.checkpoints.every as usize, "checkpoints.every");
@@ -423,6 +434,23 @@ mod tests {
         for faulty in [draw(4, &[1, 2, 4]), draw(0, &[1]), draw(1, &[2, 1]), draw(1, &[1, 5])] {
             assert_eq!(faulty, ["sampling.branch_steps"]);
         }
+    }
+
+    #[test]
+    fn sides_of_the_clip_range_are_distances_or_left_out() {
+        let sides = |below, above| {
+            keys_of(|config| {
+                (config.training.clip_range_lt, config.training.clip_range_gt) = (below, above);
+            })
+        };
+        assert_eq!(sides(0.0, 0.0), Vec::<String>::new());
+        assert_eq!(sides(1e-5, 2e-4), Vec::<String>::new());
+        assert_eq!(sides(-1e-5, f64::NAN), ["training.clip_range_lt", "training.clip_range_gt"]);
+    }
+
+    #[test]
+    fn guidance_of_evaluations_is_not_negative() {
+        assert_eq!(keys_of(|config| config.evaluation.guidance_scale = -1.0), ["evaluation.guidance_scale"]);
     }
 
     #[test]

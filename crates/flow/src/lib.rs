@@ -30,7 +30,7 @@ pub use error::FlowError;
 pub use gdpo::{WeightedRewards, gdpo_advantages};
 pub use noise::{NoiseKey, Purpose, permutation, standard_normal, uniform};
 pub use objective::{ClippedObjective, PolicyLoss, kl_divergence};
-pub use plan::{RolloutPlan, trained_steps};
+pub use plan::{RolloutPlan, drawable_steps, trained_steps};
 pub use schedule::{NoiseGrid, Schedule, SchedulerConfig, TimeShift};
 pub use step::{
     TransitionCoefficients, TransitionRows, log_probability, log_ratio, next_latents, next_latents_on_host,

@@ -3,7 +3,7 @@
 //! For each transition, with `ρ = exp(log ratio)`, its weight `w` and its advantage `A` clamped to ±`advantage_clip`:
 //!
 //! ```text
-//! policy term = max(−w·A·ρ, −w·A·clamp(ρ, 1 − clip_range, 1 + clip_range))
+//! policy term = max(−w·A·ρ, −w·A·clamp(ρ, 1 − clip_below, 1 + clip_above))
 //! ```
 //!
 //! The maximum is pessimistic: a transition that already moved beyond the clip range in the direction its advantage
@@ -28,11 +28,13 @@ use tch::{Kind, Tensor};
 
 use crate::TransitionCoefficients;
 
-/// The two numbers that bound a policy update.
+/// The numbers that bound a policy update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ClippedObjective {
-    /// How far a ratio may be from 1 before clipping sets in; about 1e-4, since log-probabilities are means.
-    pub clip_range: f64,
+    /// How far a ratio may be below 1 before clipping sets in; about 1e-4, since log-probabilities are means.
+    pub clip_below: f64,
+    /// How far it may be above 1.
+    pub clip_above: f64,
     /// Advantages are clamped to plus and minus this.
     pub advantage_clip: f64,
 }
@@ -46,13 +48,11 @@ pub struct PolicyLoss {
     pub ratio: Tensor,
     /// Half the mean square of the log ratio: an estimate of the divergence from the sampling policy.
     pub approx_kl: Tensor,
-    /// Share of rows with `|ρ − 1| > clip_range`.
-    pub clip_fraction: Tensor,
-    /// Share of rows with `ρ − 1 > clip_range`.
+    /// Share of rows with `ρ − 1 > clip_above`, whether or not their advantage makes the clip take the gradient.
     pub clip_fraction_above: Tensor,
-    /// Share of rows with `1 − ρ > clip_range`.
+    /// Share of rows with `1 − ρ > clip_below`, likewise.
     pub clip_fraction_below: Tensor,
-    /// Largest `|ρ − 1|`; near 0 as long as the policy is the one that sampled.
+    /// Largest `|ρ − 1|`; 0 as long as the policy is the one that sampled.
     pub max_ratio_deviation: Tensor,
 }
 
@@ -70,7 +70,7 @@ impl ClippedObjective {
         let weighted = -(weights * advantages.clamp(-self.advantage_clip, self.advantage_clip));
         let ratio = log_ratio.exp();
         let unclipped = &weighted * &ratio;
-        let clipped = &weighted * ratio.clamp(1.0 - self.clip_range, 1.0 + self.clip_range);
+        let clipped = &weighted * ratio.clamp(1.0 - self.clip_below, 1.0 + self.clip_above);
         let loss = unclipped.maximum(&clipped).mean(Kind::Float);
 
         let (ratio, log_ratio) = (ratio.detach(), log_ratio.detach());
@@ -79,9 +79,8 @@ impl ClippedObjective {
         PolicyLoss {
             loss,
             approx_kl: log_ratio.square().mean(Kind::Float) * 0.5,
-            clip_fraction: share(deviation.abs().gt(self.clip_range)),
-            clip_fraction_above: share(deviation.gt(self.clip_range)),
-            clip_fraction_below: share(deviation.lt(-self.clip_range)),
+            clip_fraction_above: share(deviation.gt(self.clip_above)),
+            clip_fraction_below: share(deviation.lt(-self.clip_below)),
             max_ratio_deviation: deviation.abs().max(),
             ratio,
         }
@@ -126,7 +125,8 @@ mod tests {
     use crate::{NoiseGrid, Schedule, SchedulerConfig};
     use config::StepRule;
 
-    const OBJECTIVE: ClippedObjective = ClippedObjective { clip_range: 1e-4, advantage_clip: 5.0 };
+    const OBJECTIVE: ClippedObjective =
+        ClippedObjective { clip_below: 1e-4, clip_above: 1e-4, advantage_clip: 5.0 };
 
     fn row(values: &[f32]) -> Tensor {
         Tensor::from_slice(values).unsqueeze(0)
@@ -174,7 +174,6 @@ mod tests {
         let log_ratio = Tensor::from_slice(&[0.0_f32, 3e-4, -2e-4, -5e-4]);
         let ones = Tensor::from_slice(&[1.0_f32; 4]);
         let got = OBJECTIVE.policy_loss(&log_ratio, &ones, &ones);
-        assert_eq!(got.clip_fraction.double_value(&[]), 0.75);
         assert_eq!(got.clip_fraction_above.double_value(&[]), 0.25);
         assert_eq!(got.clip_fraction_below.double_value(&[]), 0.5);
         assert!((got.approx_kl.double_value(&[]) - 0.5 * 38e-8 / 4.0).abs() < 1e-12);
@@ -186,7 +185,54 @@ mod tests {
         let zeros = Tensor::zeros([6], (Kind::Float, tch::Device::Cpu));
         let got = OBJECTIVE.policy_loss(&zeros, &zeros.ones_like(), &zeros.ones_like());
         assert_eq!(got.max_ratio_deviation.double_value(&[]), 0.0);
-        assert_eq!(got.clip_fraction.double_value(&[]), 0.0);
+        assert_eq!(got.clip_fraction_above.double_value(&[]), 0.0);
+        assert_eq!(got.clip_fraction_below.double_value(&[]), 0.0);
+    }
+
+    #[test]
+    fn either_side_of_the_clip_range_has_a_width_of_its_own() {
+        let objective = ClippedObjective { clip_below: 1e-4, clip_above: 4e-4, advantage_clip: 5.0 };
+        // ρ − 1 and A; the loss −A·ρ or, where the clip takes over, −A·(1 ± clip); and whether a gradient is left.
+        for (deviation, advantage, expected, has_gradient) in [
+            (3e-4, 2.0, -2.0006, true),
+            (5e-4, 2.0, -2.0008, false),
+            (5e-4, -2.0, 2.001, true),
+            (-0.5e-4, -2.0, 1.9999, true),
+            (-3e-4, -2.0, 1.9998, false),
+            (-3e-4, 2.0, -1.9994, true),
+        ] {
+            let log_ratio = single(f64::ln_1p(deviation) as f32).set_requires_grad(true);
+            let got = objective.policy_loss(&log_ratio, &single(advantage), &single(1.0));
+            let loss = got.loss.double_value(&[]);
+            assert!((loss - expected).abs() < 1e-6, "{deviation} {advantage}: {loss} is not {expected}");
+            got.loss.backward();
+            let gradient = log_ratio.grad().double_value(&[0]);
+            let expected = if has_gradient { expected } else { 0.0 };
+            assert!((gradient - expected).abs() < 1e-6, "{deviation} {advantage}: {gradient}");
+        }
+        let log_ratio = Tensor::from_slice(&[3e-4_f32, 5e-4, -2e-4, -0.5e-4]);
+        let ones = Tensor::from_slice(&[1.0_f32; 4]);
+        let got = objective.policy_loss(&log_ratio, &ones, &ones);
+        assert_eq!(got.clip_fraction_above.double_value(&[]), 0.25);
+        assert_eq!(got.clip_fraction_below.double_value(&[]), 0.25);
+    }
+
+    #[test]
+    fn a_guarded_loss_matches_the_worked_numbers() {
+        // The guarded ratio of the worked vector step, clipped at 2e-6, and 1/h of step 3 as its weight.
+        let objective = ClippedObjective { clip_below: 2e-6, clip_above: 2e-6, advantage_clip: 5.0 };
+        let (ratio, weight) = (0.999_790_475_9_f64, 14.853_536_2_f64);
+        for (advantage, expected, has_gradient) in
+            [(1.5, -1.5 * weight * ratio, true), (-1.5, 1.5 * weight * (1.0 - 2e-6), false)]
+        {
+            let log_ratio = single(ratio.ln() as f32).set_requires_grad(true);
+            let got = objective.policy_loss(&log_ratio, &single(advantage), &single(weight as f32));
+            assert!((got.loss.double_value(&[]) / expected - 1.0).abs() < 5e-7, "advantage {advantage}");
+            got.loss.backward();
+            let expected = if has_gradient { expected } else { 0.0 };
+            let gradient = log_ratio.grad().double_value(&[0]);
+            assert!((gradient - expected).abs() < 3e-5, "advantage {advantage}: {gradient}");
+        }
     }
 
     #[test]

@@ -67,6 +67,20 @@ pub fn trained_steps(
     }
 }
 
+/// All steps that [`trained_steps`] can draw, in rising order; those that are always trained where nothing is drawn.
+///
+/// # Errors
+/// As [`trained_steps`].
+pub fn drawable_steps(branch_steps: &BranchSteps, steps: usize) -> Result<Vec<usize>, FlowError> {
+    let all = match branch_steps {
+        BranchSteps::All | BranchSteps::Random { .. } => BranchSteps::All,
+        BranchSteps::RandomAmong { among, .. } => BranchSteps::List(among.clone()),
+        BranchSteps::Window { from, to, .. } => BranchSteps::Range { from: *from, to: *to },
+        BranchSteps::Range { .. } | BranchSteps::List(_) => branch_steps.clone(),
+    };
+    trained_steps(&all, steps, 0, 0)
+}
+
 fn misfit(branch_steps: &BranchSteps, steps: usize, problem: String) -> FlowError {
     FlowError::BranchSteps { branch_steps: branch_steps.to_string(), steps, problem }
 }
@@ -236,6 +250,19 @@ mod tests {
             assert_eq!(seen, (0..9).collect());
             assert!(sets.len() > 6, "{branch_steps:?} gave only {} different sets", sets.len());
         }
+    }
+
+    #[test]
+    fn what_can_be_drawn_is_what_is_drawn_in_the_long_run() {
+        for text in ["all", "2..5", "0,3,7", "random:1", "random:4", "random:2@1,2,5", "window:3@1..7"] {
+            let branch_steps: BranchSteps = text.parse().unwrap();
+            let drawn: HashSet<usize> =
+                (0..300).flat_map(|i| trained_steps(&branch_steps, 10, 5, i).unwrap()).collect();
+            let drawable = drawable_steps(&branch_steps, 10).unwrap();
+            assert!(drawable.is_sorted(), "{text}");
+            assert_eq!(drawable.into_iter().collect::<HashSet<_>>(), drawn, "{text}");
+        }
+        assert!(drawable_steps(&BranchSteps::Window { size: 2, from: 0, to: 10 }, 10).is_err());
     }
 
     #[test]

@@ -35,7 +35,7 @@
 
 use std::f64::consts::{FRAC_PI_2, TAU};
 
-use config::StepRule;
+use config::{RatioNormalization, StepRule};
 use tch::{Device, Kind, Tensor};
 
 use crate::{FlowError, Schedule};
@@ -117,6 +117,11 @@ impl TransitionCoefficients {
             std,
             eta: std / (sigma - sigma_next).sqrt(),
         }
+    }
+
+    /// Length `h = σ − σ_next` of the step.
+    pub fn length(&self) -> f64 {
+        self.sigma - self.sigma_next
     }
 
     /// What the squared distance from the mean is divided by in the log-probability.
@@ -259,10 +264,18 @@ pub fn log_probability(next: &Tensor, mean: &Tensor, rows: &TransitionRows) -> T
     -(distance / &rows.distance_scale) - &rows.log_normalizer
 }
 
-/// The log-probability of the same move under a new mean, minus that under the old one.
+/// The log ratio of the same move's probabilities under a new mean and under the old one.
 ///
-/// Equal to the difference of two [`log_probability`] but for rounding: `a² − b²` is taken as `(a − b)(a + b)`, which is
-/// exactly 0 where the means agree and keeps its digits where they nearly do.
+/// Without normalization it is the difference of two [`log_probability`] but for rounding: `a² − b²` is taken as
+/// `(a − b)(a + b)`, which is exactly 0 where the means agree and keeps its digits where they nearly do.
+///
+/// GRPO-Guard's normalization takes two things out of it: the square of the means' distance, by which it is below 0 on
+/// average for any policy that has moved, and the step's deviation, by which it spreads wider at quiet steps than at loud
+/// ones. What is left is the same under either [`StepRule`], `ε` being the noise that was drawn:
+///
+/// ```text
+/// (log ratio + mean over elements of (mean_new − mean_old)² / 2S²)·S = mean over elements of ε·(mean_new − mean_old)
+/// ```
 ///
 /// # Shapes
 /// - `next`, `mean_new`, `mean_old`: `[B, ...]`, float32; the gradient flows to `mean_new` alone
@@ -271,10 +284,22 @@ pub fn log_probability(next: &Tensor, mean: &Tensor, rows: &TransitionRows) -> T
 ///
 /// # Panics
 /// If the shapes do not agree.
-pub fn log_ratio(next: &Tensor, mean_new: &Tensor, mean_old: &Tensor, rows: &TransitionRows) -> Tensor {
+///
+/// Source: GRPO-Guard (arXiv:2510.22319).
+pub fn log_ratio(
+    next: &Tensor,
+    (mean_new, mean_old): (&Tensor, &Tensor),
+    rows: &TransitionRows,
+    normalization: RatioNormalization,
+) -> Tensor {
     let (next, mean_old) = (next.detach(), mean_old.detach());
-    let products = (mean_new - &mean_old) * (next * 2.0 - mean_new - &mean_old);
-    mean_over_elements(&products) / &rows.distance_scale
+    let change = mean_new - &mean_old;
+    match normalization {
+        RatioNormalization::None => {
+            mean_over_elements(&(change * (next * 2.0 - mean_new - &mean_old))) / &rows.distance_scale
+        }
+        RatioNormalization::Guard => mean_over_elements(&(change * (next - &mean_old))) / &rows.std,
+    }
 }
 
 /// Gives every seed's row to each of its explorations: row `seed·n_branches + branch` of the result is row `seed`.
@@ -423,8 +448,42 @@ mod tests {
         let mean_new = transition_mean(&x, &(v + 0.01), &rows);
         assert_close(&log_probability(&next, &mean_new, &rows), &[-0.3342432466], 1e-6);
         // Means of size 1 in float32 leave a difference of size 2.4e-3 about five digits.
-        assert_close(&log_ratio(&next, &mean_new, &mean, &rows), &[-4.7170937505e-4], 1e-8);
-        assert_close(&log_ratio(&next, &mean_new, &mean, &rows).exp(), &[0.9995284018], 1e-6);
+        let plain = log_ratio(&next, (&mean_new, &mean), &rows, RatioNormalization::None);
+        assert_close(&plain, &[-4.7170937505e-4], 1e-8);
+        assert_close(&plain.exp(), &[0.9995284018], 1e-6);
+        let guarded = log_ratio(&next, (&mean_new, &mean), &rows, RatioNormalization::Guard);
+        assert_close(&guarded.exp(), &[0.9997904759], 1e-7);
+        assert!((flow_sde(3).length().recip() - 14.8535362).abs() < 1e-5);
+    }
+
+    #[test]
+    fn a_guarded_log_ratio_is_the_noise_times_the_change_of_the_mean() {
+        let tensor = |step| {
+            let values =
+                standard_normal(&NoiseKey::initial(2, Purpose::Rollout, 0, 0, 0).transition(step, 0), 96);
+            Tensor::from_slice(&values).view([2, 3, 4, 4])
+        };
+        let (mean_old, noise) = (tensor(0), tensor(1));
+        for coefficients in [[flow_sde(0), flow_sde(8)], [cps(0, 0.8), cps(8, 0.8)]] {
+            let rows = TransitionRows::new(&coefficients, Device::Cpu);
+            let next = next_latents(&mean_old, &rows.std, &noise);
+            let mean_new = (&mean_old + tensor(2) * 1e-2).set_requires_grad(true);
+            let guarded = log_ratio(&next, (&mean_new, &mean_old), &rows, RatioNormalization::Guard);
+            let expected = mean_over_elements(&(&noise * (&mean_new - &mean_old)));
+            assert!(guarded.allclose(&expected, 1e-4, 1e-6, false), "{guarded} {expected}");
+            // Written out as the reference does, bias and all, where the log-probability is that of a Gaussian.
+            if coefficients[0].rule == StepRule::FlowSde {
+                let bias = mean_over_elements(&(&mean_new - &mean_old).square()) / (rows.std.square() * 2.0);
+                let difference = log_probability(&next, &mean_new, &rows)
+                    - log_probability(&next, &mean_old, &rows)
+                    + bias;
+                assert!(guarded.allclose(&(difference * &rows.std), 1e-3, 1e-6, false));
+            }
+            // The gradient of a step no longer depends on how loud it is.
+            guarded.sum(Kind::Float).backward();
+            let elements = mean_old.numel() as f64 / 2.0;
+            assert!((mean_new.grad() * elements).allclose(&noise, 1e-3, 1e-4, false));
+        }
     }
 
     #[test]
@@ -472,9 +531,12 @@ mod tests {
         for coefficients in [[flow_sde(0), flow_sde(8)], [cps(0, 0.8), cps(8, 0.8)]] {
             let rows = TransitionRows::new(&coefficients, Device::Cpu);
             let direct = log_probability(&next, &mean_new, &rows) - log_probability(&next, &mean_old, &rows);
-            let difference = log_ratio(&next, &mean_new, &mean_old, &rows);
+            let difference = log_ratio(&next, (&mean_new, &mean_old), &rows, RatioNormalization::None);
             assert!(direct.allclose(&difference, 1e-4, 1e-5, false), "{direct} {difference}");
-            assert_eq!(floats(&log_ratio(&next, &mean_old, &mean_old, &rows)), [0.0, 0.0]);
+            for normalization in [RatioNormalization::None, RatioNormalization::Guard] {
+                let same = log_ratio(&next, (&mean_old, &mean_old), &rows, normalization);
+                assert_eq!(floats(&same), [0.0, 0.0]);
+            }
         }
     }
 

@@ -2,20 +2,31 @@
 //!
 //! The gradient of a step's log-probability grows with `1/S`, so the quiet late steps would drown the early ones, where
 //! an image is decided. TempFlow-GRPO multiplies each step's term by its standard deviation `S`, scaled so that the mean
-//! weight over the trained steps is 1 and the learning rate keeps its meaning. The KL term is not weighted.
+//! weight is 1 and the learning rate keeps its meaning. The mean is over all steps that can be drawn for training, not
+//! over those that an iteration has drawn: a step counts the same whichever others it was drawn with, and one that was drawn
+//! alone does not count 1. The KL term is not weighted.
 
 use config::StepWeight;
 
-/// One weight per trained step, given the standard deviations of their moves.
+use crate::TransitionCoefficients;
+
+/// One weight per trained step; `drawable` are the moves of all steps that can be drawn.
 ///
 /// The reference code's constants, for comparison, are 2.25 for SD3.5-M, 1.73 for FLUX.1-dev and 1.53 for Qwen-Image.
-pub fn step_weights(weight: StepWeight, stds: &[f64]) -> Vec<f64> {
+pub fn step_weights(
+    weight: StepWeight,
+    trained: &[TransitionCoefficients],
+    drawable: &[TransitionCoefficients],
+) -> Vec<f64> {
     let factor = match weight {
-        StepWeight::Noise => stds.len() as f64 / stds.iter().sum::<f64>(),
-        StepWeight::None => return vec![1.0; stds.len()],
+        StepWeight::Noise => {
+            drawable.len() as f64 / drawable.iter().map(|coefficients| coefficients.std).sum::<f64>()
+        }
+        StepWeight::None => return vec![1.0; trained.len()],
+        StepWeight::InverseLength => return trained.iter().map(|step| step.length().recip()).collect(),
         StepWeight::Constant(constant) => constant,
     };
-    stds.iter().map(|std| factor * std).collect()
+    trained.iter().map(|coefficients| factor * coefficients.std).collect()
 }
 
 #[cfg(test)]
@@ -45,10 +56,15 @@ mod tests {
         Schedule::new(&config, NoiseGrid::Pipeline, steps, length).unwrap()
     }
 
-    fn trained_stds(schedule: &Schedule, noise_level: f64) -> Vec<f64> {
+    fn all_moves(schedule: &Schedule, noise_level: f64) -> Vec<TransitionCoefficients> {
         let coefficients =
             |step| TransitionCoefficients::new(StepRule::FlowSde, schedule, step, noise_level).unwrap();
-        (0..schedule.steps() - 1).map(|step| coefficients(step).std).collect()
+        (0..schedule.steps() - 1).map(coefficients).collect()
+    }
+
+    fn weights_of_all(weight: StepWeight, schedule: &Schedule, noise_level: f64) -> Vec<f64> {
+        let moves = all_moves(schedule, noise_level);
+        step_weights(weight, &moves, &moves)
     }
 
     #[test]
@@ -71,7 +87,7 @@ mod tests {
             (qwen(10, 1024), 1.2, qwen_weights),
         ];
         for (schedule, noise_level, expected) in cases {
-            let weights = step_weights(StepWeight::Noise, &trained_stds(&schedule, noise_level));
+            let weights = weights_of_all(StepWeight::Noise, &schedule, noise_level);
             for (got, expected) in weights.iter().zip(expected) {
                 assert!((got - expected).abs() < 1e-5, "{got} is not {expected}");
             }
@@ -91,7 +107,7 @@ mod tests {
         ];
         for (schedules, expected) in table {
             for (schedule, expected) in schedules.iter().zip(expected) {
-                let first = step_weights(StepWeight::Noise, &trained_stds(schedule, 1.0))[0];
+                let first = weights_of_all(StepWeight::Noise, schedule, 1.0)[0];
                 assert!(
                     (first - expected).abs() < 2e-5,
                     "{} steps: {first} is not {expected}",
@@ -103,8 +119,8 @@ mod tests {
 
     #[test]
     fn noise_weights_do_not_depend_on_the_noise_level() {
-        let quiet = step_weights(StepWeight::Noise, &trained_stds(&sd3(10), 0.1));
-        let loud = step_weights(StepWeight::Noise, &trained_stds(&sd3(10), 1.5));
+        let quiet = weights_of_all(StepWeight::Noise, &sd3(10), 0.1);
+        let loud = weights_of_all(StepWeight::Noise, &sd3(10), 1.5);
         assert!(quiet.iter().zip(&loud).all(|(a, b)| (a - b).abs() < 1e-12));
     }
 
@@ -113,15 +129,35 @@ mod tests {
         for (schedule, noise_level, constant) in
             [(sd3(10), 0.7, 2.25), (flux(10, 4096), 0.9, 1.73), (qwen(10, 1024), 1.2, 1.53)]
         {
-            let stds = trained_stds(&schedule, noise_level);
-            let by_hand = step_weights(StepWeight::Constant(constant), &stds);
-            let by_rule = step_weights(StepWeight::Noise, &stds);
+            let by_hand = weights_of_all(StepWeight::Constant(constant), &schedule, noise_level);
+            let by_rule = weights_of_all(StepWeight::Noise, &schedule, noise_level);
             assert!(by_hand.iter().zip(&by_rule).all(|(a, b)| (a / b - 1.0).abs() < 3e-3));
+        }
+    }
+
+    /// Weights of SD3.5-M's nine steps over all of them, to three digits.
+    const SD3_WEIGHTS: [f64; 9] = [1.577, 1.673, 1.208, 1.004, 0.882, 0.795, 0.719, 0.635, 0.508];
+
+    #[test]
+    fn a_step_weighs_the_same_whichever_others_it_was_drawn_with() {
+        let moves = all_moves(&sd3(10), 0.7);
+        for drawn in [0..3, 6..9, 0..9, 4..5] {
+            let weights = step_weights(StepWeight::Noise, &moves[drawn.clone()], &moves);
+            for (got, expected) in weights.iter().zip(&SD3_WEIGHTS[drawn.clone()]) {
+                assert!((got - expected).abs() < 5e-4, "{got} is not {expected} among {drawn:?}");
+            }
         }
     }
 
     #[test]
     fn flow_grpo_weighs_all_steps_alike() {
-        assert_eq!(step_weights(StepWeight::None, &[0.7, 0.2]), [1.0, 1.0]);
+        assert_eq!(weights_of_all(StepWeight::None, &sd3(3), 0.7), [1.0, 1.0]);
+    }
+
+    #[test]
+    fn guard_divides_by_the_length_of_the_step() {
+        let moves = all_moves(&sd3(10), 0.7);
+        let weights = step_weights(StepWeight::InverseLength, &moves[3..4], &moves);
+        assert!((weights[0] - 14.8535362).abs() < 1e-5, "{weights:?}");
     }
 }

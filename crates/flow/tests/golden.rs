@@ -62,9 +62,8 @@ fn flow_sde_steps_are_those_of_the_reference() {
         let input = |name| case.input(name).unwrap();
         let mean = transition_mean(&input("latents"), &input("velocity"), &rows);
         let next = next_latents(&mean, &rows.std, &input("noise"));
-        let stds: Vec<f64> = coefficients.iter().map(|row| row.std).collect();
-        let weights: Vec<f32> =
-            step_weights(StepWeight::Noise, &stds).into_iter().map(|weight| weight as f32).collect();
+        let weights = step_weights(StepWeight::Noise, &coefficients, &coefficients);
+        let weights: Vec<f32> = weights.into_iter().map(|weight| weight as f32).collect();
         let outputs = [
             ("log_prob", log_probability(&next, &mean, &rows)),
             ("mean", mean),

@@ -1,6 +1,6 @@
 //! Facts that tie the pieces together, on a toy policy whose velocity is a linear map of the latents.
 
-use config::{AdvantageGroup, KlDenominator, StepRule, StepWeight};
+use config::{AdvantageGroup, KlDenominator, RatioNormalization, StepRule, StepWeight};
 use flow::{
     ClippedObjective, NoiseGrid, NoiseKey, Purpose, Schedule, SchedulerConfig, SeedRewards,
     TransitionCoefficients, TransitionRows, advantages, kl_divergence, log_probability, log_ratio,
@@ -12,7 +12,8 @@ use tch::{Device, Kind, Tensor};
 const N_SEEDS: usize = 3;
 const N_BRANCHES: usize = 6;
 const LEN: i64 = 16;
-const OBJECTIVE: ClippedObjective = ClippedObjective { clip_range: 1e-4, advantage_clip: 5.0 };
+const OBJECTIVE: ClippedObjective =
+    ClippedObjective { clip_below: 1e-4, clip_above: 1e-4, advantage_clip: 5.0 };
 
 fn schedule() -> Schedule {
     let config = SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() };
@@ -53,8 +54,8 @@ fn sample(policy: &Tensor, rule: StepRule, step: usize) -> Sampled {
         })
         .collect();
     let advantages = advantages(AdvantageGroup::Seed, &rewards, 1, N_BRANCHES).unwrap().concat();
-    let stds: Vec<f64> = (0..9).map(|step| coefficient(step).std).collect();
-    let weight = step_weights(StepWeight::Noise, &stds)[step] as f32;
+    let all: Vec<TransitionCoefficients> = (0..9).map(coefficient).collect();
+    let weight = step_weights(StepWeight::Noise, &all[step..step + 1], &all)[0] as f32;
     Sampled {
         latents,
         next,
@@ -75,9 +76,9 @@ fn shared_forward_gradient(policy: &Tensor, sampled: &Sampled) -> Tensor {
     let mean_new = transition_mean(&sampled.latents, &sampled.latents.matmul(policy), &rows);
     let ratio = log_ratio(
         &sampled.next,
-        &repeat_for_branches(&mean_new, N_BRANCHES),
-        &repeat_for_branches(&sampled.mean_old, N_BRANCHES),
+        (&repeat_for_branches(&mean_new, N_BRANCHES), &repeat_for_branches(&sampled.mean_old, N_BRANCHES)),
         &rows.repeat_for_branches(N_BRANCHES),
+        RatioNormalization::None,
     );
     let policy_loss = OBJECTIVE.policy_loss(&ratio, &sampled.advantages, &sampled.weights).loss;
     let divergence = kl_divergence(&mean_new, &sampled.latents, &sampled.coefficients, KlDenominator::Std);
@@ -95,9 +96,9 @@ fn separate_rows_gradient(policy: &Tensor, sampled: &Sampled) -> Tensor {
         let mean_new = transition_mean(&latents, &latents.matmul(policy), &rows);
         let ratio = log_ratio(
             &sampled.next.narrow(0, row, 1),
-            &mean_new,
-            &sampled.mean_old.narrow(0, seed, 1),
+            (&mean_new, &sampled.mean_old.narrow(0, seed, 1)),
             &rows,
+            RatioNormalization::None,
         );
         let (advantage, weight) = (sampled.advantages.narrow(0, row, 1), sampled.weights.narrow(0, row, 1));
         let policy_loss = OBJECTIVE.policy_loss(&ratio, &advantage, &weight).loss;
@@ -131,10 +132,12 @@ fn ratio_is_one_on_policy_and_advantages_of_a_seed_cancel() {
         let mean_new = transition_mean(&sampled.latents, &sampled.latents.matmul(&policy), &rows);
         let repeated = rows.repeat_for_branches(N_BRANCHES);
         let old = repeat_for_branches(&sampled.mean_old, N_BRANCHES);
-        let ratio = log_ratio(&sampled.next, &repeat_for_branches(&mean_new, N_BRANCHES), &old, &repeated);
+        let means = (&repeat_for_branches(&mean_new, N_BRANCHES), &old);
+        let ratio = log_ratio(&sampled.next, means, &repeated, RatioNormalization::None);
         let loss = OBJECTIVE.policy_loss(&ratio, &sampled.advantages, &sampled.weights);
         assert!(loss.max_ratio_deviation.double_value(&[]) < 1e-6);
-        assert_eq!(loss.clip_fraction.double_value(&[]), 0.0);
+        assert_eq!(loss.clip_fraction_above.double_value(&[]), 0.0);
+        assert_eq!(loss.clip_fraction_below.double_value(&[]), 0.0);
         let sums = sampled.advantages.view([N_SEEDS as i64, N_BRANCHES as i64]).sum_dim_intlist(
             1,
             false,

@@ -68,8 +68,10 @@ fn backward(
 
     let next = RecordedLatents::read(case, "next_latents", model)?.latents;
     let log_prob = log_probability(&next, &mean, &transition_rows);
+    let clip_range = case.argument("clip_range")?;
     let objective = ClippedObjective {
-        clip_range: case.argument("clip_range")?,
+        clip_below: clip_range,
+        clip_above: clip_range,
         advantage_clip: case.argument("adv_clip_max")?,
     };
     let weights = Tensor::full([rows], weight, (Kind::Float, Device::Cpu));
@@ -101,8 +103,7 @@ fn transition(case: &ReferenceCase) -> anyhow::Result<(TransitionCoefficients, f
     let all: Vec<TransitionCoefficients> = (0..steps - 1)
         .map(|step| TransitionCoefficients::new(StepRule::FlowSde, &schedule, step, noise_level))
         .collect::<Result<_, _>>()?;
-    let stds: Vec<f64> = all.iter().map(|coefficients| coefficients.std).collect();
-    Ok((all[step], step_weights(StepWeight::Noise, &stds)[step]))
+    Ok((all[step], step_weights(StepWeight::Noise, &all, &all)[step]))
 }
 
 fn values(tensor: &Tensor) -> anyhow::Result<Vec<f32>> {

@@ -38,6 +38,8 @@ const SEQUENCE_LENGTH: usize = 4;
 pub struct Lab {
     /// The run.
     pub config: RunConfig,
+    /// What the worker's kernels add to every mean.
+    pub worker_error: f64,
     folder: PathBuf,
     /// Removes the folder, where it is a temporary one.
     _temporary: Option<tempfile::TempDir>,
@@ -99,7 +101,7 @@ impl Lab {
         config.checkpoints.every = 1;
         config.checkpoints.keep_last = 9;
         change(&mut config);
-        Self { config, folder: folder.to_owned(), _temporary: None }
+        Self { config, worker_error: 0.0, folder: folder.to_owned(), _temporary: None }
     }
 
     /// The run's directory.
@@ -127,6 +129,7 @@ impl Lab {
             embeddings: shared.embeddings.clone(),
             progress: Arc::new(ProgressBoard::default()),
             updates: 0,
+            told_drift: 0.0,
             config: self.config.clone(),
             policy,
         }
@@ -165,9 +168,9 @@ impl Lab {
         stop_in: Option<(u32, usize)>,
         spoil: impl Fn(&TaskSpec, &mut Sample) + Send + 'static,
     ) -> std::thread::JoinHandle<()> {
-        let (config, shared) = (self.config.clone(), shared.clone());
+        let (config, worker_error, shared) = (self.config.clone(), self.worker_error, shared.clone());
         std::thread::spawn(move || {
-            let mut worker = Worker::new(&config);
+            let mut worker = Worker { error: worker_error, ..Worker::new(&config) };
             while !shared.inbox.is_stopping() {
                 let mut wanted = worker.wanted(&shared.inbox);
                 if wanted.is_empty() {
@@ -215,6 +218,7 @@ pub struct Worker {
     prompts: Vec<config::PromptRecord>,
     /// The learner's side of the wire.
     pub receiver: Receiver,
+    error: f64,
     loaded: Option<u32>,
 }
 
@@ -256,7 +260,7 @@ impl Worker {
             stds: rules::move_stds(config, &schedule).unwrap(),
         };
         let prompts = config::read_prompts(&config.data.train).unwrap();
-        Self { config: config.clone(), model, prompts, receiver, loaded: None }
+        Self { config: config.clone(), model, prompts, receiver, error: 0.0, loaded: None }
     }
 
     /// Tasks that are wanted and not held, by iteration and index.
@@ -326,7 +330,7 @@ impl Worker {
                 let velocity = self.model.velocity(&trunk, &sigma, &guidance, AdapterMode::Frozen);
                 if let Some(position) = trained.steps.iter().position(|trained| *trained == step) {
                     let rows = TransitionRows::new(&[trained.coefficients[position]], Device::Cpu);
-                    let mean = transition_mean(&trunk, &velocity, &rows);
+                    let mean = transition_mean(&trunk, &velocity, &rows) + self.error;
                     let epsilons: Vec<Tensor> = (0..n_branches as u32)
                         .map(|branch| noise(key.transition(step as u32, branch)))
                         .collect();

@@ -1,11 +1,14 @@
 //! Training on a tiny real model: the same update whoever delivers what when, through stops, damage and bad numbers.
 
 use crate::lab::{Delivery, Lab, Shared, Worker, metrics, trajectories};
-use config::{AdvantageGroup, KlDenominator, RunConfig, TaskKind};
+use config::{
+    AdvantageGroup, Dtype, KlDenominator, OldMeans, RatioNormalization, RunConfig, StepRule, StepWeight,
+    TaskKind,
+};
 use flow::{TransitionRows, kl_divergence, log_probability, repeat_for_branches, transition_mean};
 use learner::error::LearnerError;
 use learner::evaluation::Evaluation;
-use learner::gradient::TrainingTask;
+use learner::gradient::{MeansBefore, TrainingTask};
 use learner::journal::Journal;
 use learner::outcome::Trajectories;
 use learner::rules::TrainedSteps;
@@ -45,8 +48,8 @@ fn the_first_update_is_on_policy_and_the_records_are_complete() {
     let rows = metrics(&lab);
     assert_eq!(rows.iter().map(|row| row.iteration).collect::<Vec<_>>(), [0, 1]);
     for row in &rows {
-        assert!(row.policy.ratio_deviation < 1e-6, "{}", row.policy.ratio_deviation);
-        assert!(row.policy.log_prob_deviation < 1e-5, "{}", row.policy.log_prob_deviation);
+        assert!(row.policy.ratio_deviation.unwrap() < 1e-6, "{:?}", row.policy.ratio_deviation);
+        assert!(row.policy.log_prob_deviation.unwrap() < 1e-5, "{:?}", row.policy.log_prob_deviation);
         assert!(row.policy.trained_cells < 1.0 && row.policy.trained_cells > 0.5, "idle cells are skipped");
         assert!(row.optimizer.gradient_norm > 0.0 && row.reward.std > 0.0);
     }
@@ -70,9 +73,59 @@ fn the_first_update_is_on_policy_and_the_records_are_complete() {
 }
 
 #[test]
-fn a_resumed_run_ends_where_an_uninterrupted_one_does() {
+fn the_order_of_arrival_changes_no_bit_where_means_are_computed_again() {
     for lag in [0, 1] {
-        let lab = || Lab::new(|config| (config.run.iterations, config.run.lag) = (4, lag));
+        let labs = [Delivery::InOrder, Delivery::Reversed].map(|delivery| {
+            let lab = Lab::new(|config| {
+                (config.run.lag, config.model.dtype) = (lag, Dtype::Bfloat16);
+                config.training.learning_rate = 1e-2;
+            });
+            assert!(matches!(lab.train(delivery, |_, _| {}).unwrap(), Ended::Done(_)));
+            lab
+        });
+        assert_same_checkpoint(&labs[0], &labs[1], 2);
+    }
+}
+
+#[test]
+fn a_step_that_was_drawn_alone_has_the_weight_of_its_noise() {
+    let labs = [StepWeight::Noise, StepWeight::None].map(|weight| {
+        let lab = Lab::new(|config| {
+            config.sampling.branch_steps = "random:1".parse().unwrap();
+            config.training.step_weight = weight;
+        });
+        lab.train(Delivery::InOrder, |_, _| {}).unwrap();
+        lab
+    });
+    let [by_noise, alike] = [0, 1].map(|lab| labs[lab].checkpoint_file(2, TRAINED_FILES[0]));
+    assert!(by_noise != alike, "weights of noise are weights of 1");
+
+    let trainer = labs[0].trainer(&Shared::default());
+    let weights = |branch_steps: &str, iteration| {
+        let mut config = labs[0].config.clone();
+        config.sampling.branch_steps = branch_steps.parse().unwrap();
+        TrainedSteps::new(&config, &trainer.schedule, iteration).unwrap()
+    };
+    let all = weights("all", 0).weights;
+    for iteration in 0..20 {
+        for branch_steps in ["random:1", "random:2", "window:2@0..3"] {
+            let drawn = weights(branch_steps, iteration);
+            let expected: Vec<f32> = drawn.steps.iter().map(|step| all[*step]).collect();
+            assert_eq!(drawn.weights, expected, "{branch_steps} in iteration {iteration}");
+        }
+    }
+}
+
+#[test]
+fn a_resumed_run_ends_where_an_uninterrupted_one_does() {
+    for (lag, dtype) in [(0, Dtype::Float32), (1, Dtype::Float32), (0, Dtype::Bfloat16), (1, Dtype::Bfloat16)]
+    {
+        let lab = || {
+            Lab::new(|config| {
+                (config.run.iterations, config.run.lag, config.model.dtype) = (4, lag, dtype);
+                assert_eq!(config.training.updates_per_iteration, 2);
+            })
+        };
         let straight = lab();
         straight.train(Delivery::InOrder, |_, _| {}).unwrap();
         let interrupted = lab();
@@ -88,7 +141,9 @@ fn a_resumed_run_ends_where_an_uninterrupted_one_does() {
         assert_same_checkpoint(&straight, &interrupted, 4);
         let rewards =
             |lab| metrics(lab).iter().map(|row| (row.iteration, row.reward.mean)).collect::<Vec<_>>();
-        assert_eq!(rewards(&straight), rewards(&interrupted), "lag {lag}");
+        assert_eq!(rewards(&straight), rewards(&interrupted), "lag {lag} {dtype:?}");
+        let policies = |lab| metrics(lab).into_iter().map(|row| row.policy).collect::<Vec<_>>();
+        assert_eq!(policies(&straight), policies(&interrupted), "lag {lag} {dtype:?}");
         let sampled_with: Vec<u32> = metrics(&interrupted).iter().map(|row| row.sampled_with).collect();
         assert_eq!(sampled_with, if lag == 0 { [0, 1, 2, 3] } else { [0, 0, 1, 2] });
     }
@@ -250,10 +305,48 @@ fn another_config_does_not_continue_a_run() {
 /// What a streaming learner adds up is the gradient of the mean over all cells, taken at once.
 #[test]
 fn the_streamed_gradient_is_that_of_one_big_batch() {
-    let lab = Lab::new(|config| config.training.kl_beta = 0.5);
+    let plain = |_: &mut RunConfig| {};
+    check_streamed_gradient(plain, OldMeans::Sent);
+    check_streamed_gradient(plain, OldMeans::Recomputed);
+    check_streamed_gradient(plain, OldMeans::Own);
+    check_streamed_gradient(|config| config.sampling.step_rule = StepRule::Cps, OldMeans::Sent);
+}
+
+#[test]
+fn sides_of_a_clip_range_of_unequal_width_are_in_the_gradient() {
+    let unequal = |below, above| {
+        move |config: &mut RunConfig| {
+            (config.training.clip_range_lt, config.training.clip_range_gt) = (below, above);
+        }
+    };
+    let gradients = [(0.0, 0.0), (1e-6, 0.0), (0.0, 1e-6)]
+        .map(|(below, above)| check_streamed_gradient(unequal(below, above), OldMeans::Sent));
+    assert!(gradients[0] != gradients[1] && gradients[1] != gradients[2] && gradients[0] != gradients[2]);
+}
+
+#[test]
+fn guarded_ratios_are_in_the_gradient() {
+    let guarded = |config: &mut RunConfig| {
+        config.training.ratio_normalization = RatioNormalization::Guard;
+        config.training.step_weight = StepWeight::InverseLength;
+    };
+    let plain = check_streamed_gradient(|_| {}, OldMeans::Sent);
+    let gradients = [OldMeans::Sent, OldMeans::Recomputed, OldMeans::Own]
+        .map(|before| check_streamed_gradient(guarded, before));
+    assert!(gradients.iter().all(|gradient| *gradient != plain));
+}
+
+/// Holds the streamed gradient of a run against [`one_batch_loss`]; returns its norm. The policy is that which sampled
+/// where its own means are the ones before, else one that moved.
+fn check_streamed_gradient(change: impl FnOnce(&mut RunConfig), means: OldMeans) -> f64 {
+    let lab = Lab::new(|config| {
+        config.training.kl_beta = 0.5;
+        change(config);
+    });
     let shared = Shared::default();
-    let trainer = lab.trainer(&shared);
-    shared.publications.publish(0, WeightsRole::Policy, trainer.policy.trained()).unwrap();
+    let mut trainer = lab.trainer(&shared);
+    let version = trainer.policy.for_workers(trainer.policy.trained());
+    shared.publications.publish(0, WeightsRole::Policy, &version).unwrap();
     let steps = TrainedSteps::new(&lab.config, &trainer.schedule, 0).unwrap();
     let tasks = lab.config.train_tasks(3, 0);
     let mut worker = Worker::new(&lab.config);
@@ -264,12 +357,9 @@ fn the_streamed_gradient_is_that_of_one_big_batch() {
             trajectories(worker.receiver.outcome(&header, &bytes, task, &shared.embeddings).unwrap())
         })
         .collect();
-    // Away from the sampling policy, so that every term has a gradient.
-    tch::no_grad(|| {
-        for (ordinal, (_, parameter)) in trainer.policy.trained().iter().enumerate() {
-            let _ = parameter.shallow_clone().g_add_scalar_(1e-3 * (ordinal % 3) as f64);
-        }
-    });
+    if means != OldMeans::Own {
+        move_away(&trainer);
+    }
     let advantages: Vec<Vec<Vec<f32>>> =
         sampled.iter().map(|t| vec![made_up_advantages(t.rewards.len())]).collect();
     let embedding = |digest: &[u8; 32]| shared.embeddings.get(digest).unwrap();
@@ -277,8 +367,20 @@ fn the_streamed_gradient_is_that_of_one_big_batch() {
         let negative = sampled.negative_conditioning.as_ref().map(embedding);
         let positive = embedding(&sampled.conditioning);
         let training = TrainingTask { task, trajectories: sampled, advantages, positive, negative };
+        let Trainer { policy, objective, .. } = &mut trainer;
+        let before = match means {
+            OldMeans::Own => MeansBefore::Own,
+            OldMeans::Sent => MeansBefore::Sent,
+            OldMeans::Recomputed => {
+                let moved: Vec<Tensor> = policy.trained().iter().map(|(_, p)| p.detach().copy()).collect();
+                let means =
+                    policy.at_version(&version, |policy| objective.means(policy, &training, &steps)).unwrap();
+                assert!(policy.trained().iter().zip(&moved).all(|((_, now), then)| now == then));
+                MeansBefore::Computed(means)
+            }
+        };
         let scale = 1.0 / (tasks.len() * steps.steps.len()) as f64;
-        trainer.objective.accumulate(&trainer.policy, &training, &steps, scale).unwrap();
+        objective.accumulate(policy, &training, &steps, (&before, scale)).unwrap();
     }
     let streamed: Vec<Tensor> = trainer.policy.trained().iter().map(|(_, p)| p.grad().copy()).collect();
     trainer.policy.trained().iter().for_each(|(_, p)| p.shallow_clone().zero_grad());
@@ -289,8 +391,18 @@ fn the_streamed_gradient_is_that_of_one_big_batch() {
         distance += (parameter.grad() - streamed).square().sum(Kind::Double).double_value(&[]);
         norm += streamed.square().sum(Kind::Double).double_value(&[]);
     }
-    assert!(norm > 0.0 && (distance / norm).sqrt() < 1e-5, "relative distance {}", (distance / norm).sqrt());
-    assert!(distance.sqrt() < 1e-6, "distance {}", distance.sqrt());
+    let relative = (distance / norm).sqrt();
+    assert!(norm > 0.0 && relative < 1e-5, "{means:?}: relative distance {relative}");
+    norm.sqrt()
+}
+
+/// Away from the sampling policy, so that every term has a gradient.
+fn move_away(trainer: &Trainer) {
+    tch::no_grad(|| {
+        for (ordinal, (_, parameter)) in trainer.policy.trained().iter().enumerate() {
+            let _ = parameter.shallow_clone().g_add_scalar_(1e-3 * (ordinal % 3) as f64);
+        }
+    });
 }
 
 fn made_up_advantages(len: usize) -> Vec<f32> {
@@ -329,14 +441,26 @@ fn one_batch_loss(
     let reference = tch::no_grad(|| mean_with(AdapterMode::Off));
     let kl = kl_divergence(&mean, &reference, &coefficients, KlDenominator::Std).mean(Kind::Float);
 
-    let branch_rows = rows.repeat_for_branches(n_branches);
     let next = latents(all(|t| &t.next_latents));
-    let log_probs = log_probability(&next, &repeat_for_branches(&mean, n_branches), &branch_rows);
-    let ratio = (log_probs - Tensor::from_slice(&all(|t| &t.log_probs))).exp();
+    let branch_rows = rows.repeat_for_branches(n_branches);
+    let branch_mean = repeat_for_branches(&mean, n_branches);
+    let log_probs = log_probability(&next, &branch_mean, &branch_rows);
+    let log_ratio = log_probs - Tensor::from_slice(&all(|t| &t.log_probs));
+    let training = &trainer.config.training;
+    let log_ratio = match training.ratio_normalization {
+        RatioNormalization::None => log_ratio,
+        RatioNormalization::Guard => {
+            let change = branch_mean - repeat_for_branches(&latents(all(|t| &t.means)), n_branches);
+            let bias = change.square().flatten(1, -1).mean_dim(1, false, Kind::Float);
+            (log_ratio + bias / (branch_rows.std.square() * 2.0)) * &branch_rows.std
+        }
+    };
+    let ratio = log_ratio.exp();
     let weights: Vec<f32> =
         (0..n_cells * n_branches).map(|row| steps.weights[row / n_branches % n_steps]).collect();
-    let clip = trainer.config.training.clip_range;
+    let side = |own: f64| if own == 0.0 { training.clip_range } else { own };
+    let (below, above) = (side(training.clip_range_lt), side(training.clip_range_gt));
     let weighted = Tensor::from_slice(&advantages.concat()).clamp(-5.0, 5.0) * Tensor::from_slice(&weights);
-    let terms = (&weighted * &ratio).minimum(&(&weighted * ratio.clamp(1.0 - clip, 1.0 + clip)));
-    kl * trainer.config.training.kl_beta - terms.mean(Kind::Float)
+    let terms = (&weighted * &ratio).minimum(&(&weighted * ratio.clamp(1.0 - below, 1.0 + above)));
+    kl * training.kl_beta - terms.mean(Kind::Float)
 }

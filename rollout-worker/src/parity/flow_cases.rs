@@ -59,9 +59,8 @@ pub(super) fn flow_sde(case: &ReferenceCase, _: &mut LazyModel) -> Computed {
     let rows = TransitionRows::new(&coefficients, Device::Cpu);
     let mean = transition_mean(&latents, &velocity, &rows);
     let next = next_latents(&mean, &rows.std, &noise);
-    let stds: Vec<f64> = coefficients.iter().map(|row| row.std).collect();
-    let weights: Vec<f32> =
-        step_weights(StepWeight::Noise, &stds).into_iter().map(|weight| weight as f32).collect();
+    let weights = step_weights(StepWeight::Noise, &coefficients, &coefficients);
+    let weights: Vec<f32> = weights.into_iter().map(|weight| weight as f32).collect();
     let computed = [
         ("log_prob", log_probability(&next, &mean, &rows)),
         ("mean", mean),

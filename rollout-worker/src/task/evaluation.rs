@@ -24,7 +24,7 @@ impl Sampler {
     pub(super) fn evaluate(&mut self, task: &Task, progressed: &dyn Fn()) -> Result<Sampled, TaskError> {
         let schedule = self.schedule(self.config.evaluation.steps)?;
         let rows = self.rows(task)?;
-        let negative = self.model.embed_negative()?;
+        let negative = self.model.embed_negative(self.config.evaluation.guidance_scale)?;
         let mut images: Vec<RgbImage> = Vec::with_capacity(rows.len());
         let mut decoding_seconds = 0.0;
         for rows in rows.chunks(self.config.sampling.max_rows) {
@@ -74,9 +74,10 @@ impl Sampler {
         let embeddings: Vec<&Conditioning> = rows.iter().map(|row| &row.embedding.conditioning).collect();
         let positive = Conditioning::cat(&embeddings);
         let initial = self.noise(rows.iter().map(|row| row.key).collect()).initial();
+        let guidance = Embedding::guidance(&positive, negative, self.config.evaluation.guidance_scale);
         let mut velocity = |latents: &_, step: usize| {
             progressed();
-            self.model.velocity(latents, schedule.sigmas[step], &positive, negative)
+            self.model.velocity(latents, schedule.sigmas[step], &guidance)
         };
         let finished = sample_deterministically(initial, schedule, &mut velocity).map_err(|source| {
             let origin = &rows[source.seed].origin;

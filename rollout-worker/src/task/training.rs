@@ -6,6 +6,7 @@ use proto::Task;
 
 use super::{Origin, Sampled, Sampler, TaskError};
 use crate::delivery::{WireEmbedding, WireTensor};
+use crate::guided_model::Embedding;
 use crate::settings;
 use crate::task_noise::TaskNoise;
 use crate::wavefront::Trajectories;
@@ -26,13 +27,15 @@ impl Sampler {
         let (sampling, run_seed) = (&self.config.sampling, self.config.run.seed);
         let rollout = settings::rollout(sampling, run_seed, iteration, self.schedule(sampling.steps)?)?;
         let positive = self.model.embed(&prompt.text)?;
-        let negative = self.model.embed_negative()?;
+        let negative = self.model.embed_negative(sampling.guidance_scale)?;
         let seeds = task.first_seed..task.first_seed + task.n_seeds;
         let noise = self.noise(TaskNoise::training_keys(run_seed, iteration, task.prompt_slot, seeds));
         let sigmas = &rollout.schedule().sigmas;
+        let guidance =
+            Embedding::guidance(&positive.conditioning, negative.as_deref(), sampling.guidance_scale);
         let mut velocity = |latents: &_, step: usize| {
             progressed();
-            self.model.velocity(latents, sigmas[step], &positive.conditioning, negative.as_deref())
+            self.model.velocity(latents, sigmas[step], &guidance)
         };
         let trajectories = rollout.sample(&noise, &mut velocity).map_err(|source| {
             let seed = task.first_seed + source.seed as u32;

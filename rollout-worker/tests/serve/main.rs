@@ -243,6 +243,26 @@ async fn an_evaluation_push_holds_the_images_prompt_by_prompt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn held_out_images_have_a_guidance_of_their_own() {
+    let mut outcomes = Vec::new();
+    for (training, held_out) in [(2.0, 1.0), (2.0, 2.0), (1.0, 2.0)] {
+        let guided = move |config: &mut RunConfig| {
+            config.sampling.guidance_scale = training;
+            config.evaluation.guidance_scale = held_out;
+        };
+        let (ends, arrived) = World::start(guided, |_| (), vec![train(0, 0), evaluate(0)]).finish(2).await;
+        assert!(all_held(&ends), "{ends:?}");
+        let [sampled, evaluated] = [0, 1].map(|push| tensors(&arrived[push]));
+        outcomes.push((sampled["means"].shallow_clone(), evaluated["images"].shallow_clone()));
+    }
+    let [unguided, both, untrained] = outcomes.as_slice() else { panic!("three runs") };
+    assert_eq!(unguided.0, both.0, "training does not feel the guidance of evaluations");
+    assert_eq!(both.1, untrained.1, "nor they that of training");
+    assert_ne!(unguided.1, both.1);
+    assert_ne!(both.0, untrained.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_reward_of_a_flow_grpo_path_stands_for_all_its_steps() {
     let flow_grpo = |config: &mut RunConfig| {
         config.sampling.algorithm = config::Algorithm::FlowGrpo;

@@ -6,7 +6,8 @@ use super::unused_keys;
 use crate::presets::base_model::{BaseModel, FLUX1_DEV, QWEN_IMAGE, SD35_MEDIUM};
 use crate::validate::MOST;
 use crate::{
-    AdapterMethod, Algorithm, BranchSteps, Dtype, KlDenominator, RunConfig, StepRule, StepWeight, parse,
+    AdapterMethod, Algorithm, BranchSteps, Dtype, KlDenominator, RatioNormalization, RunConfig, StepRule,
+    StepWeight, parse,
 };
 
 /// Most seeds of one prompt that an imported run samples together.
@@ -80,7 +81,12 @@ impl Translation {
         self.config.training.step_weight = StepWeight::None;
         let note = match trainer.as_str() {
             "grpo" => "samples of a prompt are compared with each other; nothing branches",
-            "grpo-guard" => "as plain Flow-GRPO: GRPO-Guard's ratio and scaling are NOT applied here",
+            "grpo-guard" => {
+                self.config.training.ratio_normalization = RatioNormalization::Guard;
+                "with training.ratio_normalization = \"guard\"; steps weigh alike, as theirs do, and not by the inverse of \
+                 their lengths as GRPO-Guard's authors have it (training.step_weight = \"inverse-length\"); the ratio of a \
+                 CPS step is that of a Flow-SDE one, while theirs leaves a bias in it"
+            }
             other => {
                 self.document.problems.push(format!(
                     "`train.trainer_type` is {other}; only grpo and grpo-guard can be repeated here"
@@ -177,19 +183,18 @@ impl Translation {
         self.targets(base);
     }
 
+    fn is_sd3(&mut self) -> bool {
+        let named = named_model(&self.document.text("model.model_type", ""));
+        named.is_some_and(|base| std::ptr::eq(base, &SD35_MEDIUM))
+    }
+
     fn base_model(&mut self) -> Option<&'static BaseModel> {
         let model = self.document.text("model.model_type", "");
-        let base = match model.to_lowercase().replace(['.', '_'], "-").as_str() {
-            "sd3-5" | "sd3" | "sd35" => &SD35_MEDIUM,
-            "flux1" | "flux-1" | "flux1-dev" | "flux" => &FLUX1_DEV,
-            "qwen-image" => &QWEN_IMAGE,
-            _ => {
-                let problem = format!(
-                    "`model.model_type` is `{model}`; sd3-5, flux1 and qwen-image can be trained here"
-                );
-                self.document.problems.push(problem);
-                return None;
-            }
+        let Some(base) = named_model(&model) else {
+            let problem =
+                format!("`model.model_type` is `{model}`; sd3-5, flux1 and qwen-image can be trained here");
+            self.document.problems.push(problem);
+            return None;
         };
         let note =
             format!("prompts of {} tokens, adapter on this model's usual modules", base.max_sequence_length);
@@ -228,7 +233,7 @@ impl Translation {
         self.config.sampling.seeds_per_task = group.clamp(1, SEEDS_PER_TASK);
         self.config.sampling.prompts_per_iteration =
             self.carried_count("train.unique_sample_num_per_epoch", 8, "sampling.prompts_per_iteration");
-        self.config.sampling.steps = self.carried_count("train.num_inference_steps", 10, "sampling.steps");
+        self.steps_and_their_levels();
         self.config.sampling.guidance_scale =
             self.carried_number("train.guidance_scale", 3.5, "sampling.guidance_scale");
         let (height, width) = self.resolution();
@@ -240,6 +245,22 @@ impl Translation {
             self.document.flag("train.enable_gradient_checkpointing", false);
         self.carried("train.enable_gradient_checkpointing", "training.gradient_checkpointing");
         self.config.training.max_rows = self.document.count("train.per_device_batch_size", 1);
+    }
+
+    /// The number of steps, and what is told of a schedule that is not theirs.
+    fn steps_and_their_levels(&mut self) {
+        let steps = self.document.count("train.num_inference_steps", 10);
+        self.config.sampling.steps = steps;
+        // They give SD3's scheduler the noise levels that FLUX and Qwen-Image have, which it bends once more.
+        match self.is_sd3() {
+            true => self.translated(
+                "train.num_inference_steps",
+                "sampling.steps",
+                "theirs hands SD3's scheduler the grid linspace(1, 1/T, T), which diffusers does not: its own, taken here, \
+                 has OTHER noise levels (at T = 10 the last is 0.009, theirs 0.25)",
+            ),
+            false => self.carried("train.num_inference_steps", "sampling.steps"),
+        }
     }
 
     /// Height and width where they are not given by themselves: one number for both, or two.
@@ -342,21 +363,35 @@ impl Translation {
 
     fn objective(&mut self) {
         self.combination();
-        self.config.training.clip_range = self.range("train.clip_range", 1e-4, "training.clip_range");
-        self.config.training.advantage_clip =
-            self.range("train.adv_clip_range", 5.0, "training.advantage_clip");
+        self.clip_range();
+        self.advantage_clip();
         self.divergence();
     }
 
-    /// A range around 1 or 0, given as its half width or as both ends.
-    fn range(&mut self, theirs: &str, default: f64, ours: &'static str) -> f64 {
-        let (low, high) = self.document.range(theirs, default);
+    /// A range around 1, given as its half width or as both ends.
+    fn clip_range(&mut self) {
+        let (low, high) = self.document.range("train.clip_range", 1e-4);
+        let training = &mut self.config.training;
+        training.clip_range = low.abs().min(high.abs());
         if low.abs() == high.abs() {
-            self.carried(theirs, ours);
-        } else {
-            self.translated(theirs, ours, "ranges are symmetric here; the NARROWER side is taken for both");
+            return self.carried("train.clip_range", "training.clip_range");
         }
-        low.abs().min(high.abs())
+        (training.clip_range_lt, training.clip_range_gt) = (low.abs(), high.abs());
+        let note = "as distances from 1: training.clip_range_lt below it, training.clip_range_gt above it";
+        self.translated("train.clip_range", "training.clip_range_lt", note);
+    }
+
+    /// A range around 0, given likewise.
+    fn advantage_clip(&mut self) {
+        let (theirs, ours) = ("train.adv_clip_range", "training.advantage_clip");
+        let (low, high) = self.document.range(theirs, 5.0);
+        self.config.training.advantage_clip = low.abs().min(high.abs());
+        match low.abs() == high.abs() {
+            true => self.carried(theirs, ours),
+            false => {
+                self.translated(theirs, ours, "this range is symmetric; the NARROWER side is taken for both")
+            }
+        }
     }
 
     fn divergence(&mut self) {
@@ -399,10 +434,13 @@ impl Translation {
         let (height, width) = self.document.sides("eval.resolution", 1024);
         let sampling = &self.config.sampling;
         let is_same_size = (height as i64, width as i64) == (sampling.height, sampling.width);
-        self.not_carried("eval.resolution", as_trained(is_same_size));
-        let is_same_guidance =
-            self.document.number("eval.guidance_scale", 3.5) == self.config.sampling.guidance_scale;
-        self.not_carried("eval.guidance_scale", as_trained(is_same_guidance));
+        let reason = match is_same_size {
+            true => "held-out images are as large as those of training, and so they were there",
+            false => "held-out images are as large as those of training; theirs were NOT",
+        };
+        self.not_carried("eval.resolution", reason);
+        self.config.evaluation.guidance_scale =
+            self.carried_number("eval.guidance_scale", 3.5, "evaluation.guidance_scale");
     }
 
     /// Accounts for all keys that nothing above has accounted for.
@@ -416,6 +454,16 @@ impl Translation {
     }
 }
 
+/// The model that they call so.
+fn named_model(model_type: &str) -> Option<&'static BaseModel> {
+    match model_type.to_lowercase().replace(['.', '_'], "-").as_str() {
+        "sd3-5" | "sd3" | "sd35" => Some(&SD35_MEDIUM),
+        "flux1" | "flux-1" | "flux1-dev" | "flux" => Some(&FLUX1_DEV),
+        "qwen-image" => Some(&QWEN_IMAGE),
+        _ => None,
+    }
+}
+
 /// A name of theirs with the letters that names have here.
 pub(super) fn plain_name(given: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -425,11 +473,4 @@ pub(super) fn plain_name(given: &str) -> String {
 
 fn saturated(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-fn as_trained(is_same: bool) -> &'static str {
-    match is_same {
-        true => "evaluation is as training is, and so it was there",
-        false => "evaluation is as training is; theirs was NOT",
-    }
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
-    AdapterMethod, AdvantageGroup, Algorithm, BranchSteps, Dtype, KlDenominator, RewardCombination,
-    RewardSection, StepRule, validate,
+    AdapterMethod, AdvantageGroup, Algorithm, BranchSteps, Dtype, KlDenominator, RatioNormalization,
+    RewardCombination, RewardSection, StepRule, StepWeight, validate,
 };
 
 const SD35: &str = include_str!("../../tests/flow-factory/sd35-lora.yaml");
@@ -117,7 +117,9 @@ fn full_fine_tuning_and_unequal_evaluation_are_told() {
     assert_eq!(import.config.adapter.method, AdapterMethod::Full);
     assert!(import.config.training.gradient_checkpointing);
     assert!(
-        report.contains("eval.resolution = 1024: evaluation is as training is; theirs was NOT"),
+        report.contains(
+            "eval.resolution = 1024: held-out images are as large as those of training; theirs were NOT"
+        ),
         "{report}"
     );
     assert_eq!(import.config.sampling.branch_steps, BranchSteps::List(vec![1, 2, 3]));
@@ -132,14 +134,39 @@ fn full_fine_tuning_and_unequal_evaluation_are_told() {
 }
 
 #[test]
-fn guard_is_imported_without_its_ratio_and_says_so() {
+fn guard_is_imported_with_its_ratio_and_the_weights_of_its_steps_are_told() {
     let import = import(QWEN);
-    assert!(import.report.to_string().contains("GRPO-Guard's ratio and scaling are NOT applied"));
+    let training = &import.config.training;
+    assert_eq!(training.ratio_normalization, RatioNormalization::Guard);
+    assert_eq!((training.step_weight, training.clip_range), (StepWeight::None, 4e-6));
+    let report = import.report.to_string();
+    assert!(
+        report.contains("inverse-length") && report.contains("train.trainer_type = grpo-guard"),
+        "{report}"
+    );
     let rewards: Vec<(&str, f64)> =
         import.config.rewards.iter().map(|reward| (reward.name.as_str(), reward.weight)).collect();
     assert_eq!(rewards, [("clipscore", 1.0), ("pickscore", 0.5)]);
     assert_eq!(import.config.sampling.step_rule, StepRule::Cps);
     assert_eq!(import.config.adapter.targets.len(), 12);
+}
+
+#[test]
+fn sd3_is_told_to_have_another_schedule_here_and_others_are_not() {
+    let is_told = |yaml| import(yaml).report.to_string().contains("OTHER noise levels");
+    assert_eq!([SD35, FLUX, QWEN].map(is_told), [true, false, false]);
+}
+
+#[test]
+fn the_guidance_of_evaluations_is_carried_over() {
+    let guidance = |yaml: &str| {
+        let config = import(yaml).config;
+        (config.sampling.guidance_scale, config.evaluation.guidance_scale)
+    };
+    assert_eq!(guidance(QWEN), (4.0, 4.0));
+    let unequal =
+        QWEN.replace("  guidance_scale: 4.0\n  num_inference_steps: 28", "  num_inference_steps: 28");
+    assert_eq!(guidance(&unequal), (4.0, 3.5), "their default, which is not that of training");
 }
 
 /// SD3.5 with other rewards.
@@ -210,10 +237,19 @@ fn one_scorer_twice_is_weighed_together_or_gets_another_name() {
 }
 
 #[test]
-fn ranges_of_unequal_sides_are_narrowed_and_said() {
-    let import = import(&with("clip_range: 1e-4", "clip_range: [-1e-4, 2.0e-4]"));
-    assert_eq!(import.config.training.clip_range, 1e-4);
-    assert!(import.report.to_string().contains("NARROWER"));
+fn ranges_of_unequal_sides_are_carried_over_or_narrowed_and_said() {
+    let import = import(
+        &with("clip_range: 1e-4", "clip_range: [-1e-4, 2.0e-4]")
+            .replace("adv_clip_range: 5.0", "adv_clip_range: [-4.0, 5.0]"),
+    );
+    let training = &import.config.training;
+    assert_eq!((training.clip_range_lt, training.clip_range_gt), (1e-4, 2e-4));
+    assert_eq!(training.advantage_clip, 4.0);
+    let report = import.report.to_string();
+    assert!(
+        report.contains("training.clip_range_lt ← train.clip_range") && report.contains("NARROWER"),
+        "{report}"
+    );
 }
 
 #[test]

@@ -1,5 +1,7 @@
 use super::*;
-use crate::{AdapterInspection, AdapterMethod, ComponentInspection, Dtype, ImageInspection, preset};
+use crate::{
+    AdapterInspection, AdapterMethod, ComponentInspection, Dtype, ImageInspection, StepInspection, preset,
+};
 
 #[test]
 fn a_run_that_cannot_stream_says_so() {
@@ -38,12 +40,17 @@ fn sd35_medium() -> ModelInspection {
         text_tokens: 205,
         embedding_widths: (4096, 2048),
         rows_per_evaluation: 2,
+        rows_per_held_out_evaluation: 2,
         adapter: Some(AdapterInspection {
             rank: 32,
             modules: 191,
             parameters: 18_776_064,
             left_out: Vec::new(),
         }),
+        steps: vec![
+            StepInspection { step: 0, sigma: 1.0, weight: 1.576_56 },
+            StepInspection { step: 8, sigma: 0.278_049, weight: 0.507_563 },
+        ],
     }
 }
 
@@ -61,6 +68,8 @@ fn measured_model(layers: usize, parameters: u64) -> ModelInspection {
         text_tokens: 9,
         embedding_widths: (128, 128),
         rows_per_evaluation: 1,
+        rows_per_held_out_evaluation: 1,
+        steps: Vec::new(),
         adapter: Some(AdapterInspection {
             rank: 16,
             modules: 8 * layers - 1,
@@ -133,6 +142,20 @@ fn full_fine_tuning_holds_masters_and_a_reference() {
 }
 
 #[test]
+fn versions_that_sampled_are_kept_where_they_are_needed_again() {
+    let versions = |dtype, lag, updates| {
+        let mut config = tempflow();
+        (config.model.dtype, config.run.lag) = (dtype, lag);
+        config.training.updates_per_iteration = updates;
+        let learner = memory_plan(&config, &sd35_medium()).learner;
+        bytes_of(&learner, "versions that sampled") / 75_104_256.0
+    };
+    assert_eq!([1, 2].map(|updates| versions(Dtype::Float32, 0, updates)), [0.0, 0.0]);
+    assert_eq!([1, 2].map(|updates| versions(Dtype::Bfloat16, 0, updates)), [0.0, 1.0]);
+    assert_eq!([Dtype::Float32, Dtype::Bfloat16].map(|dtype| versions(dtype, 1, 1)), [2.0, 2.0]);
+}
+
+#[test]
 fn activations_follow_rows_blocks_tokens_width_and_dtype() {
     let activations = |change: fn(&mut RunConfig)| {
         let mut config = tempflow();
@@ -162,6 +185,23 @@ fn trajectories_are_a_state_a_mean_and_the_next_latents() {
 }
 
 #[test]
+fn guided_evaluations_of_an_unguided_run_take_their_rows() {
+    let sampling = |of_training, held_out| {
+        let mut config = tempflow();
+        config.evaluation.prompts_per_task = 64;
+        let model = ModelInspection {
+            rows_per_evaluation: of_training,
+            rows_per_held_out_evaluation: held_out,
+            ..sd35_medium()
+        };
+        bytes_of(&memory_plan(&config, &model).worker, "activations in sampling")
+    };
+    // A training call has 54 rows at most, an evaluation's 64.
+    assert_eq!(sampling(1, 2), 2.0 * sampling(1, 1));
+    assert_eq!(sampling(2, 1), sampling(1, 1) * 108.0 / 64.0);
+}
+
+#[test]
 fn tiles_and_half_precision_make_decoding_small() {
     let decoding = |tile, dtype| {
         let mut config = tempflow();
@@ -184,8 +224,9 @@ fn the_wire_carries_two_tensors_a_cell() {
 
 #[test]
 fn the_ratio_sets_sampling_against_training() {
-    // 53 568 evaluations; 1728 cells, each a forward, a backward worth two, and a forward of the reference.
-    assert_eq!(plan(&tempflow(), None).workers_per_learner(), 53_568.0 / (1728.0 * 4.0));
+    // 53 568 evaluations; 1728 cells, each a forward, a backward worth two, a forward of the reference, and in the second
+    // of two updates one of the version that sampled.
+    assert_eq!(plan(&tempflow(), None).workers_per_learner(), 53_568.0 / (1728.0 * 4.5));
 }
 
 #[test]
@@ -205,8 +246,11 @@ fn everything_known_is_printed_and_only_that() {
         "107136  2 per evaluation",
         "10368",
         "18776064  parameters",
+        "weight of each trained step in the policy loss (step_weight = \"noise\")",
+        "step 0                                      1.577  from noise level 1.000",
+        "step 8                                      0.508  from noise level 0.278",
         "on the GPU",
-        "8 workers per learner",
+        "7 workers per learner",
     ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }

@@ -2,14 +2,15 @@
 //! Flow-GRPO's `config/grpo.py` that this trainer can repeat.
 //!
 //! Of the latter these are left out: `clipscore_sd3` (one initial noise for all samples of a prompt), `pickscore_sd3_fast`
-//! (samples that part after a common start), the `rationorm` presets (GRPO-Guard's ratio), and those that edit images or
-//! train other models.
+//! (samples that part after a common start), and those that edit images or train other models; of `config/grpo_guard.py` the
+//! one that mixes two preference scores.
 //!
-//! Source: TempFlow-GRPO, `config/dgx.py` at 63e4def; Flow-GRPO, `config/grpo.py` of October and November 2025.
+//! Source: TempFlow-GRPO, `config/dgx.py` at 63e4def; Flow-GRPO, `config/grpo.py` and `config/grpo_guard.py` of October and
+//! November 2025. No preset of theirs evaluates under another guidance than it trains with.
 
 use super::base_model::{FLUX1_DEV, QWEN_IMAGE, SD35_MEDIUM};
 use super::recipe::{Launch, Recipe};
-use crate::{AdvantageGroup, Algorithm, KlDenominator, StepRule};
+use crate::{AdvantageGroup, Algorithm, KlDenominator, RatioNormalization, StepRule};
 
 /// Flow-GRPO on SD3.5-M as TempFlow-GRPO's authors run it: on 48 GPUs, 48 prompts of 24 samples in two updates.
 const DGX: Recipe = Recipe {
@@ -29,6 +30,7 @@ const DGX: Recipe = Recipe {
     branch_steps: "all",
     group: AdvantageGroup::Prompt,
     learning_rate: 3e-4,
+    ratio_normalization: RatioNormalization::None,
     clip_range: 1e-4,
     kl_beta: 0.004,
     kl_denominator: KlDenominator::Std,
@@ -91,7 +93,19 @@ const GRPO: Recipe = Recipe {
     group: AdvantageGroup::Batch,
     kl_denominator: KlDenominator::Eta,
     iterations: None,
+    evaluation_every: 60,
     ..DGX
+};
+
+/// GRPO-Guard on SD3.5-M as its authors run it, on 16 GPUs.
+const GRPO_GUARD: Recipe = Recipe {
+    launch: Launch { gpus: 16, samples: 9, repeats: 24, batches: 8 },
+    group: AdvantageGroup::Prompt,
+    learning_rate: 1e-4,
+    ratio_normalization: RatioNormalization::Guard,
+    clip_range: 2e-6,
+    kl_beta: 0.0,
+    ..GRPO
 };
 
 /// Flow-GRPO-Fast without guidance: three stochastic steps among the first five.
@@ -116,6 +130,7 @@ const GRPO_FLUX: Recipe = Recipe {
     noise_level: 0.9,
     kl_beta: 0.0,
     evaluation_steps: 28,
+    evaluation_every: 30,
     evaluation_batch: 6,
     reward: "pickscore",
     prompts: "pickscore",
@@ -133,7 +148,7 @@ const GRPO_FLUX_FAST: Recipe = Recipe {
 };
 
 /// All of them, in the order of their files.
-pub(super) static PUBLISHED: [Recipe; 22] = [
+pub(super) static PUBLISHED: [Recipe; 24] = [
     Recipe {
         name: "dgx-compressibility",
         source: "TempFlow-GRPO config/dgx.py: compressibility (base of all)",
@@ -305,6 +320,21 @@ pub(super) static PUBLISHED: [Recipe; 22] = [
         branch_steps: "window:2@0..5",
         kl_denominator: KlDenominator::Eta,
         iterations: None,
+        evaluation_every: 30,
         ..DGX_QWEN
+    },
+    Recipe {
+        name: "grpo-guard-general-ocr-sd3",
+        source: "Flow-GRPO config/grpo_guard.py: general_ocr_sd3_rationorm",
+        reward: "ocr",
+        prompts: "ocr",
+        ..GRPO_GUARD
+    },
+    Recipe {
+        name: "grpo-guard-geneval-sd3",
+        source: "Flow-GRPO config/grpo_guard.py: geneval_sd3_rationorm",
+        reward: "geneval",
+        prompts: "geneval",
+        ..GRPO_GUARD
     },
 ];

@@ -3,7 +3,8 @@
 use super::base_model::BaseModel;
 use crate::commented::commented_toml;
 use crate::{
-    AdvantageGroup, Algorithm, Dtype, KlDenominator, RewardSection, RunConfig, StepRule, StepWeight, parse,
+    AdvantageGroup, Algorithm, Dtype, KlDenominator, RatioNormalization, RewardSection, RunConfig, StepRule,
+    default_step_weight, parse,
 };
 use std::path::PathBuf;
 
@@ -29,6 +30,7 @@ pub(super) struct Recipe {
     pub branch_steps: &'static str,
     pub group: AdvantageGroup,
     pub learning_rate: f64,
+    pub ratio_normalization: RatioNormalization,
     pub clip_range: f64,
     pub kl_beta: f64,
     pub kl_denominator: KlDenominator,
@@ -66,7 +68,7 @@ impl Launch {
 }
 
 /// Keys that make up the published run, written also where they equal our defaults.
-const ALWAYS_STATED: [&str; 18] = [
+const ALWAYS_STATED: [&str; 20] = [
     "run.seed",
     "run.iterations",
     "adapter.rank",
@@ -82,9 +84,11 @@ const ALWAYS_STATED: [&str; 18] = [
     "sampling.branches_per_seed",
     "training.learning_rate",
     "training.updates_per_iteration",
+    "training.ratio_normalization",
     "training.clip_range",
     "evaluation.every",
     "evaluation.steps",
+    "evaluation.guidance_scale",
 ];
 
 impl Recipe {
@@ -107,6 +111,7 @@ impl Recipe {
         config.rewards = vec![RewardSection::new(self.reward)];
         config.evaluation.every = self.evaluation_every;
         config.evaluation.steps = self.evaluation_steps;
+        config.evaluation.guidance_scale = self.guidance;
         config.evaluation.prompts_per_task = self.evaluation_batch;
         config.resources.device = "cuda".to_owned();
         config
@@ -137,10 +142,8 @@ impl Recipe {
         training.learning_rate = self.learning_rate;
         training.updates_per_iteration = 2;
         training.advantage_group = self.group;
-        training.step_weight = match self.algorithm {
-            Algorithm::TempflowGrpo => StepWeight::Noise,
-            Algorithm::FlowGrpo => StepWeight::None,
-        };
+        training.step_weight = default_step_weight(self.algorithm, self.step_rule, self.ratio_normalization);
+        training.ratio_normalization = self.ratio_normalization;
         training.clip_range = self.clip_range;
         training.kl_beta = self.kl_beta;
         training.kl_denominator = self.kl_denominator;
@@ -200,6 +203,8 @@ impl Recipe {
             ("training.kl_beta", self.kl_comment().to_owned()),
             ("training.advantage_group", self.group_comment().to_owned()),
             ("training.step_weight", self.weight_comment().to_owned()),
+            ("training.clip_range_lt", "Below 1 and above 1; 0 clips as far as clip_range.".to_owned()),
+            ("training.clip_range_gt", String::new()),
             (
                 "training.max_rows",
                 "Ours: latents in one training forward. Lower it where memory runs out.".to_owned(),
@@ -214,6 +219,14 @@ impl Recipe {
             comments.push((
                 "sampling.branch_steps",
                 "The source is stochastic at the last step too, but never trains it; here that step has no noise."
+                    .to_owned(),
+            ));
+        }
+        if self.branch_steps.starts_with("window:") {
+            comments.push((
+                "sampling.branch_steps",
+                "The source draws a window for every batch, so that an epoch trains several; here it is one for all tasks \
+                 of an iteration."
                     .to_owned(),
             ));
         }
@@ -244,11 +257,14 @@ impl Recipe {
     }
 
     fn weight_comment(&self) -> &'static str {
-        match self.algorithm {
-            Algorithm::TempflowGrpo => {
+        match (self.algorithm, self.ratio_normalization) {
+            (_, RatioNormalization::Guard) => {
+                "One over the length of the step, by which GRPO-Guard divides the loss."
+            }
+            (Algorithm::TempflowGrpo, RatioNormalization::None) => {
                 "The deviation of the step over its mean; the source's constant is the mean's inverse, rounded."
             }
-            Algorithm::FlowGrpo => "Every step weighs the same.",
+            (Algorithm::FlowGrpo, RatioNormalization::None) => "Every step weighs the same.",
         }
     }
 
@@ -265,10 +281,11 @@ mod tests {
     use super::super::preset;
     use super::super::published::PUBLISHED;
     use super::*;
+    use crate::StepWeight;
 
     /// What the sources say, written down a second time: prompts per epoch, group size, KL weight, noise level, and
     /// whether the deviation is that of the whole epoch.
-    const PUBLISHED_NUMBERS: [(&str, usize, usize, f64, f64, bool); 22] = [
+    const PUBLISHED_NUMBERS: [(&str, usize, usize, f64, f64, bool); 24] = [
         ("dgx-compressibility", 48, 24, 0.0, 0.7, false),
         ("dgx-general-ocr-sd3", 48, 24, 0.004, 0.7, true),
         ("dgx-geneval-sd3", 48, 24, 0.004, 0.7, false),
@@ -291,6 +308,8 @@ mod tests {
         ("grpo-geneval-flux-fast", 48, 24, 0.0, 0.8, true),
         ("grpo-pickscore-flux-fast", 48, 24, 0.0, 0.8, false),
         ("grpo-pickscore-qwenimage", 32, 16, 0.0, 1.2, true),
+        ("grpo-guard-general-ocr-sd3", 48, 24, 0.0, 0.7, false),
+        ("grpo-guard-geneval-sd3", 48, 24, 0.0, 0.7, false),
     ];
 
     #[test]
@@ -305,8 +324,32 @@ mod tests {
             assert_eq!((training.kl_beta, sampling.noise_level), (kl_beta, noise_level), "{name}");
             assert_eq!(training.advantage_group == AdvantageGroup::Batch, is_global, "{name}");
             assert_eq!((training.updates_per_iteration, training.max_grad_norm), (2, 1.0), "{name}");
-            let is_cps = sampling.step_rule == StepRule::Cps;
-            assert_eq!(training.clip_range, if is_cps { 1e-5 } else { 1e-4 }, "{name}");
+            let is_guarded = training.ratio_normalization == RatioNormalization::Guard;
+            assert_eq!(is_guarded, name.contains("guard"), "{name}");
+            let clip_range = match (is_guarded, sampling.step_rule) {
+                (true, _) => 2e-6,
+                (false, StepRule::Cps) => 1e-5,
+                (false, StepRule::FlowSde) => 1e-4,
+            };
+            assert_eq!(training.clip_range, clip_range, "{name}");
+            assert_eq!(training.learning_rate, if is_guarded { 1e-4 } else { 3e-4 }, "{name}");
+            assert_eq!(config.evaluation.guidance_scale, sampling.guidance_scale, "{name}");
+        }
+    }
+
+    #[test]
+    fn flow_grpo_evaluates_as_often_as_its_source() {
+        for recipe in PUBLISHED.iter().filter(|recipe| recipe.name.starts_with("grpo-")) {
+            let every = if recipe.name.contains("sd3") { 60 } else { 30 };
+            assert_eq!(recipe.config().evaluation.every, every, "{}", recipe.name);
+        }
+    }
+
+    #[test]
+    fn a_window_that_the_source_draws_more_often_says_so() {
+        for recipe in &PUBLISHED {
+            let is_told = recipe.text().contains("The source draws a window for every batch");
+            assert_eq!(is_told, recipe.branch_steps.starts_with("window:"), "{}", recipe.name);
         }
     }
 
@@ -336,7 +379,11 @@ mod tests {
     fn flow_grpo_presets_cost_one_evaluation_per_step_and_sample() {
         for recipe in PUBLISHED.iter().filter(|recipe| !recipe.name.ends_with("-pr")) {
             let config = recipe.config();
-            assert_eq!(config.training.step_weight, StepWeight::None, "{}", recipe.name);
+            let step_weight = match recipe.ratio_normalization {
+                RatioNormalization::None => StepWeight::None,
+                RatioNormalization::Guard => StepWeight::InverseLength,
+            };
+            assert_eq!(config.training.step_weight, step_weight, "{}", recipe.name);
             let n_images = config.sampling.prompts_per_iteration * config.sampling.seeds_per_prompt;
             let cost = config.iteration_cost();
             assert_eq!(cost.images, n_images as f64, "{}", recipe.name);
