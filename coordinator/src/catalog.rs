@@ -3,42 +3,74 @@
 use crate::drawn_tasks::DrawnTasks;
 use crate::tasks::TaskName;
 use config::{
-    PromptFileError, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec, prompt_file,
-    read_prompts,
+    PromptFileError, PromptLists, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec,
+    prompt_file, read_prompts,
 };
-use std::path::PathBuf;
+use std::collections::HashMap;
 
 /// The config with its prompts: knows every task of the run.
 #[derive(Clone, Debug)]
 pub struct Catalog {
     config: RunConfig,
-    train: Vec<PromptRecord>,
-    evaluated: Vec<PromptRecord>,
-    test: Vec<PromptRecord>,
+    lists: PromptLists,
+    digests: HashMap<String, String>,
     notes: Vec<String>,
     drawn: DrawnTasks,
 }
+
+/// What is wrong with the prompts of a config, list by list.
+#[derive(Debug)]
+pub struct PromptErrors(Vec<(PromptSplit, PromptFileError)>);
+
+impl std::fmt::Display for PromptErrors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (position, (split, error)) in self.0.iter().enumerate() {
+            let separator = if position == 0 { "" } else { "\n" };
+            write!(f, "{separator}`{}`: {error}", split.key())?;
+            if let Some(cause) = std::error::Error::source(error) {
+                write!(f, ": {cause}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for PromptErrors {}
 
 impl Catalog {
     /// Reads the prompt files of a config.
     ///
     /// # Errors
-    /// If one is missing, empty or malformed, or lacks metadata that a reward needs.
-    pub fn open(config: RunConfig) -> Result<Self, PromptFileError> {
-        let mut notes = Vec::new();
-        let mut read = |path: PathBuf, rewards: &[RewardSection]| {
-            let records = read_prompts(&path)?;
-            config::check_metadata(&path, &records, rewards)?;
-            notes.extend(config::unused_prompt_keys(&path, &records));
-            Ok::<_, PromptFileError>(records)
-        };
-        let train = read(prompt_file(&config.data.train, PromptSplit::Train)?, &config.rewards)?;
-        let evaluated = read(config.data.evaluated_file()?, config.rewards_of_evaluation())?;
-        let test = match config.data.has_validation() {
-            true => read(prompt_file(&config.data.test, PromptSplit::Test)?, config.rewards_of_evaluation())?,
-            false => evaluated.clone(),
-        };
-        Ok(Self { config, train, evaluated, test, notes, drawn: DrawnTasks::default() })
+    /// All lists that are missing, empty or malformed, or lack metadata that a reward needs.
+    pub fn open(config: RunConfig) -> Result<Self, PromptErrors> {
+        let (mut lists, mut notes, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        for split in config.data.splits() {
+            match read_list(&config, split, &mut notes) {
+                Ok(records) => lists.push((split, records)),
+                Err(error) => errors.push((split, error)),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(PromptErrors(errors));
+        }
+        Ok(Self::new(config, PromptLists::new(lists), notes))
+    }
+
+    fn new(config: RunConfig, lists: PromptLists, notes: Vec<String>) -> Self {
+        let digest =
+            |(split, records): (PromptSplit, _)| (split.to_string(), service::prompt_digest(records));
+        let digests = lists.iter().map(digest).collect();
+        Self { config, lists, digests, notes, drawn: DrawnTasks::default() }
+    }
+
+    /// All prompts.
+    pub fn prompt_lists(&self) -> &PromptLists {
+        &self.lists
+    }
+
+    /// Digest of each list of prompts, by what it is for.
+    pub fn prompt_digests(&self) -> &HashMap<String, String> {
+        &self.digests
     }
 
     /// What the user should know about the prompts.
@@ -51,7 +83,7 @@ impl Catalog {
         &self.config
     }
 
-    /// Number of prompts in the file of a kind of task.
+    /// Number of prompts that tasks of a kind are of.
     pub fn n_prompts(&self, kind: TaskKind) -> usize {
         self.records(kind).len()
     }
@@ -126,11 +158,27 @@ impl Catalog {
     }
 
     fn records(&self, kind: TaskKind) -> &[PromptRecord] {
-        match kind {
-            TaskKind::Train => &self.train,
-            TaskKind::Evaluate => &self.evaluated,
-            TaskKind::Test => &self.test,
-        }
+        self.lists.of(self.config.data.split_of(kind))
+    }
+}
+
+fn read_list(
+    config: &RunConfig,
+    split: PromptSplit,
+    notes: &mut Vec<String>,
+) -> Result<Vec<PromptRecord>, PromptFileError> {
+    let path = prompt_file(config.data.path(split), split)?;
+    let records = read_prompts(&path)?;
+    config::check_metadata(&path, &records, rewards_of(config, split))?;
+    notes.extend(config::unused_prompt_keys(&path, &records));
+    Ok(records)
+}
+
+/// What images of such prompts are scored by.
+fn rewards_of(config: &RunConfig, split: PromptSplit) -> &[RewardSection] {
+    match split {
+        PromptSplit::Train => &config.rewards,
+        PromptSplit::Validation | PromptSplit::Test => config.rewards_of_evaluation(),
     }
 }
 
@@ -175,14 +223,9 @@ mod tests {
             text: format!("scene {index}"),
             metadata: serde_json::json!({ "prompt": format!("scene {index}") }),
         };
-        Catalog {
-            config,
-            train: (0..9).map(record).collect(),
-            evaluated: (0..4).map(record).collect(),
-            test: (4..9).map(record).collect(),
-            notes: Vec::new(),
-            drawn: DrawnTasks::default(),
-        }
+        let lists = [(PromptSplit::Train, 9), (PromptSplit::Validation, 4), (PromptSplit::Test, 5)];
+        let lists = lists.map(|(split, n_prompts)| (split, (0..n_prompts).map(record).collect()));
+        Catalog::new(config, PromptLists::new(lists), Vec::new())
     }
 
     #[test]
@@ -211,8 +254,8 @@ mod tests {
         let mut catalog = catalog();
         let text = catalog.describe(TaskName { iteration: 0, kind: TaskKind::Evaluate, index: 1 });
         assert_eq!(text, "evaluation task 1 of version 0 (prompt 2 \"scene 2\")");
-        let text = catalog.describe(TaskName { iteration: 3, kind: TaskKind::Test, index: 1 });
-        assert_eq!(text, "test task 1 of version 3 (prompt 6 \"scene 6\")");
+        let text = catalog.describe(TaskName { iteration: 3, kind: TaskKind::Test, index: 0 });
+        assert_eq!(text, "test task 0 of version 3 (prompts 0 \"scene 0\", 1 \"scene 1\")");
         let text = catalog.describe(TaskName { iteration: 0, kind: TaskKind::Train, index: 0 });
         assert!(text.ends_with("seeds 0..2)"), "{text}");
     }

@@ -13,6 +13,8 @@ pub mod run_state;
 pub mod server;
 mod waiting_room;
 
+pub mod fingerprint;
+pub mod inputs;
 pub mod launch;
 pub mod lost_files;
 pub mod opening;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use config::{
-    DataSection, OnRewardHacking, PromptFileError, PromptRecord, RewardSection, RunConfig, TaskKind, TaskSpec,
+    DataSection, OnRewardHacking, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec,
 };
 use proto::{Summary, WeightsRole};
 use service::RunDirectory;
@@ -70,6 +70,7 @@ impl Run {
     /// If no checkpoint is intact, it belongs to another config, or a file cannot be read.
     pub fn open(
         mut trainer: Trainer,
+        held_out: HeldOutPrompts,
         publications: Arc<Publications>,
         directory: RunDirectory,
     ) -> Result<Self, LearnerError> {
@@ -99,7 +100,7 @@ impl Run {
         state.seconds = state.seconds.max(recorded);
         let mut run = Self {
             records,
-            held_out: HeldOutPrompts::read(&trainer.config.data)?,
+            held_out,
             saved: newest.checkpoint.map(|(version, _)| version),
             trainer,
             publications,
@@ -287,7 +288,7 @@ impl Run {
     ) -> Result<(), LearnerError> {
         let tensors = self.trainer.policy.for_workers(average);
         self.publications.publish(version, WeightsRole::Average, &tensors)?;
-        let tasks = self.config().evaluation_tasks(kind, self.held_out.of(kind).len(), version);
+        let tasks = self.config().evaluation_tasks(kind, self.held_out.of(kind).prompts.len(), version);
         self.trainer.inbox.want(kind, version, Order { tasks, steps: Vec::new() });
         Ok(())
     }
@@ -295,7 +296,7 @@ impl Run {
     /// Waits for the images of a version, in the order of their tasks.
     fn take_images(&self, kind: TaskKind, version: u32) -> Result<Vec<EvaluatedImages>, LearnerError> {
         self.trainer.progress.phase("evaluating");
-        let tasks = self.config().evaluation_tasks(kind, self.held_out.of(kind).len(), version);
+        let tasks = self.config().evaluation_tasks(kind, self.held_out.of(kind).prompts.len(), version);
         let mut outcomes = Vec::with_capacity(tasks.len());
         for task in &tasks {
             let taken = self.trainer.inbox.take(kind, version, task.index as usize)?;
@@ -309,11 +310,14 @@ impl Run {
     }
 
     fn record_test(&mut self, version: u32, outcomes: &[EvaluatedImages]) {
-        let (config, earlier) = (self.config(), self.records.tests());
+        let (config, list) = (self.config(), self.held_out.of(TaskKind::Test).digest.clone());
+        let of_this_list = self.records.tests().iter().filter(|row| row.prompt_list == list);
+        let earlier: Vec<Evaluation> = of_this_list.cloned().collect();
         let (rewards, per_prompt) = (config.rewards_of_evaluation(), config.evaluation.images_per_prompt);
         let test = Evaluation {
             seconds: self.seconds(),
-            ..Evaluation::new(version, outcomes, per_prompt, rewards, earlier)
+            prompt_list: list,
+            ..Evaluation::new(version, outcomes, per_prompt, rewards, &earlier)
         };
         tracing::info!(version, reward = test.reward, standard_error = test.standard_error, "tested");
         self.records.test(test);
@@ -323,7 +327,7 @@ impl Run {
         let settings = &self.config().evaluation;
         let (images_per_prompt, grid) = (settings.images_per_prompt, settings.grid);
         let size = (self.config().sampling.height, self.config().sampling.width);
-        let tiles = records::tiles(&self.held_out.evaluated, outcomes, size, images_per_prompt, grid);
+        let tiles = records::tiles(&self.held_out.evaluated.prompts, outcomes, size, images_per_prompt, grid);
         let evaluation = self.evaluation(version, outcomes);
         tracing::info!(
             version,
@@ -338,15 +342,18 @@ impl Run {
 
     /// Sums up an evaluation and holds it against those before.
     fn evaluation(&self, version: u32, outcomes: &[EvaluatedImages]) -> Evaluation {
-        let (config, earlier) = (self.config(), self.records.evaluations());
+        let (config, list) = (self.config(), self.held_out.evaluated.digest.clone());
+        let of_this_list = self.records.evaluations().iter().filter(|row| row.prompt_list == list);
+        let earlier: Vec<Evaluation> = of_this_list.cloned().collect();
         let (rewards, per_prompt) = (config.rewards_of_evaluation(), config.evaluation.images_per_prompt);
         let since = earlier.last().map(|row| row.version);
         let mut evaluation = Evaluation {
             seconds: self.seconds(),
             training_reward: since.and_then(|since| self.training_reward(since)),
-            ..Evaluation::new(version, outcomes, per_prompt, rewards, earlier)
+            prompt_list: list,
+            ..Evaluation::new(version, outcomes, per_prompt, rewards, &earlier)
         };
-        let hacked = self.hacked(&[earlier, &[evaluation.clone()]].concat());
+        let hacked = self.hacked(&[earlier.as_slice(), &[evaluation.clone()]].concat());
         if !hacked.is_empty() {
             self.trainer.progress.notice(format!("reward hacking: {}", findings(&hacked)));
         }
@@ -371,11 +378,14 @@ impl Run {
         open.into_iter().filter(|(_, is_open)| *is_open).map(|(kind, _)| kind).collect()
     }
 
-    /// Whether a version was evaluated on the test prompts, by the rewards of today.
+    /// Whether a version was evaluated on the test prompts and by the rewards of today.
     fn is_tested(&self, version: u32) -> bool {
         let rewards = self.config().rewards_of_evaluation().iter().map(RewardSection::without_connection);
         let rewards: Vec<RewardSection> = rewards.collect();
-        self.records.tests().iter().any(|row| row.version == version && row.rewards == rewards)
+        let list = &self.held_out.of(TaskKind::Test).digest;
+        let is_it =
+            |row: &Evaluation| row.version == version && row.rewards == rewards && row.prompt_list == *list;
+        self.records.tests().iter().any(is_it)
     }
 
     fn check_rewards(&self, task: &TaskSpec, images: &EvaluatedImages) -> Result<(), LearnerError> {
@@ -387,6 +397,7 @@ impl Run {
             prompt: self
                 .held_out
                 .of(task.kind)
+                .prompts
                 .get(line as usize)
                 .map(|record| record.text.clone())
                 .unwrap_or_default(),
@@ -415,22 +426,44 @@ impl Run {
 
 /// The prompts that are never trained on.
 #[derive(Debug)]
-pub(crate) struct HeldOutPrompts {
+pub struct HeldOutPrompts {
     /// Evaluated all along, and what the best version is chosen by.
-    evaluated: Vec<PromptRecord>,
-    /// Reported; none where the former are.
-    test: Vec<PromptRecord>,
+    evaluated: HeldOutList,
+    /// Reported; absent where the former are.
+    test: Option<HeldOutList>,
+}
+
+#[derive(Debug)]
+struct HeldOutList {
+    prompts: Vec<PromptRecord>,
+    /// Names the list by what is in it.
+    digest: String,
+}
+
+impl HeldOutList {
+    fn new(prompts: Vec<PromptRecord>) -> Self {
+        Self { digest: service::prompt_digest(&prompts), prompts }
+    }
 }
 
 impl HeldOutPrompts {
-    fn read(data: &DataSection) -> Result<Self, PromptFileError> {
-        let test = if data.has_validation() { data.test_prompts()? } else { Vec::new() };
-        Ok(Self { evaluated: data.evaluated_prompts()?, test })
+    /// The lists of a config; `read` is asked for each once.
+    ///
+    /// # Errors
+    /// If one cannot be read.
+    pub fn read<E>(
+        data: &DataSection,
+        read: impl Fn(PromptSplit) -> Result<Vec<PromptRecord>, E>,
+    ) -> Result<Self, E> {
+        let evaluated = HeldOutList::new(read(data.split_of(TaskKind::Evaluate))?);
+        let test =
+            if data.has_validation() { Some(HeldOutList::new(read(PromptSplit::Test)?)) } else { None };
+        Ok(Self { evaluated, test })
     }
 
-    fn of(&self, kind: TaskKind) -> &[PromptRecord] {
+    fn of(&self, kind: TaskKind) -> &HeldOutList {
         match kind {
-            TaskKind::Test => &self.test,
+            TaskKind::Test => self.test.as_ref().unwrap_or(&self.evaluated),
             TaskKind::Evaluate | TaskKind::Train => &self.evaluated,
         }
     }

@@ -7,12 +7,14 @@ mod chunks;
 mod connect;
 pub mod cuda;
 pub mod durable;
+mod environment;
 mod error;
 pub mod exit_code;
 mod hub;
 mod incoming;
 pub mod logging;
 mod membership;
+mod prompt_copies;
 mod provenance;
 mod run_directory;
 mod shown;
@@ -25,10 +27,12 @@ pub use chunks::{Assembly, ChunkError, chunks};
 pub use connect::{
     CHUNK_BYTES, MESSAGE_LIMIT, connect, coordinator_client, learner_client, request, reward_client, server,
 };
+pub use environment::expand_path;
 pub use error::ServiceError;
 pub use hub::{Hub, ModelNotFound};
 pub use incoming::serve;
 pub use membership::{JoinDetails, Membership, Standing, WorkInHand};
+pub use prompt_copies::{PromptCopies, PromptCopyError, prompt_digest, write_prompts};
 pub use provenance::Provenance;
 pub use run_directory::RunDirectory;
 pub use shown::{is_printable, shown};

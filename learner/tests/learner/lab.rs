@@ -23,7 +23,7 @@ use learner::progress::ProgressBoard;
 use learner::publications::Publications;
 use learner::receive::{Receiver, hash_of};
 use learner::rules::{self, TrainedSteps};
-use learner::run::{Ended, Run};
+use learner::run::{Ended, HeldOutPrompts, Run};
 use learner::trainer::Trainer;
 use models::lora::LoraConfig;
 use models::weights::WeightOptions;
@@ -113,7 +113,9 @@ impl Lab {
 
     /// A learner that continues what is in the directory.
     pub fn open(&self, shared: &Shared) -> Result<Run, LearnerError> {
-        Run::open(self.trainer(shared), shared.publications.clone(), self.directory())
+        let data = &self.config.data;
+        let held_out = HeldOutPrompts::read(data, |split| config::read_prompts(data.path(split))).unwrap();
+        Run::open(self.trainer(shared), held_out, shared.publications.clone(), self.directory())
     }
 
     /// A trainer with a fresh policy.
