@@ -219,7 +219,8 @@ fn the_adapter_that_training_goes_on_from_is_opened_with_the_model() {
         let message = refused(&golden(), &[&fixed[..], &[rank, &start(adapter)]].concat());
         assert!(message.contains(word), "{adapter}: {message}");
     }
-    let arguments = [&fixed[..], &["--rank=2", &start("diffusers_text_encoder")]].concat();
+    let with_text_encoder = start("diffusers_text_encoder");
+    let arguments = [&fixed[..], &["--rank=2", &with_text_encoder]].concat();
     let output = rollout_worker(&golden(), &arguments);
     let warning = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && warning.contains("tensors of text_encoder are left out"), "{warning}");
