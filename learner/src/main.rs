@@ -10,8 +10,9 @@ use learner::pretrain::PretrainSettings;
 use learner::serve::{Exit, ServeError, ServeOptions, serve};
 use learner::{parity, pretrain};
 use models::Activations;
+use models::reference_case::parse_tolerance;
 use service::logging::{self, LogFormat};
-use service::{Hub, MemberArguments, cuda, exit_code, shutdown};
+use service::{Hub, MemberArguments, complain, cuda, exit_code, model_folder, path_argument, shutdown};
 
 /// Trains the policy of a run.
 #[derive(Parser)]
@@ -34,9 +35,10 @@ enum Command {
 #[derive(clap::Args)]
 struct PretrainArgs {
     /// Sizes and training settings, such as deploy/configs/pretrain-tiny.toml.
+    #[arg(value_parser = path_argument())]
     settings: PathBuf,
     /// Folder to write, in the diffusers layout; it must not exist.
-    #[arg(long)]
+    #[arg(long, value_parser = path_argument())]
     out: PathBuf,
 }
 
@@ -45,10 +47,10 @@ struct ParityArgs {
     /// Pipeline folder in the diffusers layout.
     model_dir: PathBuf,
     /// Folder of the case files; `MODEL_DIR/cases` if not given.
-    #[arg(long)]
+    #[arg(long, value_parser = path_argument())]
     cases: Option<PathBuf>,
     /// Largest relative error that passes.
-    #[arg(long, default_value_t = 1e-4)]
+    #[arg(long, default_value_t = 1e-4, value_parser = parse_tolerance)]
     rtol: f64,
     /// Compute activations again in the backward pass, block by block, as `training.gradient_checkpointing` does.
     #[arg(long)]
@@ -71,7 +73,7 @@ fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(code) => code.into(),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            complain(format_args!("error: {error:#}"));
             exit_code_of(&error).into()
         }
     }
@@ -105,7 +107,7 @@ fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
     let activations = if args.gradient_checkpointing { Activations::Recomputed } else { Activations::Kept };
     let cases = args.cases.as_deref();
     let hub = Hub::from_environment(|name| std::env::var_os(name));
-    let model = hub.resolve(&args.model_dir).map_err(|error| BadInput(error.into()))?;
+    let model = model_folder(&args.model_dir, &hub).map_err(|error| BadInput(error.into()))?;
     let outcome =
         parity::run(&model, cases, args.rtol, activations, &mut std::io::stdout()).map_err(BadInput)?;
     Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
@@ -115,7 +117,8 @@ fn run_pretrain(args: &PretrainArgs) -> anyhow::Result<u8> {
     logging::init(LogFormat::default(), "info")?;
     PretrainSettings::read(&args.settings).map_err(BadInput)?;
     if args.out.exists() {
-        return Err(BadInput(anyhow!("{} is there already; give another --out", args.out.display())).into());
+        let there = anyhow!("{} is there already; remove it or give another --out", args.out.display());
+        return Err(BadInput(there).into());
     }
     pretrain::run(&args.settings, &args.out)?;
     Ok(exit_code::DONE)

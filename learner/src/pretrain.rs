@@ -22,6 +22,7 @@ use models::weights::WeightOptions;
 use models::weights::Weights;
 use models::{AdapterMode, Network};
 use scenes::PromptSpec;
+use service::durable;
 use tch::{Device, Kind, Tensor};
 
 use scene_batch::SceneBatch;
@@ -37,7 +38,8 @@ const TIMESTEPS: f64 = 1000.0;
 /// The folder can be used while training goes on: it holds the averaged weights as of the last line of progress.
 ///
 /// # Errors
-/// If the settings cannot be used, the folder is there already, or the loss is no longer finite.
+/// If the settings cannot be used, the folder is there already, or the loss is no longer finite; before the first line of
+/// progress nothing is left behind then.
 pub fn run(settings_file: &Path, folder: &Path) -> anyhow::Result<()> {
     let settings = PretrainSettings::read(settings_file)?;
     if folder.exists() {
@@ -45,14 +47,29 @@ pub fn run(settings_file: &Path, folder: &Path) -> anyhow::Result<()> {
     }
     tch::set_num_threads(settings.threads);
     tch::manual_seed(settings.seed as i64);
-    let config: Sd3Config = serde_json::from_value(pipeline_folder::write(folder, &settings)?)
+    let mut transformer = None;
+    durable::write_directory(folder, |folder| {
+        transformer = Some(begin(folder, &settings)?);
+        anyhow::Ok(())
+    })?;
+    let transformer = transformer.context("no transformer was made; this is a bug")?;
+    let mut training = Training::new(settings, transformer, folder)?;
+    let trained = training.run(folder);
+    if trained.is_err() && !training.is_saved {
+        // Nothing in it has been trained.
+        durable::remove_directory(folder)?;
+    }
+    trained
+}
+
+/// Writes the pipeline as it is before training.
+fn begin(folder: &Path, settings: &PretrainSettings) -> anyhow::Result<Sd3Transformer> {
+    let config: Sd3Config = serde_json::from_value(pipeline_folder::write(folder, settings)?)
         .context("the transformer's config is malformed; this is a bug")?;
     let weights = Weights::random(settings.seed, Kind::Float, Device::Cpu);
     let transformer = Sd3Transformer::new(&weights.scope(""), &config);
     save(&transformer, folder)?;
-    let prompts = scenes::train_prompts();
-    let captions = encode_captions(folder, &prompts)?;
-    Training::new(settings, transformer, prompts, captions).run(folder)
+    Ok(transformer)
 }
 
 /// Writes the transformer's weights as they are.
@@ -83,15 +100,19 @@ struct Training {
     parameters: Vec<(String, Tensor)>,
     optimizer: AdamW,
     average: Ema,
+    /// Whether averaged weights have been written.
+    is_saved: bool,
 }
 
 impl Training {
+    /// `folder` holds the text encoders.
     fn new(
         settings: PretrainSettings,
         transformer: Sd3Transformer,
-        prompts: Vec<PromptSpec>,
-        captions: Conditioning,
-    ) -> Self {
+        folder: &Path,
+    ) -> anyhow::Result<Self> {
+        let prompts = scenes::train_prompts();
+        let captions = encode_captions(folder, &prompts)?;
         let parameters: Vec<(String, Tensor)> = transformer
             .parameters()
             .into_iter()
@@ -106,7 +127,7 @@ impl Training {
         };
         let ema = EmaSettings { decay: settings.average_decay, interval: 1 };
         let pooled = captions.pooled.as_ref().map(Tensor::shallow_clone).unwrap_or_default();
-        Self {
+        Ok(Self {
             optimizer: AdamW::new(&parameters, adamw),
             average: Ema::new(&parameters, ema),
             settings,
@@ -115,10 +136,11 @@ impl Training {
             captions,
             pooled,
             parameters,
-        }
+            is_saved: false,
+        })
     }
 
-    fn run(mut self, folder: &Path) -> anyhow::Result<()> {
+    fn run(&mut self, folder: &Path) -> anyhow::Result<()> {
         let n_parameters: i64 = self.parameters.iter().map(|(_, parameter)| parameter.numel() as i64).sum();
         tracing::info!(n_parameters, steps = self.settings.steps, "pre-training");
         let start = Instant::now();
@@ -140,6 +162,7 @@ impl Training {
                 let saved = save(&self.transformer, folder);
                 self.average.swap(&self.parameters);
                 saved?;
+                self.is_saved = true;
             }
         }
         Ok(())

@@ -54,6 +54,8 @@ pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
     };
     let load = LoadOptions { weights, text_encoders: true, decoder: Some(DecoderOptions::WHOLE) };
     let model = pipeline::open(&options.model, load)?;
+    // Tokenizers alone say how many tokens their encoders take.
+    model.token_ids("", options.guidance.max_sequence_length)?;
     let network = model.network();
     Ok(ModelInspection {
         folder: options.model.clone(),

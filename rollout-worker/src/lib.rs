@@ -15,6 +15,7 @@ pub mod inspect_rewards;
 pub mod learner_link;
 pub mod parity;
 pub mod push;
+pub mod recorded_run;
 pub mod reward_thread;
 pub mod sample;
 pub mod score;

@@ -57,6 +57,23 @@ pub fn reward_resources(device: Device, hub: Hub) -> Resources {
     Resources { device, source: TensorSource::Files, find_model, variable }
 }
 
+/// The element type of a name, for the command line.
+///
+/// # Errors
+/// If it has another name than `float32` and `bfloat16`.
+pub fn dtype(name: &str) -> Result<config::Dtype, serde_json::Error> {
+    serde_json::from_value(name.into())
+}
+
+/// A number that is one, for the command line.
+///
+/// # Errors
+/// If it is none, or not finite.
+pub fn finite(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if number.is_finite() { Ok(number) } else { Err("must be finite".to_owned()) }
+}
+
 /// A device that is not here, or that nobody knows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {

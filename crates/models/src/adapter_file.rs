@@ -12,6 +12,7 @@ use crate::error::ModelError;
 use crate::json_file;
 use crate::lora::LoraConfig;
 use crate::safetensors_file::{read_all, write, write_atomically};
+use crate::saved_weights::adapter_within;
 
 /// Name of the settings in a PEFT folder.
 pub const PEFT_CONFIG: &str = "adapter_config.json";
@@ -36,11 +37,13 @@ pub struct SavedAdapter {
 }
 
 impl SavedAdapter {
-    /// Reads a PEFT folder, or a folder or file as diffusers writes it.
+    /// Reads a PEFT folder, or a folder or file as diffusers writes it, or a folder that holds one of these as an export
+    /// does.
     ///
     /// # Errors
     /// If nothing of the kind is there, a file is damaged, or its settings are not supported.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
+        let path = &adapter_within(path);
         if path.is_file() {
             return Self::read_diffusers(path);
         }

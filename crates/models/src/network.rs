@@ -112,6 +112,7 @@ pub trait Network {
         let projections = self.projections();
         let paths: Vec<&str> = projections.iter().flat_map(|projection| projection.paths()).collect();
         config.check(paths.into_iter())?;
+        config.check_rank(projections.iter().flat_map(|projection| projection.weight_shapes()))?;
         Ok(projections.iter().flat_map(|projection| projection.adapter_sizes(config)).collect())
     }
 
@@ -124,7 +125,6 @@ pub trait Network {
     /// If rank or alpha is not positive, or a target names no linear module.
     fn attach_adapter(&mut self, config: &LoraConfig, normal: &mut NormalSource) -> Result<(), ModelError> {
         self.adapter_sizes(config)?;
-        config.check_rank(self.projections().into_iter().flat_map(Projection::weight_shapes))?;
         self.projections_mut().into_iter().for_each(|projection| projection.attach(config, normal));
         Ok(())
     }
@@ -168,10 +168,21 @@ pub trait Network {
         Ok(())
     }
 
-    /// The tensors of the network by their names in a checkpoint, without the adapter.
+    /// The tensors of the network by their names in a checkpoint, without the adapter. They are the network's own, not
+    /// copies.
     fn checkpoint(&self) -> Vec<(String, Tensor)> {
         let others = self.other_tensors().into_iter().flat_map(|other| other.checkpoint);
         self.projections().into_iter().flat_map(Projection::checkpoint).chain(others).collect()
+    }
+
+    /// Copies values into the tensors of [`Self::checkpoint`], all or none, and refreshes.
+    ///
+    /// # Errors
+    /// If a name is missing, unexpected or of another shape; all of them are told.
+    fn load_checkpoint(&mut self, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
+        copy_values(&self.checkpoint(), tensors)?;
+        self.refresh_adapter();
+        Ok(())
     }
 }
 

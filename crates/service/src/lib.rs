@@ -14,8 +14,9 @@ pub mod logging;
 mod membership;
 mod run_directory;
 pub mod shutdown;
+mod standard_streams;
 
-pub use arguments::MemberArguments;
+pub use arguments::{MemberArguments, NoModelFrom, model_folder, path_argument};
 pub use backoff::Backoff;
 pub use chunks::{Assembly, ChunkError, chunks};
 pub use connect::{
@@ -25,3 +26,4 @@ pub use error::ServiceError;
 pub use hub::{Hub, ModelNotFound};
 pub use membership::{JoinDetails, Membership, Standing, WorkInHand};
 pub use run_directory::RunDirectory;
+pub use standard_streams::{complain, say};
