@@ -50,7 +50,7 @@ struct ParityArgs {
     #[arg(long, value_parser = path_argument())]
     cases: Option<PathBuf>,
     /// Largest relative error that passes.
-    #[arg(long, default_value_t = 1e-4, value_parser = parse_tolerance)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1e-4, value_parser = parse_tolerance)]
     rtol: f64,
     /// Compute activations again in the backward pass, block by block, as `training.gradient_checkpointing` does.
     #[arg(long)]

@@ -51,7 +51,8 @@ pub fn run(settings_file: &Path, folder: &Path) -> anyhow::Result<()> {
     durable::write_directory(folder, |folder| {
         transformer = Some(begin(folder, &settings)?);
         anyhow::Ok(())
-    })?;
+    })
+    .with_context(|| format!("writing {}", folder.display()))?;
     let transformer = transformer.context("no transformer was made; this is a bug")?;
     let mut training = Training::new(settings, transformer, folder)?;
     let trained = training.run(folder);
@@ -106,11 +107,7 @@ struct Training {
 
 impl Training {
     /// `folder` holds the text encoders.
-    fn new(
-        settings: PretrainSettings,
-        transformer: Sd3Transformer,
-        folder: &Path,
-    ) -> anyhow::Result<Self> {
+    fn new(settings: PretrainSettings, transformer: Sd3Transformer, folder: &Path) -> anyhow::Result<Self> {
         let prompts = scenes::train_prompts();
         let captions = encode_captions(folder, &prompts)?;
         let parameters: Vec<(String, Tensor)> = transformer

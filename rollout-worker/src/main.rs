@@ -68,7 +68,7 @@ struct ParityArgs {
     #[arg(long, value_parser = path_argument())]
     cases: Option<PathBuf>,
     /// Largest relative error that passes.
-    #[arg(long, default_value_t = 1e-4, value_parser = parse_tolerance)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1e-4, value_parser = parse_tolerance)]
     rtol: f64,
 }
 
@@ -118,19 +118,19 @@ struct InspectArgs {
     #[command(flatten)]
     weights: ModelArgs,
     /// Height in pixels; the model's own if not given.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     height: Option<i64>,
     /// Width in pixels; the model's own if not given.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     width: Option<i64>,
     /// Strength of guidance.
-    #[arg(long, default_value_t = 4.5, value_parser = settings::finite)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 4.5, value_parser = settings::finite)]
     guidance: f64,
     /// Tokens of the long part of a prompt.
     #[arg(long, default_value_t = 128)]
     max_sequence_length: usize,
     /// Rank of an adapter.
-    #[arg(long, requires = "target")]
+    #[arg(long, allow_negative_numbers = true, requires = "target")]
     rank: Option<i64>,
     /// A module that gets an adapter, by its name or the end of its path; may be given often.
     #[arg(long, requires = "rank")]

@@ -72,11 +72,12 @@ fn numbers_beyond_what_a_model_bears_are_refused_before_it_runs() {
     for rank in ["4096", "99999999999999", "9223372036854775807"] {
         inspect(&["--rank", rank, "--target", "attn.to_q"], &[rank, "full rank", "lower"]);
     }
-    inspect(&["--rank=-1", "--target", "attn.to_q"], &["rank -1"]);
+    inspect(&["--rank", "-1", "--target", "attn.to_q"], &["rank -1"]);
     inspect(&["--max-sequence-length", "18446744073709551615"], &["18446744073709551615", "at most 512"]);
     let with_t5 = repository().join("tests/golden/sd3").display().to_string();
     let flux = repository().join("tests/golden/flux").display().to_string();
-    for (model, length) in [(&with_t5, "18446744073709551615"), (&flux, "18446744073709551615"), (&flux, "0")] {
+    for (model, length) in [(&with_t5, "18446744073709551615"), (&flux, "18446744073709551615"), (&flux, "0")]
+    {
         let arguments = ["inspect", model, "--max-sequence-length", length];
         refused(home.path(), &arguments, &["max_sequence_length"]);
     }
@@ -99,7 +100,6 @@ fn numbers_beyond_what_a_model_bears_are_refused_before_it_runs() {
         ("--threads", "0"),
         ("--threads", "65535"),
         ("--dtype", "float16"),
-        ("--out", ""),
         ("--adapter", ""),
     ] {
         sample(&[flag, odd], &[flag]);
@@ -140,7 +140,9 @@ fn unread(arguments: &[&str]) -> (Option<i32>, String) {
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     let model = tiny();
-    for arguments in [&["inspect", &model][..], &["inspect", &model, "--json"], &["parity", "tests/golden/sde"]] {
+    for arguments in
+        [&["inspect", &model][..], &["inspect", &model, "--json"], &["parity", "tests/golden/sde"]]
+    {
         assert_eq!(unread(arguments), (Some(0), String::new()), "{arguments:?}");
     }
     let (code, told) = unread(&["parity", "tests/golden/sde", "--rtol", "0"]);

@@ -37,7 +37,7 @@ pub struct SampleArguments {
     #[arg(long, value_parser = settings::dtype)]
     decoder_dtype: Option<Dtype>,
     /// Side in pixels of the tiles that larger images are decoded in; 0 for images decoded whole [default: 0].
-    #[arg(long, value_parser = clap::value_parser!(u32).range(..=65_536))]
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(..=65_536))]
     vae_tile: Option<u32>,
     /// Which version of the run draws [default: best, or last where none is known to be].
     #[arg(long, value_enum, requires = "run", conflicts_with = "adapter")]
@@ -59,19 +59,19 @@ pub struct SampleArguments {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     steps: Option<u32>,
     /// Strength of classifier-free guidance; none at 1 or less [default: 4.5].
-    #[arg(long, value_parser = settings::finite)]
+    #[arg(long, allow_negative_numbers = true, value_parser = settings::finite)]
     guidance: Option<f64>,
     /// Tokens of a prompt for the encoder of long texts: T5, or Qwen2.5-VL [default: 128].
     #[arg(long)]
     max_sequence_length: Option<usize>,
     /// Seed of all noises; with a run's seed, the noises of its evaluation [default: 42].
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     seed: Option<u64>,
     /// Height in pixels; the model's own if not given.
-    #[arg(long, value_parser = clap::value_parser!(i64).range(1..=65_536))]
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(1..=65_536))]
     height: Option<i64>,
     /// Width in pixels; the model's own if not given.
-    #[arg(long, value_parser = clap::value_parser!(i64).range(1..=65_536))]
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(1..=65_536))]
     width: Option<i64>,
     /// Images of each prompt [default: 1].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
