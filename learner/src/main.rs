@@ -10,9 +10,9 @@ use learner::pretrain::{Folders, PretrainSettings};
 use learner::serve::{Exit, ServeError, ServeOptions, serve};
 use learner::{parity, pretrain};
 use models::Activations;
-use models::reference_case::TOLERANCE;
+use models::reference_case::{TOLERANCE, parse_tolerance};
 use service::logging::{self, LogFormat};
-use service::{Hub, MemberArguments, cuda, exit_code, shutdown};
+use service::{Hub, MemberArguments, complain, cuda, exit_code, model_folder, path_argument, shutdown};
 
 /// Trains the policy of a run.
 #[derive(Parser)]
@@ -35,9 +35,10 @@ enum Command {
 #[derive(clap::Args)]
 struct PretrainArgs {
     /// Sizes and training settings, such as deploy/configs/pretrain-tiny.toml.
+    #[arg(value_parser = path_argument())]
     settings: PathBuf,
     /// Folder to write, in the diffusers layout; it must not exist.
-    #[arg(long)]
+    #[arg(long, value_parser = path_argument())]
     out: PathBuf,
     /// Folder for the pipeline as it was before the first wrong caption; it must not exist.
     #[arg(long, value_name = "FOLDER")]
@@ -49,10 +50,10 @@ struct ParityArgs {
     /// Pipeline folder in the diffusers layout.
     model_dir: PathBuf,
     /// Folder of the case files; `MODEL_DIR/cases` if not given.
-    #[arg(long)]
+    #[arg(long, value_parser = path_argument())]
     cases: Option<PathBuf>,
     /// Largest relative error that passes.
-    #[arg(long, default_value_t = TOLERANCE, value_parser = relative_error)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = TOLERANCE, value_parser = parse_tolerance)]
     rtol: f64,
     /// Compute activations again in the backward pass, block by block, as `training.gradient_checkpointing` does.
     #[arg(long)]
@@ -71,20 +72,11 @@ struct ServeArgs {
     listen: SocketAddr,
 }
 
-fn relative_error(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if number.is_finite() && number >= 0.0 {
-        Ok(number)
-    } else {
-        Err("must be finite, and 0 or more".to_owned())
-    }
-}
-
 fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(code) => code.into(),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            complain(format_args!("error: {error:#}"));
             exit_code_of(&error).into()
         }
     }
@@ -118,7 +110,7 @@ fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
     let activations = if args.gradient_checkpointing { Activations::Recomputed } else { Activations::Kept };
     let cases = args.cases.as_deref();
     let hub = Hub::from_environment(|name| std::env::var_os(name));
-    let model = hub.resolve(&args.model_dir).map_err(|error| BadInput(error.into()))?;
+    let model = model_folder(&args.model_dir, &hub).map_err(|error| BadInput(error.into()))?;
     let outcome =
         parity::run(&model, cases, args.rtol, activations, &mut std::io::stdout()).map_err(BadInput)?;
     Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })

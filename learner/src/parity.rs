@@ -12,13 +12,13 @@ use anyhow::{Context, bail};
 use models::Activations;
 use models::AdapterMode;
 pub use models::reference_case::ParityOutcome;
-use models::reference_case::{ParityReport, ReferenceCase, adapter_outputs};
+use models::reference_case::{ParityReport, ReferenceCase, adapter_outputs, case_folder, how_to_record};
 
 /// What the name of a kind of case starts with, and what runs it.
 type Check = fn(&Path, &ReferenceCase, Activations, &mut ParityReport) -> anyhow::Result<()>;
 const KINDS: [(&str, Check); 2] = [("lora", lora), ("rl_step", rl_step::check)];
 
-/// Runs the case files `lora*` and `rl_step*` of a folder, by default `cases` in the model's, and writes a line per
+/// Runs the case files `lora*` and `rl_step*` of a folder, by default `cases` in the model's or that itself, and writes a line per
 /// output and a line of counts. An output agrees if `‖ours − reference‖ ≤ rtol·‖reference‖`. `activations` says how the
 /// gradients are computed.
 ///
@@ -31,9 +31,16 @@ pub fn run(
     activations: Activations,
     out: &mut dyn Write,
 ) -> anyhow::Result<ParityOutcome> {
-    let folder = cases.map_or_else(|| model_dir.join("cases"), Path::to_owned);
+    let folder = case_folder(model_dir, cases)?;
     let files = case_files(&folder)?;
-    let mut report = ParityReport::new(out, rtol)?;
+    if files.is_empty() {
+        bail!(
+            "0 cases in {}: looked for lora*.safetensors and rl_step*.safetensors; {}",
+            folder.display(),
+            how_to_record(model_dir, cases)
+        );
+    }
+    let mut report = ParityReport::new(out, rtol);
     for (path, check) in files {
         let case = ReferenceCase::open(&path)?;
         // libtorch's bindings tell shapes that do not fit by panicking.
@@ -53,10 +60,7 @@ fn case_files(folder: &Path) -> anyhow::Result<Vec<(PathBuf, Check)>> {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let kind = KINDS.iter().find(|(start, _)| name.starts_with(start) && name.ends_with(".safetensors"));
-        found.extend(kind.map(|(_, check)| (path, *check)));
-    }
-    if found.is_empty() {
-        bail!("{} has no case file lora*.safetensors or rl_step*.safetensors", folder.display());
+        found.extend(kind.filter(|_| path.is_file()).map(|(_, check)| (path.clone(), *check)));
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(found)

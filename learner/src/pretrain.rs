@@ -22,6 +22,7 @@ use models::weights::WeightOptions;
 use models::weights::Weights;
 use models::{AdapterMode, Network};
 use scenes::PromptSpec;
+use service::durable;
 use tch::{Device, Kind, Tensor};
 
 use scene_batch::SceneBatch;
@@ -46,7 +47,8 @@ pub struct Folders<'a> {
 /// That folder can be used while training goes on: it holds the averaged weights as of the last line of progress.
 ///
 /// # Errors
-/// If the settings cannot be used, a folder is there already, or the loss is no longer finite.
+/// If the settings cannot be used, a folder is there already, or the loss is no longer finite; before the first line of
+/// progress nothing is left behind then.
 pub fn run(settings_file: &Path, folders: Folders<'_>) -> anyhow::Result<()> {
     let settings = PretrainSettings::read(settings_file)?;
     for folder in [folders.before_wrong_captions, Some(folders.out)].into_iter().flatten() {
@@ -56,18 +58,34 @@ pub fn run(settings_file: &Path, folders: Folders<'_>) -> anyhow::Result<()> {
     }
     tch::set_num_threads(settings.threads);
     tch::manual_seed(settings.seed as i64);
-    let written = pipeline_folder::write(folders.out, &settings)?;
-    if let Some(folder) = folders.before_wrong_captions {
-        pipeline_folder::write(folder, &settings)?;
+    let mut transformer = None;
+    for folder in [folders.before_wrong_captions, Some(folders.out)].into_iter().flatten() {
+        durable::write_directory(folder, |folder| {
+            transformer = Some(begin(folder, &settings)?);
+            anyhow::Ok(())
+        })
+        .with_context(|| format!("writing {}", folder.display()))?;
     }
-    let config: Sd3Config =
-        serde_json::from_value(written).context("the transformer's config is malformed; this is a bug")?;
+    let transformer = transformer.context("no transformer was made; this is a bug")?;
+    let mut training = Training::new(settings, transformer, folders.out)?;
+    let trained = training.run(folders);
+    if trained.is_err() && !training.is_saved {
+        // Nothing in them has been trained.
+        for folder in [folders.before_wrong_captions, Some(folders.out)].into_iter().flatten() {
+            durable::remove_directory(folder)?;
+        }
+    }
+    trained
+}
+
+/// Writes the pipeline as it is before training.
+fn begin(folder: &Path, settings: &PretrainSettings) -> anyhow::Result<Sd3Transformer> {
+    let config: Sd3Config = serde_json::from_value(pipeline_folder::write(folder, settings)?)
+        .context("the transformer's config is malformed; this is a bug")?;
     let weights = Weights::random(settings.seed, Kind::Float, Device::Cpu);
     let transformer = Sd3Transformer::new(&weights.scope(""), &config);
-    save(&transformer, folders.out)?;
-    let prompts = scenes::split().train;
-    let captions = encode_captions(folders.out, &prompts)?;
-    Training::new(settings, transformer, prompts, captions).run(folders)
+    save(&transformer, folder)?;
+    Ok(transformer)
 }
 
 /// Writes the transformer's weights as they are.
@@ -98,15 +116,15 @@ struct Training {
     parameters: Vec<(String, Tensor)>,
     optimizer: AdamW,
     average: Ema,
+    /// Whether averaged weights have been written.
+    is_saved: bool,
 }
 
 impl Training {
-    fn new(
-        settings: PretrainSettings,
-        transformer: Sd3Transformer,
-        prompts: Vec<PromptSpec>,
-        captions: Conditioning,
-    ) -> Self {
+    /// `folder` holds the text encoders.
+    fn new(settings: PretrainSettings, transformer: Sd3Transformer, folder: &Path) -> anyhow::Result<Self> {
+        let prompts = scenes::split().train;
+        let captions = encode_captions(folder, &prompts)?;
         let parameters: Vec<(String, Tensor)> = transformer
             .parameters()
             .into_iter()
@@ -121,7 +139,7 @@ impl Training {
         };
         let ema = EmaSettings { decay: settings.average_decay, interval: 1 };
         let pooled = captions.pooled.as_ref().map(Tensor::shallow_clone).unwrap_or_default();
-        Self {
+        Ok(Self {
             optimizer: AdamW::new(&parameters, adamw),
             average: Ema::new(&parameters, ema),
             settings,
@@ -130,10 +148,11 @@ impl Training {
             captions,
             pooled,
             parameters,
-        }
+            is_saved: false,
+        })
     }
 
-    fn run(mut self, folders: Folders<'_>) -> anyhow::Result<()> {
+    fn run(&mut self, folders: Folders<'_>) -> anyhow::Result<()> {
         let n_parameters: i64 = self.parameters.iter().map(|(_, parameter)| parameter.numel() as i64).sum();
         tracing::info!(n_parameters, steps = self.settings.steps, "pre-training");
         let start = Instant::now();
@@ -167,6 +186,7 @@ impl Training {
         self.average.swap(&self.parameters);
         let saved = save(&self.transformer, folder);
         self.average.swap(&self.parameters);
+        self.is_saved |= saved.is_ok();
         saved
     }
 

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use flow::{FlowError, Schedule};
 use models::adapter_file::SavedAdapter;
 use models::lora::LoraConfig;
+use models::saved_weights::SavedWeights;
 use models::weights::WeightOptions;
 use models::{
     AdapterMode, Conditioning, DecoderOptions, Guidance, LoadOptions, ModelError, TextToImageModel, to_rgb8,
@@ -158,6 +159,14 @@ impl GuidedModel {
     /// If a name is missing, unexpected or of another shape.
     pub fn load_parameters(&mut self, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
         self.model.network_mut().load_parameters(tensors)
+    }
+
+    /// Puts what was trained into the network, an adapter or all of its tensors.
+    ///
+    /// # Errors
+    /// If it was trained of another network.
+    pub fn load_saved(&mut self, saved: &SavedWeights) -> Result<(), ModelError> {
+        saved.load_into(self.model.network_mut())
     }
 
     /// The shape of one image's latents.

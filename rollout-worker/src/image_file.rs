@@ -10,6 +10,12 @@ pub fn name(prompt: u32, image: u32) -> String {
     format!("{prompt:05}-{image}.png")
 }
 
+/// Whether a file would be taken for an image of a prompt.
+pub fn is_one(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"))
+        && prompt_of(path).is_some()
+}
+
 /// Which prompt an image file belongs to, by its name.
 fn prompt_of(path: &Path) -> Option<u32> {
     let stem = path.file_stem()?.to_str()?;
@@ -56,18 +62,28 @@ fn is_hidden(path: &Path) -> bool {
 /// # Errors
 /// If it cannot be read or decoded.
 pub fn read(path: &Path) -> anyhow::Result<RgbImage> {
-    let image = image::open(path).with_context(|| format!("reading {}", path.display()))?.into_rgb8();
+    let opened = image::open(path);
+    let image =
+        opened.map_err(|error| anyhow::anyhow!("cannot read the image {}: {error}", path.display()))?;
+    let image = image.into_rgb8();
     let (width, height) = image.dimensions();
     Ok(RgbImage::new(width as usize, height as usize, image.into_raw())?)
 }
 
-/// Writes an image file.
+/// Writes an image file, whole or not at all.
 ///
 /// # Errors
 /// If it cannot be written.
 pub fn write(path: &Path, image: &RgbImage) -> anyhow::Result<()> {
     let (width, height) = (image.width as u32, image.height as u32);
-    image::save_buffer(path, &image.pixels, width, height, image::ExtendedColorType::Rgb8)
+    let partial = path.with_extension("partial");
+    let (kind, format) = (image::ExtendedColorType::Rgb8, image::ImageFormat::Png);
+    image::save_buffer_with_format(&partial, &image.pixels, width, height, kind, format)
+        .map_err(anyhow::Error::from)
+        .and_then(|()| Ok(std::fs::rename(&partial, path)?))
+        .inspect_err(|_| {
+            let _ = std::fs::remove_file(&partial);
+        })
         .with_context(|| format!("writing {}", path.display()))
 }
 

@@ -92,6 +92,8 @@ pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
     check_schedules(&noise_levels, options, image.tokens).map_err(unsuitable)?;
     let steps = options.steps.as_ref().map(|steps| trained_steps(&noise_levels, image.tokens, steps));
     let steps = steps.transpose().map_err(unsuitable)?.unwrap_or_default();
+    // Tokenizers alone say how many tokens their encoders take.
+    model.token_ids("", options.guidance.max_sequence_length)?;
     let network = model.network();
     let rows_per_evaluation = |scale| 1 + usize::from(model.negative_prompt(scale).is_some());
     Ok(ModelInspection {

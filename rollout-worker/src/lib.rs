@@ -17,6 +17,7 @@ pub mod noise_levels;
 pub mod number_arguments;
 pub mod parity;
 pub mod push;
+pub mod recorded_run;
 pub mod reward_thread;
 pub mod sample;
 pub mod score;

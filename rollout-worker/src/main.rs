@@ -8,18 +8,21 @@ use std::str::FromStr;
 use clap::{Parser, Subcommand};
 use config::{BranchSteps, Dtype, RewardInquiry, StepRule, StepWeight};
 use models::lora::LoraConfig;
-use models::reference_case::TOLERANCE;
+use models::reference_case::{TOLERANCE, parse_tolerance};
 use rollout_worker::bad_input::BadInput;
 use rollout_worker::guided_model::GuidanceSettings;
 use rollout_worker::inspect::{self, InspectOptions, TrainedStepOptions};
-use rollout_worker::number_arguments::{finite, relative_error, steps, tokens};
-use rollout_worker::sample::{self, SampleOptions};
+use rollout_worker::number_arguments::{finite, tokens};
+use rollout_worker::sample::{self, arguments::SampleArguments};
 use rollout_worker::score::{self, ScoreOptions};
 use rollout_worker::serve::{self, ServeOptions};
 use rollout_worker::serve_reward::{self, Ended, ServeRewardOptions};
 use rollout_worker::{inspect_rewards, parity, settings};
 use service::logging::LogFormat;
-use service::{Hub, MemberArguments, ServiceError, cuda, exit_code, logging, shutdown};
+use service::{
+    Hub, MemberArguments, ServiceError, complain, cuda, exit_code, logging, model_folder, path_argument, say,
+    shutdown,
+};
 
 /// Samples images: for a training run, or by itself.
 #[derive(Parser)]
@@ -36,7 +39,7 @@ enum Command {
     /// Compares a model's numbers with recorded ones.
     Parity(ParityArgs),
     /// Draws an image of every prompt of a file.
-    Sample(SampleArgs),
+    Sample(Box<SampleArguments>),
     /// Scores image files.
     Score(ScoreArgs),
     /// Says what a model is, and what is wrong with its folder, without reading its weights.
@@ -64,10 +67,10 @@ struct ParityArgs {
     /// Pipeline folder in the diffusers layout.
     model_dir: PathBuf,
     /// Folder of the case files; `MODEL_DIR/cases` if not given.
-    #[arg(long)]
+    #[arg(long, value_parser = path_argument())]
     cases: Option<PathBuf>,
     /// Largest relative error that passes.
-    #[arg(long, default_value_t = TOLERANCE, value_parser = relative_error)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = TOLERANCE, value_parser = parse_tolerance)]
     rtol: f64,
 }
 
@@ -81,53 +84,8 @@ struct ModelArgs {
     #[arg(long)]
     random_weights: bool,
     /// Type of the base weights, `float32` or `bfloat16`.
-    #[arg(long, default_value = "float32", value_parser = dtype)]
+    #[arg(long, default_value = "float32", value_parser = settings::dtype)]
     dtype: Dtype,
-}
-
-#[derive(clap::Args)]
-struct SampleArgs {
-    /// Pipeline folder in the diffusers layout, or `org/name` or `org/name@revision` in the Hugging Face cache.
-    #[arg(long)]
-    model: PathBuf,
-    #[command(flatten)]
-    weights: ModelArgs,
-    /// Adapter: a PEFT folder, or a LoRA file as diffusers writes it.
-    #[arg(long)]
-    adapter: Option<PathBuf>,
-    /// Prompts, `.txt` (one per line) or `.jsonl` (one object per line).
-    #[arg(long)]
-    prompts: PathBuf,
-    /// Folder of the images, `PROMPT-IMAGE.png`.
-    #[arg(long)]
-    out: PathBuf,
-    /// Denoising steps.
-    #[arg(long, default_value_t = 28, value_parser = steps)]
-    steps: usize,
-    /// Strength of classifier-free guidance; none at 1 or less.
-    #[arg(long, default_value_t = 4.5, value_parser = finite)]
-    guidance: f64,
-    /// Tokens of a prompt for the encoder of long texts: T5, or Qwen2.5-VL.
-    #[arg(long, default_value_t = 128, value_parser = tokens)]
-    max_sequence_length: usize,
-    /// Seed of all noises; with a run's seed, the noises of its evaluation.
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
-    /// Height in pixels; the model's own if not given.
-    #[arg(long)]
-    height: Option<i64>,
-    /// Width in pixels; the model's own if not given.
-    #[arg(long)]
-    width: Option<i64>,
-    /// Images of each prompt.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    images_per_prompt: u32,
-    /// `cpu` or `cuda`.
-    #[arg(long, env, default_value = "cpu")]
-    device: String,
-    /// CPU threads of tensor operations.
-    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: u16,
 }
 
 #[derive(clap::Args)]
@@ -139,10 +97,10 @@ struct ScoreArgs {
     #[arg(long = "option", value_name = "KEY=VALUE")]
     options: Vec<String>,
     /// Folder of PNG files; a name begins with the number of its prompt, as in 00012-3.png.
-    #[arg(long)]
+    #[arg(long, value_parser = path_argument())]
     images: PathBuf,
     /// Prompts, `.txt` (one per line) or `.jsonl` (one object per line).
-    #[arg(long)]
+    #[arg(long, value_parser = path_argument())]
     prompts: PathBuf,
     /// One JSON object per line.
     #[arg(long)]
@@ -182,13 +140,13 @@ struct InspectArgs {
     #[command(flatten)]
     weights: ModelArgs,
     /// Height in pixels; the model's own if not given.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     height: Option<i64>,
     /// Width in pixels; the model's own if not given.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     width: Option<i64>,
     /// Strength of guidance.
-    #[arg(long, default_value_t = 4.5, value_parser = finite)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 4.5, value_parser = finite)]
     guidance: f64,
     /// Strength of guidance of held-out images; as the other if not given.
     #[arg(long, value_parser = finite)]
@@ -202,7 +160,7 @@ struct InspectArgs {
     #[command(flatten)]
     steps: StepArgs,
     /// Rank of an adapter.
-    #[arg(long, requires = "target")]
+    #[arg(long, allow_negative_numbers = true, requires = "target")]
     rank: Option<i64>,
     /// Alpha of the adapter; as its rank if not given.
     #[arg(long, requires = "rank", value_parser = finite)]
@@ -250,20 +208,20 @@ fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(code) => code.into(),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            complain(format_args!("error: {error:#}"));
             exit_code_of(&error).into()
         }
     }
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
-    cuda::load_where_wanted(args.command.device()).map_err(BadInput::from_error)?;
+    cuda::load_where_wanted(args.command.device()?.as_deref()).map_err(BadInput::from_error)?;
     // Once per process, before the first tensor.
     tch::set_num_interop_threads(1);
     match args.command {
         Command::Serve(args) => run_serve(args),
         Command::Parity(args) => run_parity(&args),
-        Command::Sample(args) => run_sample(args),
+        Command::Sample(args) => run_sample(*args),
         Command::Score(args) => run_score(args),
         Command::Inspect(args) => run_inspect(args),
         Command::InspectRewards => run_inspect_rewards(),
@@ -273,24 +231,20 @@ fn run(args: Args) -> anyhow::Result<u8> {
 
 impl Command {
     /// The device asked for; `None` where the run will name it.
-    fn device(&self) -> Option<&str> {
-        match self {
-            Self::Serve(args) => args.device.as_deref(),
-            Self::Sample(args) => Some(&args.device),
-            Self::Score(args) => Some(&args.device),
-            Self::ServeReward(args) => Some(&args.device),
-            Self::Parity(_) | Self::Inspect(_) | Self::InspectRewards => Some("cpu"),
-        }
+    fn device(&self) -> anyhow::Result<Option<String>> {
+        Ok(match self {
+            Self::Serve(args) => args.device.clone(),
+            Self::Sample(args) => Some(args.device()?),
+            Self::Score(args) => Some(args.device.clone()),
+            Self::ServeReward(args) => Some(args.device.clone()),
+            Self::Parity(_) | Self::Inspect(_) | Self::InspectRewards => Some("cpu".to_owned()),
+        })
     }
 }
 
 /// The models of this machine.
 fn hub() -> Hub {
     Hub::from_environment(|name| std::env::var_os(name))
-}
-
-fn dtype(name: &str) -> Result<Dtype, serde_json::Error> {
-    serde_json::from_value(name.into())
 }
 
 fn step_rule(name: &str) -> Result<StepRule, serde_json::Error> {
@@ -301,7 +255,7 @@ fn run_inspect_rewards() -> anyhow::Result<u8> {
     let inquiry: RewardInquiry = serde_json::from_reader(std::io::stdin().lock()).map_err(|error| {
         BadInput::from_error(anyhow::Error::new(error).context("reading rewards from standard input"))
     })?;
-    println!("{}", serde_json::to_string(&inspect_rewards::run(&inquiry, &hub()))?);
+    say(serde_json::to_string(&inspect_rewards::run(&inquiry, &hub()))?)?;
     Ok(exit_code::DONE)
 }
 
@@ -331,52 +285,45 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
 }
 
 fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
-    let model = hub().resolve(&args.model_dir).map_err(BadInput::from_error)?;
+    let model = model_folder(&args.model_dir, &hub()).map_err(BadInput::from_error)?;
     let outcome = parity::run(&model, args.cases.as_deref(), args.rtol, &mut std::io::stdout())
         .map_err(BadInput::from_error)?;
     Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
 }
 
-fn run_sample(args: SampleArgs) -> anyhow::Result<u8> {
-    tch::set_num_threads(i32::from(args.threads.max(1)));
-    let device = settings::device(&args.device).map_err(BadInput::from_error)?;
-    let model = hub().resolve(&args.model).map_err(BadInput::from_error)?;
-    say_stand_ins(&model, args.weights.random_weights)?;
-    let report = sample::run(&SampleOptions {
-        model,
-        variant: args.weights.variant,
-        random_weights: args.weights.random_weights,
-        dtype: args.weights.dtype,
-        adapter: args.adapter,
-        prompts: args.prompts,
-        out: args.out.clone(),
-        steps: args.steps,
-        guidance: GuidanceSettings { scale: args.guidance, max_sequence_length: args.max_sequence_length },
-        seed: args.seed,
-        height: args.height,
-        width: args.width,
-        images_per_prompt: args.images_per_prompt,
-        device,
-    })?;
+fn run_sample(args: SampleArguments) -> anyhow::Result<u8> {
+    let options = args.resolve(&hub())?;
+    tch::set_num_threads(options.threads as i32);
+    say_stand_ins(&options.model, options.weights.source.is_without_files())?;
+    let report = sample::run(&options)?;
     let seconds = report.duration.as_secs_f64();
-    println!(
+    say(format_args!(
         "{} images in {} ({:.2} images/s, {:.1} network evaluations/s)",
         report.images,
-        args.out.display(),
+        options.out.display(),
         report.images as f64 / seconds,
         report.network_evaluations as f64 / seconds
-    );
+    ))?;
     for part in report.left_out {
-        eprintln!("warning: {part} in the adapter's file are left out; only the transformer is adapted here");
+        complain(format_args!(
+            "warning: {part} in the adapter's file are left out; only the transformer is adapted here"
+        ));
+    }
+    if let Some(trained) = options.trained {
+        say(format_args!("drawn with {}", trained.display()))?;
     }
     if let Some(truncated) = report.truncated {
-        eprintln!("warning: {truncated}");
+        complain(format_args!("warning: {truncated}"));
+    }
+    if report.other_images > 0 {
+        let (n_others, out) = (report.other_images, options.out.display());
+        complain(format_args!("warning: {out} holds {n_others} other images, which `score` takes as well"));
     }
     Ok(exit_code::DONE)
 }
 
 fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
-    let model = hub().resolve(&args.model).map_err(BadInput::from_error)?;
+    let model = model_folder(&args.model, &hub()).map_err(BadInput::from_error)?;
     say_stand_ins(&model, args.weights.random_weights)?;
     let (alpha, targets) = (args.alpha, args.target.into());
     let lora = |rank: i64| LoraConfig { rank, alpha: alpha.unwrap_or(rank as f64), targets };
@@ -399,8 +346,8 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
     let left_out = inspection.adapter.iter().flat_map(|adapter| &adapter.left_out);
     left_out.for_each(|part| eprintln!("warning: {part} are left out; only the transformer is trained"));
     match args.json {
-        true => println!("{}", serde_json::to_string(&inspection)?),
-        false => print!("{inspection}"),
+        true => say(serde_json::to_string(&inspection)?)?,
+        false => say(inspection.to_string().trim_end())?,
     }
     Ok(exit_code::DONE)
 }
@@ -414,7 +361,7 @@ fn trained_steps(args: StepArgs) -> Option<TrainedStepOptions> {
 fn say_stand_ins(model: &Path, random_weights: bool) -> anyhow::Result<()> {
     if random_weights {
         let lines = inspect::stand_ins(model).map_err(BadInput::from_error)?;
-        lines.iter().for_each(|line| eprintln!("warning: {line}"));
+        lines.iter().for_each(|line| complain(format_args!("warning: {line}")));
     }
     Ok(())
 }
@@ -428,8 +375,16 @@ fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {
     let reward = config::reward_from_settings(&args.reward, &args.options).map_err(BadInput::from_error)?;
     let options =
         ScoreOptions { reward, images: args.images, prompts: args.prompts, json: args.json, resources };
-    score::run(&options, &mut std::io::stdout().lock())?;
-    Ok(exit_code::DONE)
+    match score::run(&options, &mut std::io::stdout().lock()) {
+        // The reader has seen enough.
+        Err(error) if is_broken_pipe(&error) => Ok(exit_code::DONE),
+        other => other.map(|()| exit_code::DONE),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io_error = error.downcast_ref::<std::io::Error>();
+    io_error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn run_serve_reward(args: ServeRewardArgs) -> anyhow::Result<u8> {
@@ -443,7 +398,8 @@ fn run_serve_reward(args: ServeRewardArgs) -> anyhow::Result<u8> {
         hub: hub(),
     };
     let names = args.rewards.join(", ");
-    let ready = |address| println!("serving {names} at http://{address}");
+    // Who asked for a free port reads which one it is; whoever did not may have gone.
+    let ready = |address| say(format_args!("serving {names} at http://{address}")).unwrap_or_default();
     // Sockets need little; the scorers' threads have the cores.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let serve = async { serve_reward::run(options, shutdown::on_signals()?, ready).await };

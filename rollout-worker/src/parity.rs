@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use models::adapter_file::SavedAdapter;
 use models::pipeline::{self, LoadOptions};
-use models::reference_case::{Outputs, ParityReport, ReferenceCase};
+use models::reference_case::{Outputs, ParityReport, ReferenceCase, case_folder, how_to_record};
 use models::weights::WeightOptions;
 use models::{DecoderOptions, ModelError, TextToImageModel};
 use tch::{Device, Kind};
@@ -79,14 +79,20 @@ pub fn run(
     rtol: f64,
     out: &mut dyn Write,
 ) -> anyhow::Result<ParityOutcome> {
-    let case_dir = case_dir(model_dir, cases)?;
+    let case_dir = case_folder(model_dir, cases)?;
     let found = find(&case_dir)?;
     let token_cases = Some(case_dir.join(token_cases::FILE)).filter(|path| path.is_file());
     if found.is_empty() && token_cases.is_none() {
         let kinds: Vec<String> = KINDS.iter().map(|(prefix, _)| format!("{prefix}*.safetensors")).collect();
-        bail!("0 cases in {}: looked for {} and {}", case_dir.display(), kinds.join(", "), token_cases::FILE);
+        bail!(
+            "0 cases in {}: looked for {} and {}; {}",
+            case_dir.display(),
+            kinds.join(", "),
+            token_cases::FILE,
+            how_to_record(model_dir, cases)
+        );
     }
-    let mut report = ParityReport::new(out, rtol)?;
+    let mut report = ParityReport::new(out, rtol);
     let mut model = LazyModel { dir: model_dir.to_owned(), model: None };
     for (path, compute) in found {
         let run = || -> anyhow::Result<()> {
@@ -106,20 +112,6 @@ fn run_named(path: &Path, run: impl FnOnce() -> anyhow::Result<()>) -> anyhow::R
     run().with_context(|| format!("running case {}", path.display()))
 }
 
-fn case_dir(model_dir: &Path, cases: Option<&Path>) -> anyhow::Result<PathBuf> {
-    if !model_dir.is_dir() {
-        bail!("model directory {} does not exist", model_dir.display());
-    }
-    match cases {
-        Some(dir) if dir.is_dir() => Ok(dir.to_owned()),
-        Some(dir) => bail!("case directory {} does not exist; check `--cases`", dir.display()),
-        None => {
-            let inside = model_dir.join("cases");
-            Ok(if inside.is_dir() { inside } else { model_dir.to_owned() })
-        }
-    }
-}
-
 /// The case files in a folder by name, each with what computes it.
 fn find(dir: &Path) -> anyhow::Result<Vec<(PathBuf, Compute)>> {
     let mut found = Vec::new();
@@ -129,7 +121,7 @@ fn find(dir: &Path) -> anyhow::Result<Vec<(PathBuf, Compute)>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let kind =
             KINDS.iter().find(|(prefix, _)| name.starts_with(prefix) && name.ends_with(".safetensors"));
-        if let Some((_, compute)) = kind {
+        if let Some((_, compute)) = kind.filter(|_| path.is_file()) {
             found.push((path, *compute));
         }
     }

@@ -1,43 +1,43 @@
 //! `rollout-worker sample`: images of a file of prompts, as PNG files.
 
+pub mod arguments;
+mod output_folder;
+
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use config::{Dtype, PromptRecord};
+use config::PromptRecord;
 use flow::Schedule;
-use models::Conditioning;
-use models::weights::{TensorSource, WeightOptions};
+use models::saved_weights::SavedWeights;
+use models::weights::WeightOptions;
+use models::{Conditioning, DecoderOptions, LoadOptions};
 use rewards::RgbImage;
-use tch::Device;
 
 use crate::bad_input::BadInput;
 use crate::guided_model::{Embedding, GuidanceSettings, GuidedModel};
 use crate::image_file;
-use crate::settings;
 use crate::task_noise::TaskNoise;
 use crate::wavefront::{Noise, sample_deterministically};
-
-/// Rows of one network call.
-const ROWS_AT_ONCE: usize = 16;
+use output_folder::OutputFolder;
 
 /// What is to be drawn, and how.
 #[derive(Clone, Debug)]
 pub struct SampleOptions {
     /// Pipeline folder in the diffusers layout.
     pub model: PathBuf,
-    /// Variant of the weight files.
-    pub variant: Option<String>,
-    /// Draws the weights from the seed, to measure by configurations alone.
-    pub random_weights: bool,
-    /// Element type of the base weights.
-    pub dtype: Dtype,
-    /// Adapter as PEFT folder or diffusers file.
-    pub adapter: Option<PathBuf>,
-    /// `.txt` or `.jsonl`.
-    pub prompts: PathBuf,
+    /// Where its weights come from, and where they go.
+    pub weights: WeightOptions,
+    /// How images are decoded.
+    pub decoder: DecoderOptions,
+    /// What was trained: an adapter or a whole transformer.
+    pub trained: Option<PathBuf>,
+    /// What to draw.
+    pub prompts: Vec<PromptRecord>,
     /// Folder of the images; made if it is not there.
     pub out: PathBuf,
+    /// Whether images that are there are replaced.
+    pub overwrite: bool,
     /// Denoising steps.
     pub steps: usize,
     /// Guidance and text length.
@@ -50,8 +50,19 @@ pub struct SampleOptions {
     pub width: Option<i64>,
     /// Images of each prompt.
     pub images_per_prompt: u32,
-    /// Where to draw.
-    pub device: Device,
+    /// Which images are drawn together.
+    pub batches: Batches,
+    /// CPU threads of tensor operations.
+    pub threads: usize,
+}
+
+/// Which images are drawn together; it decides how their numbers are rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batches {
+    /// Prompts after which a batch ends, as a run's evaluation task does; none if absent.
+    pub prompts_per_task: Option<usize>,
+    /// Most images in one network call.
+    pub max_rows: usize,
 }
 
 /// What was drawn.
@@ -67,6 +78,8 @@ pub struct SampleReport {
     pub truncated: Option<String>,
     /// What the adapter's file has for other parts of the pipeline, which are drawn with as they are.
     pub left_out: Vec<String>,
+    /// Images in the folder besides, of which `score` would take note as well.
+    pub other_images: usize,
 }
 
 /// One image to be drawn.
@@ -75,36 +88,56 @@ struct Row<'a> {
     image: u32,
 }
 
+impl Row<'_> {
+    fn file_name(&self) -> String {
+        image_file::name(self.prompt.index, self.image)
+    }
+}
+
 /// Draws and writes all images. The noise of an image is that of a run's evaluation with the same seed.
 ///
 /// # Errors
-/// [`BadInput`] if model, adapter, prompts or size cannot be used; else if drawing or writing fails.
+/// [`BadInput`] if model, weights, prompts or size cannot be used, or the folder of the images; else if drawing or writing
+/// fails.
 pub fn run(options: &SampleOptions) -> anyhow::Result<SampleReport> {
-    let prompts = config::read_prompts(&options.prompts).map_err(BadInput::from_error)?;
+    let images = |prompt| (0..options.images_per_prompt).map(move |image| Row { prompt, image });
+    let rows: Vec<Row> = options.prompts.iter().flat_map(images).collect();
+    let names: BTreeSet<String> = rows.iter().map(Row::file_name).collect();
+    let folder =
+        OutputFolder::prepare(&options.out, &names, options.overwrite).map_err(BadInput::from_error)?;
+    match draw_all(options, &rows) {
+        Ok(report) => Ok(SampleReport { other_images: folder.n_others, ..report }),
+        Err(error) => {
+            folder.forget();
+            Err(error)
+        }
+    }
+}
+
+fn draw_all(options: &SampleOptions, rows: &[Row]) -> anyhow::Result<SampleReport> {
     let (mut model, left_out) = open(options).map_err(BadInput::from_error)?;
     let (usual_height, usual_width) = model.usual_size();
     let (height, width) = (options.height.unwrap_or(usual_height), options.width.unwrap_or(usual_width));
     let latent_shape = model.latent_shape(height, width).map_err(BadInput::from_error)?;
     let schedule = model.schedule(options.steps, height, width).map_err(BadInput::from_error)?;
-    std::fs::create_dir_all(&options.out).with_context(|| format!("creating {}", options.out.display()))?;
-    let images = prompts
-        .iter()
-        .flat_map(|prompt| (0..options.images_per_prompt).map(move |image| Row { prompt, image }));
-    let rows: Vec<Row> = images.collect();
     let mut duration = Duration::ZERO;
-    for rows in rows.chunks(ROWS_AT_ONCE) {
+    let rows_per_task = options
+        .batches
+        .prompts_per_task
+        .map_or(rows.len(), |n_prompts| n_prompts.saturating_mul(options.images_per_prompt as usize));
+    let tasks = rows.chunks(rows_per_task.max(1));
+    for rows in tasks.flat_map(|task| task.chunks(options.batches.max_rows)) {
         for row in rows {
             model.embed(&row.prompt.text).map_err(BadInput::from_error)?;
         }
         let start = Instant::now();
         let key = |row: &Row| TaskNoise::evaluation_key(options.seed, row.prompt.index, row.image);
         let keys = rows.iter().map(key).collect();
-        let noise = TaskNoise { keys, latent_shape: latent_shape.clone(), device: options.device };
+        let noise = TaskNoise { keys, latent_shape: latent_shape.clone(), device: model.device() };
         let images = draw(&mut model, rows, &noise, (&schedule, options.guidance.scale))?;
         duration += start.elapsed();
         for (row, image) in rows.iter().zip(&images) {
-            let name = image_file::name(row.prompt.index, row.image);
-            image_file::write(&options.out.join(name), image)?;
+            image_file::write(&options.out.join(row.file_name()), image)?;
         }
     }
     let truncated = (!model.truncated().is_empty()).then(|| model.truncated().to_string());
@@ -114,23 +147,20 @@ pub fn run(options: &SampleOptions) -> anyhow::Result<SampleReport> {
         duration,
         truncated,
         left_out,
+        other_images: 0,
     })
 }
 
-/// The model with its adapter, and what of the adapter's file is left out.
+/// The model with what was trained, and what of the file of that is left out.
 fn open(options: &SampleOptions) -> anyhow::Result<(GuidedModel, Vec<String>)> {
-    let source = match options.random_weights {
-        true => TensorSource::Random(options.seed),
-        false => TensorSource::Files,
-    };
-    let (kind, device) = (settings::kind(options.dtype), options.device);
-    let weights = WeightOptions { kind, device, variant: options.variant.as_deref().map(Into::into), source };
-    let mut model = GuidedModel::open(&options.model, weights, options.guidance.max_sequence_length)?;
-    let left_out = match &options.adapter {
-        Some(path) => model.open_adapter(path)?,
-        None => Vec::new(),
-    };
-    Ok((model, left_out))
+    // Read first: the smaller of the two, and the one that is more often mistaken.
+    let trained = options.trained.as_deref().map(SavedWeights::read).transpose()?;
+    let load =
+        LoadOptions { weights: options.weights.clone(), text_encoders: true, decoder: Some(options.decoder) };
+    let mut model = GuidedModel::open_with(&options.model, load, options.guidance.max_sequence_length, None)?;
+    let Some(trained) = trained else { return Ok((model, Vec::new())) };
+    model.load_saved(&trained)?;
+    Ok((model, trained.left_out().to_vec()))
 }
 
 fn draw(

@@ -60,6 +60,7 @@ pub fn run(options: &ScoreOptions, out: &mut dyn Write) -> anyhow::Result<()> {
 /// The image files, each with its prompt.
 fn entries(options: &ScoreOptions) -> anyhow::Result<Vec<Entry>> {
     let prompts = config::read_prompts(&options.prompts)?;
+    config::check_metadata(&options.prompts, &prompts, std::slice::from_ref(&options.reward))?;
     let n_prompts = prompts.len();
     let by_index: HashMap<u32, PromptRecord> =
         prompts.into_iter().map(|prompt| (prompt.index, prompt)).collect();

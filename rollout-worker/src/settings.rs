@@ -57,6 +57,14 @@ pub fn reward_resources(device: Device, hub: Hub) -> Resources {
     Resources { device, source: TensorSource::Files, find_model, variable }
 }
 
+/// The element type of a name, for the command line.
+///
+/// # Errors
+/// If it has another name than `float32` and `bfloat16`.
+pub fn dtype(name: &str) -> Result<config::Dtype, serde_json::Error> {
+    serde_json::from_value(name.into())
+}
+
 /// A device that is not here, or that nobody knows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {

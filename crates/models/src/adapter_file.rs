@@ -64,10 +64,18 @@ impl SavedAdapter {
     /// As [`Self::read`], and if it is not one of this network's.
     pub fn load_into(path: &Path, network: &mut dyn Network) -> Result<Self, ModelError> {
         let adapter = Self::read(path)?;
-        adapter.check_modules(path, network)?;
-        network.attach_adapter(&adapter.config, &mut |_, length| vec![0.0; length])?;
-        network.load_adapter(&adapter.tensors).map_err(|error| error.of_file(path))?;
+        adapter.put_into(path, network)?;
         Ok(adapter)
+    }
+
+    /// Puts it into a network in place of any other; `path` is where it was read.
+    ///
+    /// # Errors
+    /// If it is not one of this network's.
+    pub fn put_into(&self, path: &Path, network: &mut dyn Network) -> Result<(), ModelError> {
+        self.check_modules(path, network)?;
+        network.attach_adapter(&self.config, &mut |_, length| vec![0.0; length])?;
+        network.load_adapter(&self.tensors).map_err(|error| error.of_file(path))
     }
 
     /// Reads the adapter from which training an adapter of `config` on a network goes on: it must be all of it and no more.

@@ -40,6 +40,7 @@ pub mod qwen2_vision;
 pub mod qwen2_vl;
 pub mod qwen_image;
 pub mod reference_case;
+pub mod saved_weights;
 pub mod t5;
 pub mod tensor_bytes;
 pub mod tiled_decoding;

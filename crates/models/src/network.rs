@@ -184,10 +184,21 @@ pub trait Network {
         Ok(())
     }
 
-    /// The tensors of the network by their names in a checkpoint, without the adapter.
+    /// The tensors of the network by their names in a checkpoint, without the adapter. They are the network's own, not
+    /// copies.
     fn checkpoint(&self) -> Vec<(String, Tensor)> {
         let others = self.other_tensors().into_iter().flat_map(|other| other.checkpoint);
         self.projections().into_iter().flat_map(Projection::checkpoint).chain(others).collect()
+    }
+
+    /// Copies values into the tensors of [`Self::checkpoint`], all or none, and refreshes.
+    ///
+    /// # Errors
+    /// If a name is missing, unexpected or of another shape; all of them are told.
+    fn load_checkpoint(&mut self, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
+        copy_values(&self.checkpoint(), tensors)?;
+        self.refresh_adapter();
+        Ok(())
     }
 }
 

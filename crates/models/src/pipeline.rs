@@ -269,7 +269,13 @@ pub fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToImageModel
 /// # Errors
 /// If the file is missing or damaged.
 pub fn class(dir: &Path) -> Result<String, ModelError> {
-    let index: serde_json::Value = crate::json_file::read(&dir.join(INDEX))?;
+    let path = dir.join(INDEX);
+    if !path.exists() {
+        let remedy =
+            "give the folder of a pipeline in the diffusers layout, or a repository `org/name`".to_owned();
+        return Err(ModelError::MissingFile { path, remedy });
+    }
+    let index: serde_json::Value = crate::json_file::read(&path)?;
     Ok(index["_class_name"].as_str().unwrap_or_default().to_owned())
 }
 

@@ -3,6 +3,7 @@
 //! A case is one safetensors file: `in.*` are inputs, `out.*` the reference's results, and the header's `call` is a JSON
 //! object with the remaining arguments. `tests/reference/write_cases.py` writes such files.
 
+mod folder;
 mod latents;
 mod network;
 
@@ -14,6 +15,7 @@ use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::safetensors_file::SafetensorsFile;
+pub use folder::{case_folder, how_to_record};
 pub use latents::{RecordedLatents, image_size};
 pub use network::{
     NetworkQuery, Outputs, adapter_outputs, conditioning, guidance_scale, named_gradients, open_with_adapter,
@@ -181,6 +183,17 @@ pub struct ParityReport<'a> {
     rtol: f64,
     passed: usize,
     failed: usize,
+    /// Whether the table has its head.
+    is_begun: bool,
+}
+
+/// A relative error as a user types it.
+///
+/// # Errors
+/// If it is no number of 0 or more.
+pub fn parse_tolerance(text: &str) -> Result<f64, String> {
+    let tolerance = text.parse().ok().filter(|tolerance: &f64| tolerance.is_finite() && *tolerance >= 0.0);
+    tolerance.ok_or_else(|| "give a number of 0 or more, as in 1e-3".to_owned())
 }
 
 /// How many outputs agreed with the reference.
@@ -193,13 +206,22 @@ pub struct ParityOutcome {
 }
 
 impl<'a> ParityReport<'a> {
-    /// Starts a table on `out`; floating-point outputs pass up to the relative deviation `rtol`, integers if equal.
-    ///
-    /// # Errors
-    /// If `out` cannot be written to.
-    pub fn new(out: &'a mut dyn Write, rtol: f64) -> io::Result<Self> {
-        writeln!(out, "{:<24} {:<28} {:>10} {:>10}", "case", "tensor", "max abs", "relative")?;
-        Ok(Self { out, rtol, passed: 0, failed: 0 })
+    /// A table on `out`, which begins with its first line; floating-point outputs pass up to the relative deviation
+    /// `rtol`, integers if equal.
+    pub fn new(out: &'a mut dyn Write, rtol: f64) -> Self {
+        Self { out, rtol, passed: 0, failed: 0, is_begun: false }
+    }
+
+    /// Writes a line, if anybody reads it: whoever has seen enough of the table is still told the verdict.
+    fn line(&mut self, text: &str) -> io::Result<()> {
+        let head = match std::mem::replace(&mut self.is_begun, true) {
+            true => String::new(),
+            false => format!("{:<24} {:<28} {:>10} {:>10}\n", "case", "tensor", "max abs", "relative"),
+        };
+        match writeln!(self.out, "{head}{text}") {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.map_err(|e| io::Error::new(e.kind(), format!("cannot write the comparison: {e}"))),
+        }
     }
 
     /// Compares one output and writes its line.
@@ -210,14 +232,14 @@ impl<'a> ParityReport<'a> {
         if got.size() != reference.size() {
             self.failed += 1;
             let (got, reference) = (got.size(), reference.size());
-            return writeln!(self.out, "{case:<24} {tensor:<28} shape {got:?}, expected {reference:?} FAIL");
+            return self.line(&format!("{case:<24} {tensor:<28} shape {got:?}, expected {reference:?} FAIL"));
         }
         let Deviation { max_abs, relative, .. } = Deviation::between(got, reference);
         let exact = !reference.is_floating_point();
         let ok = if exact { max_abs == 0.0 } else { relative <= self.rtol };
         *(if ok { &mut self.passed } else { &mut self.failed }) += 1;
         let verdict = if ok { "ok" } else { "FAIL" };
-        writeln!(self.out, "{case:<24} {tensor:<28} {max_abs:>10.3e} {relative:>10.3e} {verdict}")
+        self.line(&format!("{case:<24} {tensor:<28} {max_abs:>10.3e} {relative:>10.3e} {verdict}"))
     }
 
     /// Compares all that `case` recorded with what was `computed` under the same names.
@@ -247,8 +269,8 @@ impl<'a> ParityReport<'a> {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn finish(self) -> io::Result<ParityOutcome> {
-        writeln!(self.out, "{} passed, {} failed", self.passed, self.failed)?;
+    pub fn finish(mut self) -> io::Result<ParityOutcome> {
+        self.line(&format!("{} passed, {} failed", self.passed, self.failed))?;
         Ok(ParityOutcome { passed: self.passed, failed: self.failed })
     }
 }
@@ -259,10 +281,19 @@ mod tests {
 
     fn report(rtol: f64, compare: impl FnOnce(&mut ParityReport)) -> (String, ParityOutcome) {
         let mut text = Vec::new();
-        let mut report = ParityReport::new(&mut text, rtol).unwrap();
+        let mut report = ParityReport::new(&mut text, rtol);
         compare(&mut report);
         let outcome = report.finish().unwrap();
         (String::from_utf8(text).unwrap(), outcome)
+    }
+
+    #[test]
+    fn a_tolerance_is_a_number_that_something_can_be_within() {
+        assert_eq!(parse_tolerance("1e-3"), Ok(1e-3));
+        assert_eq!(parse_tolerance("0"), Ok(0.0));
+        for odd in ["NaN", "inf", "-1e-4", "tight", ""] {
+            assert!(parse_tolerance(odd).is_err(), "{odd}");
+        }
     }
 
     #[test]
@@ -284,6 +315,24 @@ mod tests {
         });
         assert_eq!(outcome, ParityOutcome { passed: 1, failed: 2 });
         assert!(text.ends_with("1 passed, 2 failed\n"), "{text}");
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_is_still_told_the_verdict() {
+        struct Gone;
+        impl Write for Gone {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut gone = Gone;
+        let mut report = ParityReport::new(&mut gone, 0.1);
+        let one = Tensor::from_slice(&[1.0_f32]);
+        report.compare("case", "same", &one, &one).unwrap();
+        assert_eq!(report.finish().unwrap(), ParityOutcome { passed: 1, failed: 0 });
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tch::{Device, Kind, Tensor};
 
 use self::files::Files;
 pub(crate) use self::files::WeightFile;
-pub use self::files::variants_in;
+pub use self::files::{safetensors_files, variants_in};
 use self::generator::{Block, Generator, hash};
 pub use self::inventory::{ComponentSize, Inventory};
 use crate::error::ModelError;

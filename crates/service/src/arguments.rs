@@ -1,7 +1,38 @@
 //! What every member of a run is told on its command line.
 
+use crate::hub::{Hub, ModelNotFound};
 use crate::logging::LogFormat;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Parses the path of a file or folder on this machine and makes it absolute, so that whatever is said of it later says
+/// where it was looked for.
+pub fn path_argument() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().try_map(std::path::absolute)
+}
+
+/// The folder of a model as a user names it, absolute; what [`Hub::resolve`] leaves alone is looked for from the working
+/// directory.
+///
+/// # Errors
+/// If it reads as a repository that the cache does not have.
+pub fn model_folder(model: &Path, hub: &Hub) -> Result<PathBuf, NoModelFrom> {
+    let working_directory = std::env::current_dir().unwrap_or_default();
+    match hub.resolve(model) {
+        Ok(folder) => Ok(working_directory.join(folder)),
+        Err(source) => Err(NoModelFrom { working_directory, source }),
+    }
+}
+
+/// A name that stands for no model, neither here nor in the cache.
+#[derive(Debug, thiserror::Error)]
+#[error("looking for a model from {}", working_directory.display())]
+pub struct NoModelFrom {
+    working_directory: PathBuf,
+    #[source]
+    source: ModelNotFound,
+}
 
 /// How a process finds the coordinator and logs; to be flattened into the arguments of its `serve` command.
 #[derive(Clone, Debug, clap::Args)]
@@ -40,6 +71,29 @@ mod tests {
     fn parse(arguments: &[&str]) -> Result<MemberArguments, String> {
         let words = ["program", "--coordinator", "http://here:1"].iter().chain(arguments);
         Program::try_parse_from(words).map(|program| program.member).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn paths_become_absolute_and_are_not_empty() {
+        #[derive(Debug, Parser)]
+        struct WithPath {
+            #[arg(long, value_parser = path_argument())]
+            out: PathBuf,
+        }
+        let out = |text: &str| WithPath::try_parse_from(["program", "--out", text]).map(|parsed| parsed.out);
+        let here = std::env::current_dir().expect("a directory");
+        assert_eq!(out("a/b").expect("a path"), here.join("a/b"));
+        assert_eq!(out("/a/b").expect("a path"), PathBuf::from("/a/b"));
+        assert!(out("").expect_err("refused").to_string().contains("--out"));
+    }
+
+    #[test]
+    fn a_model_that_is_not_there_says_from_where_it_was_looked_for() {
+        let (here, hub) = (std::env::current_dir().expect("a directory"), Hub::at("/nowhere"));
+        assert_eq!(model_folder(Path::new("./tiny"), &hub).expect("left alone"), here.join("./tiny"));
+        assert_eq!(model_folder(Path::new("/tiny"), &hub).expect("left alone"), PathBuf::from("/tiny"));
+        let error = model_folder(Path::new("org/tiny"), &hub).expect_err("nowhere").to_string();
+        assert!(error.contains(&here.display().to_string()), "{error}");
     }
 
     #[test]

@@ -19,9 +19,10 @@ mod provenance;
 mod run_directory;
 mod shown;
 pub mod shutdown;
+mod standard_streams;
 mod timely;
 
-pub use arguments::MemberArguments;
+pub use arguments::{MemberArguments, NoModelFrom, model_folder, path_argument};
 pub use backoff::Backoff;
 pub use chunks::{Assembly, ChunkError, chunks};
 pub use connect::{
@@ -36,4 +37,5 @@ pub use prompt_copies::{PromptCopies, PromptCopyError, prompt_digest, write_prom
 pub use provenance::Provenance;
 pub use run_directory::RunDirectory;
 pub use shown::{is_printable, shown};
+pub use standard_streams::{complain, say};
 pub use timely::{NEXT_MESSAGE, Timely, taken_in_time};

@@ -93,6 +93,14 @@ pub struct ScheduleSettings {
     pub shift: f64,
 }
 
+/// More of these would not fit into memory, or the machine.
+const MOST_SCENES: usize = 1 << 16;
+const MOST_THREADS: i32 = 1024;
+const MOST_LAYERS: i64 = 1000;
+const WIDEST: i64 = 1 << 16;
+/// A model that is small has fewer parameters than this.
+const MOST_PARAMETERS: f64 = 2e9;
+
 impl PretrainSettings {
     /// Reads and checks a settings file.
     ///
@@ -109,8 +117,15 @@ impl PretrainSettings {
 
     fn check(&self) -> anyhow::Result<()> {
         ensure!(self.steps > self.warmup_steps, "steps = {} must exceed warmup_steps", self.steps);
-        ensure!(self.batch_size >= 1, "batch_size is 0; it must be at least 1");
-        ensure!(self.threads >= 1, "threads is {}; it must be at least 1", self.threads);
+        let (batch_size, threads) = (self.batch_size, self.threads);
+        ensure!(
+            (1..=MOST_SCENES).contains(&batch_size),
+            "batch_size is {batch_size}; it must be from 1 to {MOST_SCENES}"
+        );
+        ensure!(
+            (1..=MOST_THREADS).contains(&threads),
+            "threads is {threads}; it must be from 1 to {MOST_THREADS}"
+        );
         for (name, share) in [
             ("decay_from", self.decay_from),
             ("average_decay", self.average_decay),
@@ -129,10 +144,37 @@ impl PretrainSettings {
         ] {
             ensure!(value.is_finite() && value > 0.0, "{name} is {value}; it must be above 0");
         }
-        let transformer = &self.transformer;
         ensure!(
-            transformer.layers >= 1 && transformer.heads >= 1 && transformer.head_width >= 1,
-            "empty transformer"
+            self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+            "weight_decay is {}; it must be 0 or more",
+            self.weight_decay
+        );
+        for (name, value) in [("sigma_mean", self.sigma_mean), ("latents.shift", self.latents.shift)] {
+            ensure!(value.is_finite(), "{name} is {value}; it must be a finite number");
+        }
+        self.check_sizes()
+    }
+
+    fn check_sizes(&self) -> anyhow::Result<()> {
+        let (transformer, text) = (&self.transformer, &self.text);
+        for (name, size, least, most) in [
+            ("transformer.layers", transformer.layers, 1, MOST_LAYERS),
+            ("transformer.heads", transformer.heads, 1, WIDEST),
+            ("transformer.head_width", transformer.head_width, 1, WIDEST),
+            ("text.layers", text.layers, 2, MOST_LAYERS),
+            ("text.heads", text.heads, 1, WIDEST),
+            ("text.width", text.width, 1, WIDEST),
+        ] {
+            ensure!((least..=most).contains(&size), "{name} is {size}; it must be from {least} to {most}");
+        }
+        // A joint block has two streams of 18 squares of the width, a layer of a text encoder has 12.
+        let square = |side: i64| (side as f64).powi(2);
+        let parameters = transformer.layers as f64 * 36.0 * square(self.width())
+            + 2.0 * text.layers as f64 * 12.0 * square(text.width);
+        ensure!(
+            parameters <= MOST_PARAMETERS,
+            "the model would have about {parameters:.1e} parameters; lower layers, heads or widths to stay below \
+             {MOST_PARAMETERS:.0e}"
         );
         let side = scenes::DEFAULT_IMAGE_SIZE as i64;
         ensure!(
@@ -141,10 +183,10 @@ impl PretrainSettings {
             transformer.patch_size
         );
         ensure!(
-            self.text.layers >= 2 && self.text.heads >= 1 && self.text.width % self.text.heads == 0,
-            "text.heads = {} must divide text.width = {}, and text.layers be at least 2",
-            self.text.heads,
-            self.text.width
+            text.width % text.heads == 0,
+            "text.heads = {} must divide text.width = {}",
+            text.heads,
+            text.width
         );
         Ok(())
     }
@@ -171,5 +213,61 @@ impl PretrainSettings {
     /// Width of the transformer.
     pub fn width(&self) -> i64 {
         self.transformer.heads * self.transformer.head_width
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHIPPED: &str = include_str!("../../../deploy/configs/pretrain-tiny.toml");
+
+    /// The shipped settings with the value of one key of one section changed; the first section has no name.
+    fn changed(section: &str, key: &str, value: &str) -> anyhow::Result<()> {
+        let mut table: toml::Table = SHIPPED.parse().unwrap();
+        let value = format!("x = {value}").parse::<toml::Table>().unwrap().remove("x").unwrap();
+        let place = match section {
+            "" => &mut table,
+            _ => table[section].as_table_mut().unwrap(),
+        };
+        assert!(place.insert(key.to_owned(), value).is_some(), "{section} has no {key}");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("settings.toml");
+        std::fs::write(&path, table.to_string()).unwrap();
+        PretrainSettings::read(&path).map(drop)
+    }
+
+    #[test]
+    fn the_shipped_settings_can_be_used() {
+        changed("", "seed", "1").unwrap();
+    }
+
+    #[test]
+    fn values_that_would_end_in_a_panic_or_never_are_refused_by_name() {
+        for (section, key, value) in [
+            ("", "batch_size", "0"),
+            ("", "batch_size", "9000000000000000000"),
+            ("", "threads", "100000"),
+            ("", "learning_rate", "nan"),
+            ("", "weight_decay", "nan"),
+            ("", "weight_decay", "-1.0"),
+            ("", "sigma_mean", "inf"),
+            ("", "sigma_deviation", "0.0"),
+            ("", "decay_from", "nan"),
+            ("latents", "shift", "nan"),
+            ("transformer", "layers", "100000000"),
+            ("transformer", "heads", "9223372036854775807"),
+            ("transformer", "head_width", "9223372036854775807"),
+            ("transformer", "patch_size", "3"),
+            ("text", "width", "-64"),
+            ("text", "width", "1000000000000"),
+            ("text", "layers", "1"),
+            ("text", "heads", "3"),
+        ] {
+            let told = format!("{:#}", changed(section, key, value).expect_err(key));
+            assert!(told.contains("settings.toml cannot be used") && told.contains(key), "{told}");
+        }
+        let told = format!("{:#}", changed("transformer", "head_width", "65536").unwrap_err());
+        assert!(told.contains("parameters; lower"), "{told}");
     }
 }

@@ -20,8 +20,9 @@ use crate::weights::WeightFile;
 /// What PEFT wrote its tensors to before there was safetensors, and diffusers.
 const OLDER_PEFT_TENSORS: &str = "adapter_model.bin";
 const OLDER_DIFFUSERS_FILE: &str = "pytorch_lora_weights.bin";
-/// Folders inside of others that hold an adapter: in a checkpoint of flow_grpo, and in an export of ours.
-const INNER_FOLDERS: [&str; 2] = ["lora", "peft"];
+/// Folders inside of others that hold an adapter: in a checkpoint of flow_grpo, and in an export of ours, whose PEFT folder
+/// has the factors as they were trained.
+const INNER_FOLDERS: [&str; 3] = ["lora", "peft", "diffusers"];
 
 /// The files of an adapter.
 #[derive(Debug, PartialEq)]

@@ -149,6 +149,20 @@ pub fn variants_in(dir: &Path, stem: &str) -> Result<BTreeSet<String>, ModelErro
     Ok(variants)
 }
 
+/// The plain safetensors files of a component, one or all its shards; none where it has none.
+///
+/// # Errors
+/// If the index of the shards is damaged or names one that is not there.
+pub fn safetensors_files(dir: &Path, stem: &str) -> Result<Vec<PathBuf>, ModelError> {
+    let whole = dir.join(format!("{stem}.{ENDING}"));
+    let index = dir.join(format!("{stem}.{ENDING}.index.json"));
+    match whole.is_file() {
+        true => Ok(vec![whole]),
+        false if index.is_file() => Ok(shards(&index)?.into_iter().collect()),
+        false => Ok(Vec::new()),
+    }
+}
+
 /// `fp16` of `STEM.fp16.safetensors` and of `STEM.safetensors.index.fp16.json`; `None` of plain files and of shards.
 fn variant_of<'a>(name: &'a str, stem: &str) -> Option<&'a str> {
     let rest = name.strip_prefix(stem)?.strip_prefix('.')?;

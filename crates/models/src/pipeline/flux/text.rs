@@ -43,12 +43,7 @@ impl TextEncoders {
 
     /// Encodes each distinct prompt once and alone.
     pub fn encode(&self, prompts: &[String], max_sequence_length: usize) -> Result<Conditioning, ModelError> {
-        if max_sequence_length == 0 {
-            let reason =
-                "FLUX takes all tokens of a text from T5, so `max_sequence_length` must be at least 1";
-            return Err(ModelError::Input(reason.to_owned()));
-        }
-        check_t5_length(max_sequence_length)?;
+        check_length(max_sequence_length)?;
         encode_each(prompts, |prompt| {
             Ok(Conditioning {
                 text: self.t5.encode(prompt, max_sequence_length)?,
@@ -64,6 +59,15 @@ impl TextEncoders {
         prompt: &str,
         max_sequence_length: usize,
     ) -> Result<Vec<PromptTokens>, ModelError> {
+        check_length(max_sequence_length)?;
         Ok(vec![self.clip.tokens(prompt, self.clip.length())?, self.t5.tokens(prompt, max_sequence_length)?])
     }
+}
+
+fn check_length(max_sequence_length: usize) -> Result<(), ModelError> {
+    if max_sequence_length == 0 {
+        let reason = "FLUX takes all tokens of a text from T5, so `max_sequence_length` must be at least 1";
+        return Err(ModelError::Input(reason.to_owned()));
+    }
+    check_t5_length(max_sequence_length)
 }

@@ -86,6 +86,7 @@ impl TextEncoders {
         prompt: &str,
         max_sequence_length: usize,
     ) -> Result<Vec<PromptTokens>, ModelError> {
+        check_t5_length(max_sequence_length)?;
         let clips = self.clips.iter().map(|clip| clip.tokens(prompt, self.clip_length));
         let t5 = self.t5.iter().filter(|_| max_sequence_length > 0);
         clips.chain(t5.map(|t5| t5.tokens(prompt, max_sequence_length))).collect()
