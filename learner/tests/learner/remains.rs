@@ -1,4 +1,5 @@
-//! What a run leaves on disk, without what differs from life to life: times, and the names of event files.
+//! What a run leaves on disk, without what differs from life to life and folder to folder: times, the names of event files,
+//! and paths.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,8 +10,8 @@ use serde_json::Value;
 /// Every file below a run directory with what it holds, in words.
 pub type Remains = BTreeMap<String, String>;
 
-/// Keys of times.
-const TIMES: [&str; 5] = ["time", "seconds", "computing_seconds", "recorded_at", "busy"];
+/// Keys of times, and of a digest of paths.
+const DIFFERING_KEYS: [&str; 5] = ["time", "seconds", "computing_seconds", "recorded_at", "config_digest"];
 
 /// Looks at every file of a run, hidden ones too.
 pub fn of(run: &Path) -> Remains {
@@ -35,6 +36,7 @@ fn collect(run: &Path, folder: &Path, remains: &mut Remains) {
             }
             _ if name.ends_with("manifest.json") => (name, confirmed(&path)),
             Some("json" | "jsonl") => (name, rows(&bytes)),
+            Some("toml") => (name, without_folder(&bytes, run.parent().unwrap())),
             _ => (name, blake3::hash(&bytes).to_hex().to_string()),
         };
         assert!(!remains.contains_key(&place), "there is more than one {place}");
@@ -52,17 +54,21 @@ fn confirmed(manifest: &Path) -> String {
     "confirms its files".to_owned()
 }
 
+fn without_folder(bytes: &[u8], folder: &Path) -> String {
+    String::from_utf8_lossy(bytes).replace(&folder.display().to_string(), "FOLDER")
+}
+
 fn rows(bytes: &[u8]) -> String {
     let rows = serde_json::Deserializer::from_slice(bytes).into_iter::<Value>();
     let mut rows: Vec<Value> = rows.map(|row| row.unwrap()).collect();
-    rows.iter_mut().for_each(without_times);
+    rows.iter_mut().for_each(without_differing);
     rows.iter().map(|row| format!("{row}\n")).collect()
 }
 
-fn without_times(value: &mut Value) {
+fn without_differing(value: &mut Value) {
     let Some(fields) = value.as_object_mut() else { return };
-    fields.retain(|key, _| !TIMES.contains(&key.as_str()));
-    fields.values_mut().for_each(without_times);
+    fields.retain(|key, _| !DIFFERING_KEYS.contains(&key.as_str()));
+    fields.values_mut().for_each(without_differing);
 }
 
 #[derive(Message)]
