@@ -24,7 +24,7 @@ SETTINGS = [
 
 
 def test_binaries():
-    """Package, its folder, and binary of all tests of the workspace, built where they are not yet."""
+    """Package, which is its folder's name, that folder, and binary of all tests of the workspace, built where they are not."""
     command = [os.environ.get("CARGO", "cargo"), "test", "--release", "--workspace", "--no-run"]
     command += ["--message-format=json-render-diagnostics"]
     messages = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -32,10 +32,7 @@ def test_binaries():
     for artifact in artifacts:
         if artifact["reason"] == "compiler-artifact" and artifact["executable"] and artifact["profile"]["test"]:
             manifest = Path(artifact["manifest_path"])
-            package = artifact["package_id"].rsplit("#", 1)[1].split("@")[0]
-            # Where the folder has the package's name, the id ends in its version alone.
-            package = manifest.parent.name if package[0].isdigit() else package
-            yield package, manifest.parent, artifact["executable"]
+            yield manifest.parent.name, manifest.parent, artifact["executable"]
 
 
 def run(binary, folder, setting):
