@@ -260,9 +260,12 @@ fn temporary_name(path: &Path) -> PathBuf {
 }
 
 fn sync_folder(path: &Path) -> std::io::Result<()> {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
-        _ => Ok(()),
+    use std::io::ErrorKind::{InvalidInput, Unsupported};
+    let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) else { return Ok(()) };
+    match File::open(folder)?.sync_all() {
+        // Several network and FUSE file systems cannot flush directories.
+        Err(error) if matches!(error.kind(), InvalidInput | Unsupported) => Ok(()),
+        flushed => flushed,
     }
 }
 
