@@ -32,11 +32,7 @@ fn mean_score(folder: &Path, arguments: &[&str]) -> f64 {
 
 /// Trains, and draws with everything that the run left by every path that leads to it.
 fn draws_what_it_evaluated(changes: &[(&str, &str)]) {
-    let fixed = [
-        ("evaluation.images_per_prompt", "2"),
-        ("sampling.max_rows", "5"),
-        ("resources.worker_threads", "2"),
-    ];
+    let fixed = [("evaluation.images_per_prompt", "2"), ("sampling.max_rows", "5")];
     let mut run = Run::new(&[&fixed[..], changes].concat());
     run.complete(&["--workers", "1"]);
     let elsewhere = tempfile::tempdir().expect("a temporary directory");
