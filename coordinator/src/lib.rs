@@ -3,6 +3,8 @@
 //! Reading order: [`tasks`] and [`membership`] decide, [`run_state`] puts them together, [`server`] speaks gRPC,
 //! [`launch`] runs processes, [`up`] ties the knot.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod tasks;
 
 pub mod membership;

@@ -12,6 +12,8 @@
 //!
 //! One thread owns the network and all that is computed with it. Everything else moves bytes and names.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod checkpoint;
 pub mod embeddings;
 pub mod error;

@@ -1,5 +1,7 @@
 //! Command line of the learner.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,6 +13,7 @@ use learner::serve::{Exit, ServeError, ServeOptions, serve};
 use learner::{parity, pretrain};
 use models::Activations;
 use service::logging::{self, LogFormat};
+use service::output::{self, StandardOutput};
 use service::{Hub, MemberArguments, cuda, exit_code, shutdown};
 
 /// Trains the policy of a run.
@@ -60,10 +63,10 @@ struct ServeArgs {
     #[command(flatten)]
     member: MemberArguments,
     /// Name among the members of the run, kept over restarts.
-    #[arg(long, env, default_value = "learner")]
+    #[arg(long, env = "FLOW_RL_MEMBER_ID", default_value = "learner")]
     member_id: String,
     /// Where workers reach this process; port 0 takes a free one.
-    #[arg(long, env, default_value = "127.0.0.1:0")]
+    #[arg(long, env = "FLOW_RL_LISTEN", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
 }
 
@@ -71,7 +74,7 @@ fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(code) => code.into(),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            output::print_error_line(format_args!("error: {error:#}"));
             exit_code_of(&error).into()
         }
     }
@@ -107,7 +110,7 @@ fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
     let hub = Hub::from_environment(|name| std::env::var_os(name));
     let model = hub.resolve(&args.model_dir).map_err(|error| BadInput(error.into()))?;
     let outcome =
-        parity::run(&model, cases, args.rtol, activations, &mut std::io::stdout()).map_err(BadInput)?;
+        parity::run(&model, cases, args.rtol, activations, &mut StandardOutput).map_err(BadInput)?;
     Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
 }
 
@@ -136,4 +139,16 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
         Exit::Done => exit_code::DONE,
         Exit::Retry => exit_code::RETRY,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_its_variables_are_ours() {
+        Args::command().debug_assert();
+        assert_eq!(service::unprefixed_variables(&Args::command()), Vec::<String>::new());
+    }
 }

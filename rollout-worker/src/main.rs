@@ -1,5 +1,7 @@
 //! Command line of the rollout worker.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,6 +18,7 @@ use rollout_worker::serve::{self, ServeOptions};
 use rollout_worker::serve_reward::{self, Ended, ServeRewardOptions};
 use rollout_worker::{inspect_rewards, parity, settings};
 use service::logging::LogFormat;
+use service::output::{self, StandardOutput};
 use service::{Hub, MemberArguments, ServiceError, cuda, exit_code, logging, shutdown};
 
 /// Samples images: for a training run, or by itself.
@@ -49,10 +52,10 @@ struct ServeArgs {
     #[command(flatten)]
     member: MemberArguments,
     /// Name among the members of the run, kept over restarts.
-    #[arg(long, env)]
+    #[arg(long, env = "FLOW_RL_MEMBER_ID")]
     member_id: String,
     /// `cpu` or `cuda`; the run config's device if not given.
-    #[arg(long, env)]
+    #[arg(long, env = "FLOW_RL_DEVICE")]
     device: Option<String>,
 }
 
@@ -120,10 +123,10 @@ struct SampleArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     images_per_prompt: u32,
     /// `cpu` or `cuda`.
-    #[arg(long, env, default_value = "cpu")]
+    #[arg(long, env = "FLOW_RL_DEVICE", default_value = "cpu")]
     device: String,
     /// CPU threads of tensor operations.
-    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = "FLOW_RL_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     threads: u16,
 }
 
@@ -145,10 +148,10 @@ struct ScoreArgs {
     #[arg(long)]
     json: bool,
     /// `cpu` or `cuda`.
-    #[arg(long, env, default_value = "cpu")]
+    #[arg(long, env = "FLOW_RL_DEVICE", default_value = "cpu")]
     device: String,
     /// CPU threads of tensor operations.
-    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = "FLOW_RL_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     threads: u16,
 }
 
@@ -190,19 +193,19 @@ struct ServeRewardArgs {
     #[arg(long = "option", value_name = "KEY=VALUE")]
     options: Vec<String>,
     /// Where to listen, as in `127.0.0.1:17200`; port 0 takes a free one, which the line on standard output tells.
-    #[arg(long, env)]
+    #[arg(long, env = "FLOW_RL_LISTEN")]
     listen: SocketAddr,
     /// `cpu` or `cuda`.
-    #[arg(long, env, default_value = "cpu")]
+    #[arg(long, env = "FLOW_RL_DEVICE", default_value = "cpu")]
     device: String,
     /// Batches of each scorer that may wait; more are refused for the time being.
-    #[arg(long, env, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = "FLOW_RL_MAX_QUEUE", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     max_queue: u16,
     /// CPU threads of each scorer's tensor operations.
-    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = "FLOW_RL_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     threads: u16,
     /// `text` or `json`.
-    #[arg(long, env, default_value_t)]
+    #[arg(long, env = "FLOW_RL_LOG_FORMAT", default_value_t)]
     log_format: LogFormat,
 }
 
@@ -210,7 +213,7 @@ fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(code) => code.into(),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            output::print_error_line(format_args!("error: {error:#}"));
             exit_code_of(&error).into()
         }
     }
@@ -262,7 +265,7 @@ fn run_inspect_rewards() -> anyhow::Result<u8> {
     let inquiry: RewardInquiry = serde_json::from_reader(std::io::stdin().lock()).map_err(|error| {
         BadInput::from_error(anyhow::Error::new(error).context("reading rewards from standard input"))
     })?;
-    println!("{}", serde_json::to_string(&inspect_rewards::run(&inquiry, &hub()))?);
+    output::print_line(serde_json::to_string(&inspect_rewards::run(&inquiry, &hub()))?);
     Ok(exit_code::DONE)
 }
 
@@ -293,7 +296,7 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
 
 fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
     let model = hub().resolve(&args.model_dir).map_err(BadInput::from_error)?;
-    let outcome = parity::run(&model, args.cases.as_deref(), args.rtol, &mut std::io::stdout())
+    let outcome = parity::run(&model, args.cases.as_deref(), args.rtol, &mut StandardOutput)
         .map_err(BadInput::from_error)?;
     Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
 }
@@ -320,15 +323,15 @@ fn run_sample(args: SampleArgs) -> anyhow::Result<u8> {
         device,
     })?;
     let seconds = report.duration.as_secs_f64();
-    println!(
+    output::print_line(format_args!(
         "{} images in {} ({:.2} images/s, {:.1} network evaluations/s)",
         report.images,
         args.out.display(),
         report.images as f64 / seconds,
         report.network_evaluations as f64 / seconds
-    );
+    ));
     if let Some(truncated) = report.truncated {
-        eprintln!("warning: {truncated}");
+        output::print_error_line(format_args!("warning: {truncated}"));
     }
     Ok(exit_code::DONE)
 }
@@ -348,8 +351,8 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
     };
     let inspection = inspect::run(&options).map_err(BadInput::from_error)?;
     match args.json {
-        true => println!("{}", serde_json::to_string(&inspection)?),
-        false => print!("{inspection}"),
+        true => output::print_line(serde_json::to_string(&inspection)?),
+        false => output::print_text(inspection),
     }
     Ok(exit_code::DONE)
 }
@@ -358,7 +361,7 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
 fn say_stand_ins(model: &Path, random_weights: bool) -> anyhow::Result<()> {
     if random_weights {
         let lines = inspect::stand_ins(model).map_err(BadInput::from_error)?;
-        lines.iter().for_each(|line| eprintln!("warning: {line}"));
+        lines.iter().for_each(|line| output::print_error_line(format_args!("warning: {line}")));
     }
     Ok(())
 }
@@ -372,7 +375,7 @@ fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {
     let reward = config::reward_from_settings(&args.reward, &args.options).map_err(BadInput::from_error)?;
     let options =
         ScoreOptions { reward, images: args.images, prompts: args.prompts, json: args.json, resources };
-    score::run(&options, &mut std::io::stdout().lock())?;
+    score::run(&options, &mut StandardOutput)?;
     Ok(exit_code::DONE)
 }
 
@@ -387,7 +390,7 @@ fn run_serve_reward(args: ServeRewardArgs) -> anyhow::Result<u8> {
         hub: hub(),
     };
     let names = args.rewards.join(", ");
-    let ready = |address| println!("serving {names} at http://{address}");
+    let ready = |address| output::print_line(format_args!("serving {names} at http://{address}"));
     // Sockets need little; the scorers' threads have the cores.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let serve = async { serve_reward::run(options, shutdown::on_signals()?, ready).await };
@@ -395,4 +398,16 @@ fn run_serve_reward(args: ServeRewardArgs) -> anyhow::Result<u8> {
         Ended::Drained => exit_code::DONE,
         Ended::CutOff => exit_code::RETRY,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_its_variables_are_ours() {
+        Args::command().debug_assert();
+        assert_eq!(service::unprefixed_variables(&Args::command()), Vec::<String>::new());
+    }
 }

@@ -6,10 +6,11 @@ use crate::{CONNECTION_OPTIONS, CheckpointSection, OnRewardHacking, RewardSectio
 /// out. Thread counts and the device are not among them, since matrix products round differently on others; nor are the
 /// images of an evaluation, since gains are taken against the first one. What scores them may change: every evaluation says
 /// what it was scored by, and only equals are compared. Of a trained reward, [`CONNECTION_OPTIONS`] may change.
-pub const CHANGEABLE_KEYS: [&str; 11] = [
+pub const CHANGEABLE_KEYS: [&str; 13] = [
     "run.name",
     "run.directory",
     "run.iterations",
+    "run.max_hours",
     "model.embedding_cache",
     "evaluation.every",
     "evaluation.grid",
@@ -18,6 +19,7 @@ pub const CHANGEABLE_KEYS: [&str; 11] = [
     "evaluation_rewards",
     "checkpoints.",
     "resources.workers",
+    "resources.max_workers",
 ];
 
 impl RunConfig {
@@ -28,6 +30,7 @@ impl RunConfig {
         identity.run.name.clear();
         identity.run.directory.clear();
         identity.run.iterations = 0;
+        identity.run.max_hours = 0.0;
         identity.model.embedding_cache.clear();
         identity.evaluation.every = 0;
         identity.evaluation.grid = 0;
@@ -37,6 +40,7 @@ impl RunConfig {
         identity.rewards = identity.rewards.iter().map(RewardSection::without_connection).collect();
         identity.checkpoints = CheckpointSection { every: 0, keep_last: 0 };
         identity.resources.workers = 0;
+        identity.resources.max_workers = 0;
         identity.to_toml()
     }
 }
@@ -72,6 +76,7 @@ mod tests {
             "run.name=other",
             "run.directory=elsewhere",
             "run.iterations=7",
+            "run.max_hours=7",
             "run.seed=7",
             "run.lag=1",
             "model.embedding_cache=embeddings",
@@ -85,6 +90,7 @@ mod tests {
             "checkpoints.every=7",
             "checkpoints.keep_last=7",
             "resources.workers=7",
+            "resources.max_workers=7",
             "resources.worker_threads=7",
             "training.learning_rate=7.0",
         ];

@@ -1,6 +1,9 @@
 //! What every process of a run needs: connecting and serving, membership of the run, shutdown on signals, logs, the
 //! layout of the run directory, files that survive a power cut, models by name. Never links libtorch.
 
+// Printing panics where nobody reads; `output` does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod arguments;
 mod backoff;
 mod chunks;
@@ -12,10 +15,11 @@ pub mod exit_code;
 mod hub;
 pub mod logging;
 mod membership;
+pub mod output;
 mod run_directory;
 pub mod shutdown;
 
-pub use arguments::MemberArguments;
+pub use arguments::{MemberArguments, unprefixed_variables};
 pub use backoff::Backoff;
 pub use chunks::{Assembly, ChunkError, chunks};
 pub use connect::{
