@@ -20,8 +20,8 @@ impl Catalog {
     /// Reads the prompt files of a config.
     ///
     /// # Errors
-    /// If one is missing, empty or malformed, or lacks metadata that a reward needs.
-    pub fn open(config: RunConfig) -> Result<Self, PromptFileError> {
+    /// What is wrong with each: it is missing, empty or malformed, or lacks metadata that a reward needs.
+    pub fn open(config: RunConfig) -> Result<Self, Vec<PromptFileError>> {
         let mut notes = Vec::new();
         let mut read = |path: &Path, split, rewards: &[RewardSection]| {
             let path = prompt_file(path, split)?;
@@ -30,9 +30,12 @@ impl Catalog {
             notes.extend(config::unused_prompt_keys(&path, &records));
             Ok::<_, PromptFileError>(records)
         };
-        let train = read(&config.data.train, PromptSplit::Train, &config.rewards)?;
-        let test = read(&config.data.test, PromptSplit::Test, config.rewards_of_evaluation())?;
-        Ok(Self { config, train, test, notes })
+        let train = read(&config.data.train, PromptSplit::Train, &config.rewards);
+        let test = read(&config.data.test, PromptSplit::Test, config.rewards_of_evaluation());
+        match (train, test) {
+            (Ok(train), Ok(test)) => Ok(Self { config, train, test, notes }),
+            (train, test) => Err(train.err().into_iter().chain(test.err()).collect()),
+        }
     }
 
     /// What the user should know about the prompts.

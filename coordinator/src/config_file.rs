@@ -24,7 +24,7 @@ pub fn read_to_plan(args: &ConfigArgs) -> Result<(RunConfig, Vec<ConfigProblem>)
     RunConfig::from_toml_to_plan(&text(args)?, &args.settings).map_err(|problems| invalid(args, problems))
 }
 
-fn text(args: &ConfigArgs) -> Result<String, CoordinatorError> {
+pub(crate) fn text(args: &ConfigArgs) -> Result<String, CoordinatorError> {
     let path = args.file.display();
     std::fs::read_to_string(&args.file).map_err(|error| {
         CoordinatorError::Usage(format!(
@@ -33,7 +33,7 @@ fn text(args: &ConfigArgs) -> Result<String, CoordinatorError> {
     })
 }
 
-fn invalid(args: &ConfigArgs, problems: ConfigErrors) -> CoordinatorError {
+pub(crate) fn invalid(args: &ConfigArgs, problems: ConfigErrors) -> CoordinatorError {
     CoordinatorError::Config { path: args.file.clone(), problems }
 }
 
@@ -45,15 +45,24 @@ fn invalid(args: &ConfigArgs, problems: ConfigErrors) -> CoordinatorError {
 pub fn open(args: &ConfigArgs, hub: &Hub) -> Result<Catalog, CoordinatorError> {
     let config = read(args)?;
     let missing = missing_model(&config.model.path, hub);
-    let catalog = Catalog::open(config).map_err(|error| format!("{:#}", anyhow::Error::from(error)));
-    let catalog = catalog.and_then(|catalog| match too_few_prompts(&catalog) {
-        Some(problem) => Err(problem),
-        None => Ok(catalog),
-    });
-    match (catalog, missing) {
+    match (prompts(config), missing) {
         (Ok(catalog), None) => Ok(catalog),
-        (Err(problem), None) | (Ok(_), Some(problem)) => Err(CoordinatorError::Usage(problem)),
-        (Err(problem), Some(missing)) => Err(CoordinatorError::Usage(format!("{missing}\n{problem}"))),
+        (Ok(_), Some(missing)) => Err(CoordinatorError::Usage(missing)),
+        (Err(problems), missing) => {
+            let problems: Vec<String> = missing.into_iter().chain(problems).collect();
+            Err(CoordinatorError::Usage(problems.join("\n")))
+        }
+    }
+}
+
+/// The config with its prompts, or all that is wrong with these.
+pub(crate) fn prompts(config: RunConfig) -> Result<Catalog, Vec<String>> {
+    let catalog = Catalog::open(config);
+    let told = |error| format!("{:#}", anyhow::Error::from(error));
+    let catalog = catalog.map_err(|errors| errors.into_iter().map(told).collect::<Vec<_>>())?;
+    match too_few_prompts(&catalog) {
+        Some(problem) => Err(vec![problem]),
+        None => Ok(catalog),
     }
 }
 
@@ -116,7 +125,7 @@ pub fn import(yaml: &Path, path: &Path) -> Result<String, CoordinatorError> {
 }
 
 /// Writes a file that must not exist yet.
-fn create(path: &Path, text: &str) -> Result<(), CoordinatorError> {
+pub(crate) fn create(path: &Path, text: &str) -> Result<(), CoordinatorError> {
     let failed = |source| CoordinatorError::File { action: "write", path: path.to_owned(), source };
     match std::fs::File::create_new(path) {
         Ok(mut file) => file.write_all(text.as_bytes()).map_err(failed),

@@ -21,11 +21,17 @@ pub mod up;
 
 pub mod account;
 pub mod admin;
+pub mod advice;
+pub mod branch;
 pub mod cli;
 pub mod config_file;
+pub mod detach;
 pub mod display;
 pub mod error;
+pub mod examination;
+pub mod history;
 pub mod inspection;
+pub mod logs;
 pub mod planning;
 pub mod rates;
 pub mod status;

@@ -19,6 +19,7 @@ pub mod embeddings;
 pub mod error;
 pub mod evaluation;
 pub mod export;
+pub mod export_checkpoint;
 mod font;
 pub mod gradient;
 pub mod grid;

@@ -10,7 +10,7 @@ use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use learner::pretrain::PretrainSettings;
 use learner::serve::{Exit, ServeError, ServeOptions, serve};
-use learner::{parity, pretrain};
+use learner::{export_checkpoint, parity, pretrain};
 use models::Activations;
 use service::logging::{self, LogFormat};
 use service::output::{self, StandardOutput};
@@ -30,8 +30,22 @@ enum Command {
     Serve(ServeArgs),
     /// Compares gradients and updates with recorded ones, `lora*` and `rl_step*`, of a model.
     Parity(ParityArgs),
+    /// Writes what a run has trained by one of its checkpoints, as PEFT folder and diffusers LoRA file.
+    Export(ExportArgs),
     /// Makes a small SD3 pipeline from nothing: flow-matching training on drawn scenes.
     Pretrain(PretrainArgs),
+}
+
+#[derive(clap::Args)]
+struct ExportArgs {
+    /// Directory of the run.
+    run: PathBuf,
+    /// Iterations of the checkpoint; the newest if not given.
+    #[arg(long)]
+    checkpoint: Option<u32>,
+    /// Folder to write; it must not exist.
+    #[arg(long)]
+    to: PathBuf,
 }
 
 #[derive(clap::Args)]
@@ -101,6 +115,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Serve(args) => run_serve(args),
         Command::Parity(args) => run_parity(&args),
         Command::Pretrain(args) => run_pretrain(&args),
+        Command::Export(args) => run_export(&args),
     }
 }
 
@@ -112,6 +127,13 @@ fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
     let outcome =
         parity::run(&model, cases, args.rtol, activations, &mut StandardOutput).map_err(BadInput)?;
     Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
+}
+
+fn run_export(args: &ExportArgs) -> anyhow::Result<u8> {
+    let hub = Hub::from_environment(|name| std::env::var_os(name));
+    let version = export_checkpoint::run(&args.run, args.checkpoint, &args.to, &hub).map_err(BadInput)?;
+    output::print_line(serde_json::json!({ "version": version }));
+    Ok(exit_code::DONE)
 }
 
 fn run_pretrain(args: &PretrainArgs) -> anyhow::Result<u8> {

@@ -43,6 +43,11 @@ enum Command {
     Inspect(InspectArgs),
     /// Reads rewards as JSON from its standard input, as the coordinator writes them, and says whether they could be built here.
     InspectRewards,
+    /// Says whether a device is here.
+    InspectDevice {
+        /// `cpu` or `cuda`.
+        device: String,
+    },
     /// Hosts scorers for others over gRPC; the reward `grpc` of a run config is their client.
     ServeReward(ServeRewardArgs),
 }
@@ -230,6 +235,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Score(args) => run_score(args),
         Command::Inspect(args) => run_inspect(args),
         Command::InspectRewards => run_inspect_rewards(),
+        Command::InspectDevice { device } => {
+            settings::device(&device).map_err(BadInput::from_error)?;
+            Ok(exit_code::DONE)
+        }
         Command::ServeReward(args) => run_serve_reward(args),
     }
 }
@@ -242,6 +251,7 @@ impl Command {
             Self::Sample(args) => Some(&args.device),
             Self::Score(args) => Some(&args.device),
             Self::ServeReward(args) => Some(&args.device),
+            Self::InspectDevice { device } => Some(device),
             Self::Parity(_) | Self::Inspect(_) | Self::InspectRewards => Some("cpu"),
         }
     }

@@ -1,7 +1,9 @@
 //! What a run is told to do: the run config, its validation, the prompts, the tasks and their cost. Never links libtorch.
 
+mod branch;
 mod commented;
 mod cost;
+mod duration;
 mod identity;
 mod importer;
 mod memory;
@@ -16,7 +18,9 @@ mod run_config;
 mod tasks;
 mod validate;
 
+pub use branch::branch_text;
 pub use cost::*;
+pub use duration::Rate;
 pub use identity::*;
 pub use importer::{Fate, Import, ImportEntry, ImportError, ImportReport, import_flow_factory};
 pub use memory::*;

@@ -1,0 +1,88 @@
+//! How long a run takes at a rate that was measured.
+//!
+//! A network evaluation is a guided one of one latent. A forward of the learner counts as one, and a backward as two; what
+//! decoding, rewards, text encoders and the wire take comes on top.
+
+use crate::RunConfig;
+
+/// How fast a run goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rate {
+    /// Network evaluations per second of one worker, and of the learner, on a machine of the same kind.
+    OfWorker(f64),
+    /// Network evaluations per second of all workers together, the learner's time included: what a run was seen to do.
+    OfRun(f64),
+}
+
+impl RunConfig {
+    /// Network evaluations of sampling and of evaluations in a whole run.
+    pub fn run_evaluations(&self, n_test_prompts: usize) -> f64 {
+        let sampling = f64::from(self.run.iterations) * self.iteration_cost().sampling_evaluations;
+        sampling + self.evaluation_evaluations(n_test_prompts)
+    }
+
+    /// Seconds of a whole run. Without a lag, sampling and training take turns; with one they overlap.
+    pub fn run_seconds(&self, n_test_prompts: usize, rate: Rate) -> f64 {
+        let per_worker = match rate {
+            Rate::OfRun(rate) => return self.run_evaluations(n_test_prompts) / rate,
+            Rate::OfWorker(rate) => rate,
+        };
+        let all_workers = per_worker * self.resources.workers.max(1) as f64;
+        let cost = self.iteration_cost();
+        let (sampling, training) =
+            (cost.sampling_evaluations / all_workers, cost.training_forward_equivalents / per_worker);
+        let iteration = if self.run.lag == 0 { sampling + training } else { sampling.max(training) };
+        f64::from(self.run.iterations) * iteration + self.evaluation_evaluations(n_test_prompts) / all_workers
+    }
+
+    fn evaluation_evaluations(&self, n_test_prompts: usize) -> f64 {
+        let n_due = (0..=self.run.iterations).filter(|version| self.evaluation_due(*version)).count();
+        let images = self.n_evaluated_prompts(n_test_prompts) * self.evaluation.images_per_prompt;
+        (n_due * images * self.evaluation.steps) as f64
+    }
+
+    /// Processes that compute: the workers and the learner.
+    pub fn n_processes(&self) -> usize {
+        self.resources.workers.max(1) + 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preset;
+
+    fn config() -> RunConfig {
+        let mut config = preset("tempflow-tiny-cpu").expect("a preset").config;
+        config.run.iterations = 10;
+        config.evaluation.every = 4;
+        config.evaluation.prompts = 0;
+        config.evaluation.steps = 5;
+        config.evaluation.images_per_prompt = 2;
+        config.resources.workers = 4;
+        config
+    }
+
+    #[test]
+    fn a_run_costs_its_iterations_and_its_evaluations() {
+        let config = config();
+        let sampling = 10.0 * config.iteration_cost().sampling_evaluations;
+        // Versions 0, 4, 8 and 10.
+        assert_eq!(config.run_evaluations(30), sampling + 4.0 * 30.0 * 2.0 * 5.0);
+        assert_eq!(config.run_seconds(30, Rate::OfRun(20.0)), config.run_evaluations(30) / 20.0);
+    }
+
+    #[test]
+    fn workers_share_the_sampling_and_a_lag_hides_the_shorter_part() {
+        let mut config = config();
+        let cost = config.iteration_cost();
+        let (sampling, training) = (cost.sampling_evaluations / 40.0, cost.training_forward_equivalents / 10.0);
+        let evaluations = 1200.0 / 40.0;
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-9 * b, "{a} is not {b}");
+        close(config.run_seconds(30, Rate::OfWorker(10.0)), 10.0 * (sampling + training) + evaluations);
+        config.run.lag = 1;
+        close(config.run_seconds(30, Rate::OfWorker(10.0)), 10.0 * sampling.max(training) + evaluations);
+        config.resources.workers = 0;
+        assert_eq!(config.n_processes(), 2, "some worker must come from elsewhere");
+    }
+}
