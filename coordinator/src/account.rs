@@ -101,7 +101,8 @@ pub fn progress_json(snapshot: &Snapshot, rates: &Rates) -> Value {
 /// The table at the end of a run.
 pub fn summary_table(summary: &Summary) -> String {
     let per_second = |count: u64| if summary.seconds > 0.0 { count as f64 / summary.seconds } else { 0.0 };
-    let held_out = |held_out: Option<HeldOut>| held_out.map_or("not measured".to_owned(), |h| held_out_text(&h));
+    let held_out =
+        |held_out: Option<HeldOut>| held_out.map_or("not measured".to_owned(), |h| held_out_text(&h));
     let gain =
         format!("{:.4} ± {:.4} ({} prompts)", summary.gain, summary.gain_standard_error, summary.prompts);
     let mut rows = vec![
@@ -116,7 +117,9 @@ pub fn summary_table(summary: &Summary) -> String {
     if !summary.reward_hacking.is_empty() {
         rows.push(("reward hacking seen in", summary.reward_hacking.join(", ")));
     }
-    rows.extend(summary.best.map(|best| ("best version", format!("{}, {}", best.version, held_out_text(&best)))));
+    rows.extend(
+        summary.best.map(|best| ("best version", format!("{}, {}", best.version, held_out_text(&best)))),
+    );
     rows.extend([
         ("time", clock(seconds(summary.seconds))),
         ("images", format!("{} ({:.1}/s)", summary.images, per_second(summary.images))),

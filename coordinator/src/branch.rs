@@ -71,7 +71,12 @@ fn config_of(run: &RunDirectory, settings: &[String]) -> Result<RunConfig, Coord
     let here = std::env::current_dir().ok();
     let home = RunRecord::read(run).ok().and_then(|record| record.working_directory);
     if let Some(home) = home.filter(|home| here.as_ref() != Some(home)) {
-        let paths = [&mut config.model.path, &mut config.data.train, &mut config.data.test, &mut config.run.directory];
+        let paths = [
+            &mut config.model.path,
+            &mut config.data.train,
+            &mut config.data.test,
+            &mut config.run.directory,
+        ];
         for path in paths {
             // A model may also be a name in a cache.
             if path.is_relative() && home.join(&*path).exists() {
@@ -111,15 +116,16 @@ fn export(
     if let Some(version) = checkpoint {
         command.arg("--checkpoint").arg(version.to_string());
     }
-    let output = command
-        .output()
-        .map_err(|source| CoordinatorError::Spawn { program: program.clone(), source })?;
+    let output =
+        command.output().map_err(|source| CoordinatorError::Spawn { program: program.clone(), source })?;
     let complaint = String::from_utf8_lossy(&output.stderr).trim().trim_start_matches("error: ").to_owned();
     let answer = serde_json::from_slice::<ExportedCheckpoint>(&output.stdout);
     match (output.status.code(), answer) {
         (Some(0), Ok(ExportedCheckpoint { version })) => Ok(version),
         (Some(2), _) => Err(CoordinatorError::Usage(complaint)),
-        _ => Err(CoordinatorError::Branching { program, status: output.status.to_string(), output: complaint }),
+        _ => {
+            Err(CoordinatorError::Branching { program, status: output.status.to_string(), output: complaint })
+        }
     }
 }
 
@@ -151,7 +157,8 @@ mod tests {
         let learner = home.path().join("learner");
         fs::write(&learner, format!("#!/bin/sh\n{script}\n")).expect("written");
         fs::set_permissions(&learner, fs::Permissions::from_mode(0o755)).expect("set");
-        let branching = Branching { run: run.path().display().to_string(), checkpoint: Some(3), settings: Vec::new() };
+        let branching =
+            Branching { run: run.path().display().to_string(), checkpoint: Some(3), settings: Vec::new() };
         (home, branching)
     }
 
@@ -161,13 +168,17 @@ mod tests {
         let file = home.path().join("b.toml");
         branching.settings = vec!["training.learning_rate=0.5".to_owned()];
         let told = branch(&branching, &file, home.path()).expect("branched");
-        assert!(told.contains("after 3 iterations") && told.contains("Not carried over: the moments"), "{told}");
+        assert!(
+            told.contains("after 3 iterations") && told.contains("Not carried over: the moments"),
+            "{told}"
+        );
         let asked = fs::read_to_string(home.path().join("asked")).expect("asked");
         assert!(asked.contains("/a --to") && asked.contains("/b-adapter --checkpoint 3"), "{asked}");
         let text = fs::read_to_string(&file).expect("written");
         let branch = RunConfig::from_toml(&text).expect("valid");
         assert!(text.contains("# Not carried over") || text.contains("Not carried over"), "{text}");
-        let expected = RunConfig::from_toml(&fs::read_to_string(home.path().join("a/config.toml")).expect("there"));
+        let expected =
+            RunConfig::from_toml(&fs::read_to_string(home.path().join("a/config.toml")).expect("there"));
         let mut expected = expected.expect("valid");
         expected.run.name = "b".to_owned();
         expected.training.learning_rate = 0.5;

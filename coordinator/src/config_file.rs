@@ -45,14 +45,21 @@ pub(crate) fn invalid(args: &ConfigArgs, problems: ConfigErrors) -> CoordinatorE
 pub fn open(args: &ConfigArgs, hub: &Hub) -> Result<Catalog, CoordinatorError> {
     let config = read(args)?;
     let missing = missing_model(&config.model.path, hub);
-    match (prompts(config), missing) {
-        (Ok(catalog), None) => Ok(catalog),
-        (Ok(_), Some(missing)) => Err(CoordinatorError::Usage(missing)),
-        (Err(problems), missing) => {
-            let problems: Vec<String> = missing.into_iter().chain(problems).collect();
-            Err(CoordinatorError::Usage(problems.join("\n")))
-        }
-    }
+    let origin = origin_of_paths(&config);
+    let problems = match (prompts(config), missing) {
+        (Ok(catalog), None) => return Ok(catalog),
+        (Ok(_), Some(missing)) => vec![missing],
+        (Err(problems), missing) => missing.into_iter().chain(problems).collect(),
+    };
+    Err(CoordinatorError::Usage(problems.into_iter().chain(origin).collect::<Vec<_>>().join("\n")))
+}
+
+/// What relative paths of a config are relative to, where one of them leads nowhere.
+pub(crate) fn origin_of_paths(config: &RunConfig) -> Option<String> {
+    let paths = [&config.model.path, &config.data.train, &config.data.test];
+    let leads_nowhere = paths.iter().any(|path| path.is_relative() && !path.exists());
+    let here = std::env::current_dir().ok().filter(|_| leads_nowhere)?;
+    Some(format!("relative paths are taken from {}, where this was started", here.display()))
 }
 
 /// The config with its prompts, or all that is wrong with these.
@@ -229,7 +236,9 @@ mod tests {
         let error = open(&args(path, &settings), &Hub::at("no/cache")).expect_err("missing");
         let message = error.to_string();
         assert!(
-            message.contains("no/model/model_index.json") && message.contains("no/prompts.txt"),
+            message.contains("no/model/model_index.json")
+                && message.contains("no/prompts.txt")
+                && message.contains("relative paths are taken from /"),
             "{message}"
         );
         assert_eq!(error.exit_code(), 2);

@@ -80,7 +80,9 @@ fn code_of(ended: std::process::ExitStatus) -> u8 {
     match ended.code() {
         Some(code) => u8::try_from(code).unwrap_or(exit_code::FAILED),
         None => {
-            print_error_line(format_args!("error: the coordinator ended with {ended} before the run had started"));
+            print_error_line(format_args!(
+                "error: the coordinator ended with {ended} before the run had started"
+            ));
             exit_code::FAILED
         }
     }

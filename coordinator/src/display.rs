@@ -139,9 +139,7 @@ pub struct LogWriter {
 
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Some(mut file) = self.file.get() {
-            file.write_all(bytes)?;
-        }
+        let in_file = self.file.get().map_or(Ok(()), |mut file| file.write_all(bytes));
         // The terminal may be gone, which must not end a run either.
         let write = || drop(io::stderr().lock().write_all(bytes));
         match &self.bar {
@@ -149,7 +147,7 @@ impl Write for LogWriter {
             None if self.to_terminal => write(),
             _ => {}
         }
-        Ok(bytes.len())
+        in_file.map(|()| bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

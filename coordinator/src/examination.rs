@@ -2,7 +2,7 @@
 
 use crate::catalog::Catalog;
 use crate::cli::ConfigArgs;
-use crate::config_file::{invalid, missing_model, prompts, text};
+use crate::config_file::{invalid, missing_model, origin_of_paths, prompts, text};
 use crate::error::CoordinatorError;
 use crate::inspection::{self, Servers};
 use config::{ConfigErrors, ConfigProblem, RunConfig};
@@ -32,6 +32,9 @@ pub fn everything(
     }
     if findings.are_sound(&["resources.device"]) {
         inspection::device(&config, programs).unwrap_or_else(|error| findings.take(error));
+    }
+    if !findings.found.is_empty() {
+        findings.found.extend(origin_of_paths(&config));
     }
     match (findings.into_error(args), catalog) {
         (None, Some(catalog)) => Ok(catalog),

@@ -72,7 +72,8 @@ impl History {
     fn between_evaluations(&self) -> Option<(u64, f64)> {
         let (first, later) = self.evaluations.split_first()?;
         let newest = later.last()?;
-        let sampled = self.iterations.iter().filter(|row| (first.version..newest.version).contains(&row.iteration));
+        let sampled =
+            self.iterations.iter().filter(|row| (first.version..newest.version).contains(&row.iteration));
         let sampling = sampled.map(|row| row.cost.network_evaluations).sum::<u64>();
         let evaluating = later.iter().map(|row| row.network_evaluations).sum::<u64>();
         Some((sampling + evaluating, newest.seconds - first.seconds))

@@ -52,7 +52,8 @@ pub fn rewards(
     if rewards.is_empty() {
         return Ok(Vec::new());
     }
-    let inquiry = RewardInquiry { device: config.resources.device.clone(), knock: servers == Servers::Knock, rewards };
+    let inquiry =
+        RewardInquiry { device: config.resources.device.clone(), knock: servers == Servers::Knock, rewards };
     let inquiry = serde_json::to_vec(&inquiry).expect("an inquiry has a JSON form; else this is a bug");
     let (program, output) = ask(programs, &["inspect-rewards".to_owned()], &inquiry)?;
     match output.status.success() {

@@ -56,7 +56,8 @@ pub async fn logs(
 }
 
 fn print(output: &mut impl Write, line: &str) -> Result<(), CoordinatorError> {
-    let failed = |source| CoordinatorError::File { action: "write to", path: "standard output".into(), source };
+    let failed =
+        |source| CoordinatorError::File { action: "write to", path: "standard output".into(), source };
     output.write_all(line.as_bytes()).map_err(failed)
 }
 
@@ -73,7 +74,8 @@ impl MergedLogs {
         let failed = |source| CoordinatorError::File { action: "list", path: path.clone(), source };
         for entry in std::fs::read_dir(&path).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            if path.extension().is_some_and(|extension| extension == "log") && !self.logs.contains_key(&path) {
+            if path.extension().is_some_and(|extension| extension == "log") && !self.logs.contains_key(&path)
+            {
                 let log = Log::open(&path, tail).map_err(unreadable(&path))?;
                 self.logs.insert(path, log);
             }
@@ -224,7 +226,9 @@ mod tests {
         for (line, end) in printed.iter().zip(expected) {
             assert!(line.contains(end), "{end} is not in {line}");
         }
-        assert!(printed[0].starts_with("learner      2026") && printed[1].starts_with("worker-0     loading"));
+        assert!(
+            printed[0].starts_with("learner      2026") && printed[1].starts_with("worker-0     loading")
+        );
     }
 
     #[tokio::test]

@@ -255,7 +255,10 @@ mod tests {
         check_run(&args(&["--resume"]), &config).expect("the same run");
         (config.run.seed, config.sampling.steps) = (7, 5);
         let told = refusal(&["--resume"], &config).await;
-        assert!(told.starts_with("run.seed: 42 → 7 differs") && told.contains("\n  sampling.steps: "), "{told}");
+        assert!(
+            told.starts_with("run.seed: 42 → 7 differs") && told.contains("\n  sampling.steps: "),
+            "{told}"
+        );
         assert!(check_run(&args(&[]), &run_elsewhere(&config)).is_ok());
     }
 
@@ -270,7 +273,10 @@ mod tests {
         }
         config.run.iterations = 3;
         let told = refusal(&["--resume"], &config).await;
-        assert!(told.starts_with("`run.iterations` is 3, but 4 are done") && told.contains("--checkpoint"), "{told}");
+        assert!(
+            told.starts_with("`run.iterations` is 3, but 4 are done") && told.contains("--checkpoint"),
+            "{told}"
+        );
         config.run.iterations = 4;
         drop(open_run(&args(&["--resume"]), &config).await.expect("it ends where it is"));
     }

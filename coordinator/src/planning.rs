@@ -57,10 +57,16 @@ fn time_text(config: &RunConfig, n_test_prompts: usize, rate: Rate) -> String {
     let source = match rate {
         Rate::OfRun(rate) => format!("{rate:.1} network evaluations/s, as this run has gone so far"),
         Rate::OfWorker(rate) => {
-            format!("{rate:.1} network evaluations/s of each worker, and of the learner; decoding and rewards come on top")
+            format!(
+                "{rate:.1} network evaluations/s of each worker, and of the learner; decoding and rewards come on top"
+            )
         }
     };
-    let without = if n_test_prompts == 0 { "  (without evaluations: the held-out prompts are not there)\n" } else { "" };
+    let without = if n_test_prompts == 0 {
+        "  (without evaluations: the held-out prompts are not there)\n"
+    } else {
+        ""
+    };
     let hours = seconds / 3600.0;
     let spent = match config.resources.device.as_str() {
         "cpu" => {
@@ -220,7 +226,11 @@ mod tests {
         let planned = |rate| time(&PlanArgs { config: config.clone(), rate }).expect("planned");
         assert!(planned(None).contains("give `--rate`"), "{}", planned(None));
         let given = planned(Some(100.0));
-        assert!(given.contains("100.0 network evaluations/s of each worker") && given.contains("core-hours (3 threads)"), "{given}");
+        assert!(
+            given.contains("100.0 network evaluations/s of each worker")
+                && given.contains("core-hours (3 threads)"),
+            "{given}"
+        );
         fs::create_dir(home.path().join("a")).expect("created");
         let row = r#"{"iteration": 0, "cost": {"network_evaluations": 3000}, "time": {"iteration": 2.0}}"#;
         fs::write(home.path().join("a/metrics.jsonl"), format!("{row}\n")).expect("written");

@@ -20,7 +20,8 @@ const KEYS_OF_THE_COORDINATOR: [&str; 3] = ["resources.workers", "resources.max_
 /// # Errors
 /// A usage error if there is no such run, its config cannot be read, or the settings name another run.
 pub fn arguments(args: ResumeArgs) -> Result<UpArgs, CoordinatorError> {
-    let elsewhere = |setting: &&String| ["run.name=", "run.directory="].iter().any(|key| setting.starts_with(key));
+    let elsewhere =
+        |setting: &&String| ["run.name=", "run.directory="].iter().any(|key| setting.starts_with(key));
     if let Some(setting) = args.settings.iter().find(elsewhere) {
         return Err(CoordinatorError::Usage(format!(
             "`--set {setting}` names another run than {}; a run is renamed by renaming its directory",
@@ -44,9 +45,13 @@ pub fn arguments(args: ResumeArgs) -> Result<UpArgs, CoordinatorError> {
 /// The settings that tell a run where it is, if it has been moved.
 fn new_place(directory: &RunDirectory) -> Result<Vec<String>, CoordinatorError> {
     let path = directory.config();
-    let text = std::fs::read_to_string(&path)
-        .map_err(|source| CoordinatorError::File { action: "read", path: path.clone(), source })?;
-    let stored = RunConfig::from_toml(&text).map_err(|problems| CoordinatorError::Config { path, problems })?;
+    let text = std::fs::read_to_string(&path).map_err(|source| CoordinatorError::File {
+        action: "read",
+        path: path.clone(),
+        source,
+    })?;
+    let stored =
+        RunConfig::from_toml(&text).map_err(|problems| CoordinatorError::Config { path, problems })?;
     let stored = run_directory(&stored)?;
     if std::fs::canonicalize(stored.path()).is_ok_and(|stored| stored == directory.path()) {
         return Ok(Vec::new());

@@ -202,7 +202,10 @@ mod tests {
         assert!(text.contains("version 0 ") && text.contains("  … 20 more …\n  version 21 "), "{text}");
         assert!(text.contains("version 29 ") && !text.contains("version 20 "), "{text}");
         let record = living_json(&reply, &held_out(2), &run());
-        assert_eq!((record["seconds_left"].as_f64(), &record["files"]["logs"]), (Some(65.0), &json!("/runs/demo/logs")));
+        assert_eq!(
+            (record["seconds_left"].as_f64(), &record["files"]["logs"]),
+            (Some(65.0), &json!("/runs/demo/logs"))
+        );
         assert_eq!(record["held_out_rewards"][1]["version"], 1);
     }
 
@@ -225,6 +228,9 @@ mod tests {
             assert!(text.contains(first) && text.contains(second), "{text}");
         }
         let failed = RunEnding::Failed { reason: "a NaN".to_owned(), summary: None };
-        assert_eq!(ended_json(&record, &failed, &[], &run())["ended"], json!({ "how": "failed", "reason": "a NaN" }));
+        assert_eq!(
+            ended_json(&record, &failed, &[], &run())["ended"],
+            json!({ "how": "failed", "reason": "a NaN" })
+        );
     }
 }

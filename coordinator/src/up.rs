@@ -8,8 +8,8 @@ use crate::error::CoordinatorError;
 use crate::examination;
 use crate::inspection::Servers;
 use crate::launch;
-use crate::launch::{LEARNER, LocalLauncher, Supervisor, worker_id};
 use crate::launch::capacity::{self, Machine};
+use crate::launch::{LEARNER, LocalLauncher, Supervisor, worker_id};
 use crate::membership::{Members, Patience};
 use crate::opening::{OpenRun, check_run, open_run, run_directory};
 use crate::run_record::RunEnding;
@@ -66,7 +66,9 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
         catalog.notes().iter().for_each(|note| display.say(note));
         return dry_run(&args, catalog.config());
     }
-    if let Some(refusal) = capacity::of_machine(catalog.config().resources.workers as u32, &Machine::look(&[])) {
+    if let Some(refusal) =
+        capacity::of_machine(catalog.config().resources.workers as u32, &Machine::look(&[]))
+    {
         return Err(CoordinatorError::Usage(refusal));
     }
     if args.options.detach {
@@ -123,7 +125,8 @@ impl Run {
         let signals = shutdown::signal_count()?;
         display.log_to(&opened.directory.log_of("coordinator"))?;
         let (record, directory) = (&opened.record, opened.directory.clone());
-        let patience = Patience { lease: LEASE, task_deadline: Duration::from_secs(args.options.task_deadline) };
+        let patience =
+            Patience { lease: LEASE, task_deadline: Duration::from_secs(args.options.task_deadline) };
         let members = Members::new(record.run_id.clone(), record.generation, patience);
         let launcher = LocalLauncher::new(record.port, directory.clone())?;
         display.say(&format!("run {} in {}", catalog.config().run.name, directory.path().display()));

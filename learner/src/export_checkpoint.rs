@@ -18,7 +18,8 @@ pub fn run(run: &Path, version: Option<u32>, to: &Path, hub: &Hub) -> anyhow::Re
     let directory = RunDirectory::new(run);
     let path = directory.config();
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let config = RunConfig::from_toml(&text).with_context(|| format!("{} is not a valid run config", path.display()))?;
+    let config = RunConfig::from_toml(&text)
+        .with_context(|| format!("{} is not a valid run config", path.display()))?;
     if to.exists() {
         bail!("{} exists; remove it or choose another name", to.display());
     }

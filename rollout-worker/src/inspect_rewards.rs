@@ -51,7 +51,8 @@ fn inspect(
 
 /// Whether somebody takes a connection at a URL.
 fn knock(url: &str) -> Result<(), String> {
-    let silent = |reason: String| format!("nobody answers at {url} ({reason}); start the server, or mend `url`");
+    let silent =
+        |reason: String| format!("nobody answers at {url} ({reason}); start the server, or mend `url`");
     let (host, port) = host_and_port(url).ok_or_else(|| silent("it names no port".to_owned()))?;
     let addresses = (host, port).to_socket_addrs().map_err(|error| silent(error.to_string()))?;
     let mut reason = "it has no address".to_owned();
@@ -83,8 +84,11 @@ mod tests {
     fn look(device: &str, scorer: &str, settings: &[&str]) -> RewardInspection {
         let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
         let section = config::reward_from_settings(scorer, &settings).expect("well-formed");
-        let inquiry =
-            RewardInquiry { device: device.to_owned(), knock: true, rewards: vec![("rewards[0]".to_owned(), section)] };
+        let inquiry = RewardInquiry {
+            device: device.to_owned(),
+            knock: true,
+            rewards: vec![("rewards[0]".to_owned(), section)],
+        };
         run(&inquiry, &Hub::at("/nowhere")).remove(0)
     }
 

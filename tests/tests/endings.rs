@@ -81,9 +81,13 @@ fn a_run_that_games_its_reward_stops_with_a_summary_and_goes_on_when_told_to() {
     let (evaluations, said) = (run.rows("evaluations.jsonl"), run.said());
     let hacked = evaluations.last().expect("rows")["reward_hacking"][0].as_str().expect("hacked").to_owned();
     assert!(hacked.starts_with("jpeg_"), "{hacked}");
-    for words in
-        ["the run failed: reward hacking", "coordinator resume", "held-out reward after", "reward hacking seen in", "→"]
-    {
+    for words in [
+        "the run failed: reward hacking",
+        "coordinator resume",
+        "held-out reward after",
+        "reward hacking seen in",
+        "→",
+    ] {
         assert!(said.contains(words), "{words} is not in\n{said}");
     }
     assert!(run.status(&[]).contains("reward hacking seen in"), "{}", run.status(&[]));

@@ -93,7 +93,8 @@ fn memory_of_system() -> Option<u64> {
 
 /// What the control group of a container leaves; files that were read are given up when memory is short.
 fn memory_of_group() -> Option<u64> {
-    let (limit, used) = (number_in("/sys/fs/cgroup/memory.max")?, number_in("/sys/fs/cgroup/memory.current")?);
+    let (limit, used) =
+        (number_in("/sys/fs/cgroup/memory.max")?, number_in("/sys/fs/cgroup/memory.current")?);
     let statistics = fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
     let reclaimable = number_after(&statistics, "inactive_file").unwrap_or(0);
     Some(limit.saturating_sub(used.saturating_sub(reclaimable)))
@@ -105,7 +106,8 @@ fn free_threads() -> Option<u64> {
     let system = system.into_iter().flatten().min().zip(running);
     let group = number_in("/sys/fs/cgroup/pids.max").zip(number_in("/sys/fs/cgroup/pids.current"));
     // Root has no such limit. Threads of all users count at most too many.
-    let is_root = number_after(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "Uid:") == Some(0);
+    let is_root =
+        number_after(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "Uid:") == Some(0);
     let user = if is_root { None } else { limit(Resource::RLIMIT_NPROC).zip(running) };
     least([system, group, user].map(|bound| bound.map(|(limit, used)| limit.saturating_sub(used))))
 }

@@ -29,7 +29,10 @@ mod tests {
         let mut config = preset("tempflow-tiny-cpu").expect("a preset").config;
         config.adapter.start_from = "/runs/a-adapter/peft".into();
         let text = branch_text(&config, "Branches off a.");
-        assert!(text.starts_with("# Branches off a.\n") && text.contains("start_from = \"/runs/a-adapter/peft\""), "{text}");
+        assert!(
+            text.starts_with("# Branches off a.\n") && text.contains("start_from = \"/runs/a-adapter/peft\""),
+            "{text}"
+        );
         assert!(text.contains("kl_beta = 0.0") && text.contains("max_hours = 0.0"), "{text}");
         assert_eq!(RunConfig::from_toml(&text).expect("valid"), config);
     }

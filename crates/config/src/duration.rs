@@ -36,9 +36,14 @@ impl RunConfig {
     }
 
     fn evaluation_evaluations(&self, n_test_prompts: usize) -> f64 {
-        let n_due = (0..=self.run.iterations).filter(|version| self.evaluation_due(*version)).count();
         let images = self.n_evaluated_prompts(n_test_prompts) * self.evaluation.images_per_prompt;
-        (n_due * images * self.evaluation.steps) as f64
+        f64::from(self.n_evaluations()) * (images * self.evaluation.steps) as f64
+    }
+
+    /// How many versions are [due](Self::evaluation_due): the first, every so many, and the last.
+    fn n_evaluations(&self) -> u32 {
+        let (iterations, every) = (self.run.iterations, self.evaluation.every);
+        1 + iterations / every + u32::from(!iterations.is_multiple_of(every))
     }
 
     /// Processes that compute: the workers and the learner.
@@ -73,10 +78,21 @@ mod tests {
     }
 
     #[test]
+    fn as_many_evaluations_are_counted_as_are_due() {
+        for (iterations, every) in [(1, 1), (1, 5), (10, 4), (12, 4), (150, 25)] {
+            let mut config = config();
+            (config.run.iterations, config.evaluation.every) = (iterations, every);
+            let n_due = (0..=iterations).filter(|version| config.evaluation_due(*version)).count();
+            assert_eq!(config.n_evaluations() as usize, n_due, "{iterations} by {every}");
+        }
+    }
+
+    #[test]
     fn workers_share_the_sampling_and_a_lag_hides_the_shorter_part() {
         let mut config = config();
         let cost = config.iteration_cost();
-        let (sampling, training) = (cost.sampling_evaluations / 40.0, cost.training_forward_equivalents / 10.0);
+        let (sampling, training) =
+            (cost.sampling_evaluations / 40.0, cost.training_forward_equivalents / 10.0);
         let evaluations = 1200.0 / 40.0;
         let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-9 * b, "{a} is not {b}");
         close(config.run_seconds(30, Rate::OfWorker(10.0)), 10.0 * (sampling + training) + evaluations);

@@ -558,7 +558,8 @@ mod tests {
 
     #[test]
     fn workers_and_hours_have_bounds() {
-        let crowd = |config: &mut RunConfig| (config.resources.workers, config.resources.max_workers) = (9, 8);
+        let crowd =
+            |config: &mut RunConfig| (config.resources.workers, config.resources.max_workers) = (9, 8);
         assert_eq!(keys_of(crowd), ["resources.workers"]);
         assert_eq!(keys_of(|config| config.resources.workers = 65), ["resources.workers"]);
         assert_eq!(keys_of(|config| config.resources.max_workers = 0)[0], "resources.max_workers");
