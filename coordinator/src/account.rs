@@ -51,7 +51,7 @@ pub fn progress_line(snapshot: &Snapshot, rates: &Rates, room: Room) -> String {
 pub fn totals_line(progress: &Progress) -> String {
     let mut parts = Vec::new();
     parts.extend(progress.reward.map(|reward| format!("reward {reward:.4}")));
-    parts.extend(progress.held_out.map(|newest| format!("held-out {}", measured(&newest))));
+    parts.extend(progress.held_out.map(|newest| format!("held-out {}", held_out_text(&newest))));
     parts.extend([
         format!("{} images", progress.images),
         format!("{} NFE", progress.network_evaluations),
@@ -62,7 +62,7 @@ pub fn totals_line(progress: &Progress) -> String {
 
 /// A line for a held-out evaluation.
 pub fn evaluation_line(held_out: &HeldOut) -> String {
-    format!("evaluated version {}: held-out reward {}", held_out.version, measured(held_out))
+    format!("evaluated version {}: held-out reward {}", held_out.version, held_out_text(held_out))
 }
 
 /// A record for a held-out evaluation.
@@ -101,7 +101,8 @@ pub fn progress_json(snapshot: &Snapshot, rates: &Rates) -> Value {
 /// The table at the end of a run.
 pub fn summary_table(summary: &Summary) -> String {
     let per_second = |count: u64| if summary.seconds > 0.0 { count as f64 / summary.seconds } else { 0.0 };
-    let held_out = |held_out: Option<HeldOut>| held_out.map_or("not measured".to_owned(), |h| measured(&h));
+    let held_out =
+        |held_out: Option<HeldOut>| held_out.map_or("not measured".to_owned(), |h| held_out_text(&h));
     let gain =
         format!("{:.4} ± {:.4} ({} prompts)", summary.gain, summary.gain_standard_error, summary.prompts);
     let (before, after, best) = match summary.is_of_test_prompts {
@@ -120,7 +121,8 @@ pub fn summary_table(summary: &Summary) -> String {
     if !summary.reward_hacking.is_empty() {
         rows.push(("reward hacking seen in", summary.reward_hacking.join(", ")));
     }
-    rows.extend(summary.best.map(|version| (best, format!("{}, {}", version.version, measured(&version)))));
+    let version = |row: HeldOut| format!("{}, {}", row.version, held_out_text(&row));
+    rows.extend(summary.best.map(|row| (best, version(row))));
     rows.extend([
         ("time", clock(seconds(summary.seconds))),
         ("images", format!("{} ({:.1}/s)", summary.images, per_second(summary.images))),
@@ -172,7 +174,8 @@ pub fn ending_text(ending: &RunEnding) -> String {
     }
 }
 
-fn measured(held_out: &HeldOut) -> String {
+/// A reward and its standard error.
+pub fn held_out_text(held_out: &HeldOut) -> String {
     format!("{:.4} ± {:.4}", held_out.reward, held_out.standard_error)
 }
 

@@ -1,19 +1,19 @@
-//! Commands against a run: status, scale, down, logs, export.
+//! Commands against a run: status, scale, down, export.
 
 use crate::error::CoordinatorError;
 use crate::exported;
+use crate::history::History;
 use crate::run_record::{RunLock, RunRecord, find_run};
 use crate::server::connect_admin;
 use crate::status;
 use proto::admin_client::AdminClient;
 use proto::{DownRequest, ScaleRequest, StatusRequest};
 use service::logging::LogFormat;
+use service::output::print_line;
 use service::{RunDirectory, ServiceError, durable};
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
+use tonic::Code;
 use tonic::transport::Channel;
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -24,27 +24,36 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 /// # Errors
 /// If the run is unknown, or does not live and was killed before it could note how it ended.
 pub async fn status(run: &str, format: LogFormat) -> Result<(), CoordinatorError> {
-    let directory = find_run(run)?;
+    let directory = absolute(find_run(run)?);
+    let held_out = History::read(&directory).held_out();
     let text = match client_of(run).await {
         Ok(mut client) => {
             let reply = client.status(service::request(StatusRequest {}, DEADLINE)).await?.into_inner();
             match format {
-                LogFormat::Text => status::living_text(&reply),
-                LogFormat::Json => status::living_json(&reply).to_string(),
+                LogFormat::Text => status::living_text(&reply, &held_out, &directory),
+                LogFormat::Json => status::living_json(&reply, &held_out, &directory).to_string(),
             }
         }
         Err(CoordinatorError::NotLiving(path)) => {
             let record = RunRecord::read(&directory)?;
             let ending = record.ended.as_ref().ok_or(CoordinatorError::Killed(path))?;
             match format {
-                LogFormat::Text => status::ended_text(&record, ending, age(&directory.run_file())),
-                LogFormat::Json => status::ended_json(&record, ending).to_string(),
+                LogFormat::Text => {
+                    let ago = age(&directory.run_file());
+                    status::ended_text(&record, ending, ago, &held_out, &directory)
+                }
+                LogFormat::Json => status::ended_json(&record, ending, &held_out, &directory).to_string(),
             }
         }
         Err(error) => return Err(error),
     };
-    println!("{text}");
+    print_line(text);
     Ok(())
+}
+
+/// What is shown of a run holds in any directory.
+fn absolute(run: RunDirectory) -> RunDirectory {
+    std::path::absolute(run.path()).map_or(run, RunDirectory::new)
 }
 
 /// Time since a file was written.
@@ -56,11 +65,15 @@ fn age(path: &Path) -> Duration {
 /// Sets the number of rollout workers of a living run.
 ///
 /// # Errors
-/// If the run is unknown or does not live.
+/// If the run is unknown or does not live; a usage error if config or machine do not take so many.
 pub async fn scale(run: &str, workers: u32) -> Result<(), CoordinatorError> {
     let mut client = client_of(run).await?;
-    client.scale(service::request(ScaleRequest { workers }, DEADLINE)).await?;
-    println!("{workers} workers wanted");
+    let scaled = client.scale(service::request(ScaleRequest { workers }, DEADLINE)).await;
+    scaled.map_err(|status| match status.code() {
+        Code::ResourceExhausted => CoordinatorError::Usage(status.message().to_owned()),
+        _ => status.into(),
+    })?;
+    print_line(format_args!("{workers} workers wanted"));
     Ok(())
 }
 
@@ -72,11 +85,11 @@ pub async fn down(run: &str) -> Result<(), CoordinatorError> {
     let directory = find_run(run)?;
     let mut client = client_of(run).await?;
     client.down(service::request(DownRequest {}, DEADLINE)).await?;
-    println!("stopping {run}: what is in flight is finished first");
+    print_line(format_args!("stopping {run}: what is in flight is finished first"));
     while RunLock::is_taken(&directory) {
         tokio::time::sleep(FOLLOW_INTERVAL).await;
     }
-    println!("stopped");
+    print_line("stopped");
     Ok(())
 }
 
@@ -87,63 +100,6 @@ async fn client_of(run: &str) -> Result<AdminClient<Channel>, CoordinatorError> 
         ServiceError::Unreachable { .. } => CoordinatorError::NotLiving(directory.path().to_owned()),
         other => other.into(),
     })
-}
-
-/// Prints the logs of a run, each line with the name of its process; with `follow`, until interrupted.
-///
-/// # Errors
-/// If the run is unknown or a log cannot be read.
-pub async fn logs(run: &str, follow: bool) -> Result<(), CoordinatorError> {
-    let directory = find_run(run)?;
-    let mut offsets = BTreeMap::new();
-    loop {
-        for path in log_files(&directory)? {
-            let offset = offsets.entry(path.clone()).or_insert(0);
-            let text = read_whole_lines(&path, offset)?;
-            if print_log(&path, &text).is_err() {
-                // The reader of a pipe has seen enough.
-                return Ok(());
-            }
-        }
-        if !follow {
-            return Ok(());
-        }
-        tokio::time::sleep(FOLLOW_INTERVAL).await;
-    }
-}
-
-fn log_files(directory: &RunDirectory) -> Result<Vec<PathBuf>, CoordinatorError> {
-    let path = directory.logs();
-    let failed = |source| CoordinatorError::File { action: "list", path: path.clone(), source };
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(&path).map_err(failed)? {
-        files.push(entry.map_err(failed)?.path());
-    }
-    files.sort();
-    Ok(files)
-}
-
-/// What was written beyond `offset`, up to the last end of a line.
-fn read_whole_lines(path: &Path, offset: &mut u64) -> Result<String, CoordinatorError> {
-    let mut read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(*offset))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        bytes.truncate(whole);
-        *offset += whole as u64;
-        Ok(bytes)
-    };
-    let bytes =
-        read().map_err(|source| CoordinatorError::File { action: "read", path: path.to_owned(), source })?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-fn print_log(path: &Path, text: &str) -> std::io::Result<()> {
-    let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let mut output = std::io::stdout().lock();
-    text.lines().try_for_each(|line| writeln!(output, "{name:<12} {line}"))
 }
 
 /// Copies the adapter of a run.
@@ -180,7 +136,7 @@ pub fn export(run: &str, to: &Path) -> Result<(), CoordinatorError> {
             ))),
         }
     })?;
-    println!("{}", to.display());
+    print_line(to.display());
     Ok(())
 }
 
@@ -228,16 +184,5 @@ mod tests {
         assert_eq!(std::fs::read_to_string(to.join("peft/adapter_config.json")).expect("readable"), "{}");
         assert!(!to.join(".peft.partial").exists(), "what is not finished is not copied");
         assert_eq!(export(run, &to).expect_err("exists").exit_code(), 2);
-    }
-
-    #[test]
-    fn half_a_line_waits_for_its_end() {
-        let home = tempfile::tempdir().expect("a directory");
-        let path = home.path().join("learner.log");
-        std::fs::write(&path, "one\ntw").expect("written");
-        let mut offset = 0;
-        assert_eq!(read_whole_lines(&path, &mut offset).expect("readable"), "one\n");
-        std::fs::write(&path, "one\ntwo\n").expect("written");
-        assert_eq!(read_whole_lines(&path, &mut offset).expect("readable"), "two\n");
     }
 }

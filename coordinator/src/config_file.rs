@@ -30,7 +30,7 @@ pub fn read_to_plan(args: &ConfigArgs) -> Result<(RunConfig, Vec<ConfigProblem>)
     Ok((config, lacking))
 }
 
-fn text(args: &ConfigArgs) -> Result<String, CoordinatorError> {
+pub(crate) fn text(args: &ConfigArgs) -> Result<String, CoordinatorError> {
     std::fs::read_to_string(&args.file).map_err(|error| {
         CoordinatorError::Usage(format!(
             "cannot read the run config {}: {error}; write one with `coordinator init {}`",
@@ -40,7 +40,7 @@ fn text(args: &ConfigArgs) -> Result<String, CoordinatorError> {
     })
 }
 
-fn invalid(args: &ConfigArgs, problems: ConfigErrors) -> CoordinatorError {
+pub(crate) fn invalid(args: &ConfigArgs, problems: ConfigErrors) -> CoordinatorError {
     CoordinatorError::Config { path: args.file.clone(), problems }
 }
 
@@ -53,24 +53,39 @@ pub fn open(args: &ConfigArgs, hub: &Hub) -> Result<Catalog, CoordinatorError> {
     let (config, unavailable) = read_to_plan(args)?;
     let mut problems: Vec<String> = missing_model(&config.model.path, hub).into_iter().collect();
     problems.extend(unset_variables(&config));
-    let catalog = Catalog::open(config).map_err(|errors| errors.to_string());
-    let catalog = catalog.and_then(|catalog| match too_few_prompts(&catalog) {
-        Some(problem) => Err(problem),
-        None => Ok(catalog),
-    });
-    match catalog {
+    let origin = origin_of_paths(&config);
+    match prompts(config) {
         Ok(catalog) if problems.is_empty() && unavailable.is_empty() => return Ok(catalog),
         Ok(_) if problems.is_empty() => return Err(invalid(args, ConfigErrors(unavailable))),
         Ok(_) => {}
-        Err(problem) => problems.push(problem),
+        Err(of_prompts) => problems.extend(of_prompts),
     }
     problems.extend(unavailable.iter().map(|problem| format!("`{}`: {}", problem.key, problem.message)));
+    problems.extend(origin);
     Err(CoordinatorError::Usage(problems.join("\n")))
+}
+
+/// What relative paths of a config are relative to, where one of them leads nowhere.
+pub(crate) fn origin_of_paths(config: &RunConfig) -> Option<String> {
+    let prompts = config.data.splits().into_iter().map(|split| config.data.path(split));
+    let mut paths = std::iter::once(config.model.path.as_path()).chain(prompts);
+    let leads_nowhere = paths.any(|path| path.is_relative() && !path.exists());
+    let here = std::env::current_dir().ok().filter(|_| leads_nowhere)?;
+    Some(format!("relative paths are taken from {}, where this was started", here.display()))
+}
+
+/// The config with its prompts, or all that is wrong with these.
+pub(crate) fn prompts(config: RunConfig) -> Result<Catalog, Vec<String>> {
+    let catalog = Catalog::open(config).map_err(|errors| vec![errors.to_string()])?;
+    match too_few_prompts(&catalog) {
+        Some(problem) => Err(vec![problem]),
+        None => Ok(catalog),
+    }
 }
 
 /// Paths that are opened or made by others than this process, and have a variable in them that is not set. Those of model
 /// and prompts say so where they are found missing.
-fn unset_variables(config: &RunConfig) -> Vec<String> {
+pub(crate) fn unset_variables(config: &RunConfig) -> Vec<String> {
     let is_opened_here = |key: &str| key == "model.path" || key.starts_with("data.");
     let paths =
         config.unexpanded_paths().into_iter().filter(|(key, path)| !is_opened_here(key) && !path.exists());
@@ -140,7 +155,7 @@ pub fn import(yaml: &Path, path: &Path) -> Result<String, CoordinatorError> {
 }
 
 /// Writes a file that must not exist yet.
-fn create(path: &Path, text: &str) -> Result<(), CoordinatorError> {
+pub(crate) fn create(path: &Path, text: &str) -> Result<(), CoordinatorError> {
     let failed = |source| CoordinatorError::File { action: "write", path: path.to_owned(), source };
     match std::fs::File::create_new(path) {
         Ok(mut file) => file.write_all(text.as_bytes()).map_err(failed),
@@ -261,7 +276,9 @@ mod tests {
         let error = open(&args(path, &settings), &Hub::at("no/cache")).expect_err("missing");
         let message = error.to_string();
         assert!(
-            message.contains("no/model/model_index.json") && message.contains("no/prompts.txt"),
+            message.contains("no/model/model_index.json")
+                && message.contains("no/prompts.txt")
+                && message.contains("relative paths are taken from /"),
             "{message}"
         );
         assert_eq!(error.exit_code(), 2);

@@ -23,7 +23,6 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Where progress goes.
 pub struct Display {
     style: Style,
-    rates: Rates,
     log_file: Arc<OnceLock<File>>,
     shown_at: Option<Instant>,
     /// Version of the newest evaluation that was shown.
@@ -45,13 +44,7 @@ impl Display {
             LogFormat::Text if is_terminal => Style::Live(live_line()),
             LogFormat::Text => Style::Plain,
         };
-        Self {
-            style,
-            rates: Rates::default(),
-            log_file: Arc::default(),
-            shown_at: None,
-            shown_evaluation: None,
-        }
+        Self { style, log_file: Arc::default(), shown_at: None, shown_evaluation: None }
     }
 
     /// Where log lines go: to standard error, but only warnings where there is a live line, and to the log file.
@@ -76,8 +69,7 @@ impl Display {
     }
 
     /// Shows how far the run is; cheap to call often.
-    pub fn update(&mut self, snapshot: &Snapshot, now: Instant) {
-        self.rates.observe(snapshot, now);
+    pub fn update(&mut self, snapshot: &Snapshot, rates: &Rates, now: Instant) {
         let is_new = |evaluation: &HeldOut| self.shown_evaluation != Some(evaluation.version);
         if let Some(evaluation) = snapshot.progress.held_out.filter(is_new) {
             self.shown_evaluation = Some(evaluation.version);
@@ -90,11 +82,11 @@ impl Display {
         let due = self.shown_at.is_none_or(|then| now.duration_since(then) >= PLAIN_INTERVAL);
         match &self.style {
             Style::Live(bar) => {
-                bar.set_message(progress_line(snapshot, &self.rates, Room::Narrow));
+                bar.set_message(progress_line(snapshot, rates, Room::Narrow));
                 bar.tick();
             }
-            Style::Plain if due => print_line(&progress_line(snapshot, &self.rates, Room::Ample)),
-            Style::Json if due => print_line(&progress_json(snapshot, &self.rates).to_string()),
+            Style::Plain if due => print_line(&progress_line(snapshot, rates, Room::Ample)),
+            Style::Json if due => print_line(&progress_json(snapshot, rates).to_string()),
             Style::Plain | Style::Json => return,
         }
         self.shown_at = Some(now);
@@ -147,16 +139,15 @@ pub struct LogWriter {
 
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Some(mut file) = self.file.get() {
-            file.write_all(bytes)?;
-        }
-        let write = || io::stderr().lock().write_all(bytes);
+        let in_file = self.file.get().map_or(Ok(()), |mut file| file.write_all(bytes));
+        // The terminal may be gone, which must not end a run either.
+        let write = || drop(io::stderr().lock().write_all(bytes));
         match &self.bar {
-            Some(bar) if self.to_terminal => bar.suspend(write)?,
-            None if self.to_terminal => write()?,
+            Some(bar) if self.to_terminal => bar.suspend(write),
+            None if self.to_terminal => write(),
             _ => {}
         }
-        Ok(bytes.len())
+        in_file.map(|()| bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

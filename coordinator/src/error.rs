@@ -1,5 +1,6 @@
 //! Errors of the coordinator and the exit codes they come to.
 
+use crate::advice;
 use crate::launch::ExitReport;
 use service::{ServiceError, exit_code};
 use std::path::PathBuf;
@@ -32,6 +33,19 @@ pub enum CoordinatorError {
     /// The rollout worker, asked about a model, broke down.
     #[error("{} ended with {status} when asked about the model: {output}", program.display())]
     Inspection {
+        /// The program.
+        program: PathBuf,
+        /// How it ended.
+        status: String,
+        /// What it wrote to standard error.
+        output: String,
+    },
+    /// A run that is to outlive its terminal cannot leave it.
+    #[error("cannot leave the terminal's session")]
+    Detach(#[source] std::io::Error),
+    /// The learner, asked for what a run has trained, broke down.
+    #[error("{} ended with {status} when asked for a checkpoint: {output}", program.display())]
+    Branching {
         /// The program.
         program: PathBuf,
         /// How it ended.
@@ -78,13 +92,13 @@ pub enum CoordinatorError {
     #[error("the coordinator refused: {}", .0.message())]
     Refused(#[source] Box<tonic::Status>),
     /// The run has no living coordinator.
-    #[error("the run in {} does not live; go on with it by `coordinator up FILE --resume`", .0.display())]
+    #[error("the run in {} does not live; go on with it by `{}`", .0.display(), advice::resume(.0))]
     NotLiving(PathBuf),
     /// Nor did its last coordinator note how it ended.
     #[error(
-        "the coordinator of the run in {} was killed before it could note how the run ended; go on with it by \
-         `coordinator up FILE --resume`",
-        .0.display()
+        "the coordinator of the run in {} was killed before it could note how the run ended; go on with it by `{}`",
+        .0.display(),
+        advice::resume(.0)
     )]
     Killed(PathBuf),
     /// What every process can meet.

@@ -23,12 +23,25 @@ pub fn model(config: &RunConfig, programs: &Path) -> Result<ModelInspection, Coo
     }
 }
 
+/// What becomes of the servers of rewards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Servers {
+    /// Whether somebody is at their addresses is found out.
+    Knock,
+    /// They may come up later.
+    Later,
+}
+
 /// Asks the rollout worker about the rewards that this build has, once about those that share a scorer. It makes them of
-/// the headers of their files; no weight is read, no server is asked.
+/// the headers of their files; no weight is read, and servers are at most knocked at.
 ///
 /// # Errors
 /// If the worker cannot be asked; what is wrong with a reward stands in its inspection.
-pub fn rewards(config: &RunConfig, programs: &Path) -> Result<Vec<RewardInspection>, CoordinatorError> {
+pub fn rewards(
+    config: &RunConfig,
+    programs: &Path,
+    servers: Servers,
+) -> Result<Vec<RewardInspection>, CoordinatorError> {
     let mut rewards: Vec<(String, RewardSection)> = Vec::new();
     for (key, reward) in config.all_rewards() {
         let is_known = REWARD_NAMES.contains(&reward.scorer());
@@ -39,7 +52,8 @@ pub fn rewards(config: &RunConfig, programs: &Path) -> Result<Vec<RewardInspecti
     if rewards.is_empty() {
         return Ok(Vec::new());
     }
-    let inquiry = RewardInquiry { device: config.resources.device.clone(), rewards };
+    let inquiry =
+        RewardInquiry { device: config.resources.device.clone(), knock: servers == Servers::Knock, rewards };
     let inquiry = serde_json::to_vec(&inquiry).expect("an inquiry has a JSON form; else this is a bug");
     let (program, output) = ask(programs, &["inspect-rewards".to_owned()], &inquiry)?;
     match output.status.success() {
@@ -48,26 +62,28 @@ pub fn rewards(config: &RunConfig, programs: &Path) -> Result<Vec<RewardInspecti
     }
 }
 
-/// Asks about everything that a run needs, names at once all that is wrong, and returns what there is to say beside it.
-///
-/// # Errors
-/// If model or rewards cannot be used, or the worker cannot be asked.
-pub fn everything(config: &RunConfig, programs: &Path) -> Result<Vec<String>, CoordinatorError> {
-    let (notes, problem) = match model(config, programs) {
-        Err(CoordinatorError::Usage(problem)) => (Vec::new(), Some(problem)),
-        outcome => (start_notes(config, &outcome?), None),
-    };
-    let rewards = rewards(config, programs)?;
-    let problems: Vec<String> =
-        problem.into_iter().chain(rewards.iter().filter_map(reward_problem)).collect();
-    if problems.is_empty() { Ok(notes) } else { Err(CoordinatorError::Usage(problems.join("\n"))) }
-}
-
 /// What of the adapter that a run goes on from is not trained.
 pub fn start_notes(config: &RunConfig, model: &ModelInspection) -> Vec<String> {
     let path = config.adapter.start_from.display();
     let left_out = model.adapter.iter().flat_map(|adapter| &adapter.left_out);
     left_out.map(|part| format!("{part} in {path} are left out; only the transformer is trained")).collect()
+}
+
+/// Asks the rollout worker whether the run's device is here.
+///
+/// # Errors
+/// If it is not, or the worker cannot be asked.
+pub fn device(config: &RunConfig, programs: &Path) -> Result<(), CoordinatorError> {
+    let device = &config.resources.device;
+    if device == "cpu" {
+        return Ok(());
+    }
+    let (program, output) = ask(programs, &["inspect-device".to_owned(), device.clone()], &[])?;
+    match output.status.code() {
+        Some(0) => Ok(()),
+        Some(2) => Err(CoordinatorError::Usage(format!("`resources.device`: {}", complaint(&output)))),
+        _ => Err(broken(program, &output)),
+    }
 }
 
 /// What is wrong with a reward, with its place.

@@ -3,6 +3,8 @@
 //! Reading order: [`tasks`] and [`membership`] decide, [`run_state`] puts them together, [`server`] speaks gRPC,
 //! [`launch`] runs processes, [`up`] ties the knot.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod tasks;
 
 pub mod membership;
@@ -24,12 +26,18 @@ pub mod up;
 
 pub mod account;
 pub mod admin;
+pub mod advice;
+pub mod branch;
 pub mod cli;
 pub mod config_file;
+pub mod detach;
 pub mod display;
 pub mod error;
+pub mod examination;
 pub mod exported;
+pub mod history;
 pub mod inspection;
+pub mod logs;
 pub mod planning;
 pub mod rates;
 pub mod status;

@@ -1,11 +1,18 @@
 //! The `coordinator` program.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use clap::Parser;
-use coordinator::cli::{Cli, Command};
+use coordinator::branch::{Branching, branch};
+use coordinator::cli::{Cli, Command, UpArgs};
 use coordinator::display::Display;
 use coordinator::error::CoordinatorError;
-use coordinator::{admin, config_file, inspection, launch, planning, up};
+use coordinator::inspection::Servers;
+use coordinator::{admin, config_file, examination, launch, logs, planning, resume, up};
+use service::logging::LogFormat;
+use service::output::{StandardOutput, print_error_line, print_line, print_text};
 use service::{Hub, exit_code, logging};
+use std::path::Path;
 use std::process::ExitCode;
 
 #[tokio::main]
@@ -15,7 +22,7 @@ async fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let code = error.exit_code();
-            eprintln!("error: {:#}", anyhow::Error::from(error));
+            print_error_line(format_args!("error: {:#}", anyhow::Error::from(error)));
             ExitCode::from(code)
         }
     }
@@ -24,39 +31,52 @@ async fn main() -> ExitCode {
 async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
     let hub = Hub::from_environment(|name| std::env::var_os(name));
     match cli.command {
-        Command::Up(args) => {
-            let display = Display::new(cli.log_format);
-            logging::init_to(cli.log_format, "info", display.log_writer())?;
-            return up::up(args, &hub, display).await;
-        }
+        Command::Up(args) => return bring_up(args, &hub, cli.log_format).await,
+        Command::Resume(args) => return bring_up(resume::arguments(args)?, &hub, cli.log_format).await,
         Command::Status { run } => admin::status(&run, cli.log_format).await?,
         Command::Scale { run, workers } => admin::scale(&run, workers).await?,
         Command::Down { run } => admin::down(&run).await?,
-        Command::Logs { run, follow } => admin::logs(&run, follow).await?,
-        Command::Init { preset, list, file } => match file {
-            Some(file) if !list => {
-                config_file::init(&preset, &file)?;
-                println!("wrote {}; next: `coordinator plan {}`", file.display(), file.display());
+        Command::Logs { run, follow, tail } => logs::logs(&run, follow, tail, &mut StandardOutput).await?,
+        Command::Init { preset, list, from, checkpoint, settings, file } => match (file, from) {
+            (Some(file), Some(run)) => {
+                let branching = Branching { run, checkpoint, settings };
+                print_line(branch(&branching, &file, &launch::programs()?)?);
+                say_written(&file, "up");
             }
-            _ => println!("{}", config::preset_list()),
+            (Some(file), None) if !list => {
+                config_file::init(&preset, &file)?;
+                say_written(&file, "plan");
+            }
+            _ => print_line(config::preset_list()),
         },
         Command::Import { yaml, file } => {
-            eprint!("{}", config_file::import(&yaml, &file)?);
-            println!("wrote {}; next: `coordinator validate {}`", file.display(), file.display());
+            print_error_line(config_file::import(&yaml, &file)?.trim_end());
+            say_written(&file, "validate");
         }
         Command::Validate(args) => {
-            let catalog = config_file::open(&args, &hub)?;
-            let notes = inspection::everything(catalog.config(), &launch::programs()?)?;
-            notes.iter().for_each(|note| eprintln!("note: {note}"));
-            catalog.notes().iter().for_each(|note| eprintln!("note: {note}"));
-            println!("{} is valid", args.file.display());
+            let (catalog, notes) =
+                examination::everything(&args, &hub, &launch::programs()?, Servers::Knock)?;
+            let notes = notes.iter().chain(catalog.notes());
+            notes.for_each(|note| print_error_line(format_args!("note: {note}")));
+            print_line(format_args!("{} is valid", args.file.display()));
         }
         Command::Plan(args) => {
-            let (plan, notes) = planning::plan(&args, &hub, &launch::programs()?)?;
-            notes.iter().for_each(|note| eprintln!("note: {note}"));
-            print!("{plan}");
+            let (plan, notes) = planning::plan(&args.config, &hub, &launch::programs()?)?;
+            let time = planning::time(&args)?;
+            notes.iter().for_each(|note| print_error_line(format_args!("note: {note}")));
+            print_text(format_args!("{plan}{time}"));
         }
         Command::Export { run, to } => admin::export(&run, &to)?,
     }
     Ok(exit_code::DONE)
+}
+
+async fn bring_up(args: UpArgs, hub: &Hub, format: LogFormat) -> Result<u8, CoordinatorError> {
+    let display = Display::new(format);
+    logging::init_to(format, "info", display.log_writer())?;
+    up::up(args, hub, display).await
+}
+
+fn say_written(file: &Path, next: &str) {
+    print_line(format_args!("wrote {}; next: `coordinator {next} {}`", file.display(), file.display()));
 }

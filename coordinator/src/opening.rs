@@ -1,5 +1,6 @@
 //! Opening the directory of a run, new or to go on with: lock, resolved config, record, port.
 
+use crate::advice;
 use crate::cli::UpArgs;
 use crate::error::CoordinatorError;
 use crate::lost_files::{checkpoints, stored_config, stored_record};
@@ -46,7 +47,8 @@ pub async fn open_run(args: &UpArgs, config: &RunConfig) -> Result<(OpenRun, Tcp
         true => reopen(config, &directory)?,
         false => (RunRecord::new(&config.run.name), Vec::new()),
     };
-    let listener = listen(args.port.unwrap_or(record.port)).await?;
+    record.working_directory = std::env::current_dir().ok();
+    let listener = listen(args.options.port.unwrap_or(record.port)).await?;
     record.port = listener.local_addr().map_err(|error| port_error(record.port, &error))?.port();
     durable::write_file(&directory.config(), config.to_toml().as_bytes())?;
     record.write(&directory)?;
@@ -69,7 +71,7 @@ fn goes_on(args: &UpArgs, directory: &RunDirectory) -> Result<bool, CoordinatorE
     let is_stillborn = exists && !args.resume && is_stillborn(directory);
     if exists != args.resume && !is_stillborn {
         return Err(CoordinatorError::Usage(match exists {
-            true => already_there(args, directory),
+            true => already_there(directory),
             false => format!(
                 "there is no run to resume in {}; leave out `--resume` to start it",
                 directory.path().display()
@@ -85,12 +87,12 @@ fn is_stillborn(directory: &RunDirectory) -> bool {
     checkpoints(directory).is_empty() && !directory.has_records() && !lives
 }
 
-fn already_there(args: &UpArgs, directory: &RunDirectory) -> String {
+fn already_there(directory: &RunDirectory) -> String {
     format!(
-        "the run directory {} exists; go on with it by `coordinator up {} --resume`, choose another name by \
-         `--set run.name=NAME`, or remove it",
+        "the run directory {} exists; go on with it by `{}` (or by `--resume`, with the settings of this file), choose \
+         another name by `--set run.name=NAME`, or remove it",
         directory.path().display(),
-        args.config.file.display()
+        advice::resume(directory.path())
     )
 }
 
@@ -103,6 +105,9 @@ fn reopen(
     let differences = compare(stored.value.as_ref().unwrap_or(config), config);
     if !differences.forbidden.is_empty() {
         return Err(another_run(directory, &differences));
+    }
+    if let Some(problem) = too_few_iterations(config, directory) {
+        return Err(CoordinatorError::Usage(problem));
     }
     let found = stored_record(directory, &config.run.name)?;
     let record = found.value;
@@ -124,14 +129,41 @@ fn reopen(
 }
 
 fn another_run(directory: &RunDirectory, differences: &Differences) -> CoordinatorError {
+    let Some((first, others)) = differences.forbidden.split_first() else {
+        unreachable!("only forbidden differences make another run; anything else is a bug");
+    };
+    let others = match others {
+        [] => String::new(),
+        others => format!("so do\n  {}\n", others.join("\n  ")),
+    };
+    let run = directory.path().display();
     CoordinatorError::Usage(format!(
-        "{} was started with another config; only {}, and {} of a reward may change, but these do:\n  {}\nput them \
-         back, or start another run by `--set run.name=NAME`",
-        directory.path().display(),
+        "{first} differs from what {run} was started with, and decides what it trains\n{others}put that back, leave the \
+         file and its settings out by `{}`, or branch off by `coordinator init --from {run} FILE`; what may change is {}, \
+         and {} of a reward",
+        advice::resume(directory.path()),
         config::CHANGEABLE_KEYS.join(", "),
         config::CONNECTION_OPTIONS.join(", "),
-        differences.forbidden.join("\n  ")
     ))
+}
+
+/// A run cannot be shorter than it is.
+fn too_few_iterations(config: &RunConfig, directory: &RunDirectory) -> Option<String> {
+    let (wanted, done) = (config.run.iterations, iterations_done(directory)?);
+    (wanted < done).then(|| {
+        let run = directory.path().display();
+        format!(
+            "`run.iterations` is {wanted}, but {done} are done in {run}: set it to {done} to end the run there, or branch \
+             off an earlier checkpoint by `coordinator init --from {run} --checkpoint N FILE`"
+        )
+    })
+}
+
+/// Iterations of the newest checkpoint.
+fn iterations_done(directory: &RunDirectory) -> Option<u32> {
+    let entries = std::fs::read_dir(directory.checkpoints()).ok()?.flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter_map(|name| name.strip_prefix("iteration-")?.parse().ok()).max()
 }
 
 async fn listen(port: u16) -> Result<TcpListener, CoordinatorError> {
@@ -187,7 +219,9 @@ mod tests {
         let directory = run_directory(&config).expect("a path");
         drop(open_run(&args(&[]), &config).await.expect("nothing to lose yet"));
         std::fs::create_dir(directory.checkpoints().join("iteration-000000")).expect("created");
-        assert!(refusal(&[], &config).await.contains("run.toml --resume"));
+        let told = refusal(&[], &config).await;
+        let advice = format!("coordinator resume {}", directory.path().display());
+        assert!(told.contains(&advice) && told.contains("--resume"), "{told}");
     }
 
     #[tokio::test]
@@ -252,7 +286,32 @@ mod tests {
         assert!(told.contains("run.seed: "), "{told}");
         config.run.seed -= 1;
         check_run(&args(&["--resume"]), &config).expect("the same run");
+        (config.run.seed, config.sampling.steps) = (7, 5);
+        let told = refusal(&["--resume"], &config).await;
+        assert!(
+            told.starts_with("run.seed: 42 → 7 differs") && told.contains("\n  sampling.steps: "),
+            "{told}"
+        );
         assert!(check_run(&args(&[]), &run_elsewhere(&config)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_run_is_not_made_shorter_than_it_is() {
+        let home = tempfile::tempdir().expect("a directory");
+        let mut config = config(&home);
+        drop(open_run(&args(&[]), &config).await.expect("new"));
+        let checkpoints = run_directory(&config).expect("a path").checkpoints();
+        for name in ["iteration-000004", "iteration-000007.damaged", ".iteration-000009.partial"] {
+            std::fs::create_dir(checkpoints.join(name)).expect("created");
+        }
+        config.run.iterations = 3;
+        let told = refusal(&["--resume"], &config).await;
+        assert!(
+            told.starts_with("`run.iterations` is 3, but 4 are done") && told.contains("--checkpoint"),
+            "{told}"
+        );
+        config.run.iterations = 4;
+        drop(open_run(&args(&["--resume"]), &config).await.expect("it ends where it is"));
     }
 
     #[tokio::test]

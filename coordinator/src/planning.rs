@@ -1,12 +1,16 @@
 //! `coordinator plan`: the counting is the config crate's; what model and rewards are, the rollout worker tells.
 
-use crate::cli::ConfigArgs;
+use crate::account::clock;
+use crate::cli::{ConfigArgs, PlanArgs};
 use crate::config_file;
 use crate::error::CoordinatorError;
-use crate::inspection;
-use config::{Plan, RewardSection, RunConfig};
+use crate::history::History;
+use crate::inspection::{self, Servers};
+use crate::opening::run_directory;
+use config::{HeldOutCounts, Plan, PromptSplit, Rate, RewardSection, RunConfig, TaskKind};
 use service::Hub;
 use std::path::Path;
+use std::time::Duration;
 
 /// Works out what a run will cost, and what there is to say beside it. `programs` is the folder of the rollout worker.
 ///
@@ -34,6 +38,62 @@ pub fn plan(args: &ConfigArgs, hub: &Hub, programs: &Path) -> Result<(Plan, Vec<
     Ok((config::plan(&config, model), notes))
 }
 
+/// How long the run will take, at the rate given or else the run's own so far.
+///
+/// # Errors
+/// If the config or its held-out prompts cannot be read.
+pub fn time(args: &PlanArgs) -> Result<String, CoordinatorError> {
+    let (config, _) = config_file::read_to_plan(&args.config)?;
+    let own = || Some(Rate::OfRun(History::read(&run_directory(&config).ok()?).evaluations_per_second()?));
+    let Some(rate) = args.rate.map(Rate::OfWorker).or_else(own) else {
+        return Ok("time: not known without a rate; give `--rate`, the network evaluations per second that \
+                   `rollout-worker sample` tells, or plan again when the run has begun\n"
+            .to_owned());
+    };
+    // Prompts that are not there yet are named by `validate`; without them, training is what takes the time.
+    let count = |split| {
+        let file = config::prompt_file(config.data.path(split), split);
+        file.and_then(|file| config::read_prompts(&file)).map_or(0, |prompts| prompts.len())
+    };
+    let held_out = HeldOutCounts {
+        evaluated: count(config.data.split_of(TaskKind::Evaluate)),
+        tested: if config.data.has_validation() { count(PromptSplit::Test) } else { 0 },
+    };
+    Ok(time_text(&config, held_out, rate))
+}
+
+fn time_text(config: &RunConfig, held_out: HeldOutCounts, rate: Rate) -> String {
+    let seconds = config.run_seconds(held_out, rate);
+    let source = match rate {
+        Rate::OfRun(rate) => format!("{rate:.1} network evaluations/s, as this run has gone so far"),
+        Rate::OfWorker(rate) => {
+            format!(
+                "{rate:.1} network evaluations/s of each worker, and of the learner; decoding and rewards come on top"
+            )
+        }
+    };
+    let without = if held_out.evaluated == 0 {
+        "  (without evaluations: the held-out prompts are not there)\n"
+    } else {
+        ""
+    };
+    let hours = seconds / 3600.0;
+    let spent = match config.resources.device.as_str() {
+        "cpu" => {
+            let (workers, resources) = (config.n_processes() - 1, &config.resources);
+            let cores = workers * resources.worker_threads + resources.learner_threads;
+            format!("{:.2} core-hours ({cores} threads)", hours * cores as f64)
+        }
+        _ => {
+            let n = config.n_processes();
+            format!("{:.2} GPU-hours ({n} processes with a GPU each)", hours * n as f64)
+        }
+    };
+    let total = config.run_evaluations(held_out);
+    let time = clock(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+    format!("time at {source}\n  {time} for {total:.0} network evaluations in all, {spent}\n{without}")
+}
+
 /// Evaluations look at averaged weights, which move every so many updates only.
 fn repeated_evaluations(config: &RunConfig) -> Option<String> {
     let between = config.evaluation.every as u64 * config.training.updates_per_iteration as u64;
@@ -56,7 +116,7 @@ fn judge_note(reward: &RewardSection) -> String {
 
 /// What rewards take on each worker besides, or why they cannot be built; a plan needs none of them.
 fn reward_notes(config: &RunConfig, programs: &Path) -> Vec<String> {
-    let rewards = match inspection::rewards(config, programs) {
+    let rewards = match inspection::rewards(config, programs, Servers::Later) {
         Ok(rewards) => rewards,
         Err(error) => return vec![format!("rewards are not looked at: {error}")],
     };
@@ -158,6 +218,46 @@ mod tests {
         assert!(
             note.starts_with("reward `unifiedreward` is a language model") && note.contains("last bit"),
             "{notes:?}"
+        );
+    }
+
+    #[test]
+    fn time_comes_from_a_given_rate_or_from_the_run_itself() {
+        let home = tempfile::tempdir().expect("a directory");
+        let file = home.path().join("run.toml");
+        config_file::init("tempflow-tiny-cpu", &file).expect("written");
+        fs::write(home.path().join("test.txt"), "a\nb\n").expect("written");
+        let settings = [
+            format!("run.directory={}", home.path().display()),
+            format!("data.test={}", home.path().join("test.txt").display()),
+            "run.name=a".to_owned(),
+        ];
+        let config = ConfigArgs { file, settings: settings.to_vec() };
+        let planned = |rate| time(&PlanArgs { config: config.clone(), rate }).expect("planned");
+        assert!(planned(None).contains("give `--rate`"), "{}", planned(None));
+        let given = planned(Some(100.0));
+        assert!(
+            given.contains("100.0 network evaluations/s of each worker")
+                && given.contains("core-hours (3 threads)"),
+            "{given}"
+        );
+        fs::create_dir(home.path().join("a")).expect("created");
+        let row = r#"{"iteration": 0, "cost": {"network_evaluations": 3000}, "time": {"iteration": 2.0}}"#;
+        fs::write(home.path().join("a/metrics.jsonl"), format!("{row}\n")).expect("written");
+        let own = planned(None);
+        assert!(own.contains("1500.0 network evaluations/s, as this run has gone"), "{own}");
+    }
+
+    #[test]
+    fn gpu_hours_are_those_of_all_processes() {
+        let mut config = config::preset("dgx-geneval-sd3-pr").expect("a preset").config;
+        config.resources.workers = 7;
+        let held_out = HeldOutCounts { evaluated: 100, tested: 0 };
+        let total = config.run_evaluations(held_out);
+        let text = time_text(&config, held_out, Rate::OfRun(total / 7200.0));
+        assert!(text.contains("2:00:00 for") && text.contains("16.00 GPU-hours (8 processes"), "{text}");
+        assert!(
+            time_text(&config, HeldOutCounts::default(), Rate::OfWorker(1.0)).contains("without evaluations")
         );
     }
 

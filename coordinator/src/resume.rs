@@ -1,8 +1,67 @@
-//! Which keys of a config may change when a run is resumed: those that decide nothing about the iterations done.
+//! Going on with a run: which keys of its config may change, those that decide nothing about the iterations done; and
+//! what `coordinator resume` makes of the name of a run.
 
+use crate::cli::{ConfigArgs, ResumeArgs, UpArgs};
+use crate::error::CoordinatorError;
+use crate::opening::run_directory;
+use crate::run_record::{RunRecord, find_run};
 use config::RunConfig;
+use service::RunDirectory;
 use std::collections::BTreeMap;
+use std::path::Path;
 use toml::{Table, Value};
+
+/// Keys that are a matter between the coordinator and its processes, which do not know them.
+const KEYS_OF_THE_COORDINATOR: [&str; 3] = ["resources.workers", "resources.max_workers", "run.max_hours"];
+
+/// `coordinator resume RUN` as `coordinator up RUN/config.toml --resume`, wherever it is typed and wherever the run has
+/// been moved to. Enters the directory that the run was started in, which relative paths of its config are relative to.
+///
+/// # Errors
+/// A usage error if there is no such run, its config cannot be read, or the settings name another run.
+pub fn arguments(args: ResumeArgs) -> Result<UpArgs, CoordinatorError> {
+    let elsewhere =
+        |setting: &&String| ["run.name=", "run.directory="].iter().any(|key| setting.starts_with(key));
+    if let Some(setting) = args.settings.iter().find(elsewhere) {
+        return Err(CoordinatorError::Usage(format!(
+            "`--set {setting}` names another run than {}; a run is renamed by renaming its directory",
+            args.run
+        )));
+    }
+    let found = find_run(&args.run)?;
+    let path = found.path();
+    let failed = |action| move |source| CoordinatorError::File { action, path: path.to_owned(), source };
+    let directory = RunDirectory::new(std::fs::canonicalize(path).map_err(failed("find"))?);
+    if let Some(home) = RunRecord::read(&directory).ok().and_then(|record| record.working_directory) {
+        // It may be gone; what is relative to it is then named where it is missing.
+        let _ = std::env::set_current_dir(home);
+    }
+    let mut settings = args.settings;
+    settings.extend(new_place(&directory)?);
+    let config = ConfigArgs { file: directory.config(), settings };
+    let accept_changed_data = args.accept_changed_data;
+    Ok(UpArgs { config, resume: true, accept_changed_data, options: args.options })
+}
+
+/// The settings that tell a run where it is, if it has been moved.
+fn new_place(directory: &RunDirectory) -> Result<Vec<String>, CoordinatorError> {
+    let path = directory.config();
+    let text = std::fs::read_to_string(&path).map_err(|source| CoordinatorError::File {
+        action: "read",
+        path: path.clone(),
+        source,
+    })?;
+    let stored =
+        RunConfig::from_toml(&text).map_err(|problems| CoordinatorError::Config { path, problems })?;
+    let stored = run_directory(&stored)?;
+    if std::fs::canonicalize(stored.path()).is_ok_and(|stored| stored == directory.path()) {
+        return Ok(Vec::new());
+    }
+    let text = |path: &Path| Value::String(path.display().to_string());
+    let name = directory.path().file_name().unwrap_or_default();
+    let parent = directory.path().parent().unwrap_or(Path::new("/"));
+    Ok(vec![format!("run.name={}", text(name.as_ref())), format!("run.directory={}", text(parent))])
+}
 
 /// Keys that differ between two configs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,8 +80,7 @@ pub fn compare(stored: &RunConfig, given: &RunConfig) -> Differences {
     let keys: std::collections::BTreeSet<&String> = stored.keys().chain(given.keys()).collect();
     for key in keys {
         let (old, new) = (stored.get(key), given.get(key));
-        // The number of workers is a matter between the coordinator and its processes; `scale` changes it, too.
-        if old == new || key == "resources.workers" {
+        if old == new || KEYS_OF_THE_COORDINATOR.contains(&key.as_str()) {
             continue;
         }
         let show = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
@@ -109,6 +167,8 @@ mod tests {
         let mut given = config();
         given.run.iterations += 1;
         given.resources.workers += 1;
+        given.resources.max_workers += 1;
+        given.run.max_hours = 1.0;
         given.evaluation.every += 1;
         given.checkpoints.keep_last += 1;
         given.evaluation_rewards = vec![config::RewardSection::new("jpeg_compressibility")];
@@ -117,7 +177,7 @@ mod tests {
         assert_eq!(
             differences.allowed.len(),
             5,
-            "the number of workers is not even a difference: {differences:?}"
+            "what only the coordinator knows is not even a difference: {differences:?}"
         );
         given.resources.worker_threads += 1;
         assert_eq!(compare(&config(), &given).forbidden.len(), 1, "threads round differently");

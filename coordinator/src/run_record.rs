@@ -50,6 +50,9 @@ pub struct RunRecord {
     pub generation: u64,
     /// Process id of each member that was started and has not been seen to end.
     pub members: BTreeMap<String, u32>,
+    /// Where the coordinator was started, and what relative paths of the run's config are relative to.
+    #[serde(default)]
+    pub working_directory: Option<PathBuf>,
     /// Absent while the run lives, and where it was killed.
     pub ended: Option<RunEnding>,
 }
@@ -65,6 +68,7 @@ impl RunRecord {
             coordinator_pid: std::process::id(),
             generation: 1,
             members: BTreeMap::new(),
+            working_directory: None,
             ended: None,
         }
     }

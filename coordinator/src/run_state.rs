@@ -371,6 +371,11 @@ impl RunState {
         self.workers_wanted
     }
 
+    /// Most rollout workers that the config allows.
+    pub fn most_workers(&self) -> u32 {
+        self.catalog.config().resources.max_workers as u32
+    }
+
     /// What the learner last reported.
     pub fn progress(&self) -> &Progress {
         &self.progress
@@ -398,6 +403,7 @@ impl RunState {
             tasks_queued: tasks.waiting,
             tasks_running: tasks.leased,
             workers_wanted: self.workers_wanted,
+            ..StatusReply::default()
         }
     }
 

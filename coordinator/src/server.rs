@@ -1,6 +1,8 @@
 //! The coordinator's services over gRPC: reads the clock, asks the state, waits where a caller is to wait.
 
+use crate::launch::capacity::{self, Machine};
 use crate::membership::{Members, Presence, Refusal};
+use crate::rates::Rates;
 use crate::run_state::{Ending, RunState, Snapshot};
 use crate::waiting_room::WaitingRoom;
 use proto::admin_server::{Admin, AdminServer};
@@ -36,6 +38,8 @@ pub struct ControlPlane {
     shared: Arc<Mutex<Shared>>,
     /// Whether the run has ended or members are asked to leave.
     is_ending: watch::Sender<bool>,
+    /// How fast the run has been seen to go.
+    rates: Arc<Mutex<Rates>>,
 }
 
 struct Shared {
@@ -47,7 +51,8 @@ impl ControlPlane {
     /// Shares a state.
     pub fn new(state: RunState) -> Self {
         let shared = Shared { state, waiting: WaitingRoom::default() };
-        Self { shared: Arc::new(Mutex::new(shared)), is_ending: watch::Sender::new(false) }
+        let (shared, is_ending) = (Arc::new(Mutex::new(shared)), watch::Sender::new(false));
+        Self { shared, is_ending, rates: Arc::default() }
     }
 
     /// Serves until `shutdown` resolves; connections still open then are given up by the process's end.
@@ -103,6 +108,18 @@ impl ControlPlane {
     /// What is shown of the run now.
     pub fn snapshot(&self) -> Snapshot {
         self.read(|state| state.snapshot(Instant::now()))
+    }
+
+    /// What is shown of the run now, and how fast it goes; to be asked again and again.
+    pub fn observe(&self, now: Instant) -> (Snapshot, Rates) {
+        let snapshot = self.read(|state| state.snapshot(now));
+        let mut rates = self.rates();
+        rates.observe(&snapshot, now);
+        (snapshot, rates.clone())
+    }
+
+    fn rates(&self) -> MutexGuard<'_, Rates> {
+        self.rates.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Whether and how the process of that id is a member.
@@ -191,11 +208,29 @@ impl Coordinator for ControlPlane {
 #[tonic::async_trait]
 impl Admin for ControlPlane {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
-        Ok(Response::new(self.read(|state| state.status(Instant::now()))))
+        let reply = self.read(|state| state.status(Instant::now()));
+        let rates = self.rates();
+        let iterations = reply.progress.as_ref().map_or(0, |progress| progress.iterations);
+        Ok(Response::new(StatusReply {
+            images_per_second: rates.images_per_second(),
+            network_evaluations_per_second: rates.network_evaluations_per_second(),
+            seconds_left: rates.time_left(iterations).map(|left| left.as_secs_f64()),
+            ..reply
+        }))
     }
 
     async fn scale(&self, request: Request<ScaleRequest>) -> Result<Response<ScaleReply>, Status> {
-        self.update(|state, _| state.scale(request.get_ref().workers));
+        let workers = request.get_ref().workers;
+        let (current, most, pids) =
+            self.read(|state| (state.workers_wanted(), state.most_workers(), living(&state.members)));
+        if workers > current {
+            let refusal = capacity::of_config(workers, most)
+                .or_else(|| capacity::of_machine(workers - current, &Machine::look(&pids)));
+            if let Some(refusal) = refusal {
+                return Err(Status::resource_exhausted(refusal));
+            }
+        }
+        self.update(|state, _| state.scale(workers));
         Ok(Response::new(ScaleReply {}))
     }
 
@@ -203,6 +238,11 @@ impl Admin for ControlPlane {
         self.update(|state, _| state.drain());
         Ok(Response::new(DownReply {}))
     }
+}
+
+/// Process ids of the living members.
+fn living(members: &Members) -> Vec<u32> {
+    members.iter().filter(|member| member.is_living()).map(|member| member.applicant.pid).collect()
 }
 
 impl From<Refusal> for Status {

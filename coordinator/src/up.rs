@@ -5,17 +5,22 @@ use crate::cli::{Place, UpArgs};
 use crate::config_file;
 use crate::display::Display;
 use crate::error::CoordinatorError;
+use crate::examination;
 use crate::inputs::Inputs;
-use crate::inspection;
+use crate::inspection::Servers;
 use crate::launch;
+use crate::launch::capacity::{self, Machine};
 use crate::launch::{LEARNER, LocalLauncher, Supervisor, worker_id};
 use crate::membership::{Members, Patience};
 use crate::opening::{OpenRun, check_run, open_run, run_directory};
 use crate::run_record::RunEnding;
 use crate::run_state::{Ending, RunState};
 use crate::server::ControlPlane;
+use crate::{advice, detach};
+use config::RunConfig;
 use nix::sys::signal::Signal;
-use service::{Hub, RunDirectory, exit_code, shutdown};
+use service::output::print_line;
+use service::{Hub, exit_code, shutdown};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -43,21 +48,35 @@ enum Stop {
 /// # Errors
 /// Usage errors before anything is started; else whatever made the run fail.
 pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, CoordinatorError> {
-    if args.on != Place::Local {
-        let place = if args.on == Place::Slurm { "slurm" } else { "kubernetes" };
+    if args.options.on != Place::Local {
+        let place = if args.options.on == Place::Slurm { "slurm" } else { "kubernetes" };
         return Err(CoordinatorError::Usage(format!(
             "`--on {place}` is not available yet; leave it out to run on this machine"
         )));
     }
-    let catalog = config_file::open(&with_workers(&args).config, hub)?;
-    catalog.notes().iter().for_each(|note| display.say(note));
-    if args.dry_run {
+    if args.options.detached {
+        detach::leave_terminal()?;
+    }
+    // Found now, what is wrong costs a second; found by a worker, the start of a run. Servers may come up meanwhile.
+    let config_args = with_workers(&args).config;
+    let (catalog, notes) = match args.options.dry_run || args.options.detached {
+        true => (config_file::open(&config_args, hub)?, Vec::new()),
+        false => examination::everything(&config_args, hub, &launch::programs()?, Servers::Later)?,
+    };
+    if args.options.dry_run {
+        catalog.notes().iter().for_each(|note| display.say(note));
         return dry_run(&args, &catalog, hub);
     }
-    // Found now, what is wrong costs a second; found by a worker, the start of a run.
-    let notes = inspection::everything(catalog.config(), &launch::programs()?)?;
-    notes.iter().for_each(|note| display.say(note));
+    if let Some(refusal) =
+        capacity::of_machine(catalog.config().resources.workers as u32, &Machine::look(&[]))
+    {
+        return Err(CoordinatorError::Usage(refusal));
+    }
     let inputs = check_inputs(&args, &catalog, hub)?;
+    if args.options.detach {
+        return detach::start(&run_directory(catalog.config())?).await;
+    }
+    notes.iter().chain(catalog.notes()).for_each(|note| display.say(note));
     let (opened, listener) = open_run(&args, catalog.config()).await?;
     for change in inputs.settle(&args, &opened)? {
         display.say(&format!("accepted: {change}"));
@@ -68,7 +87,7 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
 /// `--workers N` is a setting like any other.
 fn with_workers(args: &UpArgs) -> UpArgs {
     let mut args = args.clone();
-    args.config.settings.extend(args.workers.map(|workers| format!("resources.workers={workers}")));
+    args.config.settings.extend(args.options.workers.map(|workers| format!("resources.workers={workers}")));
     args
 }
 
@@ -84,11 +103,12 @@ fn dry_run(args: &UpArgs, catalog: &Catalog, hub: &Hub) -> Result<u8, Coordinato
     check_inputs(args, catalog, hub)?;
     let config = catalog.config();
     let directory = run_directory(config)?;
-    println!("run directory: {}", directory.path().display());
-    let launcher = LocalLauncher::new(args.port.unwrap_or(0), directory.clone())?;
+    print_line(format_args!("run directory: {}", directory.path().display()));
+    let launcher = LocalLauncher::new(args.options.port.unwrap_or(0), directory.clone())?;
     let workers = (0..config.resources.workers as u32).map(worker_id);
     for member_id in std::iter::once(LEARNER.to_owned()).chain(workers) {
-        println!("{}\n  log: {}", launcher.program(&member_id), directory.log_of(&member_id).display());
+        let (program, log) = (launcher.program(&member_id), directory.log_of(&member_id));
+        print_line(format_args!("{program}\n  log: {}", log.display()));
     }
     Ok(exit_code::DONE)
 }
@@ -103,6 +123,8 @@ struct Run {
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
     drain_grace: Duration,
     resume_command: String,
+    /// When `run.max_hours` have passed.
+    time_is_up: Option<tokio::time::Instant>,
 }
 
 impl Run {
@@ -116,14 +138,17 @@ impl Run {
         let signals = shutdown::signal_count()?;
         display.log_to(&opened.directory.log_of("coordinator"))?;
         let (record, directory) = (&opened.record, opened.directory.clone());
-        let patience = Patience { lease: LEASE, task_deadline: Duration::from_secs(args.task_deadline) };
+        let patience =
+            Patience { lease: LEASE, task_deadline: Duration::from_secs(args.options.task_deadline) };
         let members = Members::new(record.run_id.clone(), record.generation, patience);
         let launcher = LocalLauncher::new(record.port, directory.clone())?;
         display.say(&format!("run {} in {}", catalog.config().run.name, directory.path().display()));
         opened.notices.iter().for_each(|notice| display.say(notice));
+        display.say(&format!("curves: {}", advice::tensorboard(&directory)));
         if catalog.config().resources.workers == 0 {
-            display.say(&without_workers(record.port, &directory));
+            display.say(&advice::without_workers(&directory, record.port));
         }
+        let time_is_up = time_limit(catalog.config()).map(|limit| tokio::time::Instant::now() + limit);
         let plane = ControlPlane::new(RunState::new(
             members,
             catalog,
@@ -143,8 +168,9 @@ impl Run {
             display,
             signals,
             serving,
-            drain_grace: Duration::from_secs(args.drain_grace),
-            resume_command: resume_command(args),
+            drain_grace: Duration::from_secs(args.options.drain_grace),
+            resume_command: advice::resume_with(directory.path(), &args.options),
+            time_is_up,
         })
     }
 
@@ -197,6 +223,11 @@ impl Run {
             tokio::select! {
                 biased;
                 ending = &mut ending => return ending.map_or(Stop::Drained, Stop::Ended),
+                () = passed(self.time_is_up) => {
+                    self.time_is_up = None;
+                    self.display.say("stopping after `run.max_hours`: what is in flight is finished first");
+                    self.plane.update(|state, _| state.drain());
+                }
                 Ok(()) = self.signals.changed() => {
                     self.display.say("stopping: what is in flight is finished first; once more to stop at once");
                     self.plane.update(|state, _| state.drain());
@@ -217,8 +248,13 @@ impl Run {
     fn tick(&mut self, now: Instant) -> Result<(), CoordinatorError> {
         let outcome = self.supervisor.keep_alive(now);
         self.record_processes();
-        self.display.update(&self.plane.snapshot(), now);
+        self.show(now);
         outcome
+    }
+
+    fn show(&mut self, now: Instant) {
+        let (snapshot, rates) = self.plane.observe(now);
+        self.display.update(&snapshot, &rates, now);
     }
 
     /// Keeps `run.json` true; without it a killed coordinator would start processes twice.
@@ -255,7 +291,7 @@ impl Run {
             if self.supervisor.processes().is_empty() {
                 return;
             }
-            self.display.update(&self.plane.snapshot(), now);
+            self.show(now);
             let waited = now.duration_since(start);
             if *self.signals.borrow() > 1 || waited > grace + KILL_GRACE {
                 self.supervisor.signal_all(Signal::SIGKILL);
@@ -268,47 +304,16 @@ impl Run {
     }
 }
 
-/// What a run that starts no workers waits for.
-fn without_workers(port: u16, directory: &RunDirectory) -> String {
-    format!(
-        "resources.workers is 0, so no worker is started here: `coordinator scale {} --workers N` starts some, others \
-         join by `rollout-worker serve --coordinator http://127.0.0.1:{port} --member-id NAME`",
-        directory.path().display()
-    )
+/// How long this start of the run may last.
+fn time_limit(config: &RunConfig) -> Option<Duration> {
+    let hours = config.run.max_hours;
+    (hours > 0.0).then(|| Duration::from_secs_f64(3600.0 * hours))
 }
 
-fn resume_command(args: &UpArgs) -> String {
-    let mut words = vec![
-        "coordinator up".to_owned(),
-        quoted(&args.config.file.display().to_string()),
-        "--resume".to_owned(),
-    ];
-    words.extend(args.workers.map(|workers| format!("--workers {workers}")));
-    words.extend(args.config.settings.iter().map(|setting| format!("--set {}", quoted(setting))));
-    words.join(" ")
-}
-
-/// A word as a shell takes it back.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@,+%".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_come_back_from_a_shell_as_they_were() {
-        for word in ["runs/a.toml", "my run.toml", "it's", "a=\"b\"", "", "$HOME;ls"] {
-            let mut shell = std::process::Command::new("sh");
-            shell.arg("-c").arg(format!("printf %s {}", quoted(word)));
-            let output = shell.output().expect("a shell");
-            assert_eq!(String::from_utf8_lossy(&output.stdout), word);
-        }
-        assert_eq!(quoted("run.seed=7"), "run.seed=7");
+/// Waits until then; for ever where there is no end.
+async fn passed(end: Option<tokio::time::Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end).await,
+        None => std::future::pending().await,
     }
 }

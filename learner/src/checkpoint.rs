@@ -91,6 +91,23 @@ impl Checkpoints {
         Ok(Self { directory: directory.to_owned(), keep_last: keep_last.max(1) })
     }
 
+    /// The checkpoints in `directory` to be read alone: nothing is touched, since a learner may be writing there.
+    pub fn of_run(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), keep_last: usize::MAX }
+    }
+
+    /// The directory of a version's checkpoint, if its files are what its manifest says.
+    ///
+    /// # Errors
+    /// If they are not, or there is none.
+    pub fn intact(&self, version: u32) -> Result<PathBuf, Rejected> {
+        let path = self.path(version);
+        match check(&path) {
+            Ok(()) => Ok(path),
+            Err(reason) => Err(Rejected { path, reason }),
+        }
+    }
+
     /// Where the checkpoint of a version is or would be.
     pub fn path(&self, version: u32) -> PathBuf {
         self.directory.join(format!("{PREFIX}{version:06}"))

@@ -20,8 +20,8 @@ pub enum LearnerError {
     /// A number that is none. The newest checkpoint is from before it.
     #[error(
         "{quantity} is not finite in iteration {iteration}: prompt {prompt:?} (line {line} of its file, from 0), \
-         seed {seed}, step {step}; look at that image and its score, or lower `training.learning_rate`, \
-         then resume from the newest checkpoint"
+         seed {seed}, step {step}; look at that image and its score, or lower `training.learning_rate` \
+         in a branch of the run, `coordinator init --from RUN --set training.learning_rate=RATE FILE`"
     )]
     NonFinite {
         /// Reward or loss.
@@ -40,7 +40,8 @@ pub enum LearnerError {
     /// Gradients or weights are no numbers. The newest checkpoint is from before it.
     #[error(
         "{quantity} of `{parameter}` is not finite after the {tasks} of iteration {iteration}; lower \
-         `training.learning_rate`, then resume from the newest checkpoint"
+         `training.learning_rate` in a branch of the run, `coordinator init --from RUN --set \
+         training.learning_rate=RATE FILE`"
     )]
     NonFiniteParameter {
         /// Gradient or weight.
@@ -104,8 +105,8 @@ pub enum LearnerError {
     /// Rewards that are not trained got worse while those that are got better, and the config has the run stop then. All
     /// of it is saved.
     #[error(
-        "reward hacking: {findings}. Everything is saved: go on with `evaluation.on_reward_hacking` = \"warn\" and \
-         `--resume`, or take the adapter of version {best}, the best one, from {adapter}"
+        "reward hacking: {findings}. Everything is saved: go on by `coordinator resume RUN --set \
+         evaluation.on_reward_hacking=warn`, or take the adapter of version {best}, the best one, from {adapter}"
     )]
     RewardHacking {
         /// What was found, in words.
@@ -119,7 +120,8 @@ pub enum LearnerError {
     },
     /// There is a checkpoint, but of another run config.
     #[error(
-        "the checkpoint {path} belongs to another run config; resume with {saved}, or start a new run under another name"
+        "the checkpoint {path} was written under another run config than {saved} is now; put that back as it was, or start a new \
+         run under another name"
     )]
     OtherConfig {
         /// Its directory.

@@ -12,11 +12,14 @@
 //!
 //! One thread owns the network and all that is computed with it. Everything else moves bytes and names.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod checkpoint;
 pub mod embeddings;
 pub mod error;
 pub mod evaluation;
 pub mod export;
+pub mod export_checkpoint;
 mod font;
 pub mod gradient;
 pub mod grid;

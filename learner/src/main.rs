@@ -1,5 +1,7 @@
 //! Command line of the learner.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,11 +10,12 @@ use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use learner::pretrain::{Folders, PretrainSettings};
 use learner::serve::{Exit, ServeError, ServeOptions, serve};
-use learner::{parity, pretrain};
+use learner::{export_checkpoint, parity, pretrain};
 use models::Activations;
 use models::reference_case::{TOLERANCE, parse_tolerance};
 use service::logging::{self, LogFormat};
-use service::{Hub, MemberArguments, complain, cuda, exit_code, model_folder, path_argument, shutdown};
+use service::output::{self, StandardOutput};
+use service::{Hub, MemberArguments, cuda, exit_code, model_folder, path_argument, shutdown};
 
 /// Trains the policy of a run.
 #[derive(Parser)]
@@ -28,8 +31,22 @@ enum Command {
     Serve(ServeArgs),
     /// Compares gradients and updates with recorded ones, `lora*` and `rl_step*`, of a model.
     Parity(ParityArgs),
+    /// Writes what a run has trained by one of its checkpoints, as PEFT folder and diffusers LoRA file.
+    Export(ExportArgs),
     /// Makes a small SD3 pipeline from nothing: flow-matching training on drawn scenes.
     Pretrain(PretrainArgs),
+}
+
+#[derive(clap::Args)]
+struct ExportArgs {
+    /// Directory of the run.
+    run: PathBuf,
+    /// Iterations of the checkpoint; the newest if not given.
+    #[arg(long)]
+    checkpoint: Option<u32>,
+    /// Folder to write; it must not exist.
+    #[arg(long)]
+    to: PathBuf,
 }
 
 #[derive(clap::Args)]
@@ -65,10 +82,10 @@ struct ServeArgs {
     #[command(flatten)]
     member: MemberArguments,
     /// Name among the members of the run, kept over restarts.
-    #[arg(long, env, default_value = "learner")]
+    #[arg(long, env = "FLOW_RL_MEMBER_ID", default_value = "learner")]
     member_id: String,
     /// Where workers reach this process; port 0 takes a free one.
-    #[arg(long, env, default_value = "127.0.0.1:0")]
+    #[arg(long, env = "FLOW_RL_LISTEN", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
 }
 
@@ -76,7 +93,7 @@ fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(code) => code.into(),
         Err(error) => {
-            complain(format_args!("error: {error:#}"));
+            output::print_error_line(format_args!("error: {error:#}"));
             exit_code_of(&error).into()
         }
     }
@@ -103,6 +120,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Serve(args) => run_serve(args),
         Command::Parity(args) => run_parity(&args),
         Command::Pretrain(args) => run_pretrain(&args),
+        Command::Export(args) => run_export(&args),
     }
 }
 
@@ -112,8 +130,15 @@ fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
     let hub = Hub::from_environment(|name| std::env::var_os(name));
     let model = model_folder(&args.model_dir, &hub).map_err(|error| BadInput(error.into()))?;
     let outcome =
-        parity::run(&model, cases, args.rtol, activations, &mut std::io::stdout()).map_err(BadInput)?;
+        parity::run(&model, cases, args.rtol, activations, &mut StandardOutput).map_err(BadInput)?;
     Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
+}
+
+fn run_export(args: &ExportArgs) -> anyhow::Result<u8> {
+    let hub = Hub::from_environment(|name| std::env::var_os(name));
+    let version = export_checkpoint::run(&args.run, args.checkpoint, &args.to, &hub).map_err(BadInput)?;
+    output::print_line(serde_json::json!({ "version": version }));
+    Ok(exit_code::DONE)
 }
 
 fn run_pretrain(args: &PretrainArgs) -> anyhow::Result<u8> {
@@ -145,4 +170,16 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
         Exit::Done => exit_code::DONE,
         Exit::Retry => exit_code::RETRY,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_its_variables_are_ours() {
+        Args::command().debug_assert();
+        assert_eq!(service::unprefixed_variables(&Args::command()), Vec::<String>::new());
+    }
 }

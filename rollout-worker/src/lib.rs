@@ -3,6 +3,8 @@
 //! Read [`wavefront`] first, the rollout as a pure function; then [`task`], which makes one of a task's name; then
 //! [`serve`], the life around it.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod bad_input;
 pub mod delivery;
 pub mod device;

@@ -1,5 +1,8 @@
 //! Command line of the rollout worker.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,9 +22,9 @@ use rollout_worker::serve::{self, ServeOptions};
 use rollout_worker::serve_reward::{self, Ended, ServeRewardOptions};
 use rollout_worker::{inspect_rewards, parity, settings};
 use service::logging::LogFormat;
+use service::output::{self, StandardOutput};
 use service::{
-    Hub, MemberArguments, ServiceError, complain, cuda, exit_code, logging, model_folder, path_argument, say,
-    shutdown,
+    Hub, MemberArguments, ServiceError, cuda, exit_code, logging, model_folder, path_argument, shutdown,
 };
 
 /// Samples images: for a training run, or by itself.
@@ -46,6 +49,11 @@ enum Command {
     Inspect(InspectArgs),
     /// Reads rewards as JSON from its standard input, as the coordinator writes them, and says whether they could be built here.
     InspectRewards,
+    /// Says whether a device is here.
+    InspectDevice {
+        /// `cpu` or `cuda`.
+        device: String,
+    },
     /// Hosts scorers for others over gRPC; the reward `grpc` of a run config is their client.
     ServeReward(ServeRewardArgs),
 }
@@ -55,10 +63,10 @@ struct ServeArgs {
     #[command(flatten)]
     member: MemberArguments,
     /// Name among the members of the run, kept over restarts.
-    #[arg(long, env)]
+    #[arg(long, env = "FLOW_RL_MEMBER_ID")]
     member_id: String,
     /// `cpu` or `cuda`; the run config's device if not given.
-    #[arg(long, env)]
+    #[arg(long, env = "FLOW_RL_DEVICE")]
     device: Option<String>,
 }
 
@@ -106,10 +114,10 @@ struct ScoreArgs {
     #[arg(long)]
     json: bool,
     /// `cpu` or `cuda`.
-    #[arg(long, env, default_value = "cpu")]
+    #[arg(long, env = "FLOW_RL_DEVICE", default_value = "cpu")]
     device: String,
     /// CPU threads of tensor operations.
-    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, env = "FLOW_RL_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
 }
 
@@ -188,19 +196,19 @@ struct ServeRewardArgs {
     #[arg(long = "option", value_name = "KEY=VALUE")]
     options: Vec<String>,
     /// Where to listen, as in `127.0.0.1:17200`; port 0 takes a free one, which the line on standard output tells.
-    #[arg(long, env)]
+    #[arg(long, env = "FLOW_RL_LISTEN")]
     listen: SocketAddr,
     /// `cpu` or `cuda`.
-    #[arg(long, env, default_value = "cpu")]
+    #[arg(long, env = "FLOW_RL_DEVICE", default_value = "cpu")]
     device: String,
     /// Batches of each scorer that may wait; more are refused for the time being.
-    #[arg(long, env, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = "FLOW_RL_MAX_QUEUE", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     max_queue: u16,
     /// CPU threads of each scorer's tensor operations.
-    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, env = "FLOW_RL_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
     /// `text` or `json`.
-    #[arg(long, env, default_value_t)]
+    #[arg(long, env = "FLOW_RL_LOG_FORMAT", default_value_t)]
     log_format: LogFormat,
 }
 
@@ -208,7 +216,7 @@ fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(code) => code.into(),
         Err(error) => {
-            complain(format_args!("error: {error:#}"));
+            output::print_error_line(format_args!("error: {error:#}"));
             exit_code_of(&error).into()
         }
     }
@@ -225,6 +233,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Score(args) => run_score(args),
         Command::Inspect(args) => run_inspect(args),
         Command::InspectRewards => run_inspect_rewards(),
+        Command::InspectDevice { device } => {
+            settings::device(&device).map_err(BadInput::from_error)?;
+            Ok(exit_code::DONE)
+        }
         Command::ServeReward(args) => run_serve_reward(args),
     }
 }
@@ -237,6 +249,7 @@ impl Command {
             Self::Sample(args) => Some(args.device()?),
             Self::Score(args) => Some(args.device.clone()),
             Self::ServeReward(args) => Some(args.device.clone()),
+            Self::InspectDevice { device } => Some(device.clone()),
             Self::Parity(_) | Self::Inspect(_) | Self::InspectRewards => Some("cpu".to_owned()),
         })
     }
@@ -255,7 +268,7 @@ fn run_inspect_rewards() -> anyhow::Result<u8> {
     let inquiry: RewardInquiry = serde_json::from_reader(std::io::stdin().lock()).map_err(|error| {
         BadInput::from_error(anyhow::Error::new(error).context("reading rewards from standard input"))
     })?;
-    say(serde_json::to_string(&inspect_rewards::run(&inquiry, &hub()))?)?;
+    output::print_line(serde_json::to_string(&inspect_rewards::run(&inquiry, &hub()))?);
     Ok(exit_code::DONE)
 }
 
@@ -286,7 +299,7 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
 
 fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
     let model = model_folder(&args.model_dir, &hub()).map_err(BadInput::from_error)?;
-    let outcome = parity::run(&model, args.cases.as_deref(), args.rtol, &mut std::io::stdout())
+    let outcome = parity::run(&model, args.cases.as_deref(), args.rtol, &mut StandardOutput)
         .map_err(BadInput::from_error)?;
     Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
 }
@@ -297,27 +310,29 @@ fn run_sample(args: SampleArguments) -> anyhow::Result<u8> {
     say_stand_ins(&options.model, options.weights.source.is_without_files())?;
     let report = sample::run(&options)?;
     let seconds = report.duration.as_secs_f64();
-    say(format_args!(
+    output::print_line(format_args!(
         "{} images in {} ({:.2} images/s, {:.1} network evaluations/s)",
         report.images,
         options.out.display(),
         report.images as f64 / seconds,
         report.network_evaluations as f64 / seconds
-    ))?;
+    ));
     for part in report.left_out {
-        complain(format_args!(
+        output::print_error_line(format_args!(
             "warning: {part} in the adapter's file are left out; only the transformer is adapted here"
         ));
     }
     if let Some(trained) = options.trained {
-        say(format_args!("drawn with {}", trained.display()))?;
+        output::print_line(format_args!("drawn with {}", trained.display()));
     }
     if let Some(truncated) = report.truncated {
-        complain(format_args!("warning: {truncated}"));
+        output::print_error_line(format_args!("warning: {truncated}"));
     }
     if report.other_images > 0 {
         let (n_others, out) = (report.other_images, options.out.display());
-        complain(format_args!("warning: {out} holds {n_others} other images, which `score` takes as well"));
+        output::print_error_line(format_args!(
+            "warning: {out} holds {n_others} other images, which `score` takes as well"
+        ));
     }
     Ok(exit_code::DONE)
 }
@@ -344,10 +359,14 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
     };
     let inspection = inspect::run(&options).map_err(BadInput::from_error)?;
     let left_out = inspection.adapter.iter().flat_map(|adapter| &adapter.left_out);
-    left_out.for_each(|part| eprintln!("warning: {part} are left out; only the transformer is trained"));
+    left_out.for_each(|part| {
+        output::print_error_line(format_args!(
+            "warning: {part} are left out; only the transformer is trained"
+        ));
+    });
     match args.json {
-        true => say(serde_json::to_string(&inspection)?)?,
-        false => say(inspection.to_string().trim_end())?,
+        true => output::print_line(serde_json::to_string(&inspection)?),
+        false => output::print_text(inspection),
     }
     Ok(exit_code::DONE)
 }
@@ -361,7 +380,7 @@ fn trained_steps(args: StepArgs) -> Option<TrainedStepOptions> {
 fn say_stand_ins(model: &Path, random_weights: bool) -> anyhow::Result<()> {
     if random_weights {
         let lines = inspect::stand_ins(model).map_err(BadInput::from_error)?;
-        lines.iter().for_each(|line| complain(format_args!("warning: {line}")));
+        lines.iter().for_each(|line| output::print_error_line(format_args!("warning: {line}")));
     }
     Ok(())
 }
@@ -375,16 +394,8 @@ fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {
     let reward = config::reward_from_settings(&args.reward, &args.options).map_err(BadInput::from_error)?;
     let options =
         ScoreOptions { reward, images: args.images, prompts: args.prompts, json: args.json, resources };
-    match score::run(&options, &mut std::io::stdout().lock()) {
-        // The reader has seen enough.
-        Err(error) if is_broken_pipe(&error) => Ok(exit_code::DONE),
-        other => other.map(|()| exit_code::DONE),
-    }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let io_error = error.downcast_ref::<std::io::Error>();
-    io_error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    score::run(&options, &mut StandardOutput)?;
+    Ok(exit_code::DONE)
 }
 
 fn run_serve_reward(args: ServeRewardArgs) -> anyhow::Result<u8> {
@@ -398,8 +409,10 @@ fn run_serve_reward(args: ServeRewardArgs) -> anyhow::Result<u8> {
         hub: hub(),
     };
     let names = args.rewards.join(", ");
-    // Who asked for a free port reads which one it is; whoever did not may have gone.
-    let ready = |address| say(format_args!("serving {names} at http://{address}")).unwrap_or_default();
+    // Who asked for a free port reads which one it is; whoever did not may have gone, and is served all the same.
+    let ready = |address| {
+        let _ = writeln!(std::io::stdout(), "serving {names} at http://{address}");
+    };
     // Sockets need little; the scorers' threads have the cores.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let serve = async { serve_reward::run(options, shutdown::on_signals()?, ready).await };
@@ -407,4 +420,16 @@ fn run_serve_reward(args: ServeRewardArgs) -> anyhow::Result<u8> {
         Ended::Drained => exit_code::DONE,
         Ended::CutOff => exit_code::RETRY,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_its_variables_are_ours() {
+        Args::command().debug_assert();
+        assert_eq!(service::unprefixed_variables(&Args::command()), Vec::<String>::new());
+    }
 }

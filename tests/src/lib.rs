@@ -151,7 +151,20 @@ impl Run {
     /// # Panics
     /// If it cannot be started.
     pub fn start(&mut self, arguments: &[&str]) {
-        self.spawn(Command::new(coordinator()), arguments);
+        self.spawn(Command::new(coordinator()), &self.up(), arguments);
+    }
+
+    /// Starts `coordinator resume` with further arguments.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn resume(&mut self, arguments: &[&str]) {
+        let words = ["resume".to_owned(), self.directory().display().to_string()];
+        self.spawn(Command::new(coordinator()), &words, arguments);
+    }
+
+    fn up(&self) -> [String; 2] {
+        ["up".to_owned(), self.config().display().to_string()]
     }
 
     /// Starts `coordinator up` so that neither it nor its members can write files of more than a few score KiB; writing
@@ -164,7 +177,7 @@ impl Run {
         const LIMITED: &str = r#"trap '' XFSZ; ulimit -f 140; exec "$@""#;
         let mut command = Command::new("sh");
         command.args(["-c", LIMITED, "sh"]).arg(coordinator());
-        self.spawn(command, arguments);
+        self.spawn(command, &self.up(), arguments);
     }
 
     /// Starts `coordinator up` with `tests/interposed/file_changes.c` between its learner and the C library, which notes
@@ -180,7 +193,7 @@ impl Run {
             .env("INTERPOSED_LOG", self.home.path().join("changes"));
         command.env("INTERPOSED_KILLED", self.home.path().join("killed"));
         command.envs(environment.iter().copied());
-        self.spawn(command, arguments);
+        self.spawn(command, &self.up(), arguments);
     }
 
     /// What an interposed learner changed, as `OPERATION PATH`.
@@ -188,12 +201,12 @@ impl Run {
         self.read("changes").lines().map(str::to_owned).collect()
     }
 
-    fn spawn(&mut self, mut command: Command, arguments: &[&str]) {
+    fn spawn(&mut self, mut command: Command, words: &[String], arguments: &[&str]) {
         let log = |name: &str| {
             let path = self.home.path().join(name);
             std::fs::File::options().create(true).append(true).open(path).expect("a log file")
         };
-        command.arg("up").arg(self.config()).args(arguments).current_dir(repository());
+        command.args(words).args(arguments).current_dir(repository());
         command.stdin(Stdio::null()).stdout(log("stdout")).stderr(log("stderr"));
         self.child = Some(command.spawn().expect("the coordinator starts"));
     }

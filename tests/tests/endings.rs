@@ -30,7 +30,7 @@ fn status_tells_how_a_run_ended() {
     assert!(run.status(&[]).contains("worker-0"), "it lives");
     kill(run.coordinator_pid(), Signal::SIGTERM).expect("the coordinator lives");
     assert_eq!(run.wait(), Some(75), "{}", run.output());
-    assert!(run.status(&[]).contains("stopped; go on with `coordinator up"), "{}", run.status(&[]));
+    assert!(run.status(&[]).contains("stopped; go on with `coordinator resume /"), "{}", run.status(&[]));
 
     run.complete(&["--resume", "--workers", "1"]);
     let status = run.status(&[]);
@@ -81,9 +81,13 @@ fn a_run_that_games_its_reward_stops_with_a_summary_and_goes_on_when_told_to() {
     let (evaluations, said) = (run.rows("evaluations.jsonl"), run.said());
     let hacked = evaluations.last().expect("rows")["reward_hacking"][0].as_str().expect("hacked").to_owned();
     assert!(hacked.starts_with("jpeg_"), "{hacked}");
-    for words in
-        ["the run failed: reward hacking", "--resume", "held-out reward after", "reward hacking seen in", "→"]
-    {
+    for words in [
+        "the run failed: reward hacking",
+        "coordinator resume",
+        "held-out reward after",
+        "reward hacking seen in",
+        "→",
+    ] {
         assert!(said.contains(words), "{words} is not in\n{said}");
     }
     assert!(run.status(&[]).contains("reward hacking seen in"), "{}", run.status(&[]));

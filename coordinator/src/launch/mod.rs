@@ -1,5 +1,6 @@
 //! Bringing the processes of a run to life and keeping them so.
 
+pub mod capacity;
 mod local;
 mod restart;
 mod supervisor;

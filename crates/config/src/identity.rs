@@ -7,10 +7,11 @@ use crate::{CONNECTION_OPTIONS, CheckpointSection, OnRewardHacking, RewardSectio
 /// images of an evaluation, since gains are taken against the first one. What scores them may change: every evaluation says
 /// what it was scored by, and only equals are compared. Of a trained reward, [`CONNECTION_OPTIONS`] may change. Prompt files
 /// may move, since the prompts themselves are compared when a run is resumed, as the model's files are.
-pub const CHANGEABLE_KEYS: [&str; 12] = [
+pub const CHANGEABLE_KEYS: [&str; 14] = [
     "run.name",
     "run.directory",
     "run.iterations",
+    "run.max_hours",
     "model.embedding_cache",
     "data.",
     "evaluation.every",
@@ -20,6 +21,7 @@ pub const CHANGEABLE_KEYS: [&str; 12] = [
     "evaluation_rewards",
     "checkpoints.",
     "resources.workers",
+    "resources.max_workers",
 ];
 
 impl RunConfig {
@@ -30,6 +32,7 @@ impl RunConfig {
         identity.run.name.clear();
         identity.run.directory.clear();
         identity.run.iterations = 0;
+        identity.run.max_hours = 0.0;
         identity.model.embedding_cache.clear();
         identity.data.train.clear();
         identity.data.validation.clear();
@@ -42,6 +45,7 @@ impl RunConfig {
         identity.rewards = identity.rewards.iter().map(RewardSection::without_connection).collect();
         identity.checkpoints = CheckpointSection { every: 0, keep_last: 0, retry_minutes: 0.0 };
         identity.resources.workers = 0;
+        identity.resources.max_workers = 0;
         identity.to_toml()
     }
 }
@@ -77,6 +81,7 @@ mod tests {
             "run.name=other",
             "run.directory=elsewhere",
             "run.iterations=7",
+            "run.max_hours=7",
             "run.seed=7",
             "run.lag=1",
             "model.embedding_cache=embeddings",
@@ -95,6 +100,7 @@ mod tests {
             "checkpoints.keep_last=7",
             "checkpoints.retry_minutes=7.0",
             "resources.workers=7",
+            "resources.max_workers=7",
             "resources.worker_threads=7",
             "training.learning_rate=7.0",
         ];

@@ -1,8 +1,10 @@
 //! What a run is told to do: the run config, its validation, the prompts, the tasks and their cost. Never links libtorch.
 
+mod branch;
 mod commented;
 mod cost;
 mod derived_defaults;
+mod duration;
 mod identity;
 mod importer;
 mod memory;
@@ -19,8 +21,10 @@ mod run_config;
 mod tasks;
 mod validate;
 
+pub use branch::branch_text;
 pub use cost::*;
 pub use derived_defaults::default_step_weight;
+pub use duration::{HeldOutCounts, Rate};
 pub use identity::*;
 pub use importer::{Fate, Import, ImportEntry, ImportError, ImportReport, import_flow_factory};
 pub use memory::*;

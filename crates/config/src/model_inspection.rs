@@ -46,6 +46,8 @@ pub struct ModelInspection {
 pub struct RewardInquiry {
     /// `cpu` or `cuda`: where networks would live. It need not be here.
     pub device: String,
+    /// Whether servers are to be knocked at.
+    pub knock: bool,
     /// The rewards, each with its place in the config, as `rewards[0]`.
     pub rewards: Vec<(String, RewardSection)>,
 }

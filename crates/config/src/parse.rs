@@ -62,9 +62,16 @@ impl RunConfig {
     /// # Errors
     /// As [`RunConfig::from_toml`].
     pub fn from_toml_with(text: &str, settings: &[String]) -> Result<Self, ConfigErrors> {
+        let (config, problems) = Self::examine(text, settings);
+        config.filter(|_| problems.is_empty()).ok_or(ConfigErrors(problems))
+    }
+
+    /// Reads a config as far as it goes, and all that is wrong with it. Values that do not fit are at their defaults; there
+    /// is no config only where the text is no TOML.
+    pub fn examine(text: &str, settings: &[String]) -> (Option<Self>, Vec<ConfigProblem>) {
         let (config, mut problems) = read(text, settings);
         problems.extend(config.iter().flat_map(validate));
-        config.filter(|_| problems.is_empty()).ok_or(ConfigErrors(problems))
+        (config, problems)
     }
 
     /// Reads a config to see what it would cost: rewards that this build lacks are no error, but returned as problems.

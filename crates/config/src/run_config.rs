@@ -46,6 +46,9 @@ pub struct RunSection {
     pub seed: u64,
     /// Number of iterations (rollout, then `training.updates_per_iteration` updates).
     pub iterations: u32,
+    /// Hours after which the run is stopped as by `coordinator down`, to be resumed; 0 for never. Counted anew from every
+    /// start: a resumed run has all of them again.
+    pub max_hours: f64,
     /// Tasks of iteration `i` are sampled with policy version `max(0, i − lag)`: 0 is strictly on-policy.
     pub lag: u32,
 }
@@ -416,6 +419,8 @@ pub struct ResourceSection {
     pub device: String,
     /// Rollout workers started by `coordinator up`.
     pub workers: usize,
+    /// Most rollout workers that `workers`, `--workers` or `coordinator scale` may ask for.
+    pub max_workers: usize,
     /// CPU threads of one worker's tensor operations.
     pub worker_threads: usize,
     /// CPU threads of the learner's tensor operations.

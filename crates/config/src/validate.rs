@@ -15,6 +15,9 @@ const MOST_TOKENS: usize = 4096;
 /// Minutes: a week.
 const LONGEST_RETRY: f64 = 10_080.0;
 
+/// Longer than any run: a century.
+const MOST_HOURS: f64 = 876_000.0;
+
 /// Bytes of a reward's name.
 const LONGEST_REWARD_NAME: usize = 64;
 
@@ -66,6 +69,10 @@ fn check_run(config: &RunConfig, checks: &mut Checks) {
         format!("is `{name}`; use letters, digits, `-`, `_` and `.` (not first), since it names a directory")
     });
     checks.require(config.run.iterations >= 1, "run.iterations", || "is 0; it must be at least 1".to_owned());
+    let hours = config.run.max_hours;
+    checks.require((0.0..=MOST_HOURS).contains(&hours), "run.max_hours", || {
+        format!("is {hours}; it must be 0 (no limit) to {MOST_HOURS}")
+    });
     checks.require(config.run.lag <= 1, "run.lag", || {
         format!("is {}; 0 (on-policy) and 1 (rollouts overlap training) are supported", config.run.lag)
     });
@@ -299,8 +306,10 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
     checks.require((0.0..=LONGEST_RETRY).contains(&minutes), "checkpoints.retry_minutes", || {
         format!("is {minutes}; it must be 0 (give up at once) to {LONGEST_RETRY}, a week")
     });
-    checks.require(config.resources.workers <= MOST, "resources.workers", || {
-        format!("is {}; at most {MOST}", config.resources.workers)
+    let (workers, most) = (config.resources.workers, config.resources.max_workers);
+    checks.count(most, "resources.max_workers");
+    checks.require(workers <= most || most > MOST, "resources.workers", || {
+        format!("is {workers}, more than `resources.max_workers` = {most}; lower the one or raise the other")
     });
     checks.require(["cpu", "cuda"].contains(&config.resources.device.as_str()), "resources.device", || {
         format!("is `{}`; write `cpu` or `cuda`", config.resources.device)
@@ -597,6 +606,18 @@ mod tests {
                 .options
                 .insert("timeout_seconds".to_owned(), toml::Value::Integer(1));
             assert_eq!(config.held_out_rewards().len(), n_held_out, "{scorer}");
+        }
+    }
+
+    #[test]
+    fn workers_and_hours_have_bounds() {
+        let crowd =
+            |config: &mut RunConfig| (config.resources.workers, config.resources.max_workers) = (9, 8);
+        assert_eq!(keys_of(crowd), ["resources.workers"]);
+        assert_eq!(keys_of(|config| config.resources.workers = 65), ["resources.workers"]);
+        assert_eq!(keys_of(|config| config.resources.max_workers = 0)[0], "resources.max_workers");
+        for (hours, is_good) in [(0.0, true), (0.5, true), (-1.0, false), (f64::INFINITY, false)] {
+            assert_eq!(keys_of(|config| config.run.max_hours = hours).is_empty(), is_good, "{hours}");
         }
     }
 

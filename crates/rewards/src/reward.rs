@@ -47,6 +47,11 @@ pub trait Reward {
     fn patience(&self) -> Duration {
         Duration::ZERO
     }
+
+    /// Where its server is, as `http://host:port/path` without anything secret; `None` for what computes here.
+    fn server(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Runs `score_one` over a batch, with the checks that every scorer owes: lengths, buffers, finite scores.

@@ -38,14 +38,26 @@ pub struct NoModelFrom {
 #[derive(Clone, Debug, clap::Args)]
 pub struct MemberArguments {
     /// Address of the coordinator, `http://host:port`.
-    #[arg(long, env)]
+    #[arg(long, env = "FLOW_RL_COORDINATOR")]
     pub coordinator: String,
     /// Seconds that an absent coordinator is waited for.
-    #[arg(long, env, default_value = "60", value_parser = parse_seconds)]
+    #[arg(long, env = "FLOW_RL_COORDINATOR_GRACE", default_value = "60", value_parser = parse_seconds)]
     pub coordinator_grace: Duration,
     /// `text` or `json`.
-    #[arg(long, env, default_value_t)]
+    #[arg(long, env = "FLOW_RL_LOG_FORMAT", default_value_t)]
     pub log_format: LogFormat,
+}
+
+/// What every environment variable begins with that stands for an argument of one of the programs.
+const VARIABLE_PREFIX: &str = "FLOW_RL_";
+
+/// Arguments of a program and its commands whose environment variables could mean something to others: `DEVICE` or
+/// `LISTEN` may be set for any program. For the tests of the programs, which expect none.
+pub fn unprefixed_variables(command: &clap::Command) -> Vec<String> {
+    let variables = command.get_arguments().filter_map(|argument| argument.get_env());
+    let variables = variables.map(|variable| variable.to_string_lossy().into_owned());
+    let own = variables.filter(|variable| !variable.starts_with(VARIABLE_PREFIX));
+    own.chain(command.get_subcommands().flat_map(unprefixed_variables)).collect()
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {
@@ -66,6 +78,14 @@ mod tests {
     struct Program {
         #[command(flatten)]
         member: MemberArguments,
+    }
+
+    #[test]
+    fn variables_have_a_prefix_and_one_without_is_found_in_any_command() {
+        use clap::CommandFactory;
+        assert_eq!(unprefixed_variables(&Program::command()), Vec::<String>::new());
+        let generic = clap::Command::new("serve").arg(clap::Arg::new("device").long("device").env("DEVICE"));
+        assert_eq!(unprefixed_variables(&Program::command().subcommand(generic)), ["DEVICE"]);
     }
 
     fn parse(arguments: &[&str]) -> Result<MemberArguments, String> {

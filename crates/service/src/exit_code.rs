@@ -6,5 +6,7 @@ pub const DONE: u8 = 0;
 pub const FAILED: u8 = 1;
 /// Bad usage or a bad config; nothing was started.
 pub const BAD_USAGE: u8 = 2;
+/// Whoever read the output has gone, as in `| head`; what a shell says of programs that a broken pipe ends.
+pub const READER_GONE: u8 = 141;
 /// Stopped before the end, nothing lost: start again with the same state.
 pub const RETRY: u8 = 75;

@@ -1,6 +1,9 @@
 //! What every process of a run needs: connecting and serving, membership of the run, shutdown on signals, logs, the
 //! layout of the run directory, files that survive a power cut, models by name. Never links libtorch.
 
+// Printing panics where nobody reads; `output` does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod arguments;
 mod backoff;
 mod chunks;
@@ -14,15 +17,15 @@ mod hub;
 mod incoming;
 pub mod logging;
 mod membership;
+pub mod output;
 mod prompt_copies;
 mod provenance;
 mod run_directory;
 mod shown;
 pub mod shutdown;
-mod standard_streams;
 mod timely;
 
-pub use arguments::{MemberArguments, NoModelFrom, model_folder, path_argument};
+pub use arguments::{MemberArguments, NoModelFrom, model_folder, path_argument, unprefixed_variables};
 pub use backoff::Backoff;
 pub use chunks::{Assembly, ChunkError, chunks};
 pub use connect::{
@@ -37,5 +40,4 @@ pub use prompt_copies::{PromptCopies, PromptCopyError, prompt_digest, write_prom
 pub use provenance::Provenance;
 pub use run_directory::RunDirectory;
 pub use shown::{is_printable, shown};
-pub use standard_streams::{complain, say};
 pub use timely::{NEXT_MESSAGE, Timely, taken_in_time};

@@ -70,6 +70,8 @@ where
     };
     let filter = EnvFilter::try_new(directives).map_err(|error| broken(error.to_string()))?;
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(ansi);
+    // It would be told on standard error, by a macro that panics where that is closed, as with a terminal that is gone.
+    let subscriber = subscriber.log_internal_errors(false);
     let outcome = match format {
         LogFormat::Text => subscriber.try_init(),
         LogFormat::Json => subscriber.json().flatten_event(true).try_init(),

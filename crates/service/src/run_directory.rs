@@ -102,6 +102,11 @@ impl RunDirectory {
         self.path.join("logs")
     }
 
+    /// What a coordinator without a terminal printed, over all its lives.
+    pub fn console(&self) -> PathBuf {
+        self.path.join("console.txt")
+    }
+
     /// The log of one member.
     pub fn log_of(&self, member_id: &str) -> PathBuf {
         self.logs().join(format!("{member_id}.log"))

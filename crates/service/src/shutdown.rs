@@ -1,7 +1,10 @@
-//! SIGTERM, SIGINT and SIGUSR1 ask a process to finish cleanly; a second one means at once.
+//! SIGTERM, SIGINT, SIGUSR1 and SIGHUP ask a process to finish cleanly; a second one means at once.
+//!
+//! SIGHUP comes when a terminal closes or a line drops, often twice (from the shell and from the system), and never from
+//! somebody in a hurry: it counts only where nothing came before.
 
 use crate::{ServiceError, exit_code};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +20,8 @@ pub fn signal_count() -> Result<watch::Receiver<u32>, ServiceError> {
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut user = listen(SignalKind::user_defined1())?;
+    let hang_up = SignalKind::hangup();
+    let mut hang_up = if is_ignored(hang_up) { None } else { Some(listen(hang_up)?) };
     let (sender, receiver) = watch::channel(0);
     tokio::spawn(async move {
         loop {
@@ -24,6 +29,10 @@ pub fn signal_count() -> Result<watch::Receiver<u32>, ServiceError> {
                 Some(()) = terminate.recv() => {}
                 Some(()) = interrupt.recv() => {}
                 Some(()) = user.recv() => {}
+                () = received(&mut hang_up) => {
+                    sender.send_if_modified(|count| std::mem::replace(count, (*count).max(1)) == 0);
+                    continue;
+                }
                 () = sender.closed() => return,
                 else => return,
             }
@@ -31,6 +40,30 @@ pub fn signal_count() -> Result<watch::Receiver<u32>, ServiceError> {
         }
     });
     Ok(receiver)
+}
+
+/// Waits for a signal; for ever where none is listened to.
+async fn received(signal: &mut Option<Signal>) {
+    let outcome = match signal {
+        Some(signal) => signal.recv().await,
+        None => None,
+    };
+    if outcome.is_none() {
+        std::future::pending().await
+    }
+}
+
+/// Whether this process was started with a signal ignored, as `nohup` does, which then stays so.
+fn is_ignored(signal: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    is_in_mask(&status, signal.as_raw_value())
+}
+
+/// Looks up a signal in the mask of ignored ones in `/proc/PID/status`: hexadecimal, signal 1 in the lowest bit.
+fn is_in_mask(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
 }
 
 /// A token that the first signal cancels; the second ends the process with [`exit_code::RETRY`].
@@ -62,12 +95,26 @@ mod tests {
     use super::*;
     use nix::sys::signal::{Signal, raise};
 
+    /// One test, since signals reach every test of this process.
     #[tokio::test]
-    async fn each_signal_is_counted() {
+    async fn each_signal_is_counted_but_a_terminal_that_closes_only_first_and_once() {
         let mut count = signal_count().expect("handlers");
+        for _ in 0..2 {
+            raise(Signal::SIGHUP).expect("raised");
+            count.wait_for(|count| *count == 1).await.expect("counted");
+        }
         raise(Signal::SIGUSR1).expect("raised");
-        count.wait_for(|count| *count == 1).await.expect("counted");
+        count.wait_for(|count| *count > 1).await.expect("counted");
+        assert_eq!(*count.borrow(), 2, "the second time that the terminal closed does not count");
         raise(Signal::SIGTERM).expect("raised");
-        count.wait_for(|count| *count == 2).await.expect("counted");
+        count.wait_for(|count| *count == 3).await.expect("counted");
+    }
+
+    #[test]
+    fn what_nohup_ignores_stays_ignored() {
+        let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0000000180014006\n";
+        let hang_up = SignalKind::hangup().as_raw_value();
+        assert!(is_in_mask(status, hang_up) && !is_in_mask(status, SignalKind::terminate().as_raw_value()));
+        assert!(!is_in_mask("", hang_up));
     }
 }

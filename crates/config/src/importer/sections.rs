@@ -114,7 +114,7 @@ impl Translation {
             None => self.translated(
                 "train.max_epochs",
                 "run.iterations",
-                "theirs runs until it is stopped; ours has an end that `up --resume` can move",
+                "theirs runs until it is stopped; ours has an end, which `coordinator resume RUN --set run.iterations=N` moves",
             ),
         }
         let default = self.config.run.iterations as usize;

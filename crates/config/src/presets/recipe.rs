@@ -210,7 +210,12 @@ impl Recipe {
                 "Ours: latents in one training forward. Lower it where memory runs out.".to_owned(),
             ),
             ("ema.decay", self.ema_comment().to_owned()),
+            ("run.max_hours", "Hours after which it stops, to be resumed; 0 for no limit.".to_owned()),
             ("resources.workers", "GPUs that sample, besides the learner's.".to_owned()),
+            (
+                "resources.max_workers",
+                "Most that `--workers` and `coordinator scale` may ask for.".to_owned(),
+            ),
         ];
         if self.iterations.is_none() {
             comments.push(("run.iterations", "The source runs until it is stopped.".to_owned()));

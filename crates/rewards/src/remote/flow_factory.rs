@@ -105,4 +105,8 @@ impl Reward for FlowFactoryReward {
     fn patience(&self) -> Duration {
         self.client.connection().patience
     }
+
+    fn server(&self) -> Option<String> {
+        Some(self.client.connection().url.shown(""))
+    }
 }

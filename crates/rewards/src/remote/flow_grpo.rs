@@ -97,4 +97,8 @@ impl Reward for FlowGrpoReward {
     fn patience(&self) -> Duration {
         self.server.client.connection().patience
     }
+
+    fn server(&self) -> Option<String> {
+        Some(self.server.client.connection().url.shown(""))
+    }
 }

@@ -149,6 +149,10 @@ impl Reward for GenevalReward {
     fn patience(&self) -> Duration {
         self.server.client.connection().patience
     }
+
+    fn server(&self) -> Option<String> {
+        Some(self.server.client.connection().url.shown(""))
+    }
 }
 
 #[cfg(test)]

@@ -255,4 +255,8 @@ impl Reward for GrpcReward {
     fn patience(&self) -> Duration {
         self.connection.patience
     }
+
+    fn server(&self) -> Option<String> {
+        Some(self.connection.url.shown(""))
+    }
 }

@@ -177,4 +177,8 @@ impl Reward for VlmJudge {
     fn patience(&self) -> Duration {
         self.chat.client.connection().patience
     }
+
+    fn server(&self) -> Option<String> {
+        Some(self.chat.client.connection().url.shown(""))
+    }
 }

@@ -1,0 +1,115 @@
+//! `up --detach` and `resume --detach`: a run that outlives its terminal.
+//!
+//! The command starts itself again, in a session of its own, with its output in the run's directory; it stays until the
+//! learner of the new run is at work, and shows meanwhile what that says.
+
+use crate::advice;
+use crate::error::CoordinatorError;
+use crate::run_record::RunRecord;
+use crate::server::connect_admin;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, setsid};
+use proto::StatusRequest;
+use service::output::{print_error_line, print_line};
+use service::{RunDirectory, exit_code, shutdown};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::{Child, Command};
+
+const POLL: Duration = Duration::from_millis(200);
+const DEADLINE: Duration = Duration::from_secs(5);
+/// What a run is in before its learner has said anything.
+const STARTING: [&str; 2] = ["", "starting"];
+
+/// Leaves the session of the terminal, whose end then says nothing to this process.
+///
+/// # Errors
+/// If the process leads a group.
+pub fn leave_terminal() -> Result<(), CoordinatorError> {
+    setsid().map(drop).map_err(|errno| CoordinatorError::Detach(errno.into()))
+}
+
+/// Starts this very command again without `--detach`, and waits until its run has started or failed to. A signal is passed
+/// on, and then waited for.
+///
+/// # Errors
+/// If it cannot be started.
+pub async fn start(run: &RunDirectory) -> Result<u8, CoordinatorError> {
+    run.create()?;
+    let path = run.console();
+    let failed = |action| move |source| CoordinatorError::File { action, path: run.console(), source };
+    let output = File::options().create(true).append(true).open(&path).map_err(failed("open"))?;
+    let mut shown = output.metadata().map_err(failed("read"))?.len();
+    let mut signals = shutdown::signal_count()?;
+    let mut child = spawn(output).map_err(failed("start a process that writes to"))?;
+    let pid = child.id().unwrap_or_default();
+    loop {
+        tokio::select! {
+            ended = child.wait() => {
+                show_new(&path, &mut shown);
+                return Ok(code_of(ended.map_err(failed("wait for the process that writes to"))?));
+            }
+            Ok(()) = signals.changed() => {
+                // It may have ended just now, which is noticed next.
+                let _ = kill(Pid::from_raw(pid as i32), Signal::SIGTERM);
+            }
+            () = tokio::time::sleep(POLL) => {
+                show_new(&path, &mut shown);
+                if is_at_work(run, pid).await {
+                    break;
+                }
+            }
+        }
+    }
+    print_line(format_args!("started (process {pid}); {}", advice::follow(run)));
+    Ok(exit_code::DONE)
+}
+
+fn spawn(output: File) -> std::io::Result<Child> {
+    let arguments = std::env::args_os().skip(1);
+    let arguments = arguments.map(|word| if word == "--detach" { "--detached".into() } else { word });
+    let errors = output.try_clone()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(arguments).stdin(Stdio::null()).stdout(output).stderr(errors).spawn()
+}
+
+fn code_of(ended: std::process::ExitStatus) -> u8 {
+    match ended.code() {
+        Some(code) => u8::try_from(code).unwrap_or(exit_code::FAILED),
+        None => {
+            print_error_line(format_args!(
+                "error: the coordinator ended with {ended} before the run had started"
+            ));
+            exit_code::FAILED
+        }
+    }
+}
+
+/// Whether the coordinator of that process id leads the run and its learner has said what it does.
+async fn is_at_work(run: &RunDirectory, pid: u32) -> bool {
+    let Ok(record) = RunRecord::read(run) else { return false };
+    if record.coordinator_pid != pid {
+        return false;
+    }
+    let Ok(mut client) = connect_admin(record.port).await else { return false };
+    let reply = client.status(service::request(StatusRequest {}, DEADLINE)).await;
+    let phase = reply.ok().and_then(|reply| reply.into_inner().progress).map(|progress| progress.phase);
+    phase.is_some_and(|phase| !STARTING.contains(&phase.as_str()))
+}
+
+/// Shows on standard error what has been written beyond `shown`; to read it is a courtesy, and not being able to no error.
+fn show_new(path: &Path, shown: &mut u64) {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(*shown))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().unwrap_or_default();
+    *shown += bytes.len() as u64;
+    String::from_utf8_lossy(&bytes).lines().for_each(print_error_line);
+}

@@ -1,0 +1,109 @@
+//! Everything that a run needs, looked at in one go: its config and what that names.
+
+use crate::catalog::Catalog;
+use crate::cli::ConfigArgs;
+use crate::config_file::{invalid, missing_model, origin_of_paths, prompts, text, unset_variables};
+use crate::error::CoordinatorError;
+use crate::inspection::{self, Servers};
+use config::{ConfigErrors, ConfigProblem, RunConfig};
+use service::Hub;
+use std::path::Path;
+
+/// Reads a config and looks at model, prompts, rewards and device; `programs` is the folder of the rollout worker, which
+/// knows networks. Returns what there is to say of them beside the prompts, too.
+///
+/// # Errors
+/// All that is wrong, in the order of this list: keys and values of the config, then what only looking at things tells. What
+/// a faulty section says is not looked at. Or if the rollout worker cannot be asked.
+pub fn everything(
+    args: &ConfigArgs,
+    hub: &Hub,
+    programs: &Path,
+    servers: Servers,
+) -> Result<(Catalog, Vec<String>), CoordinatorError> {
+    let (mut config, faults) = RunConfig::examine(&text(args)?, &args.settings);
+    let Some(config) = config.as_mut() else { return Err(invalid(args, ConfigErrors(faults))) };
+    config.expand_paths(service::expand_path);
+    let config = &*config;
+    let mut findings = Findings { faults, ..Findings::default() };
+    findings.look_at_model(config, hub, programs);
+    let catalog = findings.read_prompts(config);
+    findings.found.extend(unset_variables(config));
+    match inspection::rewards(config, programs, servers) {
+        Ok(rewards) => findings.found.extend(rewards.iter().filter_map(inspection::reward_problem)),
+        Err(error) => findings.take(error),
+    }
+    if findings.are_sound(&["resources.device"]) {
+        inspection::device(config, programs).unwrap_or_else(|error| findings.take(error));
+    }
+    if !findings.found.is_empty() {
+        findings.found.extend(origin_of_paths(config));
+    }
+    let notes = std::mem::take(&mut findings.notes);
+    match (findings.into_error(args), catalog) {
+        (None, Some(catalog)) => Ok((catalog, notes)),
+        (Some(error), _) => Err(error),
+        (None, None) => unreachable!("prompts that cannot be read are a finding; anything else is a bug"),
+    }
+}
+
+/// What has been found so far.
+#[derive(Default)]
+struct Findings {
+    /// Of the config itself.
+    faults: Vec<ConfigProblem>,
+    /// Of what it names.
+    found: Vec<String>,
+    /// What is not wrong.
+    notes: Vec<String>,
+    /// Why the rollout worker could not be asked.
+    broken: Option<CoordinatorError>,
+}
+
+impl Findings {
+    /// Whether nothing is wrong with keys that begin so.
+    fn are_sound(&self, keys: &[&str]) -> bool {
+        !self.faults.iter().any(|fault| keys.iter().any(|key| fault.key.starts_with(key)))
+    }
+
+    fn take(&mut self, error: CoordinatorError) {
+        match error {
+            CoordinatorError::Usage(problem) => self.found.push(problem),
+            error => self.broken = Some(self.broken.take().unwrap_or(error)),
+        }
+    }
+
+    fn look_at_model(&mut self, config: &RunConfig, hub: &Hub, programs: &Path) {
+        if !self.are_sound(&["model.path"]) {
+            return;
+        }
+        if let Some(missing) = missing_model(&config.model.path, hub) {
+            self.found.push(missing);
+        } else if self.are_sound(&["model.", "sampling.", "adapter."]) {
+            match inspection::model(config, programs) {
+                Ok(model) => self.notes.extend(inspection::start_notes(config, &model)),
+                Err(error) => self.take(error),
+            }
+        }
+    }
+
+    fn read_prompts(&mut self, config: &RunConfig) -> Option<Catalog> {
+        if !self.are_sound(&["data.", "rewards", "evaluation_rewards"]) {
+            return None;
+        }
+        prompts(config.clone()).map_err(|problems| self.found.extend(problems)).ok()
+    }
+
+    fn into_error(self, args: &ConfigArgs) -> Option<CoordinatorError> {
+        let Self { mut faults, mut found, broken, notes: _ } = self;
+        if faults.is_empty() && found.is_empty() {
+            return broken;
+        }
+        found.extend(broken.map(|error| format!("{:#}", anyhow::Error::from(error))));
+        if faults.is_empty() {
+            return Some(CoordinatorError::Usage(found.join("\n")));
+        }
+        faults.extend(found.into_iter().map(|problem| ConfigProblem::new("", problem)));
+        Some(invalid(args, ConfigErrors(faults)))
+    }
+}

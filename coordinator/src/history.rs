@@ -1,0 +1,131 @@
+//! What the files of a run tell of it so far: `metrics.jsonl` and `evaluations.jsonl`, which the learner writes.
+
+use proto::HeldOut;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use service::RunDirectory;
+use std::path::Path;
+
+/// An iteration, as far as it matters here.
+#[derive(Clone, Debug, Deserialize)]
+struct IterationRow {
+    iteration: u32,
+    cost: IterationCost,
+    time: IterationTime,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct IterationCost {
+    network_evaluations: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct IterationTime {
+    iteration: f64,
+}
+
+/// An evaluation, as far as it matters here.
+#[derive(Clone, Debug, Deserialize)]
+struct EvaluationRow {
+    version: u32,
+    reward: f64,
+    standard_error: f64,
+    network_evaluations: u64,
+    /// Since the start of the run.
+    seconds: f64,
+}
+
+/// What a run has recorded.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    iterations: Vec<IterationRow>,
+    evaluations: Vec<EvaluationRow>,
+}
+
+impl History {
+    /// Reads what is there; a file that is not there yet has no rows, and a row that is being written is not there yet.
+    pub fn read(run: &RunDirectory) -> Self {
+        Self { iterations: rows(&run.metrics()), evaluations: rows(&run.evaluations()) }
+    }
+
+    /// The held-out rewards so far, in the order of versions.
+    pub fn held_out(&self) -> Vec<HeldOut> {
+        let held_out = |row: &EvaluationRow| HeldOut {
+            version: row.version,
+            reward: row.reward,
+            standard_error: row.standard_error,
+        };
+        self.evaluations.iter().map(held_out).collect()
+    }
+
+    /// Network evaluations per second of the run as a whole: from its first evaluation to its newest, or of its iterations
+    /// alone where there are not two evaluations yet. `None` before there is an iteration.
+    pub fn evaluations_per_second(&self) -> Option<f64> {
+        let (evaluations, seconds) = self.between_evaluations().unwrap_or_else(|| {
+            let of_each = |row: &IterationRow| (row.cost.network_evaluations, row.time.iteration);
+            self.iterations.iter().map(of_each).fold((0, 0.0), |sum, row| (sum.0 + row.0, sum.1 + row.1))
+        });
+        (evaluations > 0 && seconds > 0.0).then(|| evaluations as f64 / seconds)
+    }
+
+    /// Network evaluations and seconds after the first evaluation, up to the newest.
+    fn between_evaluations(&self) -> Option<(u64, f64)> {
+        let (first, later) = self.evaluations.split_first()?;
+        let newest = later.last()?;
+        let sampled =
+            self.iterations.iter().filter(|row| (first.version..newest.version).contains(&row.iteration));
+        let sampling = sampled.map(|row| row.cost.network_evaluations).sum::<u64>();
+        let evaluating = later.iter().map(|row| row.network_evaluations).sum::<u64>();
+        Some((sampling + evaluating, newest.seconds - first.seconds))
+    }
+}
+
+fn rows<T: DeserializeOwned>(path: &Path) -> Vec<T> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn history(metrics: &str, evaluations: &str) -> History {
+        let home = tempfile::tempdir().expect("a directory");
+        let run = RunDirectory::new(home.path());
+        fs::write(run.metrics(), metrics).expect("written");
+        fs::write(run.evaluations(), evaluations).expect("written");
+        History::read(&run)
+    }
+
+    fn iteration(iteration: u32) -> String {
+        format!(
+            "{{\"iteration\": {iteration}, \"cost\": {{\"network_evaluations\": 100}}, \"time\": {{\"iteration\": 4.0}}}}\n"
+        )
+    }
+
+    fn evaluation(version: u32, seconds: f64) -> String {
+        format!(
+            "{{\"version\": {version}, \"reward\": 0.5, \"standard_error\": 0.1, \"network_evaluations\": 60, \
+             \"seconds\": {seconds}}}\n"
+        )
+    }
+
+    #[test]
+    fn a_rate_is_that_between_evaluations_or_of_iterations_where_there_are_none() {
+        assert_eq!(history("", "").evaluations_per_second(), None);
+        let metrics: String = (0..5).map(iteration).collect();
+        assert_eq!(history(&metrics, &evaluation(0, 3.0)).evaluations_per_second(), Some(25.0));
+        // Iterations 0 to 3 and the second evaluation, in 23 seconds.
+        let evaluations = evaluation(0, 3.0) + &evaluation(4, 26.0);
+        assert_eq!(history(&metrics, &evaluations).evaluations_per_second(), Some(460.0 / 23.0));
+    }
+
+    #[test]
+    fn held_out_rewards_are_all_that_are_written_whole() {
+        let evaluations = evaluation(0, 3.0) + &evaluation(4, 26.0) + "{\"version\": 8, \"rew";
+        let held_out = history("", &evaluations).held_out();
+        assert_eq!(held_out.iter().map(|row| row.version).collect::<Vec<_>>(), [0, 4]);
+        assert_eq!((held_out[0].reward, held_out[0].standard_error), (0.5, 0.1));
+    }
+}

@@ -1,0 +1,190 @@
+//! How many more workers are too many: for the config, or for the machine they would run on. What is not known of the
+//! machine bounds nothing.
+
+use nix::sys::resource::{Resource, getrlimit};
+use std::fs;
+
+/// Descriptors that a worker takes in the coordinator, or in the learner, which inherits its limit.
+const DESCRIPTORS_OF_WORKER: u64 = 2;
+/// Descriptors and processes that are left for everything else.
+const RESERVE: u64 = 32;
+/// Threads of a process of which nothing is known.
+const THREADS_OF_WORKER: u64 = 16;
+
+/// What a machine has left, and what one more worker takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// Bytes.
+    pub free_memory: Option<u64>,
+    /// Bytes of the largest living member.
+    pub memory_of_worker: Option<u64>,
+    /// Processes and threads.
+    pub free_threads: Option<u64>,
+    /// Of the living member with most; a guess where none lives.
+    pub threads_of_worker: u64,
+    /// Open files of one process.
+    pub free_descriptors: Option<u64>,
+}
+
+/// Why the config does not take so many workers.
+pub fn of_config(workers: u32, most: u32) -> Option<String> {
+    (workers > most).then(|| {
+        format!(
+            "{workers} workers are more than `resources.max_workers` = {most} allows; stop the run and go on with more by `coordinator resume RUN --set resources.max_workers=N`"
+        )
+    })
+}
+
+/// Why a machine does not take so many workers more.
+pub fn of_machine(more: u32, machine: &Machine) -> Option<String> {
+    let threads = machine.threads_of_worker;
+    let bounds = [
+        (machine.free_memory.zip(machine.memory_of_worker), "memory", "bytes of memory"),
+        (
+            machine.free_threads.map(|free| (free.saturating_sub(RESERVE), threads)),
+            "processes",
+            "processes and threads (`ulimit -u`, the pids of the control group, kernel.threads-max)",
+        ),
+        (
+            machine.free_descriptors.map(|free| (free.saturating_sub(RESERVE), DESCRIPTORS_OF_WORKER)),
+            "descriptors",
+            "file descriptors (`ulimit -n`)",
+        ),
+    ];
+    let fits = |(bound, kind, unit): (Option<(u64, u64)>, &'static str, &'static str)| {
+        let (free, each) = bound?;
+        Some((free / each.max(1), free, each, kind, unit))
+    };
+    let (takes, free, each, kind, unit) = bounds.into_iter().filter_map(fits).min_by_key(|fit| fit.0)?;
+    (u64::from(more) > takes).then(|| {
+        let (free, each) = match kind {
+            "memory" => (gigabytes(free), gigabytes(each)),
+            _ => (free.to_string(), each.to_string()),
+        };
+        let unit = if kind == "memory" { "of memory" } else { unit };
+        format!("{more} more workers do not fit on this machine, {takes} do: {free} {unit} are left, and each takes {each}")
+    })
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.2} GB", bytes as f64 / 1e9)
+}
+
+impl Machine {
+    /// Looks at this machine, and at those of `members`, by their process ids, that live on it.
+    pub fn look(members: &[u32]) -> Self {
+        let status = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let statuses: Vec<String> = members.iter().map(status).collect();
+        let most = |key: &str| statuses.iter().filter_map(|status| number_after(status, key)).max();
+        Self {
+            free_memory: least([memory_of_system(), memory_of_group()]),
+            // Pages of files, such as the programs' own, are shared.
+            memory_of_worker: most("RssAnon:").map(|kibibytes| kibibytes * 1024),
+            free_threads: free_threads(),
+            threads_of_worker: most("Threads:").unwrap_or(THREADS_OF_WORKER),
+            free_descriptors: free_descriptors(),
+        }
+    }
+}
+
+fn memory_of_system() -> Option<u64> {
+    Some(number_after(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")? * 1024)
+}
+
+/// What the control group of a container leaves; files that were read are given up when memory is short.
+fn memory_of_group() -> Option<u64> {
+    let (limit, used) =
+        (number_in("/sys/fs/cgroup/memory.max")?, number_in("/sys/fs/cgroup/memory.current")?);
+    let statistics = fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
+    let reclaimable = number_after(&statistics, "inactive_file").unwrap_or(0);
+    Some(limit.saturating_sub(used.saturating_sub(reclaimable)))
+}
+
+fn free_threads() -> Option<u64> {
+    let running = threads_of_system();
+    let system = ["/proc/sys/kernel/threads-max", "/proc/sys/kernel/pid_max"].map(number_in);
+    let system = system.into_iter().flatten().min().zip(running);
+    let group = number_in("/sys/fs/cgroup/pids.max").zip(number_in("/sys/fs/cgroup/pids.current"));
+    // Root has no such limit. Threads of all users count at most too many.
+    let is_root =
+        number_after(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "Uid:") == Some(0);
+    let user = if is_root { None } else { limit(Resource::RLIMIT_NPROC).zip(running) };
+    least([system, group, user].map(|bound| bound.map(|(limit, used)| limit.saturating_sub(used))))
+}
+
+/// `/proc/loadavg` ends in `running/threads newest`.
+fn threads_of_system() -> Option<u64> {
+    let load = fs::read_to_string("/proc/loadavg").ok()?;
+    load.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()
+}
+
+fn free_descriptors() -> Option<u64> {
+    let open = fs::read_dir("/proc/self/fd").ok()?.count() as u64;
+    Some(limit(Resource::RLIMIT_NOFILE)?.saturating_sub(open))
+}
+
+fn limit(resource: Resource) -> Option<u64> {
+    getrlimit(resource).ok().map(|(soft, _)| soft)
+}
+
+fn least(bounds: impl IntoIterator<Item = Option<u64>>) -> Option<u64> {
+    bounds.into_iter().flatten().min()
+}
+
+fn number_in(path: &str) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// The number after a key that begins a line.
+fn number_after(text: &str, key: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scarcest_of_a_machine_bounds_its_workers_and_is_named() {
+        let roomy = Machine {
+            free_memory: Some(10_000_000_000),
+            memory_of_worker: Some(1_000_000_000),
+            free_threads: Some(1032),
+            threads_of_worker: 10,
+            free_descriptors: Some(1056),
+        };
+        assert_eq!(of_machine(10, &roomy), None);
+        let told = of_machine(11, &roomy).expect("too many");
+        assert_eq!(
+            told,
+            "11 more workers do not fit on this machine, 10 do: 10.00 GB of memory are left, and each takes 1.00 GB"
+        );
+        let told = of_machine(10, &Machine { free_threads: Some(62), ..roomy }).expect("too many");
+        assert!(told.contains("3 do: 30 processes and threads (`ulimit -u`"), "{told}");
+        let told = of_machine(10, &Machine { free_descriptors: Some(40), ..roomy }).expect("too many");
+        assert!(told.contains("4 do: 8 file descriptors (`ulimit -n`) are left, and each takes 2"), "{told}");
+        assert_eq!(of_machine(1_000_000, &Machine::default()), None, "nothing is known");
+    }
+
+    #[test]
+    fn the_config_bounds_workers_too() {
+        assert_eq!(of_config(8, 8), None);
+        assert!(of_config(9, 8).expect("too many").contains("`resources.max_workers` = 8"));
+    }
+
+    #[test]
+    fn this_machine_has_room_for_a_worker() {
+        let machine = Machine::look(&[std::process::id()]);
+        assert!(machine.memory_of_worker.is_some_and(|bytes| bytes > 0) && machine.threads_of_worker > 0);
+        assert!(machine.free_memory.is_some() && machine.free_descriptors.is_some(), "{machine:?}");
+        assert_eq!(of_machine(1, &machine), None, "{machine:?}");
+    }
+
+    #[test]
+    fn numbers_are_found_after_their_keys() {
+        let status = "Name:\tworker\nRssAnon:\t  204800 kB\nThreads:\t9\n";
+        assert_eq!(number_after(status, "RssAnon:"), Some(204_800));
+        assert_eq!((number_after(status, "Threads:"), number_after(status, "VmSwap:")), (Some(9), None));
+    }
+}
