@@ -45,14 +45,22 @@ pub async fn logs(
         }
     }
     last.iter().try_for_each(|line| print(output, line))?;
-    while follow {
+    if follow { follow_on(merged, &directory, output).await } else { Ok(()) }
+}
+
+/// Prints what comes to the logs, for as long as it is let.
+async fn follow_on(
+    mut merged: MergedLogs,
+    directory: &RunDirectory,
+    output: &mut impl Write,
+) -> Result<(), CoordinatorError> {
+    loop {
         tokio::time::sleep(FOLLOW_INTERVAL).await;
-        merged.open_new(&directory, None)?;
+        merged.open_new(directory, None)?;
         while let Some(line) = merged.next_line(false)? {
             print(output, &line)?;
         }
     }
-    Ok(())
 }
 
 fn print(output: &mut impl Write, line: &str) -> Result<(), CoordinatorError> {

@@ -179,8 +179,9 @@ fn factors_must_come_in_pairs_of_one_rank_and_of_finite_numbers() {
     let folder = copied("diffusers_without_metadata");
     let file = folder.path().join(DIFFUSERS_FILE);
     let (tensors, _) = read_all(&file).unwrap();
-    let change = |change: &dyn Fn(&mut Vec<(String, Tensor)>)| {
-        let mut changed: Vec<_> =
+    type NamedTensors = Vec<(String, Tensor)>;
+    let change = |change: &dyn Fn(&mut NamedTensors)| {
+        let mut changed: NamedTensors =
             tensors.iter().map(|(name, tensor)| (name.clone(), tensor.copy())).collect();
         change(&mut changed);
         write(&file, &changed, &Default::default()).unwrap();

@@ -17,21 +17,9 @@ pub fn path_argument() -> impl TypedValueParser<Value = PathBuf> {
 ///
 /// # Errors
 /// If it reads as a repository that the cache does not have.
-pub fn model_folder(model: &Path, hub: &Hub) -> Result<PathBuf, NoModelFrom> {
-    let working_directory = std::env::current_dir().unwrap_or_default();
-    match hub.resolve(model) {
-        Ok(folder) => Ok(working_directory.join(folder)),
-        Err(source) => Err(NoModelFrom { working_directory, source }),
-    }
-}
-
-/// A name that stands for no model, neither here nor in the cache.
-#[derive(Debug, thiserror::Error)]
-#[error("looking for a model from {}", working_directory.display())]
-pub struct NoModelFrom {
-    working_directory: PathBuf,
-    #[source]
-    source: ModelNotFound,
+pub fn model_folder(model: &Path, hub: &Hub) -> Result<PathBuf, ModelNotFound> {
+    let folder = hub.resolve(model)?;
+    Ok(std::path::absolute(&folder).unwrap_or(folder))
 }
 
 /// How a process finds the coordinator and logs; to be flattened into the arguments of its `serve` command.

@@ -4,13 +4,11 @@
 /// would obey or hide.
 pub fn shown(text: &str, n_most: usize) -> String {
     let mut shown = String::with_capacity(text.len().min(n_most));
-    let mut n_shown = 0;
-    for character in text.chars() {
+    for (n_shown, character) in text.chars().enumerate() {
         if n_shown == n_most {
             shown.push_str(&format!("… ({} bytes in all)", text.len()));
             break;
         }
-        n_shown += 1;
         match is_printable(character) {
             true => shown.push(character),
             false => shown.extend(character.escape_default()),
