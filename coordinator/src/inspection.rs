@@ -183,7 +183,7 @@ mod tests {
         let config = config::preset("dgx-flux-pr").expect("a preset").config;
         let asked = model_arguments(&config).join(" ");
         for part in [
-            "inspect black-forest-labs/FLUX.1-dev --json --schedule-steps=6 --schedule-steps=28",
+            "inspect black-forest-labs/FLUX.1-dev --json --schedule-steps=10 --schedule-steps=50",
             "--dtype=bfloat16 --height=1024 --width=1024 --guidance=3.5 --evaluation-guidance=3.5",
             "--steps=10 --step-rule=flow-sde --noise-level=0.9 --branch-steps=all --step-weight=noise",
             "--max-sequence-length=128 --rank=32",

@@ -5,7 +5,7 @@ use crate::error::CoordinatorError;
 use crate::launch::living_processes;
 use crate::run_record::RunRecord;
 use config::RunConfig;
-use service::RunDirectory;
+use service::{RunDirectory, durable};
 use std::path::PathBuf;
 
 /// Something read from a run directory, and what had to be done for it.
@@ -41,6 +41,18 @@ pub fn stored_config(directory: &RunDirectory) -> Result<Found<Option<RunConfig>
         None if checkpoints.is_empty() => Ok(Found { value: None, notice: None }),
         None => Err(error),
     }
+}
+
+/// Puts the config of a run back where its directory has lost it; says so if it has.
+///
+/// # Errors
+/// As [`stored_config`], and if it cannot be written.
+pub fn restore_config(directory: &RunDirectory) -> Result<Option<String>, CoordinatorError> {
+    let Found { value, notice } = stored_config(directory)?;
+    if let (Some(config), Some(_)) = (&value, &notice) {
+        durable::write_file(&directory.config(), config.to_toml().as_bytes())?;
+    }
+    Ok(notice)
 }
 
 fn read_config(path: PathBuf) -> Result<RunConfig, CoordinatorError> {

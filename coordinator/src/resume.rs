@@ -3,10 +3,12 @@
 
 use crate::cli::{ConfigArgs, ResumeArgs, UpArgs};
 use crate::error::CoordinatorError;
+use crate::lost_files::restore_config;
 use crate::opening::run_directory;
 use crate::run_record::{RunRecord, find_run};
 use config::RunConfig;
 use service::RunDirectory;
+use service::output::print_error_line;
 use std::collections::BTreeMap;
 use std::path::Path;
 use toml::{Table, Value};
@@ -35,6 +37,9 @@ pub fn arguments(args: ResumeArgs) -> Result<UpArgs, CoordinatorError> {
     if let Some(home) = RunRecord::read(&directory).ok().and_then(|record| record.working_directory) {
         // It may be gone; what is relative to it is then named where it is missing.
         let _ = std::env::set_current_dir(home);
+    }
+    if let Some(notice) = restore_config(&directory)? {
+        print_error_line(format_args!("note: {notice}"));
     }
     let mut settings = args.settings;
     settings.extend(new_place(&directory)?);

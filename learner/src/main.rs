@@ -144,10 +144,11 @@ fn run_export(args: &ExportArgs) -> anyhow::Result<u8> {
 fn run_pretrain(args: &PretrainArgs) -> anyhow::Result<u8> {
     logging::init(LogFormat::default(), "info")?;
     PretrainSettings::read(&args.settings).map_err(BadInput)?;
-    for folder in [Some(&args.out), args.before_wrong_captions.as_ref()].into_iter().flatten() {
+    let folders = [("--out", Some(&args.out)), ("--before-wrong-captions", args.before_wrong_captions.as_ref())];
+    for (flag, folder) in folders.into_iter().filter_map(|(flag, folder)| Some((flag, folder?))) {
         if folder.exists() {
-            let folder = folder.display();
-            return Err(BadInput(anyhow!("{folder} is there already; give another folder")).into());
+            let there = anyhow!("{} is there already; remove it or give another {flag}", folder.display());
+            return Err(BadInput(there).into());
         }
     }
     let folders = Folders { out: &args.out, before_wrong_captions: args.before_wrong_captions.as_deref() };

@@ -126,7 +126,7 @@ fn cases_that_cannot_be_run_are_told_by_name() {
     assert!(message().contains("rl_step.safetensors is damaged"), "{}", message());
 
     std::fs::remove_file(&path).unwrap();
-    assert!(message().contains("no case file"), "{}", message());
+    assert!(message().contains("looked for lora*.safetensors"), "{}", message());
 
     let nowhere = folder.path().join("nowhere");
     let error = format!("{:#}", check(Some(&nowhere), TOLERANCE).0.unwrap_err());

@@ -72,6 +72,7 @@ impl Studio {
     fn run(&self, name: &str, change: impl FnOnce(&mut RunConfig)) -> PathBuf {
         let mut config = config::preset("tempflow-tiny-cpu").unwrap().config;
         config.run.seed = 7;
+        config.data.validation = PathBuf::new();
         config.model.path = golden();
         config.model.max_sequence_length = 8;
         config.data.test = "prompts.txt".into();

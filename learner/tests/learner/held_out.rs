@@ -68,10 +68,9 @@ fn a_run_that_ended_is_not_tested_again_and_one_that_was_cut_short_is() {
     let again = done(&lab);
     assert_eq!(again.images, summary.images, "nothing was drawn anew");
     std::fs::remove_file(lab.directory().tests()).unwrap();
-    let short = Journal::<Evaluation>::open(&lab.directory().tests(), |_| true).unwrap();
-    assert!(short.rows().is_empty());
     done(&lab);
-    assert_eq!(versions(&lab.directory().tests()), [(4, 2), (2, 2)]);
+    // The first comes back from the last checkpoint, whose adapter is not the first one's.
+    assert_eq!(versions(&lab.directory().tests()), [(0, 2), (4, 2), (2, 2)]);
 }
 
 #[test]

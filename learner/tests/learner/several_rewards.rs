@@ -143,7 +143,7 @@ fn a_run_that_is_told_to_stops_at_reward_hacking_with_everything_saved() {
     };
     let error = stopped(&lab);
     let text = error.to_string();
-    for part in ["`jpeg_compressibility`", "\"warn\"", "--resume", "adapter/best"] {
+    for part in ["`jpeg_compressibility`", "on_reward_hacking=warn", "coordinator resume", "adapter/best"] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
     assert!(!error.is_bad_input());

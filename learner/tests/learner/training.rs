@@ -392,7 +392,11 @@ fn check_streamed_gradient(change: impl FnOnce(&mut RunConfig), means: OldMeans)
         norm += streamed.square().sum(Kind::Double).double_value(&[]);
     }
     let relative = (distance / norm).sqrt();
-    assert!(norm > 0.0 && relative < 1e-5, "{means:?}: relative distance {relative}");
+    // Means of float32 networks agree to about 4e-7 between batches of other sizes; a gradient is made of their distance
+    // from the next latents, which is of the size of a move's deviation.
+    let smallest_std = steps.coefficients.iter().map(|move_| move_.std).fold(f64::INFINITY, f64::min);
+    let bound = f64::max(1e-5, 4e-7 / smallest_std);
+    assert!(norm > 0.0 && relative < bound, "{means:?}: relative distance {relative}, not below {bound}");
     norm.sqrt()
 }
 

@@ -11,7 +11,7 @@ use service::{Hub, model_folder, path_argument};
 use super::{Batches, SampleOptions};
 use crate::bad_input::BadInput;
 use crate::guided_model::GuidanceSettings;
-use crate::number_arguments::finite;
+use crate::number_arguments::{finite, tokens};
 use crate::recorded_run::{RecordedRun, TrainedVersion};
 use crate::settings;
 
@@ -57,13 +57,13 @@ pub struct SampleArguments {
     #[arg(long)]
     force: bool,
     /// Denoising steps [default: 28].
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     steps: Option<u32>,
     /// Strength of classifier-free guidance; none at 1 or less [default: 4.5].
     #[arg(long, allow_negative_numbers = true, value_parser = finite)]
     guidance: Option<f64>,
     /// Tokens of a prompt for the encoder of long texts: T5, or Qwen2.5-VL [default: 128].
-    #[arg(long)]
+    #[arg(long, value_parser = tokens)]
     max_sequence_length: Option<usize>,
     /// Seed of all noises; with a run's seed, the noises of its evaluation [default: 42].
     #[arg(long, allow_negative_numbers = true)]
@@ -81,10 +81,10 @@ pub struct SampleArguments {
     #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     max_rows: Option<usize>,
     /// `cpu` or `cuda` [default: cpu].
-    #[arg(long, env)]
+    #[arg(long, env = "FLOW_RL_DEVICE")]
     device: Option<String>,
     /// CPU threads of tensor operations [default: 1].
-    #[arg(long, env, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, env = "FLOW_RL_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 }
 
