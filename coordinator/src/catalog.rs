@@ -1,5 +1,6 @@
 //! From the name of a task to the task itself: what the config and the prompt files make of it.
 
+use crate::drawn_tasks::DrawnTasks;
 use crate::tasks::TaskName;
 use config::{
     PromptFileError, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec, prompt_file,
@@ -14,6 +15,7 @@ pub struct Catalog {
     train: Vec<PromptRecord>,
     test: Vec<PromptRecord>,
     notes: Vec<String>,
+    drawn: DrawnTasks,
 }
 
 impl Catalog {
@@ -32,7 +34,7 @@ impl Catalog {
         };
         let train = read(&config.data.train, PromptSplit::Train, &config.rewards)?;
         let test = read(&config.data.test, PromptSplit::Test, config.rewards_of_evaluation())?;
-        Ok(Self { config, train, test, notes })
+        Ok(Self { config, train, test, notes, drawn: DrawnTasks::default() })
     }
 
     /// What the user should know about the prompts.
@@ -71,7 +73,7 @@ impl Catalog {
     }
 
     /// The task as a worker gets it; `None` if the run has none of that name.
-    pub fn task(&self, name: TaskName) -> Option<proto::Task> {
+    pub fn task(&mut self, name: TaskName) -> Option<proto::Task> {
         let spec = self.spec(name)?;
         let prompts = self.prompts(&spec).map(|record| proto::Prompt {
             index: record.index,
@@ -89,7 +91,7 @@ impl Catalog {
     }
 
     /// Names a task so that a user can find it: prompts and seeds.
-    pub fn describe(&self, name: TaskName) -> String {
+    pub fn describe(&mut self, name: TaskName) -> String {
         let Some(spec) = self.spec(name) else {
             return name.to_string();
         };
@@ -103,12 +105,12 @@ impl Catalog {
         format!("{name} (prompt{plural} {}{seeds})", prompts.join(", "))
     }
 
-    fn spec(&self, name: TaskName) -> Option<TaskSpec> {
-        let specs = match name.kind {
+    fn spec(&mut self, name: TaskName) -> Option<TaskSpec> {
+        let specs = self.drawn.of((name.iteration, name.kind), || match name.kind {
             TaskKind::Train => self.config.train_tasks(self.train.len(), name.iteration),
             TaskKind::Evaluate => self.config.evaluation_tasks(self.test.len(), name.iteration),
-        };
-        specs.into_iter().nth(name.index as usize)
+        });
+        specs.get(name.index as usize).cloned()
     }
 
     fn prompts(&self, spec: &TaskSpec) -> impl Iterator<Item = &PromptRecord> {
@@ -164,15 +166,16 @@ mod tests {
             train: (0..9).map(record).collect(),
             test: (0..4).map(record).collect(),
             notes: Vec::new(),
+            drawn: DrawnTasks::default(),
         }
     }
 
     #[test]
     fn counts_and_tasks_agree() {
-        let catalog = catalog();
+        let mut catalog = catalog();
         for (kind, n_tasks) in [(TaskKind::Train, 4), (TaskKind::Evaluate, 2)] {
             assert_eq!(catalog.n_tasks(kind), n_tasks);
-            let task = |index| catalog.task(TaskName { iteration: 7, kind, index });
+            let mut task = |index| catalog.task(TaskName { iteration: 7, kind, index });
             assert!(task(n_tasks - 1).is_some());
             assert!(task(n_tasks).is_none());
         }
@@ -190,7 +193,7 @@ mod tests {
 
     #[test]
     fn descriptions_name_prompt_and_seeds() {
-        let catalog = catalog();
+        let mut catalog = catalog();
         let text = catalog.describe(TaskName { iteration: 0, kind: TaskKind::Evaluate, index: 1 });
         assert_eq!(text, "evaluation task 1 of version 0 (prompt 2 \"scene 2\")");
         let text = catalog.describe(TaskName { iteration: 0, kind: TaskKind::Train, index: 0 });

@@ -8,8 +8,10 @@ pub mod tasks;
 pub mod membership;
 
 pub mod catalog;
+mod drawn_tasks;
 pub mod run_state;
 pub mod server;
+mod waiting_room;
 
 pub mod launch;
 pub mod opening;

@@ -5,13 +5,29 @@
 //! 2. Incarnations grow, also over restarts of the coordinator.
 //! 3. A member without heartbeat for a lease, or whose task got nowhere for the task deadline, is lost.
 //! 4. A process that its launcher replaced cannot come back while its successor lives.
+//! 5. A name belongs to one role, those that the launcher gives to its own.
+//! 6. What members say of themselves is short and printable; who has been gone for long is forgotten. So whatever joins,
+//!    and however often, memory and the answers of `status` are bounded.
 
+mod tally;
+
+use crate::launch::{LEARNER, worker_position};
 use proto::{Caller, Role};
+use service::{is_printable, shown};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use tally::Tally;
 
 /// Room for that many joins between two starts of the coordinator.
-const JOINS_PER_GENERATION: u64 = 1_000_000;
+const JOINS_PER_GENERATION: u64 = 1_000_000_000;
+/// Members that may live at a time.
+const MOST_LIVING: usize = 10_000;
+/// Members that are gone and remembered, and for how long.
+const MOST_GONE: usize = 1_000;
+const REMEMBERED: Duration = Duration::from_secs(600);
+const LONGEST_MEMBER_ID: usize = 100;
+/// Of hosts and addresses, in characters.
+const LONGEST_PLACE: usize = 300;
 
 /// How patient the coordinator is.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +87,17 @@ pub enum Refusal {
         /// Its process.
         pid: u32,
     },
+    /// The name is another role's.
+    #[error("member id `{member_id}` is that of a {theirs}; give this process another by `--member-id`")]
+    OtherRole {
+        /// The name.
+        member_id: String,
+        /// Whose it is.
+        theirs: &'static str,
+    },
+    /// There are too many members.
+    #[error("{MOST_LIVING} members are here already")]
+    Full,
     /// The sender is not, or no longer, a member.
     #[error("member `{member_id}` with incarnation {incarnation} is fenced; join again")]
     Fenced {
@@ -158,20 +185,23 @@ pub struct Members {
     patience: Patience,
     incarnation: u64,
     members: BTreeMap<String, Member>,
+    tally: Tally,
 }
 
 impl Members {
     /// No members yet; `generation` counts the starts of the coordinator of this run.
     pub fn new(run_id: String, generation: u64, patience: Patience) -> Self {
         let incarnation = generation * JOINS_PER_GENERATION;
-        Self { run_id, patience, incarnation, members: BTreeMap::new() }
+        Self { run_id, patience, incarnation, members: BTreeMap::new(), tally: Tally::default() }
     }
 
     /// Makes the applicant a member, in place of its earlier incarnation.
     ///
     /// # Errors
-    /// If it is of another run, or the place belongs to another living process.
-    pub fn join(&mut self, applicant: Applicant, now: Instant) -> Result<Caller, Refusal> {
+    /// If it is of another run or role, the place belongs to another living process, or there are too many members.
+    pub fn join(&mut self, mut applicant: Applicant, now: Instant) -> Result<Caller, Refusal> {
+        applicant.host = shown(&applicant.host, LONGEST_PLACE);
+        check_words(&applicant)?;
         self.check_applicant(&applicant)?;
         self.incarnation += 1;
         let earlier = self.members.get(&applicant.member_id);
@@ -187,20 +217,27 @@ impl Members {
             applicant,
         };
         let member_id = member.applicant.member_id.clone();
+        if let Some(earlier) = self.members.get(&member_id) {
+            self.tally.remove(earlier);
+        }
+        self.tally.add(&member);
         self.members.insert(member_id.clone(), member);
         Ok(Caller { run_id: self.run_id.clone(), member_id, incarnation: self.incarnation })
     }
 
     fn check_applicant(&self, applicant: &Applicant) -> Result<(), Refusal> {
-        if applicant.role == Role::Unspecified {
-            return Err(Refusal::Malformed("a member needs a role"));
-        }
-        if applicant.member_id.is_empty() || applicant.member_id.contains(['/', '\0']) {
-            return Err(Refusal::Malformed("a member id is a name without `/`"));
-        }
         let rejoins = !applicant.run_id.is_empty();
         if rejoins && applicant.run_id != self.run_id {
-            return Err(Refusal::OtherRun { run_id: self.run_id.clone(), theirs: applicant.run_id.clone() });
+            return Err(self.other_run(&applicant.run_id));
+        }
+        let known = self.members.get(&applicant.member_id);
+        let owner = known.map(|member| member.applicant.role).or_else(|| role_named(&applicant.member_id));
+        if let Some(theirs) = owner.filter(|role| *role != applicant.role) {
+            let member_id = applicant.member_id.clone();
+            return Err(Refusal::OtherRole { member_id, theirs: role_in_words(theirs) });
+        }
+        if known.is_none_or(|member| !member.is_living()) && self.tally.n_living >= MOST_LIVING {
+            return Err(Refusal::Full);
         }
         let same_process = |other: &Applicant| other.pid == applicant.pid && other.host == applicant.host;
         let stuck =
@@ -243,13 +280,26 @@ impl Members {
     pub fn check(&self, caller: Option<&Caller>) -> Result<&Member, Refusal> {
         let caller = caller.ok_or(Refusal::Malformed("a message needs its caller"))?;
         if caller.run_id != self.run_id {
-            return Err(Refusal::OtherRun { run_id: self.run_id.clone(), theirs: caller.run_id.clone() });
+            return Err(self.other_run(&caller.run_id));
         }
         let newest = |member: &&Member| member.is_living() && member.incarnation == caller.incarnation;
         self.members.get(&caller.member_id).filter(newest).ok_or_else(|| Refusal::Fenced {
-            member_id: caller.member_id.clone(),
+            member_id: shown(&caller.member_id, LONGEST_MEMBER_ID),
             incarnation: caller.incarnation,
         })
+    }
+
+    fn other_run(&self, theirs: &str) -> Refusal {
+        Refusal::OtherRun { run_id: self.run_id.clone(), theirs: shown(theirs, LONGEST_MEMBER_ID) }
+    }
+
+    /// Changes what decides whether a member counts.
+    fn change(&mut self, member_id: &str, change: impl FnOnce(&mut Member)) {
+        if let Some(member) = self.members.get_mut(member_id) {
+            self.tally.remove(member);
+            change(member);
+            self.tally.add(member);
+        }
     }
 
     /// Takes a heartbeat; `idle` is the time since the sender's task got anywhere.
@@ -261,17 +311,25 @@ impl Members {
         caller: Option<&Caller>,
         idle: Duration,
         now: Instant,
-    ) -> Result<&Member, Refusal> {
+    ) -> Result<&mut Member, Refusal> {
         let deadline = self.patience.task_deadline;
-        let member = self.admit(caller, now)?;
-        if idle > deadline {
-            member.presence = Presence::Lost(Loss::Stuck);
-            return Err(Refusal::Fenced {
-                member_id: member.applicant.member_id.clone(),
-                incarnation: member.incarnation,
-            });
+        if idle <= deadline {
+            return self.admit(caller, now);
         }
-        Ok(member)
+        let member = self.admit(caller, now)?;
+        let (member_id, incarnation) = (member.applicant.member_id.clone(), member.incarnation);
+        self.change(&member_id, |member| member.presence = Presence::Lost(Loss::Stuck));
+        Err(Refusal::Fenced { member_id, incarnation })
+    }
+
+    /// Ends the membership of a sender that says goodbye, and names it.
+    ///
+    /// # Errors
+    /// If the sender is fenced.
+    pub fn leave(&mut self, caller: Option<&Caller>, now: Instant) -> Result<String, Refusal> {
+        let member_id = self.admit(caller, now)?.applicant.member_id.clone();
+        self.change(&member_id, |member| member.presence = Presence::Left);
+        Ok(member_id)
     }
 
     /// Takes what is wrong at a member, and returns what of it is new and what is over.
@@ -287,29 +345,41 @@ impl Members {
     /// Ends the leases of members that were silent for too long and names them.
     pub fn expire(&mut self, now: Instant) -> Vec<String> {
         let lease = self.patience.lease;
-        let silent = |member: &&mut Member| {
+        let is_silent = |member: &&Member| {
             member.is_living() && now.saturating_duration_since(member.last_heartbeat) > lease
         };
-        let lost = self.members.values_mut().filter(silent).map(|member| {
-            member.presence = Presence::Lost(Loss::Silent);
-            member.applicant.member_id.clone()
-        });
-        lost.collect()
+        let silent = self.members.values().filter(is_silent);
+        let lost: Vec<String> = silent.map(|member| member.applicant.member_id.clone()).collect();
+        for member_id in &lost {
+            self.change(member_id, |member| member.presence = Presence::Lost(Loss::Silent));
+        }
+        lost
+    }
+
+    /// Takes out the members that have been gone for long or, where too many are, for longest.
+    pub fn forget_the_long_gone(&mut self, now: Instant) -> Vec<Member> {
+        if self.members.len() == self.tally.n_living {
+            return Vec::new();
+        }
+        let gone = self.members.values().filter(|member| !member.is_living());
+        let mut gone: Vec<(Instant, String)> =
+            gone.map(|member| (member.last_heartbeat, member.applicant.member_id.clone())).collect();
+        gone.sort_unstable();
+        let n_too_many = gone.len().saturating_sub(MOST_GONE);
+        let is_long_gone = |last: &Instant| now.saturating_duration_since(*last) > REMEMBERED;
+        let forgotten = gone.into_iter().enumerate();
+        let forgotten = forgotten.filter(|(position, (last, _))| *position < n_too_many || is_long_gone(last));
+        forgotten.filter_map(|(_, (_, member_id))| self.members.remove(&member_id)).collect()
     }
 
     /// Ends a membership for a known reason; whether there was one with that process id to end.
     pub fn end(&mut self, member_id: &str, pid: u32, presence: Presence) -> bool {
-        match self
-            .members
-            .get_mut(member_id)
-            .filter(|member| member.is_living() && member.applicant.pid == pid)
-        {
-            Some(member) => {
-                member.presence = presence;
-                true
-            }
-            None => false,
+        let is_meant = |member: &&Member| member.is_living() && member.applicant.pid == pid;
+        let is_there = self.members.get(member_id).filter(is_meant).is_some();
+        if is_there {
+            self.change(member_id, |member| member.presence = presence);
         }
+        is_there
     }
 
     /// Counts a task that a member finished.
@@ -321,9 +391,7 @@ impl Members {
 
     /// Asks one member to finish what it has in hand and leave.
     pub fn drain(&mut self, member_id: &str) {
-        if let Some(member) = self.members.get_mut(member_id) {
-            member.draining = true;
-        }
+        self.change(member_id, |member| member.draining = true);
     }
 
     /// A member by its id, living or not.
@@ -331,28 +399,24 @@ impl Members {
         self.members.get(member_id)
     }
 
-    /// All members that ever joined, by id.
+    /// All members, those that have not been gone for long included, by id.
     pub fn iter(&self) -> impl Iterator<Item = &Member> {
         self.members.values()
     }
 
     /// The living learner.
     pub fn learner(&self) -> Option<&Member> {
-        self.iter().find(|member| member.is_living() && member.applicant.role == Role::Learner)
+        self.members.get(self.tally.learner.as_ref()?)
     }
 
     /// Number of rollout workers that may get tasks.
     pub fn n_taking_tasks(&self) -> usize {
-        self.living_workers().filter(|member| !member.draining).count()
+        self.tally.n_taking_tasks
     }
 
     /// Number of living rollout workers.
     pub fn n_workers(&self) -> u32 {
-        self.living_workers().count() as u32
-    }
-
-    fn living_workers(&self) -> impl Iterator<Item = &Member> {
-        self.iter().filter(|member| member.is_living() && member.applicant.role == Role::RolloutWorker)
+        self.tally.n_workers
     }
 
     /// The run.
@@ -363,6 +427,38 @@ impl Members {
     /// How patient the coordinator is.
     pub fn patience(&self) -> Patience {
         self.patience
+    }
+}
+
+/// Checks what a process says of itself, before any of it is kept or logged.
+fn check_words(applicant: &Applicant) -> Result<(), Refusal> {
+    if applicant.role == Role::Unspecified {
+        return Err(Refusal::Malformed("a member needs a role"));
+    }
+    let is_in_names = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
+    let member_id = &applicant.member_id;
+    if !(1..=LONGEST_MEMBER_ID).contains(&member_id.len()) || !member_id.bytes().all(is_in_names) {
+        return Err(Refusal::Malformed("a member id is 1 to 100 ASCII letters, digits and signs, but no `/`"));
+    }
+    let address = &applicant.address;
+    if address.len() > LONGEST_PLACE || !address.chars().all(is_printable) {
+        return Err(Refusal::Malformed("an address is `host:port`, of at most 300 bytes"));
+    }
+    Ok(())
+}
+
+/// Whose a name is that the launcher gives.
+fn role_named(member_id: &str) -> Option<Role> {
+    match member_id {
+        LEARNER => Some(Role::Learner),
+        _ => worker_position(member_id).map(|_| Role::RolloutWorker),
+    }
+}
+
+fn role_in_words(role: Role) -> &'static str {
+    match role {
+        Role::Learner => "learner",
+        Role::RolloutWorker | Role::Unspecified => "rollout worker",
     }
 }
 

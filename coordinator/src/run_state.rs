@@ -5,13 +5,23 @@
 
 use crate::catalog::{Catalog, from_wire, kind_from_wire, to_wire};
 use crate::membership::{Applicant, Loss, Member, Members, Presence, Refusal};
-use crate::tasks::{Asking, Grant, TaskBook, TaskCounts, TaskName, Verdict, WantedTasks};
+use crate::tasks::{Asking, Failed, Grant, TaskBook, TaskCounts, TaskName, Verdict, WantedTasks};
 use proto::heartbeat_reply::Order;
 use proto::{
     Caller, Fatal, FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply, JoinRequest,
     NextTaskRequest, Progress, ReportRequest, Role, StatusReply, Summary, TaskId, Wanted,
 };
+use service::shown;
 use std::time::{Duration, Instant};
+
+/// Characters of a failure or a notice that are kept; whatever else it says is of no help.
+const LONGEST_TEXT: usize = 2000;
+const MOST_NOTICES: usize = 1000;
+/// Likewise of a trouble, and troubles of one member: `status` shows those of all.
+const LONGEST_TROUBLE: usize = 300;
+const MOST_TROUBLES: usize = 8;
+/// Tasks in hand that a message may name; a worker has two.
+const MOST_IN_HAND: usize = 8;
 
 /// How a run ends.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,8 +66,19 @@ pub struct RunState {
     /// What the learner wanted a user to hear of, each said once.
     notices: Vec<String>,
     workers_wanted: u32,
+    /// What the workers did that are forgotten by now.
+    forgotten: Worked,
     draining: bool,
     ending: Option<Ending>,
+}
+
+/// Time of workers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Worked {
+    /// With a task in hand.
+    busy: Duration,
+    /// As members.
+    present: Duration,
 }
 
 impl RunState {
@@ -80,6 +101,7 @@ impl RunState {
             progress,
             notices: Vec::new(),
             workers_wanted,
+            forgotten: Worked::default(),
             draining: false,
             ending: None,
         }
@@ -143,7 +165,8 @@ impl RunState {
     }
 
     fn say_troubles(&mut self, member_id: &str, troubles: Vec<String>) {
-        let (new, over) = self.members.note_troubles(member_id, troubles);
+        let short = troubles.iter().take(MOST_TROUBLES).map(|trouble| shown(trouble, LONGEST_TROUBLE));
+        let (new, over) = self.members.note_troubles(member_id, short.collect());
         new.iter().for_each(|trouble| tracing::warn!("{member_id}: {trouble}"));
         over.iter().for_each(|trouble| tracing::warn!("{member_id}: this is over: {trouble}"));
     }
@@ -200,10 +223,13 @@ impl RunState {
             }
             return Ok(());
         }
-        tracing::warn!(member = member_id, task = %name, "task failed: {}", request.failure);
-        if let Verdict::GiveUp { failures } = self.tasks.fail(&member_id, name, request.poisonous, now) {
+        let failure = shown(&request.failure, LONGEST_TEXT);
+        tracing::warn!(member = member_id, task = %name, "task failed: {failure}");
+        let (own_fault, n_workers) = (request.poisonous, self.members.n_taking_tasks());
+        let failed = Failed { worker: &member_id, task: name, own_fault, n_workers };
+        if let Verdict::GiveUp { failures } = self.tasks.fail(failed, now) {
             let task = self.catalog.describe(name);
-            let reason = format!("{task} failed {failures} times, last: {}", request.failure);
+            let reason = format!("{task} failed {failures} times, last: {failure}");
             self.end(Ending::Failed { reason, bad_input: false, summary: None });
         }
         Ok(())
@@ -221,10 +247,11 @@ impl RunState {
         let wanted: Vec<_> = request.wanted.iter().map(|set| self.wanted(set)).collect::<Result<_, _>>()?;
         self.tasks.report(&wanted, now);
         if let Some(progress) = request.progress {
-            self.progress = progress;
+            self.progress = Progress { phase: shown(&progress.phase, LONGEST_TEXT), ..progress };
         }
         for notice in request.notices {
-            if !self.notices.contains(&notice) {
+            let notice = shown(&notice, LONGEST_TEXT);
+            if self.notices.len() < MOST_NOTICES && !self.notices.contains(&notice) {
                 tracing::warn!("{notice}");
                 self.notices.push(notice);
             }
@@ -263,22 +290,26 @@ impl RunState {
     /// # Errors
     /// If the sender is fenced.
     pub fn leave(&mut self, caller: Option<&Caller>, now: Instant) -> Result<(), Refusal> {
-        let member = self.members.admit(caller, now)?;
-        member.presence = Presence::Left;
-        let member_id = member.applicant.member_id.clone();
+        let member_id = self.members.leave(caller, now)?;
         tracing::info!(member = member_id, "left");
         self.lost(&member_id, now);
         Ok(())
     }
 
-    /// Ends the leases of silent members; whether there were any.
-    pub fn expire(&mut self, now: Instant) -> bool {
-        let lost = self.members.expire(now);
-        for member_id in &lost {
+    /// Ends the leases of silent members, and forgets those that have been gone for long.
+    pub fn expire(&mut self, now: Instant) {
+        for member_id in self.members.expire(now) {
             tracing::warn!(member = member_id, "silent for a whole lease, lost");
-            self.lost(member_id, now);
+            self.lost(&member_id, now);
         }
-        !lost.is_empty()
+        for member in self.members.forget_the_long_gone(now) {
+            if member.applicant.role == Role::RolloutWorker {
+                let member_id = &member.applicant.member_id;
+                self.forgotten.busy += self.tasks.busy(member_id, now);
+                self.forgotten.present += member.present(now);
+                self.tasks.forget_worker(member_id);
+            }
+        }
     }
 
     /// Notes that the launcher saw a member's process end.
@@ -317,6 +348,11 @@ impl RunState {
     /// How the run ended, if it did.
     pub fn ending(&self) -> Option<&Ending> {
         self.ending.as_ref()
+    }
+
+    /// Whether there is a task that some worker may be given; while there is none, nobody need ask.
+    pub fn has_free_tasks(&self) -> bool {
+        !self.is_ending() && self.tasks.has_free()
     }
 
     /// Whether members are asked to leave.
@@ -387,7 +423,7 @@ impl RunState {
 
     fn worker_busy(&self, now: Instant) -> f64 {
         let workers = self.members.iter().filter(|member| member.applicant.role == Role::RolloutWorker);
-        let (mut busy, mut present) = (Duration::ZERO, Duration::ZERO);
+        let Worked { mut busy, mut present } = self.forgotten;
         for worker in workers {
             busy += self.tasks.busy(&worker.applicant.member_id, now);
             present += worker.present(now);
@@ -400,9 +436,9 @@ impl RunState {
     }
 }
 
-/// Those tasks that have a name here.
+/// Those tasks in hand that have a name here.
 fn names(tasks: &[TaskId]) -> Vec<TaskName> {
-    tasks.iter().filter_map(from_wire).collect()
+    tasks.iter().take(MOST_IN_HAND).filter_map(from_wire).collect()
 }
 
 fn share(part: Duration, whole: Duration) -> f64 {

@@ -2,6 +2,7 @@
 
 use crate::membership::{Members, Presence, Refusal};
 use crate::run_state::{Ending, RunState, Snapshot};
+use crate::waiting_room::WaitingRoom;
 use proto::admin_server::{Admin, AdminServer};
 use proto::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::{
@@ -9,33 +10,44 @@ use proto::{
     JoinRequest, LeaveReply, LeaveRequest, NextTaskReply, NextTaskRequest, ReportReply, ReportRequest,
     ScaleReply, ScaleRequest, StatusReply, StatusRequest,
 };
-use service::{MESSAGE_LIMIT, ServiceError};
+use service::ServiceError;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
 /// How often silent members are looked for, as a part of the lease.
 const LOOKS_PER_LEASE: u32 = 10;
 /// Longest wait of one `NextTask`.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Longest call, `NextTask` included.
+const LONGEST_CALL: Duration = Duration::from_secs(70);
+/// Largest message that a member or an operator may send, in bytes.
+const REQUEST_LIMIT: usize = 1024 * 1024;
+/// Largest answer to an operator, in bytes: the status of as many members as there may be.
+const STATUS_LIMIT: usize = 512 * 1024 * 1024;
 
 /// The living state of a run, shared between the services, the supervisor and the display.
 #[derive(Clone)]
 pub struct ControlPlane {
     // A std mutex: held for a decision, never across an await.
-    state: Arc<Mutex<RunState>>,
-    /// Sent after every change that may give a waiting worker a task or end the run.
-    changed: watch::Sender<()>,
+    shared: Arc<Mutex<Shared>>,
+    /// Whether the run has ended or members are asked to leave.
+    is_ending: watch::Sender<bool>,
+}
+
+struct Shared {
+    state: RunState,
+    waiting: WaitingRoom,
 }
 
 impl ControlPlane {
     /// Shares a state.
     pub fn new(state: RunState) -> Self {
-        Self { state: Arc::new(Mutex::new(state)), changed: watch::Sender::new(()) }
+        let shared = Shared { state, waiting: WaitingRoom::default() };
+        Self { shared: Arc::new(Mutex::new(shared)), is_ending: watch::Sender::new(false) }
     }
 
     /// Serves until `shutdown` resolves; connections still open then are given up by the process's end.
@@ -47,14 +59,11 @@ impl ControlPlane {
         listener: TcpListener,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
-        let coordinator = CoordinatorServer::new(self.clone()).max_decoding_message_size(MESSAGE_LIMIT);
-        let admin = AdminServer::new(self.clone()).max_decoding_message_size(MESSAGE_LIMIT);
-        let server = service::server()
-            .add_service(coordinator)
-            .add_service(admin)
-            .serve_with_incoming(TcpListenerStream::new(listener));
+        let coordinator = CoordinatorServer::new(self.clone()).max_decoding_message_size(REQUEST_LIMIT);
+        let admin = AdminServer::new(self.clone()).max_decoding_message_size(REQUEST_LIMIT);
+        let router = service::server(LONGEST_CALL).add_service(coordinator).add_service(admin);
         tokio::select! {
-            outcome = server => outcome,
+            outcome = service::serve(router, listener, std::future::pending()) => outcome,
             () = self.expire_leases() => Ok(()),
             () = shutdown => Ok(()),
         }
@@ -65,25 +74,29 @@ impl ControlPlane {
         let mut ticks = tokio::time::interval(lease / LOOKS_PER_LEASE);
         loop {
             ticks.tick().await;
-            if self.lock().expire(Instant::now()) {
-                self.changed.send_replace(());
-            }
+            self.update(RunState::expire);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, RunState> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Looks at the state.
     pub fn read<T>(&self, look: impl FnOnce(&RunState) -> T) -> T {
-        look(&self.lock())
+        look(&self.lock().state)
     }
 
-    /// Changes the state and wakes whoever waits for a change.
+    /// Changes the state and gives tasks that are free by that to workers that wait.
     pub fn update<T>(&self, change: impl FnOnce(&mut RunState, Instant) -> T) -> T {
-        let outcome = change(&mut self.lock(), Instant::now());
-        self.changed.send_replace(());
+        let mut shared = self.lock();
+        let Shared { state, waiting } = &mut *shared;
+        let now = Instant::now();
+        let outcome = change(state, now);
+        waiting.serve(state, now);
+        let is_ending = state.is_ending();
+        drop(shared);
+        self.is_ending.send_if_modified(|known| std::mem::replace(known, is_ending) != is_ending);
         outcome
     }
 
@@ -102,33 +115,33 @@ impl ControlPlane {
 
     /// Waits until the run has ended or members are asked to leave.
     pub async fn ending(&self) -> Option<Ending> {
-        let mut changed = self.changed.subscribe();
-        loop {
-            let (is_ending, ending) = self.read(|state| (state.is_ending(), state.ending().cloned()));
-            if is_ending {
-                return ending;
-            }
-            if changed.changed().await.is_err() {
-                return None;
-            }
-        }
+        let mut is_ending = self.is_ending.subscribe();
+        // The sender lives in `self`.
+        let _ = is_ending.wait_for(|is_ending| *is_ending).await;
+        self.read(|state| state.ending().cloned())
     }
 
-    async fn wait_for_task(&self, request: &NextTaskRequest) -> Result<Option<proto::Task>, Refusal> {
+    async fn wait_for_task(&self, request: NextTaskRequest) -> Result<Option<proto::Task>, Refusal> {
         let wait = Duration::try_from_secs_f64(request.wait_seconds).unwrap_or_default().min(LONGEST_WAIT);
         let deadline = tokio::time::Instant::now() + wait;
-        let mut changed = self.changed.subscribe();
-        self.lock().members.admit(request.caller.as_ref(), Instant::now())?;
-        loop {
-            let task = self.lock().next_task(request, Instant::now())?;
-            if task.is_some() {
-                return Ok(task);
+        let mut granted = {
+            let mut shared = self.lock();
+            let now = Instant::now();
+            shared.state.members.admit(request.caller.as_ref(), now)?;
+            match shared.state.next_task(&request, now)? {
+                Some(task) => return Ok(Some(task)),
+                None if wait.is_zero() => return Ok(None),
+                None => shared.waiting.enter(request.clone()),
             }
-            tokio::select! {
-                outcome = changed.changed() => if outcome.is_err() { return Ok(None) },
-                () = tokio::time::sleep_until(deadline) => return Ok(None),
-            }
+        };
+        if let Ok(Ok(task)) = tokio::time::timeout_at(deadline, &mut granted).await {
+            return Ok(Some(task));
         }
+        // The time is up, or the worker was sent back. It may be none any more, or have been given a task just now.
+        let mut shared = self.lock();
+        let member_id = request.caller.as_ref().map_or("", |caller| &caller.member_id);
+        shared.waiting.leave(&mut granted, member_id);
+        shared.state.next_task(&request, Instant::now())
     }
 }
 
@@ -136,7 +149,10 @@ impl ControlPlane {
 impl Coordinator for ControlPlane {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
         let request = request.into_inner();
-        Ok(Response::new(self.update(|state, now| state.join(&request, now))?))
+        let reply = self.update(|state, now| state.join(&request, now))?;
+        // A call of its earlier incarnation comes back to hear that it is fenced.
+        self.lock().waiting.dismiss(&request.member_id);
+        Ok(Response::new(reply))
     }
 
     async fn heartbeat(
@@ -148,7 +164,7 @@ impl Coordinator for ControlPlane {
     }
 
     async fn next_task(&self, request: Request<NextTaskRequest>) -> Result<Response<NextTaskReply>, Status> {
-        let task = self.wait_for_task(request.get_ref()).await?;
+        let task = self.wait_for_task(request.into_inner()).await?;
         Ok(Response::new(NextTaskReply { task }))
     }
 
@@ -194,7 +210,9 @@ impl From<Refusal> for Status {
         let message = refusal.to_string();
         match refusal {
             Refusal::Malformed(_) => Self::invalid_argument(message),
+            Refusal::Full => Self::unavailable(message),
             Refusal::OtherRun { .. }
+            | Refusal::OtherRole { .. }
             | Refusal::Taken { .. }
             | Refusal::Stuck { .. }
             | Refusal::Fenced { .. } => Self::failed_precondition(message),
@@ -218,5 +236,5 @@ pub async fn connect_admin(
     port: u16,
 ) -> Result<proto::admin_client::AdminClient<tonic::transport::Channel>, ServiceError> {
     let channel = service::connect(&format!("http://127.0.0.1:{port}"), Duration::from_secs(1)).await?;
-    Ok(proto::admin_client::AdminClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT))
+    Ok(proto::admin_client::AdminClient::new(channel).max_decoding_message_size(STATUS_LIMIT))
 }

@@ -10,15 +10,19 @@
 //! 3. Held is what the learner says. A worker's word counts until a report has had the time to confirm it.
 //! 4. Tasks are granted in the order of their names: earlier iterations first, evaluation before training.
 //! 5. A task that failed goes to a worker that has not failed at it, as long as there is one.
-//! 6. A task that failed three times by its own fault, or ten times by whosever, ends the run.
+//! 6. A task that failed three times by its own fault, or ten times by whosever, ends the run, if two workers say so or
+//!    there is but one.
+//! 7. What a message costs does not grow with the number of tasks or workers: free tasks are kept, not looked for.
 
 mod leases;
+mod wanted_set;
 
 use config::TaskKind;
 use leases::Leases;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{Duration, Instant};
+use wanted_set::WantedSet;
 
 /// One to sample, and one to score and push meanwhile.
 const MOST_LEASES: usize = 2;
@@ -82,6 +86,19 @@ pub enum Grant {
     Wait(&'static str),
 }
 
+/// A worker that failed at a task.
+#[derive(Clone, Copy, Debug)]
+pub struct Failed<'a> {
+    /// Its member id.
+    pub worker: &'a str,
+    /// What it failed at.
+    pub task: TaskName,
+    /// Whether the task is to blame rather than the worker, in the worker's opinion.
+    pub own_fault: bool,
+    /// Workers that may get tasks.
+    pub n_workers: usize,
+}
+
 /// What follows from a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -108,15 +125,18 @@ pub struct TaskCounts {
 /// All that the coordinator knows of tasks.
 #[derive(Clone, Debug, Default)]
 pub struct TaskBook {
-    /// Number of tasks of each wanted set; `None` while no learner has said what it wants.
-    wanted: Option<BTreeMap<(u32, TaskKind), u32>>,
-    /// By the learner's word.
-    held: BTreeSet<TaskName>,
-    /// By a worker's word, and since when.
+    /// What the learner wants, and holds; `None` while no learner has said what it wants.
+    wanted: Option<BTreeMap<SetName, WantedSet>>,
+    /// By the word of a worker that had it, and since when.
     delivered: BTreeMap<TaskName, Instant>,
     leases: Leases,
     failures: BTreeMap<TaskName, Failures>,
+    /// Those that a worker can be given: wanted, and neither held nor delivered nor with a worker.
+    free: BTreeSet<TaskName>,
 }
+
+/// Iteration and kind of a wanted set.
+type SetName = (u32, TaskKind);
 
 #[derive(Clone, Debug, Default)]
 struct Failures {
@@ -130,22 +150,42 @@ impl TaskBook {
     /// Forgets what the learner said: it is gone, or another one has come. Workers keep their tasks.
     pub fn forget_learner(&mut self) {
         self.wanted = None;
-        self.held.clear();
         self.delivered.clear();
+        self.free.clear();
     }
 
     /// Takes the learner's full account of what it wants and holds.
     pub fn report(&mut self, wanted: &[WantedTasks], now: Instant) {
-        self.wanted = Some(wanted.iter().map(|set| ((set.iteration, set.kind), set.n_tasks)).collect());
-        let names = wanted.iter().flat_map(|set| {
-            set.held.iter().map(|&index| TaskName { iteration: set.iteration, kind: set.kind, index })
+        let earlier = self.wanted.take().unwrap_or_default();
+        let mut sets = BTreeMap::new();
+        let mut changed = Vec::new();
+        for WantedTasks { iteration, kind, n_tasks, held } in wanted {
+            let name = (*iteration, *kind);
+            let set = WantedSet::new(*n_tasks, held);
+            let indices = set.changes_since(earlier.get(&name));
+            changed.extend(indices.map(|index| TaskName { iteration: *iteration, kind: *kind, index }));
+            sets.insert(name, set);
+        }
+        if earlier.keys().any(|name| !sets.contains_key(name)) {
+            self.free.retain(|task| sets.contains_key(&(task.iteration, task.kind)));
+        }
+        self.failures.retain(|task, _| sets.contains_key(&(task.iteration, task.kind)));
+        self.delivered.retain(|task, since| {
+            let set = sets.get(&(task.iteration, task.kind));
+            let is_held = set.is_some_and(|set| set.is_held(task.index));
+            let stays = !is_held && now.duration_since(*since) < CONFIRMATION;
+            if !stays {
+                changed.push(*task);
+            }
+            stays
         });
-        self.held = names.collect();
-        let held = &self.held;
-        self.delivered
-            .retain(|task, since| !held.contains(task) && now.duration_since(*since) < CONFIRMATION);
-        let sets: BTreeSet<_> = wanted.iter().map(|set| (set.iteration, set.kind)).collect();
-        self.failures.retain(|task, _| sets.contains(&(task.iteration, task.kind)));
+        self.wanted = Some(sets);
+        changed.into_iter().for_each(|task| self.refresh(task));
+    }
+
+    /// Whether there is a task that some worker may be given.
+    pub fn has_free(&self) -> bool {
+        !self.free.is_empty()
     }
 
     /// Decides what a worker that asks is to do.
@@ -167,56 +207,70 @@ impl TaskBook {
         if in_hand.len() >= MOST_LEASES {
             return Grant::Wait("the worker has yet to finish what it sampled");
         }
-        let leased = self.leases.all();
-        let is_free = |task: &TaskName| !leased.contains(task) && !finishing.contains(task);
-        let next = self
-            .wanted_tasks()
-            .find(|task| is_free(task) && self.is_open(task) && self.may_try(task, &asking));
+        let may_be_given = |task: &&TaskName| !finishing.contains(task) && self.may_try(task, &asking);
+        let next = self.free.iter().find(may_be_given).copied();
         match next {
             Some(task) => {
                 self.leases.add(worker, task, now);
+                self.refresh(task);
                 Grant::Task(task)
             }
             None => Grant::Wait("every wanted task is held or with a worker"),
         }
     }
 
-    /// Notes what a worker that joins says it has in hand: after a restart of the coordinator, this is how leases come
-    /// back. What it does not name is free again.
+    /// Notes what a worker that joins says it has in hand, of which no more is believed than a worker can have: after a
+    /// restart of the coordinator, this is how leases come back. What it does not name is free again.
     pub fn claim(&mut self, worker: &str, in_hand: &[TaskName], now: Instant) {
+        self.set_leases(worker, &in_hand[..in_hand.len().min(MOST_LEASES)], now);
+    }
+
+    fn set_leases(&mut self, worker: &str, in_hand: &[TaskName], now: Instant) {
+        let earlier = self.leases.of(worker).to_vec();
         self.leases.set(worker, in_hand, now);
+        earlier.iter().chain(in_hand).for_each(|task| self.refresh(*task));
     }
 
     /// Takes a worker's word that the learner has a task, or wants it no more; whether the worker had the task. Hearing it
     /// twice does no harm.
     pub fn finish(&mut self, worker: &str, task: TaskName, now: Instant) -> bool {
-        if !self.held.contains(&task) {
+        let had_it = self.leases.remove(worker, task, now);
+        if had_it && !self.is_held(&task) {
             self.delivered.insert(task, now);
         }
-        self.leases.remove(worker, task, now)
+        self.refresh(task);
+        had_it
     }
 
-    /// Notes that a worker failed at a task; `own_fault` if the task is to blame rather than the worker.
-    pub fn fail(&mut self, worker: &str, task: TaskName, own_fault: bool, now: Instant) -> Verdict {
-        if !self.leases.remove(worker, task, now) {
-            // Heard before, or another worker's by now.
+    /// Notes that a worker failed at a task.
+    pub fn fail(&mut self, failed: Failed<'_>, now: Instant) -> Verdict {
+        let Failed { worker, task, own_fault, n_workers } = failed;
+        let had_it = self.leases.remove(worker, task, now);
+        self.refresh(task);
+        if !had_it || !self.is_wanted(&task) {
+            // Heard before, another worker's by now, or of no use to anybody.
             return Verdict::TryAgain;
         }
         let failures = self.failures.entry(task).or_default();
         failures.all += 1;
         failures.own += u32::from(own_fault);
         failures.by.insert(worker.to_owned());
-        match failures {
-            Failures { own: MAX_OWN_FAILURES.., .. } | Failures { all: MAX_FAILURES.., .. } => {
-                Verdict::GiveUp { failures: failures.all }
-            }
-            _ => Verdict::TryAgain,
+        let are_enough = failures.own >= MAX_OWN_FAILURES || failures.all >= MAX_FAILURES;
+        let are_agreed = failures.by.len() > 1 || n_workers <= 1;
+        match are_enough && are_agreed {
+            true => Verdict::GiveUp { failures: failures.all },
+            false => Verdict::TryAgain,
         }
     }
 
     /// Takes the tasks of a worker that is gone, so that they are granted anew; `until` is its last sign of life.
     pub fn release(&mut self, worker: &str, until: Instant) {
-        self.leases.set(worker, &[], until);
+        self.set_leases(worker, &[], until);
+    }
+
+    /// Forgets a worker that has been gone for long and has no tasks.
+    pub fn forget_worker(&mut self, worker: &str) {
+        self.leases.forget(worker);
     }
 
     /// The tasks that a worker has.
@@ -231,31 +285,42 @@ impl TaskBook {
 
     /// Counts the wanted tasks.
     pub fn counts(&self) -> TaskCounts {
-        let leased = self.leases.all();
-        let mut counts = TaskCounts::default();
-        for task in self.wanted_tasks() {
-            match () {
-                () if !self.is_open(&task) => counts.held += 1,
-                () if leased.contains(&task) => counts.leased += 1,
-                () => counts.waiting += 1,
-            }
-        }
-        counts
+        let sets = self.wanted.iter().flat_map(BTreeMap::values);
+        let (n_tasks, n_held) = sets.fold((0, 0), |(n_tasks, n_held), set| {
+            (n_tasks + set.n_tasks(), n_held + set.n_held())
+        });
+        let is_wanted = |task: &&TaskName| self.is_wanted(task);
+        let held = n_held + self.delivered.keys().filter(is_wanted).count() as u32;
+        let waiting = self.free.len() as u32;
+        TaskCounts { waiting, leased: n_tasks - held - waiting, held }
     }
 
-    /// Wanted tasks in the order in which they are granted.
-    fn wanted_tasks(&self) -> impl Iterator<Item = TaskName> {
-        self.wanted.iter().flatten().flat_map(|(&(iteration, kind), &n_tasks)| {
-            (0..n_tasks).map(move |index| TaskName { iteration, kind, index })
-        })
+    fn set_of(&self, task: &TaskName) -> Option<&WantedSet> {
+        self.wanted.as_ref()?.get(&(task.iteration, task.kind))
     }
 
-    /// Whether a task is wanted and not held.
+    /// Whether the learner says that it holds a task.
+    fn is_held(&self, task: &TaskName) -> bool {
+        self.set_of(task).is_some_and(|set| set.is_held(task.index))
+    }
+
+    /// Whether a task is wanted and the learner does not say that it holds it.
+    fn is_wanted(&self, task: &TaskName) -> bool {
+        self.set_of(task).is_some_and(|set| task.index < set.n_tasks()) && !self.is_held(task)
+    }
+
+    /// Whether a task is wanted and neither the learner nor a worker says that it is held.
     fn is_open(&self, task: &TaskName) -> bool {
-        let n_tasks = self.wanted.as_ref().and_then(|sets| sets.get(&(task.iteration, task.kind)));
-        n_tasks.is_some_and(|&n_tasks| task.index < n_tasks)
-            && !self.held.contains(task)
-            && !self.delivered.contains_key(task)
+        self.is_wanted(task) && !self.delivered.contains_key(task)
+    }
+
+    /// Follows a change of what is wanted, held, delivered or leased.
+    fn refresh(&mut self, task: TaskName) {
+        if self.is_open(&task) && !self.leases.is_leased(&task) {
+            self.free.insert(task);
+        } else {
+            self.free.remove(&task);
+        }
     }
 
     /// Whether a worker may try a task: not if it failed at it and another one has not. Where as many have failed as there

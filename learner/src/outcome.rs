@@ -10,8 +10,9 @@ use proto::{ElementType, PushHeader, TaskCost, TensorInfo};
 /// Name of a prompt's embedding: the BLAKE3 digest of its tensors.
 pub type Digest = [u8; 32];
 
-/// The most that one prompt's embedding may take, in bytes.
-const EMBEDDING_LIMIT: i64 = 256 * 1024 * 1024;
+/// More than any task takes, in seconds, and more than it counts: what a record could not hold or add up.
+const MOST_SECONDS: f64 = 1e9;
+const MOST_COUNTED: u64 = 1 << 40;
 const TEXT: &str = "text";
 const POOLED: &str = "pooled";
 const TEXT_MASK: &str = "text_mask";
@@ -61,6 +62,8 @@ pub struct Layout {
     pub latent_shape: Vec<i64>,
     /// Features of a token of the text, and of the pooled text: 0 where the model takes none.
     pub embedding_widths: (i64, i64),
+    /// The most tokens that a text has.
+    pub most_tokens: i64,
     /// Pixels: height and width.
     pub image_size: (i64, i64),
     /// Branches per seed and step.
@@ -79,6 +82,7 @@ impl Layout {
         Self {
             latent_shape,
             embedding_widths: model.embedding_widths(),
+            most_tokens: model.text_sequence_length(config.model.max_sequence_length) as i64,
             image_size: (config.sampling.height, config.sampling.width),
             n_branches: config.sampling.branches_per_seed,
             training_rewards: names(&config.rewards),
@@ -147,6 +151,9 @@ impl Layout {
                 header.version, task.version
             ));
         }
+        if let Some(cost) = &header.cost {
+            check_cost(cost)?;
+        }
         if task.kind == TaskKind::Train {
             self.check_training(header, steps)?;
         }
@@ -214,21 +221,26 @@ impl Layout {
         let is_owned = |digest: &Digest| owners.iter().any(|owner| ***owner == *digest);
         match embedding_part_of(&info.name).filter(|(digest, _)| is_training && is_owned(digest)) {
             None => Err(format!("tensor `{}` is of no use here", info.name)),
-            Some((_, part)) if self.fits_embedding(part, info) => check_embedding_size(info),
-            Some(_) => Err(format!(
-                "tensor `{}` is announced as {}, which does not fit the model: it takes text [1, tokens, {}] and pooled \
-                 [1, {}]",
-                info.name,
-                describe(info),
-                self.embedding_widths.0,
-                self.embedding_widths.1
-            )),
+            Some((_, part)) if self.fits_embedding(part, info) => Ok(()),
+            Some(_) => {
+                let (text_width, pooled_width) = self.embedding_widths;
+                Err(format!(
+                    "tensor `{}` is announced as {}, which does not fit the model: it takes text [1, tokens, {text_width}] \
+                     of at most {} tokens (`model.max_sequence_length`) and pooled [1, {pooled_width}]",
+                    info.name,
+                    describe(info),
+                    self.most_tokens
+                ))
+            }
         }
     }
 
     fn check_extra(&self, info: &TensorInfo, reward: &str, key: &str, n_images: i64) -> Result<(), String> {
         if !self.evaluation_rewards.iter().any(|known| known == reward) {
             return Err("there is an extra of a reward that no evaluation is scored by".to_owned());
+        }
+        if !key.chars().all(service::is_printable) {
+            return Err(format!("an extra of reward `{reward}` has a key that cannot be printed"));
         }
         if !(1..=LONGEST_EXTRA_KEY).contains(&key.len()) {
             return Err(format!(
@@ -264,10 +276,11 @@ impl Layout {
     fn fits_embedding(&self, part: &str, info: &TensorInfo) -> bool {
         let (text_width, pooled_width) = self.embedding_widths;
         let is_float = matches!(info.element_type(), ElementType::F32 | ElementType::Bf16);
+        let are_tokens = |tokens: &i64| (1..=self.most_tokens).contains(tokens);
         match (part, info.shape.as_slice()) {
-            (TEXT, [1, tokens, width]) => is_float && *tokens > 0 && *width == text_width,
+            (TEXT, [1, tokens, width]) => is_float && are_tokens(tokens) && *width == text_width,
             (POOLED, [1, width]) => is_float && *width == pooled_width,
-            (TEXT_MASK, [1, tokens]) => *tokens > 0,
+            (TEXT_MASK, [1, tokens]) => info.element_type() == ElementType::I64 && are_tokens(tokens),
             _ => false,
         }
     }
@@ -302,15 +315,12 @@ fn n_images(task: &TaskSpec) -> i64 {
     task.prompts.len() as i64 * i64::from(task.n_seeds)
 }
 
-fn check_embedding_size(info: &TensorInfo) -> Result<(), String> {
-    const LARGEST_ELEMENT: i64 = 8;
-    let bytes = info.shape.iter().try_fold(LARGEST_ELEMENT, |bytes, size| {
-        bytes.checked_mul(*size).filter(|bytes| (1..=EMBEDDING_LIMIT).contains(bytes))
-    });
-    match (bytes, info.element_type()) {
-        (Some(_), ElementType::F32 | ElementType::Bf16 | ElementType::I64) => Ok(()),
-        _ => Err(format!("tensor `{}` is announced as {}, which no embedding is", info.name, describe(info))),
-    }
+fn check_cost(cost: &TaskCost) -> Result<(), String> {
+    let seconds = [cost.sampling_seconds, cost.reward_seconds, cost.decoding_seconds];
+    let counted = [cost.network_evaluations, cost.images];
+    let is_possible = seconds.iter().all(|seconds| (0.0..=MOST_SECONDS).contains(seconds))
+        && counted.iter().all(|count| *count <= MOST_COUNTED);
+    if is_possible { Ok(()) } else { Err(format!("no task costs {cost:?}")) }
 }
 
 fn describe(info: &TensorInfo) -> String {
@@ -325,6 +335,7 @@ mod tests {
         Layout {
             latent_shape: vec![4, 2, 2],
             embedding_widths: (128, 64),
+            most_tokens: 12,
             image_size: (16, 16),
             n_branches: 3,
             training_rewards: vec!["shapes".to_owned()],
@@ -402,6 +413,20 @@ mod tests {
         assert!(refusal(|header| header.tensors.push(header.tensors[0].clone())).contains("twice"));
     }
 
+    #[test]
+    fn what_a_task_cannot_have_cost_is_refused() {
+        let costs = [
+            TaskCost { sampling_seconds: f64::NAN, ..TaskCost::default() },
+            TaskCost { reward_seconds: -1.0, ..TaskCost::default() },
+            TaskCost { decoding_seconds: f64::INFINITY, ..TaskCost::default() },
+            TaskCost { images: u64::MAX, ..TaskCost::default() },
+            TaskCost { network_evaluations: 1 << 41, ..TaskCost::default() },
+        ];
+        for cost in costs {
+            assert!(refusal(|header| header.cost = Some(cost)).contains("no task costs"), "{cost:?}");
+        }
+    }
+
     fn evaluation() -> (TaskSpec, PushHeader) {
         let task = TaskSpec { kind: TaskKind::Evaluate, prompts: vec![0, 1, 2], ..train_task() };
         let header = PushHeader { version: 2, tensors: layout().expected(&task, 0), ..PushHeader::default() };
@@ -453,9 +478,12 @@ mod tests {
             let tensors = tensors.iter().map(|(digest, part, shape)| embedding(*digest, part, shape));
             refusal(|header| header.tensors.extend(tensors))
         };
-        assert!(refused(&[(1, "text", &[1, 1 << 30, 128])]).contains("which no embedding is"));
         assert!(refused(&[(9, "text", &[1, 10, 128])]).contains("of no use"));
-        let misfits: [(&str, &[i64]); 8] = [
+        let misfits: [(&str, &[i64]); 12] = [
+            ("text", &[1, 13, 128]),
+            ("text", &[1, 1 << 30, 128]),
+            ("text", &[1, i64::MAX, 128]),
+            ("text_mask", &[1, 10]),
             ("text", &[1, 10, 127]),
             ("text", &[2, 10, 128]),
             ("text", &[1, 0, 128]),
@@ -472,7 +500,11 @@ mod tests {
         assert!(refused(&[(1, "text", &[1, 10, 128])]).contains("without its `text` or `pooled`"));
         assert!(refused(&[(1, "pooled", &[1, 64])]).contains("without its `text` or `pooled`"));
         let whole: [(u8, &str, &[i64]); 2] = [(1, "text", &[1, 10, 128]), (1, "pooled", &[1, 64])];
-        let mask: [(u8, &str, &[i64]); 1] = [(1, "text_mask", &[1, 9])];
-        assert!(refused(&[&whole[..], &mask].concat()).contains("not as long"));
+        let refusal = refusal(|header| {
+            header.tensors.extend(whole.map(|(digest, part, shape)| embedding(digest, part, shape)));
+            let mask = embedding(1, "text_mask", &[1, 9]);
+            header.tensors.push(TensorInfo { element_type: ElementType::I64.into(), ..mask });
+        });
+        assert!(refusal.contains("not as long"), "{refusal}");
     }
 }

@@ -1,13 +1,14 @@
 //! From the bytes of a push to what training takes: tensors split, embeddings kept, next latents rebuilt and checked.
 
 use flow::{NoiseKey, Purpose, next_latents_on_host, standard_normal};
-use models::push_tensors::{self, HASH_BYTES, embedding_part_of, extra_of, latent_hash, scorer_of};
+use models::push_tensors::{self, HASH_BYTES, embedding_part_of, extra_of, latent_hash};
 use proto::{PushHeader, TensorInfo};
 
 use config::{TaskKind, TaskSpec};
 
-use crate::embeddings::Embeddings;
+use crate::embeddings::{Arrived, EmbeddingError, Embeddings};
 use crate::inbox::Outcome;
+use crate::numbers::Allowed;
 use crate::outcome::{Digest, EvaluatedImages, Layout, Trajectories};
 
 /// What the numbers of a push are checked and completed with.
@@ -30,9 +31,18 @@ pub enum Refusal {
     /// A damaged embedding, or one that was expected to be here and is not: sending it is the remedy.
     #[error("{0}")]
     Incomplete(String),
-    /// The push contradicts itself.
+    /// The push contradicts itself, or holds numbers that are none.
     #[error("{0}")]
     Invalid(String),
+}
+
+impl From<EmbeddingError> for Refusal {
+    fn from(error: EmbeddingError) -> Self {
+        match error {
+            EmbeddingError::Damaged(problem) => Self::Incomplete(problem),
+            EmbeddingError::Impossible(problem) => Self::Invalid(problem),
+        }
+    }
 }
 
 /// The announced tensors and their bytes.
@@ -41,7 +51,8 @@ struct Parts<'a> {
 }
 
 impl Receiver {
-    /// Turns the bytes that `header` announced, which has been checked, into an outcome.
+    /// Turns the bytes that `header` announced, which has been checked, into an outcome. Embeddings that come along are kept
+    /// if everything else is right, too.
     ///
     /// # Errors
     /// If the push must be refused.
@@ -55,12 +66,14 @@ impl Receiver {
         let parts = Parts::split(&header.tensors, bytes)?;
         match task.kind {
             TaskKind::Train => {
-                self.keep_embeddings(header, &parts, embeddings)?;
-                self.trajectories(header, &parts, task).map(|outcome| Outcome::Train(Box::new(outcome)))
+                let arrived = self.arrived_embeddings(header, &parts, embeddings)?;
+                let trajectories = self.trajectories(header, &parts, task)?;
+                arrived.into_iter().for_each(|embedding| embeddings.insert(embedding));
+                Ok(Outcome::Train(Box::new(trajectories)))
             }
             TaskKind::Evaluate => Ok(Outcome::Evaluate(Box::new(EvaluatedImages {
                 pixels: parts.bytes(push_tensors::IMAGES)?.to_vec(),
-                rewards: parts.floats(push_tensors::REWARDS)?,
+                rewards: parts.floats(push_tensors::REWARDS, Allowed::Finite)?,
                 scores: self.scores(&parts, task.kind)?,
                 extras: extras(&parts)?,
                 cost: header.cost.unwrap_or_default(),
@@ -68,18 +81,20 @@ impl Receiver {
         }
     }
 
-    fn keep_embeddings(
+    /// The embeddings that come along; those that do not must be here.
+    fn arrived_embeddings(
         &self,
         header: &PushHeader,
         parts: &Parts,
         embeddings: &Embeddings,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Vec<Arrived>, Refusal> {
         let negative = self.layout.is_guided.then_some(&header.negative_conditioning);
+        let mut arrived = Vec::new();
         for digest in std::iter::once(&header.conditioning).chain(negative) {
             let digest = digest_of(digest)?;
             let (infos, bytes) = parts.embedding(&digest);
             if !infos.is_empty() {
-                embeddings.insert(digest, &infos, &bytes).map_err(Refusal::Incomplete)?;
+                arrived.push(Arrived::new(digest, &infos, &bytes)?);
             } else if !embeddings.missing(&[digest]).is_empty() {
                 let hex = blake3::Hash::from(digest).to_hex();
                 return Err(Refusal::Incomplete(format!(
@@ -87,7 +102,7 @@ impl Receiver {
                 )));
             }
         }
-        Ok(())
+        Ok(arrived)
     }
 
     fn trajectories(
@@ -96,11 +111,15 @@ impl Receiver {
         parts: &Parts,
         task: &TaskSpec,
     ) -> Result<Trajectories, Refusal> {
-        let means = parts.floats(push_tensors::MEANS)?;
+        let states = parts.floats(push_tensors::STATES, Allowed::Features)?;
+        let means = parts.floats(push_tensors::MEANS, Allowed::Features)?;
+        let log_probs = parts.floats(push_tensors::LOG_PROBS, Allowed::Finite)?;
+        let rewards = parts.floats(push_tensors::REWARDS, Allowed::Finite)?;
+        let scores = self.scores(parts, task.kind)?;
         let hashes = parts.bytes(push_tensors::NEXT_HASHES)?;
-        let next_latents = match parts.floats(push_tensors::NEXT_LATENTS) {
-            Ok(sent) => sent,
-            Err(_) => self.rebuild(task, &header.steps, &means),
+        let next_latents = match parts.has(push_tensors::NEXT_LATENTS) {
+            true => parts.floats(push_tensors::NEXT_LATENTS, Allowed::Features)?,
+            false => self.rebuild(task, &header.steps, &means),
         };
         let all_match = next_latents
             .chunks_exact(self.layout.latent_len())
@@ -116,12 +135,12 @@ impl Receiver {
             (true, _) => {}
         }
         Ok(Trajectories {
-            states: parts.floats(push_tensors::STATES)?,
+            states,
             means,
             next_latents,
-            log_probs: parts.floats(push_tensors::LOG_PROBS)?,
-            rewards: parts.floats(push_tensors::REWARDS)?,
-            scores: self.scores(parts, task.kind)?,
+            log_probs,
+            rewards,
+            scores,
             conditioning: digest_of(&header.conditioning)?,
             negative_conditioning: self
                 .layout
@@ -135,7 +154,7 @@ impl Receiver {
     /// The scores in the config's order, whatever order they came in.
     fn scores(&self, parts: &Parts, kind: TaskKind) -> Result<Vec<(String, Vec<f32>)>, Refusal> {
         let of_scorer =
-            |name: &String| Ok((name.clone(), parts.floats_of(|tensor| scorer_of(tensor) == Some(name))?));
+            |name: &String| Ok((name.clone(), parts.floats(&push_tensors::score_name(name), Allowed::Finite)?));
         self.layout.rewards(kind).iter().map(of_scorer).collect()
     }
 
@@ -167,7 +186,7 @@ impl Receiver {
 /// What rewards tell besides scores, as `REWARD/KEY`.
 fn extras(parts: &Parts) -> Result<Vec<(String, Vec<f32>)>, Refusal> {
     let named = parts.parts.iter().filter_map(|(info, _)| Some((&info.name, extra_of(&info.name)?)));
-    named.map(|(tensor, (reward, key))| Ok((format!("{reward}/{key}"), parts.floats(tensor)?))).collect()
+    named.map(|(tensor, (reward, key))| Ok((format!("{reward}/{key}"), parts.floats(tensor, Allowed::FiniteOrNan)?))).collect()
 }
 
 /// How many bytes a header announces.
@@ -208,22 +227,22 @@ impl<'a> Parts<'a> {
         self.parts.iter().any(|(info, _)| info.name == name)
     }
 
-    fn find(&self, is_wanted: impl Fn(&str) -> bool) -> Result<&'a [u8], Refusal> {
-        let found = self.parts.iter().find(|(info, _)| is_wanted(&info.name));
-        found.map(|(_, bytes)| *bytes).ok_or_else(|| Refusal::Invalid("a tensor is missing".to_owned()))
+    fn find(&self, name: &str) -> Result<(&'a TensorInfo, &'a [u8]), Refusal> {
+        let found = self.parts.iter().find(|(info, _)| info.name == name);
+        found.copied().ok_or_else(|| Refusal::Invalid(format!("tensor `{name}` is missing")))
     }
 
     fn bytes(&self, name: &str) -> Result<&'a [u8], Refusal> {
-        self.find(|tensor| tensor == name)
+        self.find(name).map(|(_, bytes)| bytes)
     }
 
-    fn floats(&self, name: &str) -> Result<Vec<f32>, Refusal> {
-        self.floats_of(|tensor| tensor == name)
-    }
-
-    fn floats_of(&self, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<f32>, Refusal> {
-        let (floats, _) = self.find(is_wanted)?.as_chunks();
-        Ok(floats.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    /// The numbers of a tensor, if they are what is allowed.
+    fn floats(&self, name: &str, allowed: Allowed) -> Result<Vec<f32>, Refusal> {
+        let (info, bytes) = self.find(name)?;
+        let (floats, _) = bytes.as_chunks();
+        let floats: Vec<f32> = floats.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        allowed.check(name, &info.shape, &floats).map_err(Refusal::Invalid)?;
+        Ok(floats)
     }
 
     /// The tensors of one embedding, if they came along.

@@ -12,7 +12,6 @@ use service::{Hub, JoinDetails, MESSAGE_LIMIT, Membership, RunDirectory, Service
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::embeddings::Embeddings;
@@ -23,10 +22,11 @@ use crate::outcome::Layout;
 use crate::policy::Policy;
 use crate::progress::ProgressBoard;
 use crate::publications::Publications;
+use crate::push_gate::PushGate;
 use crate::receive::Receiver;
 use crate::rules;
 use crate::run::{Ended, Run};
-use crate::server::{LearnerService, push_permits};
+use crate::server::{LONGEST_CALL, LearnerService};
 use crate::trainer::Trainer;
 
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -300,11 +300,11 @@ async fn accept(
         embeddings: shared.embeddings,
         publications: shared.publications,
         receiver: Arc::new(receiver),
-        pushes: push_permits(),
+        pushes: Arc::new(PushGate::default()),
     };
     let service = LearnerServer::new(service).max_decoding_message_size(MESSAGE_LIMIT);
-    let served =
-        service::server().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await;
+    let router = service::server(LONGEST_CALL).add_service(service);
+    let served = service::serve(router, listener, std::future::pending()).await;
     served.map_or_else(|error| chain(&error), |()| "there are no more connections".to_owned())
 }
 

@@ -2,15 +2,16 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use proto::learner_server::Learner;
 use proto::push_reply::Status as PushStatus;
 use proto::{
-    Caller, MissingConditioningReply, MissingConditioningRequest, PushHeader, PushReply, PushRequest, TaskId,
+    Caller, Chunk, MissingConditioningReply, MissingConditioningRequest, PushHeader, PushReply, PushRequest, TaskId,
     WeightsReply, WeightsRequest, push_request, weights_reply,
 };
-use service::Assembly;
-use tokio::sync::Semaphore;
+use service::{Assembly, Timely, shown};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -18,13 +19,22 @@ use crate::embeddings::Embeddings;
 use crate::inbox::{Inbox, Standing};
 use crate::outcome::Digest;
 use crate::publications::Publications;
+use crate::push_gate::PushGate;
 use crate::receive::{Receiver, Refusal, announced_bytes};
 
 /// Bytes of the largest chunk that the wire allows.
 const CHUNK_LIMIT: usize = 1024 * 1024;
 
-/// Pushes whose bytes are received and checked at a time; the memory for them is bounded by that.
-const PUSHES_AT_ONCE: usize = 8;
+/// Longest call, by which also a push of many bytes is done; the worker gives one up sooner.
+pub const LONGEST_CALL: Duration = Duration::from_secs(600);
+/// How long a push that is of no use may go on, so that its sender hears that instead of a broken stream.
+const UNWANTED_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a worker that fetches weights may take for the next chunk.
+const TAKE_DEADLINE: Duration = Duration::from_secs(60);
+/// Digests that one question may hold: a task has two.
+const MOST_DIGESTS: usize = 1024;
+/// Characters of what a refusal says, since a hostile name in it may have megabytes.
+const LONGEST_PROBLEM: usize = 600;
 
 /// What the service shares with the training thread.
 pub struct LearnerService {
@@ -38,14 +48,12 @@ pub struct LearnerService {
     pub publications: Arc<Publications>,
     /// Checks and completes what is pushed.
     pub receiver: Arc<Receiver>,
-    /// One permit for each push at a time, see [`push_permits`].
-    pub pushes: Arc<Semaphore>,
+    /// Bounds the pushes at a time.
+    pub pushes: Arc<PushGate>,
 }
 
-/// As many permits as pushes are taken at a time; the others wait before their bytes are read.
-pub fn push_permits() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(PUSHES_AT_ONCE))
-}
+/// The messages of a push.
+type Messages = Timely<Streaming<PushRequest>>;
 
 #[tonic::async_trait]
 impl Learner for LearnerService {
@@ -55,6 +63,10 @@ impl Learner for LearnerService {
     ) -> Result<Response<MissingConditioningReply>, Status> {
         let MissingConditioningRequest { caller, digests } = request.into_inner();
         self.admit(caller.as_ref())?;
+        if digests.len() > MOST_DIGESTS {
+            let n_asked = digests.len();
+            return Err(Status::invalid_argument(format!("{n_asked} digests; ask about {MOST_DIGESTS}")));
+        }
         let digests: Vec<Digest> = digests
             .iter()
             .map(|digest| digest[..].try_into())
@@ -65,26 +77,37 @@ impl Learner for LearnerService {
         Ok(Response::new(MissingConditioningReply { missing }))
     }
 
+    // Nothing is kept before the header was checked, and no turn is taken before bytes flow: whoever stands still costs the
+    // others nothing.
     async fn push(&self, request: Request<Streaming<PushRequest>>) -> Result<Response<PushReply>, Status> {
-        let mut stream = request.into_inner();
-        let Some(push_request::Part::Header(header)) = next_part(&mut stream).await? else {
+        let mut messages = Timely::new(request.into_inner());
+        let Some(push_request::Part::Header(header)) = next_part(&mut messages).await? else {
             return Err(Status::invalid_argument("a push begins with a header"));
         };
         self.admit(header.caller.as_ref())?;
         let id = header.task.ok_or_else(|| Status::invalid_argument("the header names no task"))?;
-        let _permit = self.pushes.acquire().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let status = match self.inbox.standing(&id) {
             Standing::Wanted(task, steps) => {
                 self.receiver
                     .layout
                     .check(&header, &task, &steps)
-                    .map_err(|problem| refused(&id, problem))?;
-                let bytes = receive_bytes(&header, &id, &mut stream).await?;
-                self.complete(header, bytes, task, id).await?
+                    .map_err(|problem| refused(&id, &problem))?;
+                let _admitted = self.pushes.admit()?;
+                let first = next_part(&mut messages).await?;
+                let _turn = self.pushes.turn().await?;
+                match self.inbox.standing(&id) {
+                    Standing::Wanted(..) => {
+                        let bytes = receive_bytes(&header, &id, first, &mut messages).await?;
+                        self.complete(header, bytes, task, id).await?
+                    }
+                    // Another worker was faster.
+                    standing => push_status(&standing),
+                }
             }
             standing => {
                 // Read to the end, so that the reply is not lost to a stream that is reset.
-                while next_part(&mut stream).await?.is_some() {}
+                let to_the_end = async { while let Ok(Some(_)) = messages.next().await {} };
+                let _ = tokio::time::timeout(UNWANTED_DEADLINE, to_the_end).await;
                 push_status(&standing)
             }
         };
@@ -107,10 +130,13 @@ impl Learner for LearnerService {
             ))
         })?;
         let manifest = weights_reply::Part::Manifest(publication.manifest.clone());
-        let chunks = service::chunks(publication.bytes.clone()).map(weights_reply::Part::Chunk);
-        let replies =
-            std::iter::once(manifest).chain(chunks).map(|part| Ok(WeightsReply { part: Some(part) }));
-        Ok(Response::new(Box::pin(tokio_stream::iter(replies))))
+        let chunks = service::chunks(publication.bytes.clone()).map(|chunk| {
+            // A copy of its own: what waits to be sent must not keep a whole version.
+            let data = Bytes::copy_from_slice(&chunk.data);
+            weights_reply::Part::Chunk(Chunk { data, ..chunk })
+        });
+        let replies = std::iter::once(manifest).chain(chunks).map(|part| WeightsReply { part: Some(part) });
+        Ok(Response::new(Box::pin(service::taken_in_time(replies, TAKE_DEADLINE))))
     }
 }
 
@@ -120,7 +146,8 @@ impl LearnerService {
             Some(caller) if caller.run_id == self.run_id => Ok(()),
             Some(caller) => Err(Status::failed_precondition(format!(
                 "fenced: this learner serves run `{}`, not `{}`",
-                self.run_id, caller.run_id
+                self.run_id,
+                shown(&caller.run_id, LONGEST_PROBLEM)
             ))),
             None => Err(Status::invalid_argument("the caller is missing")),
         }
@@ -143,45 +170,45 @@ impl LearnerService {
                 tracing::warn!(task = %describe(&id), "rebuilt next latents differ; asking for the sampler's own");
                 Ok(PushStatus::NextLatentsNeeded)
             }
-            Err(Refusal::Incomplete(problem)) => Err(Status::data_loss(problem)),
-            Err(Refusal::Invalid(problem)) => Err(refused(&id, problem)),
+            Err(Refusal::Incomplete(problem)) => Err(Status::data_loss(shown(&problem, LONGEST_PROBLEM))),
+            Err(Refusal::Invalid(problem)) => Err(refused(&id, &problem)),
         }
     }
 }
 
+/// The bytes of a push whose `first` part after the header is here.
 async fn receive_bytes(
     header: &PushHeader,
     id: &TaskId,
-    stream: &mut Streaming<PushRequest>,
+    first: Option<push_request::Part>,
+    messages: &mut Messages,
 ) -> Result<Vec<u8>, Status> {
-    let expected = announced_bytes(&header.tensors).map_err(|problem| refused(id, problem))?;
+    let expected = announced_bytes(&header.tensors).map_err(|problem| refused(id, &problem))?;
     let mut assembly = Assembly::new(expected);
     let damaged = |error: service::ChunkError| {
         tracing::warn!(task = %describe(id), "damaged push: {error}");
         Status::data_loss(format!("{error}; push again"))
     };
+    let mut part = first;
     loop {
-        match next_part(stream).await? {
+        match part {
             Some(push_request::Part::Chunk(chunk)) if chunk.data.len() <= CHUNK_LIMIT => {
                 assembly.accept(&chunk).map_err(damaged)?;
             }
             Some(push_request::Part::Chunk(chunk)) => {
-                return Err(refused(
-                    id,
-                    format!("a chunk has {} bytes; at most 1 MiB is allowed", chunk.data.len()),
-                ));
+                let n_bytes = chunk.data.len();
+                return Err(refused(id, &format!("a chunk has {n_bytes} bytes; at most 1 MiB is allowed")));
             }
             Some(push_request::Part::Digest(digest)) => return assembly.finish(&digest).map_err(damaged),
-            Some(push_request::Part::Header(_)) => {
-                return Err(refused(id, "there is a second header".to_owned()));
-            }
+            Some(push_request::Part::Header(_)) => return Err(refused(id, "there is a second header")),
             None => return Err(Status::data_loss("the push ends without a digest; push again")),
         }
+        part = next_part(messages).await?;
     }
 }
 
-async fn next_part(stream: &mut Streaming<PushRequest>) -> Result<Option<push_request::Part>, Status> {
-    match stream.message().await? {
+async fn next_part(messages: &mut Messages) -> Result<Option<push_request::Part>, Status> {
+    match messages.next().await? {
         Some(PushRequest { part: None }) => Err(Status::invalid_argument("a push message is empty")),
         message => Ok(message.and_then(|message| message.part)),
     }
@@ -194,8 +221,8 @@ fn push_status(standing: &Standing) -> PushStatus {
     }
 }
 
-fn refused(id: &TaskId, problem: String) -> Status {
-    Status::invalid_argument(format!("{}: {problem}", describe(id)))
+fn refused(id: &TaskId, problem: &str) -> Status {
+    Status::invalid_argument(format!("{}: {}", describe(id), shown(problem, LONGEST_PROBLEM)))
 }
 
 fn describe(id: &TaskId) -> String {

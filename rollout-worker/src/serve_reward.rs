@@ -4,7 +4,8 @@
 //! calls ── a place in the queue ──▶ pixels arrive ──▶ queue ──▶ the scorer's thread ──▶ replies
 //! ```
 //!
-//! 1. A batch has its place before its pixels are taken, so that memory is bounded by the queue's length.
+//! 1. A batch has its place before its pixels are taken, so that memory is bounded by the queue's length; and it has it
+//!    only once pixels come, so that streams that stand still keep no places.
 //! 2. One call is one batch: scores do not depend on who else asks.
 //! 3. A batch whose call has ended, by its deadline or because the caller has gone, is not scored.
 
@@ -23,7 +24,6 @@ use config::RewardSection;
 use proto::reward_server::RewardServer;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 
@@ -35,6 +35,8 @@ use service::RewardService;
 
 /// How long batches in hand may take once the server was told to end.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
+/// Longest call: a batch may wait for others, and scorers may be slow.
+const LONGEST_CALL: Duration = Duration::from_secs(24 * 3600);
 /// Connections that wait to be taken.
 const BACKLOG: u32 = 1024;
 
@@ -148,10 +150,8 @@ async fn serve(
     };
     let service =
         RewardServer::new(RewardService::new(hosted)).max_decoding_message_size(::service::MESSAGE_LIMIT);
-    let server = ::service::server()
-        .add_service(health_service)
-        .add_service(service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop);
+    let router = ::service::server(LONGEST_CALL).add_service(health_service).add_service(service);
+    let server = ::service::serve(router, listener, stop);
     let drained_too_long = async {
         shutdown.cancelled().await;
         tokio::time::sleep(DRAIN_DEADLINE).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use models::{ModelError, tensor_bytes};
 use proto::{TensorInfo, WeightsManifest, WeightsRequest, WeightsRole, weights_reply};
-use service::{Assembly, ChunkError, WorkInHand};
+use service::{Assembly, ChunkError, Timely, WorkInHand};
 use tch::Tensor;
 use tonic::{Code, Status};
 
@@ -161,14 +161,14 @@ impl WeightsCache {
         let mut client = self.link.client(work).await;
         let caller = Some(self.link.membership().caller());
         let message = WeightsRequest { caller, version, role: role.into() };
-        let mut stream = client.weights(service::request(message, DEADLINE)).await?.into_inner();
+        let mut stream = Timely::new(client.weights(service::request(message, DEADLINE)).await?.into_inner());
         let Some(weights_reply::Part::Manifest(manifest)) =
-            stream.message().await?.and_then(|reply| reply.part)
+            stream.next().await?.and_then(|reply| reply.part)
         else {
             return Err(AttemptError::Damaged("the stream does not begin with a manifest".to_owned()));
         };
         let mut assembly = Assembly::new(announced_bytes(&manifest)?);
-        while let Some(reply) = stream.message().await? {
+        while let Some(reply) = stream.next().await? {
             let Some(weights_reply::Part::Chunk(chunk)) = reply.part else {
                 return Err(AttemptError::Damaged("the stream holds something else than chunks".to_owned()));
             };

@@ -1,13 +1,15 @@
 //! Which worker has which tasks, and for how long workers have had something to do: decisions only, without a clock.
 
 use super::TaskName;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 /// Tasks of every worker that ever had one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Leases {
     by_worker: BTreeMap<String, InHand>,
+    /// How many workers have a task; after a restart of the coordinator it may be more than one.
+    n_holders: HashMap<TaskName, u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -25,9 +27,9 @@ impl Leases {
         self.by_worker.get(worker).map_or(&[], |in_hand| &in_hand.tasks)
     }
 
-    /// What all workers have.
-    pub(super) fn all(&self) -> BTreeSet<TaskName> {
-        self.by_worker.values().flat_map(|in_hand| &in_hand.tasks).copied().collect()
+    /// Whether any worker has a task.
+    pub(super) fn is_leased(&self, task: &TaskName) -> bool {
+        self.n_holders.contains_key(task)
     }
 
     /// Time that a worker has had a task in hand, two at a time counted once.
@@ -52,12 +54,28 @@ impl Leases {
         had_it
     }
 
+    /// Forgets a worker that has nothing, and how long it was busy.
+    pub(super) fn forget(&mut self, worker: &str) {
+        if self.of(worker).is_empty() {
+            self.by_worker.remove(worker);
+        }
+    }
+
     fn change(&mut self, worker: &str, now: Instant, change: impl FnOnce(&mut Vec<TaskName>)) {
         let nothing = InHand { tasks: Vec::new(), since: now, earlier: Duration::ZERO };
         let in_hand = self.by_worker.entry(worker.to_owned()).or_insert(nothing);
         in_hand.earlier += in_hand.unbroken(now);
         in_hand.since = now;
+        for task in &in_hand.tasks {
+            match self.n_holders.get_mut(task) {
+                Some(n_holders @ 2..) => *n_holders -= 1,
+                _ => drop(self.n_holders.remove(task)),
+            }
+        }
         change(&mut in_hand.tasks);
+        for task in &in_hand.tasks {
+            *self.n_holders.entry(*task).or_default() += 1;
+        }
     }
 }
 
@@ -79,6 +97,17 @@ mod tests {
 
     fn task(index: u32) -> TaskName {
         TaskName { iteration: 0, kind: TaskKind::Train, index }
+    }
+
+    #[test]
+    fn a_task_is_leased_until_the_last_of_its_workers_gives_it_back() {
+        let (mut leases, now) = (Leases::default(), Instant::now());
+        leases.set("a", &[task(0), task(1), task(1)], now);
+        leases.set("b", &[task(0)], now);
+        leases.set("a", &[], now);
+        assert!(leases.is_leased(&task(0)) && !leases.is_leased(&task(1)));
+        assert!(leases.remove("b", task(0), now));
+        assert!(!leases.is_leased(&task(0)));
     }
 
     #[test]

@@ -33,6 +33,11 @@ fn granted(book: &mut TaskBook, worker: &str, now: Instant) -> TaskName {
     }
 }
 
+/// The only worker fails.
+fn fail(book: &mut TaskBook, worker: &str, task: TaskName, own_fault: bool, now: Instant) -> Verdict {
+    book.fail(Failed { worker, task, own_fault, n_workers: 1 }, now)
+}
+
 fn waits(book: &mut TaskBook, worker: &str, now: Instant) -> bool {
     matches!(ask(book, worker, &[], now), Grant::Wait(_))
 }
@@ -172,7 +177,7 @@ fn three_failures_of_its_own_give_a_task_up() {
     let mut book = book(1, now);
     for attempt in 1..=3 {
         granted(&mut book, "a", now);
-        let verdict = book.fail("a", train(0, 0), true, now);
+        let verdict = fail(&mut book, "a", train(0, 0), true, now);
         let expected = if attempt < 3 { Verdict::TryAgain } else { Verdict::GiveUp { failures: 3 } };
         assert_eq!(verdict, expected);
     }
@@ -184,10 +189,10 @@ fn failures_of_workers_count_less() {
     let mut book = book(1, now);
     for _ in 0..9 {
         granted(&mut book, "a", now);
-        assert_eq!(book.fail("a", train(0, 0), false, now), Verdict::TryAgain);
+        assert_eq!(fail(&mut book, "a", train(0, 0), false, now), Verdict::TryAgain);
     }
     granted(&mut book, "a", now);
-    assert_eq!(book.fail("a", train(0, 0), false, now), Verdict::GiveUp { failures: 10 });
+    assert_eq!(fail(&mut book, "a", train(0, 0), false, now), Verdict::GiveUp { failures: 10 });
 }
 
 #[test]
@@ -196,7 +201,7 @@ fn a_failure_told_twice_counts_once() {
     let mut book = book(1, now);
     granted(&mut book, "a", now);
     for _ in 0..5 {
-        assert_eq!(book.fail("a", train(0, 0), true, now), Verdict::TryAgain);
+        assert_eq!(fail(&mut book, "a", train(0, 0), true, now), Verdict::TryAgain);
     }
 }
 
@@ -249,10 +254,10 @@ fn a_failed_task_goes_to_a_worker_that_has_not_failed_at_it() {
     let mut book = book(1, now);
     let ask = |book: &mut TaskBook, worker| book.grant(Asking { worker, finishing: &[], n_workers: 2 }, now);
     ask(&mut book, "a");
-    book.fail("a", train(0, 0), false, now);
+    fail(&mut book, "a", train(0, 0), false, now);
     assert!(matches!(ask(&mut book, "a"), Grant::Wait(_)), "b may do better");
     assert_eq!(ask(&mut book, "b"), Grant::Task(train(0, 0)));
-    book.fail("b", train(0, 0), false, now);
+    fail(&mut book, "b", train(0, 0), false, now);
     assert_eq!(ask(&mut book, "a"), Grant::Task(train(0, 0)), "there is nobody else");
 }
 
@@ -261,6 +266,91 @@ fn a_worker_left_alone_with_a_task_it_failed_at_tries_again() {
     let now = Instant::now();
     let mut book = book(1, now);
     granted(&mut book, "a", now);
-    book.fail("a", train(0, 0), false, now);
+    fail(&mut book, "a", train(0, 0), false, now);
     assert_eq!(granted(&mut book, "a", now), train(0, 0));
+}
+
+#[test]
+fn one_worker_alone_among_several_does_not_end_the_run() {
+    let now = Instant::now();
+    let mut book = book(1, now);
+    let fail = |book: &mut TaskBook, worker| {
+        // Whatever it was granted before.
+        book.claim(worker, &[train(0, 0)], now);
+        book.fail(Failed { worker, task: train(0, 0), own_fault: true, n_workers: 2 }, now)
+    };
+    for _ in 0..20 {
+        assert_eq!(fail(&mut book, "a"), Verdict::TryAgain);
+    }
+    assert_eq!(fail(&mut book, "b"), Verdict::GiveUp { failures: 21 }, "two of them agree");
+}
+
+#[test]
+fn what_is_not_wanted_cannot_fail() {
+    let now = Instant::now();
+    let mut book = book(1, now);
+    for task in [train(0, 1), train(0, u32::MAX), train(u32::MAX, 0), evaluate(0, 0)] {
+        for _ in 0..10 {
+            book.claim("a", &[task], now);
+            assert_eq!(fail(&mut book, "a", task, true, now), Verdict::TryAgain, "{task}");
+        }
+    }
+    assert!(book.failures.is_empty());
+}
+
+#[test]
+fn only_who_had_a_task_can_say_that_it_is_delivered() {
+    let now = Instant::now();
+    let mut book = book(1, now);
+    assert!(!book.finish("a", train(0, 0), now));
+    assert_eq!(granted(&mut book, "b", now), train(0, 0));
+}
+
+#[test]
+fn a_worker_that_claims_everything_is_believed_two_tasks() {
+    let now = Instant::now();
+    let mut book = book(4, now);
+    let all: Vec<TaskName> = (0..4).map(|index| train(0, index)).collect();
+    book.claim("a", &all, now);
+    assert_eq!(book.leases_of("a"), &all[..2]);
+    assert_eq!(granted(&mut book, "b", now), train(0, 2));
+}
+
+/// What the book says is free, against what is free by definition, after any course of events.
+#[test]
+fn free_tasks_are_those_that_nobody_has_after_any_course_of_events() {
+    let (mut now, mut state) = (Instant::now(), 7_u64);
+    let mut draw = move |bound: u64| {
+        // Knuth's linear congruential generator; its upper bits are good enough to shuffle events.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % bound
+    };
+    let mut book = TaskBook::default();
+    for _ in 0..4000 {
+        now += Duration::from_millis(200);
+        let worker = ["a", "b", "c"][draw(3) as usize];
+        let task = train(draw(3) as u32, draw(5) as u32);
+        match draw(8) {
+            0 => {
+                let held: Vec<u32> = (0..6).filter(|_| draw(3) == 0).collect();
+                let wanted = [wants(draw(3) as u32, 5, &held), wants(draw(3) as u32, 5, &[])];
+                book.report(&wanted[..draw(3) as usize], now);
+            }
+            1 | 2 => drop(ask(&mut book, worker, &[task], now)),
+            3 => drop(ask(&mut book, worker, &[], now)),
+            4 => drop(book.finish(worker, task, now)),
+            5 => drop(fail(&mut book, worker, task, false, now)),
+            6 => book.claim(worker, &[task, train(1, draw(9) as u32)], now),
+            _ if draw(4) == 0 => book.forget_learner(),
+            _ => book.release(worker, now),
+        }
+        let leased: BTreeSet<TaskName> =
+            ["a", "b", "c"].iter().flat_map(|worker| book.leases_of(worker)).copied().collect();
+        let all = (0..3).flat_map(|iteration| (0..9).map(move |index| train(iteration, index)));
+        let open: Vec<TaskName> = all.filter(|task| book.is_open(task)).collect();
+        let free: Vec<TaskName> = open.iter().filter(|task| !leased.contains(task)).copied().collect();
+        assert_eq!(book.free.iter().copied().collect::<Vec<_>>(), free);
+        let counts = book.counts();
+        assert_eq!((counts.waiting, counts.leased), (free.len() as u32, (open.len() - free.len()) as u32));
+    }
 }

@@ -36,11 +36,6 @@ pub fn score_name(scorer: &str) -> String {
     format!("{SCORE_PREFIX}{scorer}")
 }
 
-/// The scorer whose raw scores a tensor holds.
-pub fn scorer_of(tensor: &str) -> Option<&str> {
-    tensor.strip_prefix(SCORE_PREFIX)
-}
-
 /// The most that one reward may tell of images besides their scores.
 pub const MOST_EXTRAS: usize = 64;
 /// The longest name of it, in bytes.
@@ -73,13 +68,11 @@ mod tests {
 
     #[test]
     fn composed_names_are_taken_apart_again() {
-        assert_eq!(scorer_of(&score_name("shapes")), Some("shapes"));
         assert_eq!(extra_of(&extra_name("hpsv2.1", "color/red")), Some(("hpsv2.1", "color/red")));
         let digest = [7; 32];
         assert_eq!(embedding_part_of(&embedding_part_name(&digest, "text")), Some((digest, "text")));
         for other in [REWARDS, "conditioning.text", "conditioning.zz.text"] {
-            assert!(scorer_of(other).is_none() && embedding_part_of(other).is_none(), "{other}");
-            assert!(extra_of(other).is_none(), "{other}");
+            assert!(extra_of(other).is_none() && embedding_part_of(other).is_none(), "{other}");
         }
     }
 

@@ -5,8 +5,8 @@ use proto::Chunk;
 
 use crate::CHUNK_BYTES;
 
-/// The most that is set aside for bytes that are only announced yet.
-const TRUSTED_LENGTH: usize = 64 * 1024 * 1024;
+/// The most that is set aside at first for bytes that are only announced yet.
+const TRUSTED_LENGTH: usize = 1024 * 1024;
 
 /// Cuts bytes into chunks, in order; the chunks share the memory of `bytes`.
 pub fn chunks(bytes: Bytes) -> impl Iterator<Item = Chunk> + Send + 'static {
@@ -40,6 +40,10 @@ impl Assembly {
         if offset != expected {
             return Err(ChunkError::OutOfOrder { offset, expected });
         }
+        // A stream of nothing would never end.
+        if chunk.data.is_empty() {
+            return Err(ChunkError::Empty { offset });
+        }
         if crc32fast::hash(&chunk.data) != chunk.crc32 {
             return Err(ChunkError::Corrupt { offset });
         }
@@ -47,8 +51,18 @@ impl Assembly {
             return Err(ChunkError::TooLong { expected: self.expected });
         }
         self.hasher.update(&chunk.data);
+        self.make_room(chunk.data.len());
         self.bytes.extend_from_slice(&chunk.data);
         Ok(())
+    }
+
+    /// Memory grows with what has come, to twice as much each time, but not beyond what was announced.
+    fn make_room(&mut self, n_bytes: usize) {
+        let n_free = self.bytes.capacity() - self.bytes.len();
+        if n_free < n_bytes {
+            let n_left = self.expected - self.bytes.len();
+            self.bytes.reserve_exact(n_bytes.max(self.bytes.len()).min(n_left));
+        }
     }
 
     /// All bytes, if their BLAKE3 digest is `digest`.
@@ -76,6 +90,12 @@ pub enum ChunkError {
         offset: u64,
         /// Where it should.
         expected: u64,
+    },
+    /// A chunk has no bytes.
+    #[error("the chunk at byte {offset} is empty")]
+    Empty {
+        /// Where it begins.
+        offset: u64,
     },
     /// A chunk's checksum does not hold.
     #[error("the chunk at byte {offset} is damaged")]
@@ -128,6 +148,18 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_taken_by_bytes_that_came_and_no_more_than_was_announced() {
+        let length = 40 * CHUNK_BYTES + 5;
+        let mut assembly = Assembly::new(length);
+        assert!(assembly.bytes.capacity() <= TRUSTED_LENGTH, "nothing has come");
+        for chunk in chunks(vec![1; length].into()) {
+            assembly.accept(&chunk).expect("the next chunk");
+            assert!(assembly.bytes.capacity() <= length.min(TRUSTED_LENGTH + 2 * assembly.bytes.len()));
+        }
+        assert_eq!(assembly.bytes.len(), length);
+    }
+
+    #[test]
     fn every_damage_is_noticed() {
         let length = message().len();
         let good: Vec<_> = chunks(message()).collect();
@@ -139,6 +171,8 @@ mod tests {
         let mut flipped = good.clone();
         flipped[1].crc32 ^= 1;
         assert_eq!(assemble(length, &flipped), Err(ChunkError::Corrupt { offset: second }));
+        let empty = [Chunk::default()];
+        assert_eq!(assemble(length, &empty), Err(ChunkError::Empty { offset: 0 }));
         let too_short = ChunkError::TooShort { got: length - 5, expected: length };
         assert_eq!(assemble(length, &good[..2]), Err(too_short));
         assert_eq!(assemble(length - 1, &good), Err(ChunkError::TooLong { expected: length - 1 }));

@@ -12,18 +12,24 @@ pub const CHUNK_BYTES: usize = 256 * 1024;
 /// Largest message either side decodes, in bytes.
 pub const MESSAGE_LIMIT: usize = 8 * 1024 * 1024;
 
-const STREAM_WINDOW: u32 = 16 * 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
+/// What a client lets a server send ahead of its reading: weights are large.
+const CLIENT_STREAM_WINDOW: u32 = 16 * 1024 * 1024;
+const CLIENT_CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
+/// What a server keeps of a call whose turn has not come, and of all calls of one connection.
+const SERVER_STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+const SERVER_CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A server with the limits of the wire; add services with `.max_decoding_message_size(MESSAGE_LIMIT)`.
-pub fn server() -> Server {
+/// A server with the limits of the wire, to be run by [`serve`](crate::serve); add services with
+/// `.max_decoding_message_size(MESSAGE_LIMIT)`. A call that is not answered within `longest_call`, its request not even
+/// complete perhaps, is given up; the messages of an answer that is a stream may take longer.
+pub fn server(longest_call: Duration) -> Server {
     Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .tcp_nodelay(true)
+        .timeout(longest_call)
+        .initial_stream_window_size(SERVER_STREAM_WINDOW)
+        .initial_connection_window_size(SERVER_CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
 }
@@ -76,8 +82,8 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, ServiceError> {
     let endpoint = Endpoint::from_shared(uri)
         .map_err(|source| ServiceError::Address { address: address.to_owned(), source })?;
     Ok(endpoint
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(CLIENT_STREAM_WINDOW)
+        .initial_connection_window_size(CLIENT_CONNECTION_WINDOW)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)

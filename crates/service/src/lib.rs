@@ -10,10 +10,13 @@ pub mod durable;
 mod error;
 pub mod exit_code;
 mod hub;
+mod incoming;
 pub mod logging;
 mod membership;
 mod run_directory;
 pub mod shutdown;
+mod shown;
+mod timely;
 
 pub use arguments::MemberArguments;
 pub use backoff::Backoff;
@@ -23,5 +26,8 @@ pub use connect::{
 };
 pub use error::ServiceError;
 pub use hub::{Hub, ModelNotFound};
+pub use incoming::serve;
 pub use membership::{JoinDetails, Membership, Standing, WorkInHand};
 pub use run_directory::RunDirectory;
+pub use shown::{is_printable, shown};
+pub use timely::{NEXT_MESSAGE, Timely, taken_in_time};

@@ -8,7 +8,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
 /// Answers as told; counts joins and remembers the last one.
@@ -52,7 +51,8 @@ impl Stub {
             // A listener belongs to the runtime it is registered with.
             let listener =
                 TcpListener::from_std(listener.into_std().expect("a listener")).expect("registered");
-            service::server().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await
+            let router = service::server(Duration::from_secs(60)).add_service(service);
+            service::serve(router, listener, std::future::pending()).await
         });
         Serving { runtime: Some(runtime) }
     }

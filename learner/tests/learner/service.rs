@@ -8,6 +8,7 @@ use ::service::{Assembly, MESSAGE_LIMIT, connect, learner_client};
 use bytes::Bytes;
 use config::{TaskKind, TaskSpec};
 use learner::inbox::Order;
+use learner::push_gate::PushGate;
 use learner::rules::TrainedSteps;
 use learner::server::LearnerService;
 use proto::learner_client::LearnerClient;
@@ -17,8 +18,6 @@ use proto::{
     Caller, MissingConditioningRequest, PushHeader, PushRequest, WeightsRequest, WeightsRole, push_request,
     weights_reply,
 };
-use tokio::sync::Semaphore;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -28,7 +27,7 @@ const RUN_ID: &str = "run-1";
 struct Served {
     client: LearnerClient<Channel>,
     shared: Shared,
-    pushes: Arc<Semaphore>,
+    pushes: Arc<PushGate>,
     task: TaskSpec,
     sample: Sample,
 }
@@ -45,7 +44,7 @@ impl Served {
         shared.inbox.want(TaskKind::Train, 0, Order { tasks, steps });
         let mut worker = Worker::new(&lab.config);
         let sample = worker.sample(&task, &shared.publications).unwrap();
-        let pushes = Arc::new(Semaphore::new(1));
+        let pushes = Arc::new(PushGate::new(3, 1));
         let service = LearnerService {
             run_id: RUN_ID.to_owned(),
             inbox: shared.inbox.clone(),
@@ -57,8 +56,8 @@ impl Served {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let server = LearnerServer::new(service).max_decoding_message_size(MESSAGE_LIMIT);
-        let serving = ::service::server().add_service(server);
-        tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
+        let router = ::service::server(Duration::from_secs(600)).add_service(server);
+        tokio::spawn(::service::serve(router, listener, std::future::pending()));
         let client = learner_client(connect(&address, Duration::from_secs(10)).await.unwrap());
         Self { client, shared, pushes, task, sample }
     }
@@ -187,13 +186,14 @@ async fn an_embedding_must_fit_the_model_but_not_its_partner() {
 #[tokio::test]
 async fn pushes_wait_for_each_other_before_their_bytes_are_read() {
     let mut served = Served::start().await;
-    let permit = served.pushes.clone().acquire_owned().await.unwrap();
+    let pushes = served.pushes.clone();
+    let permit = pushes.turn().await.unwrap();
     let waiting = tokio::time::timeout(Duration::from_millis(200), served.push(|_| {})).await;
     assert!(waiting.is_err(), "it waits");
     assert!(served.shared.inbox.wanted()[0].held.is_empty());
     drop(permit);
     assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::Held);
-    assert_eq!(served.pushes.available_permits(), 1, "it is given back");
+    assert_eq!(served.pushes.n_free_turns(), 1, "it is given back");
 }
 
 #[tokio::test]

@@ -12,6 +12,9 @@ const MOST_IMAGES: u32 = 4096;
 /// Most bytes of a batch: pixels, prompts and metadata.
 const MOST_BYTES: u64 = 1 << 30;
 
+/// Most bytes that are set aside for pixels that are only announced.
+const TRUSTED_BYTES: u64 = 1 << 20;
+
 /// Most bytes of the metadata of all images, which take a multiple of that once they are read.
 const MOST_METADATA_BYTES: u64 = 16 << 20;
 
@@ -30,6 +33,8 @@ pub(super) enum BatchError {
     SecondBatch,
     #[error("pixels before the first image")]
     NoImage,
+    #[error("a piece of image {0} has no pixels")]
+    NoPixels(u64),
     #[error("image {id} is {width} x {height}; it needs at least one pixel")]
     Empty { id: u64, width: u32, height: u32 },
     #[error("image {id} of {width} x {height} has {got} bytes, not {needed}")]
@@ -115,7 +120,7 @@ impl Assembly {
             text => serde_json::from_str(text)
                 .map_err(|error| BatchError::Metadata { id, problem: error.to_string() })?,
         };
-        let pixels = Vec::with_capacity(n_pixel_bytes as usize);
+        let pixels = Vec::with_capacity(n_pixel_bytes.min(TRUSTED_BYTES) as usize);
         self.batch.ids.push(id);
         self.batch.images.push(RgbImage { width: width as usize, height: height as usize, pixels });
         self.batch.prompts.push(PromptRecord { prompt, metadata });
@@ -125,6 +130,10 @@ impl Assembly {
     fn add_pixels(&mut self, bytes: &[u8]) -> Result<(), BatchError> {
         self.count_bytes(bytes.len())?;
         let image = self.batch.images.last_mut().ok_or(BatchError::NoImage)?;
+        if bytes.is_empty() {
+            // A stream of nothing would never end.
+            return Err(BatchError::NoPixels(self.batch.ids.last().copied().unwrap_or_default()));
+        }
         let needed = image.width * image.height * 3;
         if image.pixels.len() + bytes.len() > needed {
             let got = image.pixels.len() + bytes.len();
@@ -197,6 +206,7 @@ mod tests {
             (1, vec![None], "message 2 of the call has no known part"),
             (1, vec![Some(Part::Batch(proto::Batch::default()))], "the first message of a call, and only it"),
             (1, vec![pixels(3)], "pixels before the first image"),
+            (1, vec![image(5, 1, 1), pixels(0)], "a piece of image 5 has no pixels"),
             (1, vec![image(5, 0, 9)], "image 5 is 0 x 9; it needs at least one pixel"),
             (1, vec![image(5, 2, 2), pixels(13)], "image 5 of 2 x 2 has 13 bytes, not 12"),
             (2, vec![image(5, 2, 2), pixels(11), image(6, 1, 1)], "image 5 of 2 x 2 has 11 bytes, not 12"),

@@ -14,8 +14,9 @@ use proto::*;
 use service::Assembly;
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
+
+const LONGEST_CALL: Duration = Duration::from_secs(600);
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -34,7 +35,7 @@ impl Server {
         let address = listener.local_addr().unwrap();
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            router().serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+            service::serve(router(), listener, std::future::pending()).await.unwrap();
         });
         Self { address, runtime: Some(runtime) }
     }
@@ -66,7 +67,7 @@ pub struct CoordinatorState {
 impl FakeCoordinator {
     pub fn serve(&self) -> Server {
         let service = CoordinatorServer::new(self.clone());
-        Server::start(move || service::server().add_service(service))
+        Server::start(move || service::server(LONGEST_CALL).add_service(service))
     }
 
     pub fn state(&self) -> MutexGuard<'_, CoordinatorState> {
@@ -174,7 +175,7 @@ pub struct LearnerState {
 impl FakeLearner {
     pub fn serve(&self) -> Server {
         let service = LearnerServer::new(self.clone()).max_decoding_message_size(service::MESSAGE_LIMIT);
-        Server::start(move || service::server().add_service(service))
+        Server::start(move || service::server(LONGEST_CALL).add_service(service))
     }
 
     pub fn state(&self) -> MutexGuard<'_, LearnerState> {

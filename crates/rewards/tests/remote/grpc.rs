@@ -12,7 +12,6 @@ use proto::{DescribeReply, DescribeRequest, ImageError, ImageScore, ScoreReply, 
 use rewards::RgbImage;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::example_server::ExampleServer;
@@ -83,8 +82,8 @@ impl Server {
         let address = listener.local_addr().expect("bound");
         let received = Arc::default();
         let service = Service { version, behaviour: Box::new(behaviour), received: Arc::clone(&received) };
-        let server = service::server().add_service(RewardServer::new(service));
-        runtime.spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let server = service::server(Duration::from_secs(600)).add_service(RewardServer::new(service));
+        runtime.spawn(service::serve(server, listener, std::future::pending()));
         Self { address, received, _runtime: runtime }
     }
 
