@@ -7,6 +7,7 @@ use coordinator::run_state::{Ending, RunState};
 use coordinator::server::ControlPlane;
 use coordinator::tasks::TaskName;
 use proto::coordinator_client::CoordinatorClient;
+use proto::coordinator_server::Coordinator;
 use proto::heartbeat_reply::Order;
 use proto::{
     Caller, Fatal, FinishTaskRequest, HeartbeatRequest, JoinRequest, LeaveRequest, NextTaskRequest,
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 const LEASE: Duration = Duration::from_millis(500);
 const LONG: Duration = Duration::from_secs(20);
@@ -383,6 +384,153 @@ async fn a_run_that_ends_itself_in_good_order_has_a_summary() {
         panic!("it ended so")
     };
     assert!(summary.gain == 0.25 && summary.worker_busy_seconds > 0.0, "{summary:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn free_tasks_go_to_those_who_wait_longest_and_to_nobody_who_hung_up() {
+    let home = tempfile::tempdir().expect("a directory");
+    let server = Server::start(home.path(), 0, 1);
+    let mut learner = server.learner().await;
+    let mut waiting = Vec::new();
+    for member_id in ["gone", "a", "b", "c"] {
+        let mut worker = server.worker(member_id).await;
+        let alive = worker.keep_alive();
+        let call = tokio::spawn(async move { (worker.next(LONG).await, worker) });
+        waiting.push((call, alive));
+        // They come in this order.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let (gone, _alive) = waiting.remove(0);
+    gone.abort();
+    assert!(gone.await.is_err_and(|error| error.is_cancelled()));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    learner.report(wants_training(0, &[2, 3])).await;
+    let mut granted = Vec::new();
+    for (call, _alive) in waiting.drain(..2) {
+        let (task, worker) = call.await.expect("no panic");
+        granted.push((task.expect("a member").expect("a task"), worker));
+    }
+    assert_eq!([granted[0].0, granted[1].0], [train(0, 0), train(0, 1)]);
+    let (last, _alive) = waiting.remove(0);
+    assert!(!last.is_finished(), "there is no task left");
+    let caller = granted[0].1.caller.clone();
+    granted[0].1.client.leave(LeaveRequest { caller }).await.expect("heard");
+    let (task, _) = last.await.expect("no panic");
+    assert_eq!(task.expect("a member"), Some(train(0, 0)), "at once, when its worker leaves");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_takes_the_learners_name_and_status_stays_readable_whatever_members_say() {
+    let home = tempfile::tempdir().expect("a directory");
+    let server = Server::start(home.path(), 0, 1);
+    let join = async |request: JoinRequest| {
+        let channel = service::connect(&server.address(), LONG).await.expect("connected");
+        service::coordinator_client(channel).join(request).await.map(drop)
+    };
+    let role = Role::RolloutWorker.into();
+    let request = JoinRequest { role, member_id: "learner".to_owned(), ..JoinRequest::default() };
+    let refused = join(request.clone()).await.expect_err("it is the learner's");
+    assert!(refused.message().contains("`learner` is that of a learner"), "{refused}");
+    let mut learner = server.learner().await;
+    join(request).await.expect_err("it is the learner's");
+    assert_eq!(learner.heartbeat().await.expect("undisturbed"), Order::Continue);
+
+    let giant = "\u{1b}[2J".repeat(7 << 18);
+    for member_id in [giant.clone(), giant[..4000].to_owned()] {
+        let refused = join(JoinRequest { role, member_id, ..JoinRequest::default() }).await;
+        assert!(refused.expect_err("no name").message().len() < 1000);
+    }
+    let mut worker = server.worker("a").await;
+    let troubles = vec![giant[..100_000].to_owned(); 8];
+    let caller = worker.caller.clone();
+    let request = HeartbeatRequest { caller, troubles, idle_seconds: f64::NAN };
+    worker.client.heartbeat(request).await.expect("a member");
+    learner.report(wants_training(0, &[])).await;
+    let task = worker.next(LONG).await.expect("a member").expect("a task");
+    worker.finish(task, &giant[..900_000]).await.expect("told");
+    let mut admin = coordinator::server::connect_admin(server.port).await.expect("connected");
+    let status = admin.status(proto::StatusRequest {}).await.expect("sendable").into_inner();
+    let n_bytes: usize = status.members.iter().flat_map(|member| &member.troubles).map(String::len).sum();
+    assert!(n_bytes < 20_000 && n_bytes > 0, "{n_bytes}");
+    assert!(!format!("{status:?}").contains('\u{1b}'));
+}
+
+/// Nanoseconds that this thread has run; those of the machine's other work do not count.
+fn processor_time() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("a Linux with schedstat");
+    text.split(' ').next().and_then(|number| number.parse().ok()).expect("nanoseconds")
+}
+
+/// A plane with a learner and so many workers, each of which waits for a task; the learner wants none.
+async fn crowd(home: &Path, n_workers: u32) -> (ControlPlane, Vec<Option<Caller>>) {
+    let patience = Patience { lease: LONG, task_deadline: LONG };
+    let members = Members::new("run-a".to_owned(), 1, patience);
+    let mut config = config(home);
+    config.sampling.prompts_per_iteration = 4 * n_workers as usize;
+    let catalog = Catalog::open(config).expect("prompts");
+    let plane = ControlPlane::new(RunState::new(members, catalog, String::new(), Instant::now()));
+    let join = |role: Role, member_id: String| {
+        let request = JoinRequest { role: role.into(), member_id, ..JoinRequest::default() };
+        plane.update(|state, now| state.join(&request, now)).expect("joined").identity
+    };
+    let learner = join(Role::Learner, "learner".to_owned());
+    let workers: Vec<_> =
+        (0..n_workers).map(|number| join(Role::RolloutWorker, format!("worker-{number}"))).collect();
+    let wanted = wants_training(0, &(0..4 * n_workers).collect::<Vec<_>>());
+    let report = ReportRequest { caller: learner, wanted, ..ReportRequest::default() };
+    plane.update(|state, now| state.report(report, now)).expect("taken");
+    for caller in workers.clone() {
+        let plane = plane.clone();
+        let request = NextTaskRequest { caller, wait_seconds: 60.0, ..NextTaskRequest::default() };
+        tokio::spawn(async move { Coordinator::next_task(&plane, Request::new(request)).await });
+    }
+    tokio::task::yield_now().await;
+    (plane, workers)
+}
+
+/// Processor time of one heartbeat beside that many workers that wait, and of one task from its grant to its end.
+async fn costs(n_workers: u32) -> [u64; 2] {
+    const REPEATED: u32 = 500;
+    let home = tempfile::tempdir().expect("a directory");
+    let (plane, workers) = crowd(home.path(), n_workers).await;
+    let start = processor_time();
+    for number in 0..REPEATED {
+        let caller = workers[(number % n_workers) as usize].clone();
+        let request = HeartbeatRequest { caller, ..HeartbeatRequest::default() };
+        Coordinator::heartbeat(&plane, Request::new(request)).await.expect("a member");
+        // Whoever was woken runs now.
+        tokio::task::yield_now().await;
+    }
+    let heartbeat = (processor_time() - start) / u64::from(REPEATED);
+
+    let home = tempfile::tempdir().expect("a directory");
+    let (plane, workers) = crowd(home.path(), n_workers).await;
+    let incarnation = plane.read(|state| state.members.learner().expect("joined").incarnation);
+    let learner = Some(Caller { run_id: "run-a".to_owned(), member_id: "learner".to_owned(), incarnation });
+    let report = ReportRequest { caller: learner, wanted: wants_training(0, &[]), ..ReportRequest::default() };
+    plane.update(|state, now| state.report(report, now)).expect("taken");
+    tokio::task::yield_now().await;
+    let start = processor_time();
+    for _ in 0..REPEATED / 2 {
+        let caller = workers[0].clone();
+        let next = NextTaskRequest { caller: caller.clone(), ..NextTaskRequest::default() };
+        let task = Coordinator::next_task(&plane, Request::new(next)).await.expect("a member").into_inner().task;
+        // A small crowd is done sooner, and asks in vain then.
+        let Some(task) = task.and_then(|task| task.id) else { continue };
+        let finish = FinishTaskRequest { caller, task: Some(task), ..FinishTaskRequest::default() };
+        Coordinator::finish_task(&plane, Request::new(finish)).await.expect("a member");
+        tokio::task::yield_now().await;
+    }
+    [heartbeat, (processor_time() - start) / u64::from(REPEATED / 2)]
+}
+
+#[tokio::test]
+async fn what_a_heartbeat_and_a_task_cost_does_not_grow_with_the_workers() {
+    let [few, many] = [costs(50).await, costs(1_000).await];
+    for (what, few, many) in [("heartbeat", few[0], many[0]), ("task", few[1], many[1])] {
+        // Twenty times the workers: caches and maps may make it a few times as much.
+        assert!(many < 6 * few + 20_000, "a {what} takes {few} ns beside 50 workers, {many} ns beside 1000");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,6 +45,11 @@ impl PushGate {
         self.received.acquire().await.map_err(|error| Status::unavailable(error.to_string()))
     }
 
+    /// Pushes that could be let in beside those that are.
+    pub fn n_free_places(&self) -> usize {
+        self.admitted.available_permits()
+    }
+
     /// Pushes that could be received beside those that are.
     pub fn n_free_turns(&self) -> usize {
         self.received.available_permits()

@@ -101,15 +101,10 @@ impl Learner for LearnerService {
                         self.complete(header, bytes, task, id).await?
                     }
                     // Another worker was faster.
-                    standing => push_status(&standing),
+                    standing => unwanted(&standing, &mut messages).await,
                 }
             }
-            standing => {
-                // Read to the end, so that the reply is not lost to a stream that is reset.
-                let to_the_end = async { while let Ok(Some(_)) = messages.next().await {} };
-                let _ = tokio::time::timeout(UNWANTED_DEADLINE, to_the_end).await;
-                push_status(&standing)
-            }
+            standing => unwanted(&standing, &mut messages).await,
         };
         Ok(Response::new(PushReply { status: status.into() }))
     }
@@ -212,6 +207,13 @@ async fn next_part(messages: &mut Messages) -> Result<Option<push_request::Part>
         Some(PushRequest { part: None }) => Err(Status::invalid_argument("a push message is empty")),
         message => Ok(message.and_then(|message| message.part)),
     }
+}
+
+/// Reads what is of no use to the end, so that the reply is not lost to a stream that is reset.
+async fn unwanted(standing: &Standing, messages: &mut Messages) -> PushStatus {
+    let to_the_end = async { while let Ok(Some(_)) = messages.next().await {} };
+    let _ = tokio::time::timeout(UNWANTED_DEADLINE, to_the_end).await;
+    push_status(standing)
 }
 
 fn push_status(standing: &Standing) -> PushStatus {

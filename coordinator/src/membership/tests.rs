@@ -139,3 +139,103 @@ fn a_trouble_is_new_once_and_over_once() {
         assert_eq!(note(troubles), (new, over), "{troubles:?}");
     }
 }
+
+#[test]
+fn a_name_belongs_to_one_role() {
+    let (mut members, now) = (members(), Instant::now());
+    let told = members.join(worker("learner", 7), now).expect_err("before the learner").to_string();
+    assert!(told.contains("`learner` is that of a learner") && told.contains("--member-id"), "{told}");
+    assert!(matches!(members.join(learner("worker-3", 7), now), Err(Refusal::OtherRole { .. })));
+    members.join(learner("learner", 1), now).expect("joined");
+    members.join(worker("a", 2), now).expect("joined");
+    assert!(matches!(members.join(worker("learner", 7), now), Err(Refusal::OtherRole { .. })));
+    assert!(members.end("learner", 1, Presence::Lost(Loss::Exited)));
+    assert!(matches!(members.join(worker("learner", 7), now), Err(Refusal::OtherRole { .. })), "nor then");
+    assert!(matches!(members.join(learner("a", 7), now), Err(Refusal::OtherRole { .. })));
+    members.join(learner("learner", 3), now).expect("the next learner");
+    assert_eq!(members.learner().expect("a learner").applicant.pid, 3);
+}
+
+#[test]
+fn names_are_short_and_printable() {
+    let (mut members, now) = (members(), Instant::now());
+    let long = "a".repeat(101);
+    for odd in ["", "a/b", "a b", "a\0", "a\u{1b}[2J", "a\n", "k\u{202e}", "ä", &long] {
+        assert!(matches!(members.join(worker(odd, 1), now), Err(Refusal::Malformed(_))), "{odd:?}");
+    }
+    let addresses = ["here:1\n".to_owned(), "\u{1b}[2J".to_owned(), "a".repeat(7 << 20)];
+    for address in addresses {
+        let odd = Applicant { address, ..learner("learner", 1) };
+        assert!(matches!(members.join(odd, now), Err(Refusal::Malformed(_))));
+    }
+    members.join(worker(&long[1..], 1), now).expect("long enough");
+    members.join(worker("node-7.rack_2:gpu@3+x", 1), now).expect("what launchers write");
+    let host = format!("\u{1b}{}", "h".repeat(1 << 20));
+    members.join(Applicant { host, ..worker("b", 1) }, now).expect("joined");
+    let shown = &members.get("b").expect("known").applicant.host;
+    assert!(shown.len() < 400 && !shown.contains('\u{1b}'), "{shown}");
+}
+
+#[test]
+fn what_a_refusal_says_is_short() {
+    let (mut members, now) = (members(), Instant::now());
+    let giant = "\u{1b}x".repeat(1 << 20);
+    let stranger = Applicant { run_id: giant.clone(), ..worker("a", 1) };
+    let calls = [("run-a", giant.as_str()), (giant.as_str(), "a")];
+    let caller = |(run_id, member_id): (&str, &str)| Caller {
+        run_id: run_id.to_owned(),
+        member_id: member_id.to_owned(),
+        incarnation: u64::MAX,
+    };
+    let mut refusals = vec![members.join(stranger, now).expect_err("another run")];
+    refusals.extend(calls.map(|call| members.admit(Some(&caller(call)), now).expect_err("no member")));
+    for refusal in refusals {
+        let told = refusal.to_string();
+        assert!(told.len() < 1500 && !told.contains('\u{1b}'), "{} bytes", told.len());
+    }
+}
+
+#[test]
+fn whoever_comes_and_goes_memory_is_bounded_and_the_numbers_hold() {
+    let (mut members, now) = (members(), Instant::now());
+    members.join(learner("learner", 1), now).expect("joined");
+    members.join(worker("steady", 1), now).expect("joined");
+    let mut n_forgotten = 0;
+    for number in 0..5_000_u32 {
+        let now = now + Duration::from_millis(number.into());
+        let caller = members.join(worker(&format!("passing-{number}"), number), now).expect("joined");
+        match number % 3 {
+            0 => drop(members.leave(Some(&caller), now).expect("left")),
+            1 => assert!(members.end(&caller.member_id, number, Presence::Lost(Loss::Exited))),
+            _ => {
+                members.drain(&caller.member_id);
+                members.heartbeat(Some(&caller), PATIENCE.task_deadline * 2, now).expect_err("stuck");
+            }
+        }
+        if number % 100 == 0 {
+            n_forgotten += members.forget_the_long_gone(now).len();
+        }
+        assert!(members.iter().count() <= 2 + MOST_GONE + 100);
+        assert_eq!((members.n_workers(), members.n_taking_tasks()), (1, 1));
+    }
+    assert!(members.get("passing-4999").is_some() && members.get("passing-0").is_none());
+    assert!(members.learner().is_some() && members.get("steady").is_some(), "who is there stays");
+    let later = now + REMEMBERED + Duration::from_secs(10);
+    n_forgotten += members.forget_the_long_gone(later).len();
+    assert_eq!((members.iter().count(), n_forgotten), (2, 5_000));
+}
+
+#[test]
+fn there_is_an_end_to_members() {
+    let (mut members, now) = (members(), Instant::now());
+    for number in 0..MOST_LIVING {
+        members.join(worker(&format!("w{number}"), 1), now).expect("room");
+    }
+    assert_eq!(members.join(worker("one-more", 1), now), Err(Refusal::Full));
+    members.join(worker("w7", 2), now).expect("it is one of them");
+    members.drain("w8");
+    assert_eq!(members.n_taking_tasks(), MOST_LIVING - 1);
+    members.expire(now + PATIENCE.lease * 2);
+    assert_eq!((members.n_workers(), members.n_taking_tasks()), (0, 0));
+    members.join(worker("one-more", 1), now).expect("room again");
+}

@@ -17,7 +17,7 @@ use learner::gradient::Objective;
 use learner::inbox::{Inbox, Outcome, Standing};
 use learner::journal::Journal;
 use learner::metrics::IterationMetrics;
-use learner::outcome::Layout;
+use learner::outcome::{Layout, Trajectories};
 use learner::policy::Policy;
 use learner::progress::ProgressBoard;
 use learner::publications::Publications;
@@ -178,8 +178,11 @@ impl Lab {
                     spoil(&task, &mut sample);
                     let (header, bytes) = sample.push(&task);
                     for _ in 0..1 + usize::from(matches!(delivery, Delivery::Reversed)) {
-                        let outcome =
+                        let mut outcome =
                             worker.receiver.outcome(&header, &bytes, &task, &shared.embeddings).unwrap();
+                        if let (Outcome::Train(trajectories), Some(spoil)) = (&mut outcome, sample.spoil_inside) {
+                            spoil(trajectories);
+                        }
                         shared.inbox.hold(&id, outcome);
                     }
                 }
@@ -211,6 +214,8 @@ pub struct Sample {
     pub header: PushHeader,
     /// Everything that is announced.
     pub tensors: Vec<(String, Tensor)>,
+    /// What becomes of it in the learner, beyond the checks of what is pushed.
+    pub spoil_inside: Option<fn(&mut Trajectories)>,
 }
 
 impl Worker {
@@ -382,7 +387,7 @@ impl Worker {
             }),
             ..PushHeader::default()
         };
-        Sample { header, tensors }
+        Sample { header, tensors, spoil_inside: None }
     }
 
     /// Later versions score better by the first reward, so that there is a best one, and worse by all others.
@@ -397,7 +402,8 @@ impl Worker {
         let shape = [task.prompts.len() as i64, height, width, 3];
         let images = ("images".to_owned(), Tensor::full(shape, 200, (Kind::Uint8, Device::Cpu)));
         let tensors = std::iter::once(images).chain(scored(rewards, scores.collect())).collect();
-        Sample { header: PushHeader { version: task.version, ..PushHeader::default() }, tensors }
+        let header = PushHeader { version: task.version, ..PushHeader::default() };
+        Sample { header, tensors, spoil_inside: None }
     }
 }
 
@@ -436,7 +442,7 @@ pub fn metrics(lab: &Lab) -> Vec<IterationMetrics> {
 }
 
 /// The trajectories in an outcome.
-pub fn trajectories(outcome: Outcome) -> learner::outcome::Trajectories {
+pub fn trajectories(outcome: Outcome) -> Trajectories {
     let Outcome::Train(trajectories) = outcome else { panic!("a training task was sampled") };
     *trajectories
 }

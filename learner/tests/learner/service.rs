@@ -18,6 +18,8 @@ use proto::{
     Caller, MissingConditioningRequest, PushHeader, PushRequest, WeightsRequest, WeightsRole, push_request,
     weights_reply,
 };
+use tokio_stream::StreamExt;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -194,6 +196,134 @@ async fn pushes_wait_for_each_other_before_their_bytes_are_read() {
     drop(permit);
     assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::Held);
     assert_eq!(served.pushes.n_free_turns(), 1, "it is given back");
+}
+
+/// A push that brings these messages and then stands still.
+fn standing_still(client: &LearnerClient<Channel>, messages: Vec<PushRequest>) -> AbortOnDropHandle<()> {
+    let mut client = client.clone();
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        let messages = tokio_stream::iter(messages).chain(tokio_stream::pending());
+        let _ = client.push(messages).await;
+    }))
+}
+
+#[tokio::test]
+async fn pushes_that_stand_still_take_nobodys_turn() {
+    let mut served = Served::start().await;
+    let mut header = messages(served.sample.push(&served.task));
+    header.truncate(1);
+    let first = standing_still(&served.client, header.clone());
+    let _second = standing_still(&served.client, header.clone());
+    let _unsaid = standing_still(&served.client, Vec::new());
+    while served.pushes.n_free_places() > 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(served.pushes.n_free_turns(), 1, "none of them has it");
+    assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::Held, "a push whose bytes flow goes ahead");
+
+    served.shared.inbox.forget(TaskKind::Train, 0);
+    let tasks = vec![TaskSpec { index: 0, ..served.task.clone() }, served.task.clone()];
+    let steps = served.sample.header.steps.clone();
+    served.shared.inbox.want(TaskKind::Train, 0, Order { tasks, steps });
+    let _third = standing_still(&served.client, header);
+    while served.pushes.n_free_places() > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let full = served.push(|_| {}).await.unwrap_err();
+    assert_eq!(full.code(), Code::ResourceExhausted, "what waits is bounded, too: {}", full.message());
+    drop(first);
+    while served.pushes.n_free_places() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::Held, "who hangs up makes room");
+}
+
+#[tokio::test]
+async fn a_push_of_nothing_has_an_end() {
+    let mut served = Served::start().await;
+    let header = messages(served.sample.push(&served.task)).remove(0);
+    let chunk = PushRequest { part: Some(push_request::Part::Chunk(proto::Chunk::default())) };
+    let endless = tokio_stream::iter(std::iter::once(header).chain(std::iter::repeat(chunk)));
+    let refused = served.client.push(endless).await.unwrap_err();
+    assert_eq!(refused.code(), Code::DataLoss);
+    assert!(refused.message().contains("is empty"), "{}", refused.message());
+}
+
+#[tokio::test]
+async fn a_refused_push_leaves_nothing_behind() {
+    let mut served = Served::start().await;
+    let digests =
+        vec![served.sample.header.conditioning.clone(), served.sample.header.negative_conditioning.clone()];
+    let _ = served.sample.tensor("rewards").get(0).get(1).fill_(f64::NAN);
+    assert_eq!(served.push(|_| {}).await.unwrap_err().code(), Code::InvalidArgument);
+    let question = MissingConditioningRequest { caller: Some(caller()), digests: digests.clone() };
+    let missing = served.client.missing_conditioning(question).await.unwrap().into_inner().missing;
+    assert_eq!(missing, digests, "its embeddings were right, but nobody needs them");
+    let question = MissingConditioningRequest { caller: Some(caller()), digests: vec![digests[0].clone(); 5000] };
+    let refused = served.client.missing_conditioning(question).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn numbers_that_are_none_are_refused_and_another_worker_may_try() {
+    let mut served = Served::start().await;
+    for name in ["states", "means", "log_probs", "rewards", "reward.shapes"] {
+        for bad in [f64::NAN, f64::NEG_INFINITY] {
+            let tensor = served.sample.tensor(name);
+            let original = tensor.copy();
+            let _ = tensor.get(0).get(1).fill_(bad);
+            let refused = served.push(|_| {}).await.unwrap_err();
+            assert_eq!(refused.code(), Code::InvalidArgument, "{name}");
+            let expected = format!("training task 1 of iteration 0: tensor `{name}` holds {bad} at [0, 1, 0");
+            assert!(refused.message().starts_with(&expected), "{}", refused.message());
+            served.sample.tensor(name).copy_(&original);
+        }
+    }
+    assert!(served.shared.inbox.wanted()[0].held.is_empty(), "nothing of it is held");
+    assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::Held, "from a worker that computes rightly");
+}
+
+#[tokio::test]
+async fn embeddings_of_more_tokens_than_the_config_says_are_refused() {
+    let mut served = Served::start().await;
+    let hex = blake3::Hash::from_slice(&served.sample.header.conditioning).unwrap().to_hex();
+    let long = served.push(|messages| {
+        let tensors = &mut header(messages).tensors;
+        let text = tensors.iter_mut().find(|info| info.name == format!("conditioning.{hex}.text")).unwrap();
+        text.shape[1] = 20_000;
+    });
+    let refusal = long.await.unwrap_err();
+    assert_eq!(refusal.code(), Code::InvalidArgument);
+    assert!(refusal.message().contains("`model.max_sequence_length`"), "{}", refusal.message());
+}
+
+#[tokio::test]
+async fn what_a_refusal_says_is_short_whatever_was_sent() {
+    let mut served = Served::start().await;
+    let giant = "\u{1b}[2J".repeat(1 << 20);
+    let named = served.push(|messages| {
+        let info = proto::TensorInfo { name: giant.clone(), ..header(messages).tensors[0].clone() };
+        header(messages).tensors.push(info);
+    });
+    let refusals = [
+        named.await.unwrap_err(),
+        served.push(|messages| header(messages).steps = vec![u32::MAX; 1 << 20]).await.unwrap_err(),
+        served.push(|messages| header(messages).tensors[0].shape = vec![i64::MAX; 1 << 19]).await.unwrap_err(),
+        served
+            .push(|messages| header(messages).caller.as_mut().unwrap().run_id = giant.clone())
+            .await
+            .unwrap_err(),
+        served.push(|messages| header(messages).conditioning = vec![7; 4 << 20].into()).await.unwrap_err(),
+    ];
+    for refusal in refusals {
+        assert!(
+            matches!(refusal.code(), Code::InvalidArgument | Code::FailedPrecondition),
+            "{:?} {}",
+            refusal.code(),
+            refusal.message().len()
+        );
+        assert!(refusal.message().len() < 6000 && !refusal.message().contains('\u{1b}'));
+    }
 }
 
 #[tokio::test]

@@ -187,7 +187,8 @@ fn a_reward_that_is_no_number_ends_the_run_and_is_named() {
     let lab = Lab::new(|_| {});
     let failed = lab.train(Delivery::InOrder, |task, sample| {
         if task.kind == TaskKind::Train && task.iteration == 1 && task.index == 3 {
-            let _ = sample.tensor("rewards").get(0).get(1).get(2).fill_(f64::NAN);
+            // Step 1, branch 2 of the only seed.
+            sample.spoil_inside = Some(|trajectories| trajectories.rewards[5] = f32::NAN);
         }
     });
     let Err(error @ LearnerError::NonFinite { .. }) = failed else { panic!("{failed:?}") };
@@ -204,7 +205,8 @@ fn a_loss_that_is_no_number_ends_the_run_and_is_named() {
     let lab = Lab::new(|_| {});
     let failed = lab.train(Delivery::InOrder, |task, sample| {
         if task.kind == TaskKind::Train && task.index == 2 {
-            let _ = sample.tensor("states").get(0).get(2).fill_(f64::INFINITY);
+            // Step 2 of the only seed.
+            sample.spoil_inside = Some(|trajectories| trajectories.states[2 * 256..].fill(f32::INFINITY));
         }
     });
     let Err(LearnerError::NonFinite { quantity, iteration, seed, step, .. }) = failed else {

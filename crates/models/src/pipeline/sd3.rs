@@ -86,6 +86,13 @@ fn check_pooled(dir: &Path, transformer: &Sd3Config, encoders: &TextEncoders) ->
     Ok(())
 }
 
+/// CLIP's tokens of a text as its tokenizer's settings have it, without the tokenizer.
+fn stated_clip_length(dir: &Path) -> usize {
+    let settings = crate::json_file::read(&dir.join("tokenizer/tokenizer_config.json"));
+    let stated = settings.ok().and_then(|settings: serde_json::Value| settings["model_max_length"].as_u64());
+    stated.and_then(|length| usize::try_from(length).ok()).unwrap_or(CLIP_LENGTH)
+}
+
 impl Sd3 {
     fn sizes(&self) -> ImageSizes {
         let config = self.transformer.config();
@@ -139,7 +146,11 @@ impl TextToImageModel for Sd3 {
     }
 
     fn text_sequence_length(&self, max_sequence_length: usize) -> usize {
-        self.text_encoders.as_ref().map_or(CLIP_LENGTH, TextEncoders::clip_length) + max_sequence_length
+        let clip_length = match &self.text_encoders {
+            Some(encoders) => encoders.clip_length(),
+            None => stated_clip_length(&self.dir),
+        };
+        clip_length + max_sequence_length
     }
 
     fn image_sequence_length(&self, height: i64, width: i64) -> usize {
