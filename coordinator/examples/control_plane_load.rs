@@ -99,7 +99,12 @@ fn processor_time(threads: &[String]) -> Duration {
     Duration::from_nanos(threads.iter().map(of_thread).sum())
 }
 
-async fn load(address: String, threads: &[String], (n_workers, n_tasks): (u64, Option<u32>), length: Duration) {
+async fn load(
+    address: String,
+    threads: &[String],
+    (n_workers, n_tasks): (u64, Option<u32>),
+    length: Duration,
+) {
     let (counts, learner) = (Arc::new(Counts::default()), Arc::new(Learner::default()));
     if let Some(n_tasks) = n_tasks {
         let (client, caller) = join(&address, Role::Learner, "learner").await;
@@ -157,7 +162,8 @@ type Client = proto::coordinator_client::CoordinatorClient<Channel>;
 async fn join(address: &str, role: Role, member_id: &str) -> (Client, Option<Caller>) {
     let channel = service::connect(address, PATIENCE).await.expect("connected");
     let mut client = service::coordinator_client(channel);
-    let request = JoinRequest { role: role.into(), member_id: member_id.to_owned(), ..JoinRequest::default() };
+    let request =
+        JoinRequest { role: role.into(), member_id: member_id.to_owned(), ..JoinRequest::default() };
     let reply = client.join(request).await.expect("joined").into_inner();
     if role == Role::Learner {
         let (mut client, caller) = (client.clone(), reply.identity.clone());
@@ -183,7 +189,9 @@ async fn worker(address: String, number: u64, counts: Arc<Counts>, learner: Arc<
     loop {
         let request =
             NextTaskRequest { caller: caller.clone(), wait_seconds: 10.0, ..NextTaskRequest::default() };
-        let Some(task) = client.next_task(request).await.expect("a member").into_inner().task else { continue };
+        let Some(task) = client.next_task(request).await.expect("a member").into_inner().task else {
+            continue;
+        };
         counts.grants.fetch_add(1, Relaxed);
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let share = (state >> 33) as f64 / (1_u64 << 31) as f64;

@@ -41,7 +41,11 @@ mod tests {
         let (mut drawn, mut n_drawn) = (DrawnTasks::default(), 0);
         for iteration in 0..100 {
             for _ in 0..50 {
-                for name in [(iteration, TaskKind::Evaluate), (iteration, TaskKind::Train), (iteration + 1, TaskKind::Train)] {
+                for name in [
+                    (iteration, TaskKind::Evaluate),
+                    (iteration, TaskKind::Train),
+                    (iteration + 1, TaskKind::Train),
+                ] {
                     drawn.of(name, || {
                         n_drawn += 1;
                         Vec::new()

@@ -9,11 +9,12 @@
 //! 6. What members say of themselves is short and printable; who has been gone for long is forgotten. So whatever joins,
 //!    and however often, memory and the answers of `status` are bounded.
 
+mod names;
 mod tally;
 
-use crate::launch::{LEARNER, worker_position};
+use names::{LONGEST_MEMBER_ID, LONGEST_PLACE, check_words, role_in_words, role_named};
 use proto::{Caller, Role};
-use service::{is_printable, shown};
+use service::shown;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tally::Tally;
@@ -25,9 +26,6 @@ const MOST_LIVING: usize = 10_000;
 /// Members that are gone and remembered, and for how long.
 const MOST_GONE: usize = 1_000;
 const REMEMBERED: Duration = Duration::from_secs(600);
-const LONGEST_MEMBER_ID: usize = 100;
-/// Of hosts and addresses, in characters.
-const LONGEST_PLACE: usize = 300;
 
 /// How patient the coordinator is.
 #[derive(Clone, Copy, Debug)]
@@ -368,7 +366,8 @@ impl Members {
         let n_too_many = gone.len().saturating_sub(MOST_GONE);
         let is_long_gone = |last: &Instant| now.saturating_duration_since(*last) > REMEMBERED;
         let forgotten = gone.into_iter().enumerate();
-        let forgotten = forgotten.filter(|(position, (last, _))| *position < n_too_many || is_long_gone(last));
+        let forgotten =
+            forgotten.filter(|(position, (last, _))| *position < n_too_many || is_long_gone(last));
         forgotten.filter_map(|(_, (_, member_id))| self.members.remove(&member_id)).collect()
     }
 
@@ -427,38 +426,6 @@ impl Members {
     /// How patient the coordinator is.
     pub fn patience(&self) -> Patience {
         self.patience
-    }
-}
-
-/// Checks what a process says of itself, before any of it is kept or logged.
-fn check_words(applicant: &Applicant) -> Result<(), Refusal> {
-    if applicant.role == Role::Unspecified {
-        return Err(Refusal::Malformed("a member needs a role"));
-    }
-    let is_in_names = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
-    let member_id = &applicant.member_id;
-    if !(1..=LONGEST_MEMBER_ID).contains(&member_id.len()) || !member_id.bytes().all(is_in_names) {
-        return Err(Refusal::Malformed("a member id is 1 to 100 ASCII letters, digits and signs, but no `/`"));
-    }
-    let address = &applicant.address;
-    if address.len() > LONGEST_PLACE || !address.chars().all(is_printable) {
-        return Err(Refusal::Malformed("an address is `host:port`, of at most 300 bytes"));
-    }
-    Ok(())
-}
-
-/// Whose a name is that the launcher gives.
-fn role_named(member_id: &str) -> Option<Role> {
-    match member_id {
-        LEARNER => Some(Role::Learner),
-        _ => worker_position(member_id).map(|_| Role::RolloutWorker),
-    }
-}
-
-fn role_in_words(role: Role) -> &'static str {
-    match role {
-        Role::Learner => "learner",
-        Role::RolloutWorker | Role::Unspecified => "rollout worker",
     }
 }
 

@@ -286,9 +286,8 @@ impl TaskBook {
     /// Counts the wanted tasks.
     pub fn counts(&self) -> TaskCounts {
         let sets = self.wanted.iter().flat_map(BTreeMap::values);
-        let (n_tasks, n_held) = sets.fold((0, 0), |(n_tasks, n_held), set| {
-            (n_tasks + set.n_tasks(), n_held + set.n_held())
-        });
+        let (n_tasks, n_held) =
+            sets.fold((0, 0), |(n_tasks, n_held), set| (n_tasks + set.n_tasks(), n_held + set.n_held()));
         let is_wanted = |task: &&TaskName| self.is_wanted(task);
         let held = n_held + self.delivered.keys().filter(is_wanted).count() as u32;
         let waiting = self.free.len() as u32;

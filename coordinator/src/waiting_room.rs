@@ -65,7 +65,8 @@ impl WaitingRoom {
     /// Takes out a worker whose time is up; whoever waits in its place stays.
     pub(crate) fn leave(&mut self, granted: &mut oneshot::Receiver<proto::Task>, member_id: &str) {
         granted.close();
-        let is_over = |number: &u64| self.waiting.get(number).is_none_or(|waiting| waiting.answer.is_closed());
+        let is_over =
+            |number: &u64| self.waiting.get(number).is_none_or(|waiting| waiting.answer.is_closed());
         if self.numbers.get(member_id).is_some_and(is_over) {
             self.dismiss(member_id);
         }

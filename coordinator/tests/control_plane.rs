@@ -507,14 +507,16 @@ async fn costs(n_workers: u32) -> [u64; 2] {
     let (plane, workers) = crowd(home.path(), n_workers).await;
     let incarnation = plane.read(|state| state.members.learner().expect("joined").incarnation);
     let learner = Some(Caller { run_id: "run-a".to_owned(), member_id: "learner".to_owned(), incarnation });
-    let report = ReportRequest { caller: learner, wanted: wants_training(0, &[]), ..ReportRequest::default() };
+    let report =
+        ReportRequest { caller: learner, wanted: wants_training(0, &[]), ..ReportRequest::default() };
     plane.update(|state, now| state.report(report, now)).expect("taken");
     tokio::task::yield_now().await;
     let start = processor_time();
     for _ in 0..REPEATED / 2 {
         let caller = workers[0].clone();
         let next = NextTaskRequest { caller: caller.clone(), ..NextTaskRequest::default() };
-        let task = Coordinator::next_task(&plane, Request::new(next)).await.expect("a member").into_inner().task;
+        let task =
+            Coordinator::next_task(&plane, Request::new(next)).await.expect("a member").into_inner().task;
         // A small crowd is done sooner, and asks in vain then.
         let Some(task) = task.and_then(|task| task.id) else { continue };
         let finish = FinishTaskRequest { caller, task: Some(task), ..FinishTaskRequest::default() };

@@ -97,7 +97,11 @@ fn check_numbers(conditioning: &Conditioning) -> Result<(), &'static str> {
     }
     let mask = conditioning.mask();
     let is_mask = mask.min().int64_value(&[]) >= 0 && mask.max().int64_value(&[]) == 1;
-    if is_mask { Ok(()) } else { Err("has a mask that leaves no token, or holds something else than 0 and 1") }
+    if is_mask {
+        Ok(())
+    } else {
+        Err("has a mask that leaves no token, or holds something else than 0 and 1")
+    }
 }
 
 impl Embeddings {

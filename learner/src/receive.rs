@@ -153,8 +153,9 @@ impl Receiver {
 
     /// The scores in the config's order, whatever order they came in.
     fn scores(&self, parts: &Parts, kind: TaskKind) -> Result<Vec<(String, Vec<f32>)>, Refusal> {
-        let of_scorer =
-            |name: &String| Ok((name.clone(), parts.floats(&push_tensors::score_name(name), Allowed::Finite)?));
+        let of_scorer = |name: &String| {
+            Ok((name.clone(), parts.floats(&push_tensors::score_name(name), Allowed::Finite)?))
+        };
         self.layout.rewards(kind).iter().map(of_scorer).collect()
     }
 
@@ -186,7 +187,11 @@ impl Receiver {
 /// What rewards tell besides scores, as `REWARD/KEY`.
 fn extras(parts: &Parts) -> Result<Vec<(String, Vec<f32>)>, Refusal> {
     let named = parts.parts.iter().filter_map(|(info, _)| Some((&info.name, extra_of(&info.name)?)));
-    named.map(|(tensor, (reward, key))| Ok((format!("{reward}/{key}"), parts.floats(tensor, Allowed::FiniteOrNan)?))).collect()
+    named
+        .map(|(tensor, (reward, key))| {
+            Ok((format!("{reward}/{key}"), parts.floats(tensor, Allowed::FiniteOrNan)?))
+        })
+        .collect()
 }
 
 /// How many bytes a header announces.

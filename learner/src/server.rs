@@ -8,8 +8,8 @@ use bytes::Bytes;
 use proto::learner_server::Learner;
 use proto::push_reply::Status as PushStatus;
 use proto::{
-    Caller, Chunk, MissingConditioningReply, MissingConditioningRequest, PushHeader, PushReply, PushRequest, TaskId,
-    WeightsReply, WeightsRequest, push_request, weights_reply,
+    Caller, Chunk, MissingConditioningReply, MissingConditioningRequest, PushHeader, PushReply, PushRequest,
+    TaskId, WeightsReply, WeightsRequest, push_request, weights_reply,
 };
 use service::{Assembly, Timely, shown};
 use tokio_stream::Stream;

@@ -162,8 +162,7 @@ impl WeightsCache {
         let caller = Some(self.link.membership().caller());
         let message = WeightsRequest { caller, version, role: role.into() };
         let mut stream = Timely::new(client.weights(service::request(message, DEADLINE)).await?.into_inner());
-        let Some(weights_reply::Part::Manifest(manifest)) =
-            stream.next().await?.and_then(|reply| reply.part)
+        let Some(weights_reply::Part::Manifest(manifest)) = stream.next().await?.and_then(|reply| reply.part)
         else {
             return Err(AttemptError::Damaged("the stream does not begin with a manifest".to_owned()));
         };

@@ -80,3 +80,27 @@ fn the_maths_and_the_networks_do_not_know_each_other() {
     assert!(!reach(&graph, "flow").contains("models"));
     assert!(!reach(&graph, "models").contains("flow"));
 }
+
+/// What a server does by itself, it may forget: to turn off Nagle's delay, or to pause when there are no more descriptors.
+#[test]
+fn connections_are_accepted_in_one_place() {
+    let packages = ["proto", "crates", "rollout-worker", "learner", "coordinator"];
+    let mut open: Vec<_> = packages.iter().map(|name| tests::repository().join(name)).collect();
+    let mut n_sources = 0;
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(std::fs::read_dir(&path).expect("a folder").flatten().map(|entry| entry.path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            n_sources += 1;
+            let text = std::fs::read_to_string(&path).expect("readable");
+            let accepts = ["serve_with_incoming", "TcpListenerStream", "TcpIncoming"];
+            let is_the_place = path.ends_with("crates/service/src/incoming.rs");
+            assert!(
+                is_the_place || !accepts.iter().any(|word| text.contains(word)),
+                "{} accepts connections by itself; use `service::serve`",
+                path.display()
+            );
+        }
+    }
+    assert!(n_sources > 100, "only {n_sources} files were looked at");
+}

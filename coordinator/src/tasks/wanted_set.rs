@@ -46,9 +46,13 @@ mod tests {
 
     #[test]
     fn changes_are_what_came_went_or_changed_hands() {
-        let changes = |now: &WantedSet, before: Option<&WantedSet>| now.changes_since(before).collect::<Vec<_>>();
+        let changes =
+            |now: &WantedSet, before: Option<&WantedSet>| now.changes_since(before).collect::<Vec<_>>();
         let first = WantedSet::new(3, &[1, 1, 7, u32::MAX]);
-        assert_eq!((first.n_tasks(), first.n_held(), first.is_held(1), first.is_held(7)), (3, 1, true, false));
+        assert_eq!(
+            (first.n_tasks(), first.n_held(), first.is_held(1), first.is_held(7)),
+            (3, 1, true, false)
+        );
         assert_eq!(changes(&first, None), [0, 1, 2]);
         assert_eq!(changes(&WantedSet::new(3, &[2]), Some(&first)), [1, 2]);
         assert_eq!(changes(&WantedSet::new(2, &[1]), Some(&first)), [2]);

@@ -14,8 +14,8 @@ mod incoming;
 pub mod logging;
 mod membership;
 mod run_directory;
-pub mod shutdown;
 mod shown;
+pub mod shutdown;
 mod timely;
 
 pub use arguments::MemberArguments;

@@ -163,6 +163,9 @@ mod tests {
         assert!(rest[0].is_ok() && rest.len() == 2, "{rest:?}");
         assert_eq!(rest[1].as_ref().expect_err("too late").code(), Code::DeadlineExceeded);
         let all: Vec<_> = taken_in_time(0..9, Duration::from_secs(60)).collect().await;
-        assert_eq!(all.into_iter().collect::<Result<Vec<_>, _>>().expect("taken"), (0..9).collect::<Vec<_>>());
+        assert_eq!(
+            all.into_iter().collect::<Result<Vec<_>, _>>().expect("taken"),
+            (0..9).collect::<Vec<_>>()
+        );
     }
 }

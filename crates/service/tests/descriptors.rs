@@ -45,8 +45,11 @@ fn without_file_descriptors_a_server_waits_and_then_goes_on() {
     clients.clear();
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("raised");
     let described = runtime.block_on(async {
-        let channel = service::connect(&address.to_string(), Duration::from_secs(10)).await.expect("connected");
-        service::reward_client(channel).describe(service::request(proto::DescribeRequest {}, Duration::from_secs(10))).await
+        let channel =
+            service::connect(&address.to_string(), Duration::from_secs(10)).await.expect("connected");
+        service::reward_client(channel)
+            .describe(service::request(proto::DescribeRequest {}, Duration::from_secs(10)))
+            .await
     });
     assert_eq!(described.expect("answered").into_inner().rewards, ["nothing"]);
 }

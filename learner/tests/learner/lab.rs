@@ -180,7 +180,9 @@ impl Lab {
                     for _ in 0..1 + usize::from(matches!(delivery, Delivery::Reversed)) {
                         let mut outcome =
                             worker.receiver.outcome(&header, &bytes, &task, &shared.embeddings).unwrap();
-                        if let (Outcome::Train(trajectories), Some(spoil)) = (&mut outcome, sample.spoil_inside) {
+                        if let (Outcome::Train(trajectories), Some(spoil)) =
+                            (&mut outcome, sample.spoil_inside)
+                        {
                             spoil(trajectories);
                         }
                         shared.inbox.hold(&id, outcome);

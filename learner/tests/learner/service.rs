@@ -259,7 +259,8 @@ async fn a_refused_push_leaves_nothing_behind() {
     let question = MissingConditioningRequest { caller: Some(caller()), digests: digests.clone() };
     let missing = served.client.missing_conditioning(question).await.unwrap().into_inner().missing;
     assert_eq!(missing, digests, "its embeddings were right, but nobody needs them");
-    let question = MissingConditioningRequest { caller: Some(caller()), digests: vec![digests[0].clone(); 5000] };
+    let question =
+        MissingConditioningRequest { caller: Some(caller()), digests: vec![digests[0].clone(); 5000] };
     let refused = served.client.missing_conditioning(question).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
 }
@@ -308,7 +309,10 @@ async fn what_a_refusal_says_is_short_whatever_was_sent() {
     let refusals = [
         named.await.unwrap_err(),
         served.push(|messages| header(messages).steps = vec![u32::MAX; 1 << 20]).await.unwrap_err(),
-        served.push(|messages| header(messages).tensors[0].shape = vec![i64::MAX; 1 << 19]).await.unwrap_err(),
+        served
+            .push(|messages| header(messages).tensors[0].shape = vec![i64::MAX; 1 << 19])
+            .await
+            .unwrap_err(),
         served
             .push(|messages| header(messages).caller.as_mut().unwrap().run_id = giant.clone())
             .await

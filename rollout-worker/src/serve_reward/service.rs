@@ -129,7 +129,8 @@ mod tests {
             n_places.set(n_places.get() + 1);
             Ok(())
         };
-        let messages = tokio_stream::iter(parts.into_iter().map(|part| Ok(ScoreRequest { part: Some(part) })));
+        let messages =
+            tokio_stream::iter(parts.into_iter().map(|part| Ok(ScoreRequest { part: Some(part) })));
         let received = match stands_still {
             true => receive(&mut Timely::new(messages.chain(tokio_stream::pending())), n_images, place).await,
             false => receive(&mut Timely::new(messages), n_images, place).await,

@@ -1,0 +1,45 @@
+//! What a process may say of itself: names that can be logged, kept and shown.
+
+use super::{Applicant, Refusal};
+use crate::launch::{LEARNER, worker_position};
+use proto::Role;
+use service::is_printable;
+
+pub(super) const LONGEST_MEMBER_ID: usize = 100;
+/// Of hosts and addresses.
+pub(super) const LONGEST_PLACE: usize = 300;
+
+/// Checks what a process says of itself, before any of it is kept or logged.
+pub(super) fn check_words(applicant: &Applicant) -> Result<(), Refusal> {
+    if applicant.role == Role::Unspecified {
+        return Err(Refusal::Malformed("a member needs a role"));
+    }
+    let is_in_names = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
+    let member_id = &applicant.member_id;
+    if !(1..=LONGEST_MEMBER_ID).contains(&member_id.len()) || !member_id.bytes().all(is_in_names) {
+        return Err(Refusal::Malformed(
+            "a member id is 1 to 100 ASCII letters, digits and signs, but no `/`",
+        ));
+    }
+    let address = &applicant.address;
+    if address.len() > LONGEST_PLACE || !address.chars().all(is_printable) {
+        return Err(Refusal::Malformed("an address is `host:port`, of at most 300 bytes"));
+    }
+    Ok(())
+}
+
+/// Whose a name is that the launcher gives.
+pub(super) fn role_named(member_id: &str) -> Option<Role> {
+    match member_id {
+        LEARNER => Some(Role::Learner),
+        _ => worker_position(member_id).map(|_| Role::RolloutWorker),
+    }
+}
+
+/// A role for people.
+pub(super) fn role_in_words(role: Role) -> &'static str {
+    match role {
+        Role::Learner => "learner",
+        Role::RolloutWorker | Role::Unspecified => "rollout worker",
+    }
+}
