@@ -246,3 +246,15 @@ async fn a_refused_member_gives_up_at_once_and_says_why() {
     let error = outcome.err().expect("refused").to_string();
     assert!(error.contains("this is run B") && error.contains("worker-0"), "{error}");
 }
+
+/// Takes as long as one call may, 5 s.
+#[tokio::test]
+async fn a_coordinator_that_accepts_and_never_answers_is_given_up() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = format!("http://{}", silent.local_addr().expect("bound"));
+    let start = std::time::Instant::now();
+    let error =
+        Membership::join(&address, worker(Duration::from_millis(100))).await.err().expect("no answer");
+    assert!(matches!(error, ServiceError::CoordinatorGone { .. }), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}
