@@ -178,9 +178,9 @@ fn prompt_files_are_named_with_their_lines() {
         ends(&[("data.train", quoted(&path))], 2, &["prompts.jsonl", words]);
     }
     ends(
-        &[("evaluation.prompts", "225".to_owned())],
+        &[("evaluation.prompts", "91".to_owned())],
         2,
-        &["`evaluation.prompts` is 225", "holds 224 prompts"],
+        &["`evaluation.prompts` is 91", "holds 90 prompts"],
     );
 }
 
