@@ -152,7 +152,7 @@ fn nothing_panics_where_nobody_reads() {
     let one = run.directory().join("one.txt");
     fs::write(&one, "a red circle\n").expect("written");
     let (model, images, one) = (path_text(&model), path_text(&images), path_text(&one));
-    let config = path_text(&run.config());
+    let (config, exported) = (path_text(&run.config()), path_text(&run.directory().join("exported")));
     let cases: [(&str, &[&str]); 12] = [
         ("coordinator", &["status", &directory]),
         ("coordinator", &["logs", &directory]),
@@ -170,7 +170,7 @@ fn nothing_panics_where_nobody_reads() {
             "rollout-worker",
             &["score", "--reward", "jpeg_compressibility", "--images", &images, "--prompts", &one],
         ),
-        ("learner", &["export", &directory, "--to", &path_text(&run.directory().join("exported"))]),
+        ("learner", &["export", &directory, "--to", &exported]),
         ("learner", &["parity", &model, "--cases", "tests/golden/sd3/cases"]),
     ];
     for (program, arguments) in cases {
