@@ -2,37 +2,73 @@
 
 use crate::tasks::TaskName;
 use config::{
-    PromptFileError, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec, prompt_file,
-    read_prompts,
+    PromptFileError, PromptLists, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec,
+    prompt_file, read_prompts,
 };
-use std::path::Path;
+use std::collections::HashMap;
 
 /// The config with its prompts: knows every task of the run.
 #[derive(Clone, Debug)]
 pub struct Catalog {
     config: RunConfig,
-    train: Vec<PromptRecord>,
-    test: Vec<PromptRecord>,
+    lists: PromptLists,
+    digests: HashMap<String, String>,
     notes: Vec<String>,
 }
+
+/// What is wrong with the prompts of a config, list by list.
+#[derive(Debug)]
+pub struct PromptErrors(Vec<(PromptSplit, PromptFileError)>);
+
+impl std::fmt::Display for PromptErrors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (position, (split, error)) in self.0.iter().enumerate() {
+            let separator = if position == 0 { "" } else { "\n" };
+            write!(f, "{separator}`{}`: {error}", split.key())?;
+            if let Some(cause) = std::error::Error::source(error) {
+                write!(f, ": {cause}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for PromptErrors {}
 
 impl Catalog {
     /// Reads the prompt files of a config.
     ///
     /// # Errors
-    /// If one is missing, empty or malformed, or lacks metadata that a reward needs.
-    pub fn open(config: RunConfig) -> Result<Self, PromptFileError> {
-        let mut notes = Vec::new();
-        let mut read = |path: &Path, split, rewards: &[RewardSection]| {
-            let path = prompt_file(path, split)?;
-            let records = read_prompts(&path)?;
-            config::check_metadata(&path, &records, rewards)?;
-            notes.extend(config::unused_prompt_keys(&path, &records));
-            Ok::<_, PromptFileError>(records)
-        };
-        let train = read(&config.data.train, PromptSplit::Train, &config.rewards)?;
-        let test = read(&config.data.test, PromptSplit::Test, config.rewards_of_evaluation())?;
-        Ok(Self { config, train, test, notes })
+    /// All lists that are missing, empty or malformed, or lack metadata that a reward needs.
+    pub fn open(config: RunConfig) -> Result<Self, PromptErrors> {
+        let (mut lists, mut notes, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        for split in PromptSplit::ALL {
+            match read_list(&config, split, &mut notes) {
+                Ok(records) => lists.push((split, records)),
+                Err(error) => errors.push((split, error)),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(PromptErrors(errors));
+        }
+        Ok(Self::new(config, PromptLists::new(lists), notes))
+    }
+
+    fn new(config: RunConfig, lists: PromptLists, notes: Vec<String>) -> Self {
+        let digest =
+            |(split, records): (PromptSplit, _)| (split.to_string(), service::prompt_digest(records));
+        let digests = lists.iter().map(digest).collect();
+        Self { config, lists, digests, notes }
+    }
+
+    /// All prompts.
+    pub fn prompt_lists(&self) -> &PromptLists {
+        &self.lists
+    }
+
+    /// Digest of each list of prompts, by what it is for.
+    pub fn prompt_digests(&self) -> &HashMap<String, String> {
+        &self.digests
     }
 
     /// What the user should know about the prompts.
@@ -47,7 +83,7 @@ impl Catalog {
 
     /// Number of held-out prompts in their file.
     pub fn n_test_prompts(&self) -> usize {
-        self.test.len()
+        self.lists.of(PromptSplit::Test).len()
     }
 
     /// Number of tasks of a kind and iteration.
@@ -55,7 +91,7 @@ impl Catalog {
         let n_tasks = match kind {
             TaskKind::Train => self.config.n_train_tasks(),
             TaskKind::Evaluate => {
-                let n_prompts = self.config.n_evaluated_prompts(self.test.len());
+                let n_prompts = self.config.n_evaluated_prompts(self.lists.of(PromptSplit::Test).len());
                 n_prompts.div_ceil(self.config.evaluation.prompts_per_task)
             }
         };
@@ -105,18 +141,42 @@ impl Catalog {
 
     fn spec(&self, name: TaskName) -> Option<TaskSpec> {
         let specs = match name.kind {
-            TaskKind::Train => self.config.train_tasks(self.train.len(), name.iteration),
-            TaskKind::Evaluate => self.config.evaluation_tasks(self.test.len(), name.iteration),
+            TaskKind::Train => {
+                self.config.train_tasks(self.lists.of(PromptSplit::Train).len(), name.iteration)
+            }
+            TaskKind::Evaluate => {
+                self.config.evaluation_tasks(self.lists.of(PromptSplit::Test).len(), name.iteration)
+            }
         };
         specs.into_iter().nth(name.index as usize)
     }
 
     fn prompts(&self, spec: &TaskSpec) -> impl Iterator<Item = &PromptRecord> {
-        let records = match spec.kind {
-            TaskKind::Train => &self.train,
-            TaskKind::Evaluate => &self.test,
-        };
+        let records = self.lists.of(match spec.kind {
+            TaskKind::Train => PromptSplit::Train,
+            TaskKind::Evaluate => PromptSplit::Test,
+        });
         spec.prompts.iter().filter_map(|&index| records.get(index as usize))
+    }
+}
+
+fn read_list(
+    config: &RunConfig,
+    split: PromptSplit,
+    notes: &mut Vec<String>,
+) -> Result<Vec<PromptRecord>, PromptFileError> {
+    let path = prompt_file(config.data.path(split), split)?;
+    let records = read_prompts(&path)?;
+    config::check_metadata(&path, &records, rewards_of(config, split))?;
+    notes.extend(config::unused_prompt_keys(&path, &records));
+    Ok(records)
+}
+
+/// What images of such prompts are scored by.
+fn rewards_of(config: &RunConfig, split: PromptSplit) -> &[RewardSection] {
+    match split {
+        PromptSplit::Train => &config.rewards,
+        PromptSplit::Test => config.rewards_of_evaluation(),
     }
 }
 
@@ -159,12 +219,9 @@ mod tests {
             text: format!("scene {index}"),
             metadata: serde_json::json!({ "prompt": format!("scene {index}") }),
         };
-        Catalog {
-            config,
-            train: (0..9).map(record).collect(),
-            test: (0..4).map(record).collect(),
-            notes: Vec::new(),
-        }
+        let lists = [(PromptSplit::Train, 9), (PromptSplit::Test, 4)];
+        let lists = lists.map(|(split, n_prompts)| (split, (0..n_prompts).map(record).collect()));
+        Catalog::new(config, PromptLists::new(lists), Vec::new())
     }
 
     #[test]

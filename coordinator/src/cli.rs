@@ -108,6 +108,9 @@ pub struct UpArgs {
     /// Go on with a run that was stopped.
     #[arg(long)]
     pub resume: bool,
+    /// Goes on with prompts or model files other than those that the run began with; noted in its `inputs.json`.
+    #[arg(long, requires = "resume")]
+    pub accept_changed_data: bool,
     /// Port that members reach the coordinator at; without it any free one, or the one before when resuming.
     #[arg(long)]
     pub port: Option<u16>,

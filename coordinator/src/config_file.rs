@@ -13,7 +13,10 @@ use std::path::Path;
 /// # Errors
 /// If the file cannot be read (a usage error) or is not valid.
 pub fn read(args: &ConfigArgs) -> Result<RunConfig, CoordinatorError> {
-    RunConfig::from_toml_with(&text(args)?, &args.settings).map_err(|problems| invalid(args, problems))
+    let mut config = RunConfig::from_toml_with(&text(args)?, &args.settings)
+        .map_err(|problems| invalid(args, problems))?;
+    config.expand_paths(service::expand_path);
+    Ok(config)
 }
 
 /// Reads a config to see what it would cost, and what it lacks before it can run.
@@ -21,14 +24,18 @@ pub fn read(args: &ConfigArgs) -> Result<RunConfig, CoordinatorError> {
 /// # Errors
 /// As [`read`], but for rewards that this build lacks.
 pub fn read_to_plan(args: &ConfigArgs) -> Result<(RunConfig, Vec<ConfigProblem>), CoordinatorError> {
-    RunConfig::from_toml_to_plan(&text(args)?, &args.settings).map_err(|problems| invalid(args, problems))
+    let (mut config, lacking) = RunConfig::from_toml_to_plan(&text(args)?, &args.settings)
+        .map_err(|problems| invalid(args, problems))?;
+    config.expand_paths(service::expand_path);
+    Ok((config, lacking))
 }
 
 fn text(args: &ConfigArgs) -> Result<String, CoordinatorError> {
-    let path = args.file.display();
     std::fs::read_to_string(&args.file).map_err(|error| {
         CoordinatorError::Usage(format!(
-            "cannot read the run config {path}: {error}; write one with `coordinator init {path}`"
+            "cannot read the run config {}: {error}; write one with `coordinator init {}`",
+            config::place(&args.file),
+            args.file.display()
         ))
     })
 }
@@ -44,17 +51,28 @@ fn invalid(args: &ConfigArgs, problems: ConfigErrors) -> CoordinatorError {
 /// it is named at once.
 pub fn open(args: &ConfigArgs, hub: &Hub) -> Result<Catalog, CoordinatorError> {
     let config = read(args)?;
-    let missing = missing_model(&config.model.path, hub);
-    let catalog = Catalog::open(config).map_err(|error| format!("{:#}", anyhow::Error::from(error)));
+    let mut problems: Vec<String> = missing_model(&config.model.path, hub).into_iter().collect();
+    problems.extend(unset_variables(&config));
+    let catalog = Catalog::open(config).map_err(|errors| errors.to_string());
     let catalog = catalog.and_then(|catalog| match too_few_prompts(&catalog) {
         Some(problem) => Err(problem),
         None => Ok(catalog),
     });
-    match (catalog, missing) {
-        (Ok(catalog), None) => Ok(catalog),
-        (Err(problem), None) | (Ok(_), Some(problem)) => Err(CoordinatorError::Usage(problem)),
-        (Err(problem), Some(missing)) => Err(CoordinatorError::Usage(format!("{missing}\n{problem}"))),
+    match catalog {
+        Ok(catalog) if problems.is_empty() => return Ok(catalog),
+        Ok(_) => {}
+        Err(problem) => problems.push(problem),
     }
+    Err(CoordinatorError::Usage(problems.join("\n")))
+}
+
+/// Paths that are opened or made by others than this process, and have a variable in them that is not set. Those of model
+/// and prompts say so where they are found missing.
+fn unset_variables(config: &RunConfig) -> Vec<String> {
+    let is_opened_here = |key: &str| key == "model.path" || key.starts_with("data.");
+    let paths =
+        config.unexpanded_paths().into_iter().filter(|(key, path)| !is_opened_here(key) && !path.exists());
+    paths.map(|(key, path)| format!("`{key}`: there is no {}", config::place(&path))).collect()
 }
 
 /// Why there is no model at a path; `None` where there is one.
@@ -67,7 +85,7 @@ pub(crate) fn missing_model(model: &Path, hub: &Hub) -> Option<String> {
         format!(
             "`model.path`: {} is missing; give the folder of a pipeline in the diffusers layout, or a repository \
              `org/name`",
-            index.display()
+            config::place(&index)
         )
     })
 }
@@ -224,5 +242,43 @@ mod tests {
             "{message}"
         );
         assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn all_that_is_wrong_with_files_and_prompts_is_named_at_once() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("run.toml");
+        init(config::preset_names()[0], &path).expect("written");
+        let prompts = |name: &str, text: &str| {
+            std::fs::write(home.path().join(name), text).expect("written");
+            home.path().join(name).display().to_string()
+        };
+        let settings = [
+            "model.path=no/model/at/all".to_owned(),
+            "adapter.start_from=$NOT_SET_BY_ANYBODY/adapter".to_owned(),
+            "run.directory=${NOT_SET_BY_ANYBODY}/runs".to_owned(),
+            format!("data.train={}", prompts("train.jsonl", "{\"prompt\": 3}\n")),
+            format!("data.test={}", prompts("test.csv", "text\na cat\n")),
+        ];
+        let mut args = args(path, &[]);
+        args.settings = settings.into();
+        let message = open(&args, &Hub::at("no/cache")).expect_err("faulty").to_string();
+        let here = std::env::current_dir().expect("a folder").display().to_string();
+        for expected in [
+            format!("`model.path`: no/model/at/all/model_index.json (relative to {here}) is missing"),
+            "`adapter.start_from`: there is no $NOT_SET_BY_ANYBODY/adapter (the environment variable \
+             `NOT_SET_BY_ANYBODY` is not set)"
+                .to_owned(),
+            "`run.directory`: there is no ${NOT_SET_BY_ANYBODY}/runs (the env".to_owned(),
+            "train.jsonl is malformed: line 1: `prompt` is not a string".to_owned(),
+            "test.csv is malformed: line 1: names no column `prompt`".to_owned(),
+        ] {
+            assert!(message.contains(&expected), "`{expected}` is not in\n{message}");
+        }
+        args.settings = vec!["data.test=$NOT_SET_BY_ANYBODY/test.txt".to_owned()];
+        let message = open(&args, &Hub::at("no/cache")).expect_err("not set").to_string();
+        let expected = "`data.test`: cannot read the prompt file $NOT_SET_BY_ANYBODY/test.txt (the environment variable \
+                        `NOT_SET_BY_ANYBODY` is not set): No such file";
+        assert!(message.contains(expected), "{message}");
     }
 }

@@ -11,6 +11,8 @@ pub mod catalog;
 pub mod run_state;
 pub mod server;
 
+pub mod fingerprint;
+pub mod inputs;
 pub mod launch;
 pub mod opening;
 pub mod resume;

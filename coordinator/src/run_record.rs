@@ -144,7 +144,11 @@ pub fn find_run(run: &str) -> Result<RunDirectory, CoordinatorError> {
     let found = candidates.iter().map(RunDirectory::new).find(|directory| directory.run_file().exists());
     found.ok_or_else(|| {
         let looked = candidates.map(|path| path.join("run.json").display().to_string()).join(" nor ");
-        CoordinatorError::Usage(format!("no run `{run}`: neither {looked} exists; give the run's directory"))
+        let below =
+            std::env::current_dir().map(|folder| format!(" in {}", folder.display())).unwrap_or_default();
+        CoordinatorError::Usage(format!(
+            "no run `{run}`: neither {looked} exists{below}; give the run's directory"
+        ))
     })
 }
 

@@ -118,6 +118,7 @@ impl RunState {
             run_directory: self.run_directory.clone(),
             learner_address: self.learner_address(),
             lease_seconds: self.members.patience().lease.as_secs_f64(),
+            prompt_digests: self.catalog.prompt_digests().clone(),
         })
     }
 

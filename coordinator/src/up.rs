@@ -5,6 +5,7 @@ use crate::cli::{Place, UpArgs};
 use crate::config_file;
 use crate::display::Display;
 use crate::error::CoordinatorError;
+use crate::inputs::Inputs;
 use crate::inspection;
 use crate::launch;
 use crate::launch::{LEARNER, LocalLauncher, Supervisor, worker_id};
@@ -13,7 +14,6 @@ use crate::opening::{OpenRun, check_run, open_run, run_directory};
 use crate::run_record::RunEnding;
 use crate::run_state::{Ending, RunState};
 use crate::server::ControlPlane;
-use config::RunConfig;
 use nix::sys::signal::Signal;
 use service::{Hub, RunDirectory, exit_code, shutdown};
 use std::time::{Duration, Instant};
@@ -52,11 +52,15 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
     let catalog = config_file::open(&with_workers(&args).config, hub)?;
     catalog.notes().iter().for_each(|note| display.say(note));
     if args.dry_run {
-        return dry_run(&args, catalog.config());
+        return dry_run(&args, &catalog, hub);
     }
     // Found now, what is wrong costs a second; found by a worker, the start of a run.
     inspection::everything(catalog.config(), &launch::programs()?)?;
+    let inputs = check_inputs(&args, &catalog, hub)?;
     let (opened, listener) = open_run(&args, catalog.config()).await?;
+    for change in inputs.settle(&args, &opened)? {
+        display.say(&format!("accepted: {change}"));
+    }
     Run::start(&args, catalog, opened, listener, display)?.follow().await
 }
 
@@ -67,8 +71,17 @@ fn with_workers(args: &UpArgs) -> UpArgs {
     args
 }
 
-fn dry_run(args: &UpArgs, config: &RunConfig) -> Result<u8, CoordinatorError> {
-    check_run(args, config)?;
+/// What the run would read, if it may go on with that.
+fn check_inputs<'a>(args: &UpArgs, catalog: &'a Catalog, hub: &Hub) -> Result<Inputs<'a>, CoordinatorError> {
+    check_run(args, catalog.config())?;
+    let inputs = Inputs::of(catalog, hub)?;
+    inputs.check(args, &run_directory(catalog.config())?)?;
+    Ok(inputs)
+}
+
+fn dry_run(args: &UpArgs, catalog: &Catalog, hub: &Hub) -> Result<u8, CoordinatorError> {
+    check_inputs(args, catalog, hub)?;
+    let config = catalog.config();
     let directory = run_directory(config)?;
     println!("run directory: {}", directory.path().display());
     let launcher = LocalLauncher::new(args.port.unwrap_or(0), directory.clone())?;

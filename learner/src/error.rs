@@ -108,7 +108,7 @@ pub enum LearnerError {
     Checkpoint(#[from] CheckpointError),
     /// The prompts.
     #[error(transparent)]
-    Prompts(#[from] config::PromptFileError),
+    Prompts(#[from] service::PromptCopyError),
     /// The model is not on this machine.
     #[error(transparent)]
     ModelNotFound(#[from] ModelNotFound),

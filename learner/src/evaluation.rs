@@ -31,6 +31,9 @@ pub struct Evaluation {
     /// Names of the rewards that are not trained and fell while the training reward rose, see
     /// [`crate::reward_hacking`].
     pub reward_hacking: Vec<String>,
+    /// Digest of the list of held-out prompts. It too may change, if somebody wishes for that; only equals are compared.
+    #[serde(default)]
+    pub prompt_list: String,
     /// Prompts evaluated.
     pub prompts: u32,
     /// Images evaluated.
@@ -84,6 +87,7 @@ impl Evaluation {
             rewards,
             training_reward: None,
             reward_hacking: Vec::new(),
+            prompt_list: String::new(),
             prompts: prompt_rewards.len() as u32,
             images: all.len() as u64,
             network_evaluations: outcomes.iter().map(|outcome| outcome.cost.network_evaluations).sum(),
@@ -112,7 +116,10 @@ impl Estimate {
 /// The evaluations that the newest can be compared with, itself among them.
 pub fn comparable(evaluations: &[Evaluation]) -> Vec<&Evaluation> {
     let newest = evaluations.last();
-    evaluations.iter().filter(|row| newest.is_some_and(|newest| row.rewards == newest.rewards)).collect()
+    let is_as_newest = |row: &&Evaluation| {
+        newest.is_some_and(|newest| row.rewards == newest.rewards && row.prompt_list == newest.prompt_list)
+    };
+    evaluations.iter().filter(is_as_newest).collect()
 }
 
 /// The best of the evaluations that the newest can be compared with; of equal ones the first.
@@ -229,6 +236,17 @@ mod tests {
         assert_eq!(rows[2].gain, 0.25);
         assert_eq!(best(&rows).map(|row| row.version), Some(6));
         assert_eq!(comparable(&rows).first().map(|row| row.version), Some(3));
+    }
+
+    #[test]
+    fn evaluations_on_other_prompts_are_not_compared() {
+        let on = |prompt_list: &str, version, reward: f32| Evaluation {
+            prompt_list: prompt_list.to_owned(),
+            ..evaluate(version, &[&[reward]], 1, &[])
+        };
+        let rows = [on("before", 0, 0.9), on("after", 3, 0.25), on("after", 6, 0.5)];
+        assert_eq!(best(&rows).map(|row| row.version), Some(6));
+        assert_eq!(comparable(&rows).len(), 2);
     }
 
     #[test]

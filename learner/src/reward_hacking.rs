@@ -37,7 +37,8 @@ pub struct Hacked {
 /// training reward rose each time; none if the patience is 0 or there are too few evaluations to tell.
 pub fn hacked(history: &[Evaluation], held_out: &[&RewardSection], patience: u32) -> Vec<Hacked> {
     let n_rows = patience as usize + 1;
-    let mut rows: Vec<&Evaluation> = history.iter().collect();
+    let list = history.last().map(|row| &row.prompt_list);
+    let mut rows: Vec<&Evaluation> = history.iter().filter(|row| Some(&row.prompt_list) == list).collect();
     // Averaged weights that did not move between two evaluations score the same to the last bit, and tell nothing new.
     rows.dedup_by(|later, earlier| later.scores == earlier.scores);
     let Some(rows) = rows.len().checked_sub(n_rows).map(|first| &rows[first..]) else {
@@ -120,6 +121,9 @@ mod tests {
         let history = history(&[0.1, 0.2, 0.3, 0.4], &[0.8, 0.9, 0.7, 0.6, 0.5]);
         assert_eq!(names(&history, 3), ["pickscore"]);
         assert!(names(&history[..4], 3).is_empty(), "one evaluation earlier it is not");
+        let mut on_others = history.clone();
+        on_others[1].prompt_list = "other prompts".to_owned();
+        assert!(names(&on_others, 3).is_empty(), "evaluations on other prompts tell nothing");
         assert_eq!(names(&history[..4], 2), ["pickscore"], "unless patience is shorter");
         let found = hacked(&history, &[&reward("pickscore", 0.5)], 3).remove(0);
         assert_eq!((found.versions, found.training), (vec![10, 20, 30, 40], vec![0.1, 0.2, 0.3, 0.4]));

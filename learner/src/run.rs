@@ -47,6 +47,8 @@ pub struct Run {
     pub trainer: Trainer,
     pub(crate) publications: Arc<Publications>,
     pub(crate) test_prompts: Vec<PromptRecord>,
+    /// Names that list by what is in it.
+    test_list: String,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) records: Records,
     pub(crate) directory: RunDirectory,
@@ -66,6 +68,7 @@ impl Run {
     /// If no checkpoint is intact, it belongs to another config, or a file cannot be read.
     pub fn open(
         mut trainer: Trainer,
+        test_prompts: Vec<PromptRecord>,
         publications: Arc<Publications>,
         directory: RunDirectory,
     ) -> Result<Self, LearnerError> {
@@ -91,7 +94,8 @@ impl Run {
         state.seconds = state.seconds.max(recorded);
         let mut run = Self {
             records,
-            test_prompts: trainer.config.data.test_prompts()?,
+            test_list: service::prompt_digest(&test_prompts),
+            test_prompts,
             saved: newest.checkpoint.map(|(version, _)| version),
             trainer,
             publications,
@@ -286,15 +290,18 @@ impl Run {
 
     /// Sums up an evaluation and holds it against those before.
     fn evaluation(&self, version: u32, outcomes: &[EvaluatedImages]) -> Evaluation {
-        let (config, earlier) = (self.config(), self.records.evaluations());
+        let (config, list) = (self.config(), self.test_list.clone());
+        let of_this_list = self.records.evaluations().iter().filter(|row| row.prompt_list == list);
+        let earlier: Vec<Evaluation> = of_this_list.cloned().collect();
         let (rewards, per_prompt) = (config.rewards_of_evaluation(), config.evaluation.images_per_prompt);
         let since = earlier.last().map(|row| row.version);
         let mut evaluation = Evaluation {
             seconds: self.seconds(),
             training_reward: since.and_then(|since| self.training_reward(since)),
-            ..Evaluation::new(version, outcomes, per_prompt, rewards, earlier)
+            prompt_list: list,
+            ..Evaluation::new(version, outcomes, per_prompt, rewards, &earlier)
         };
-        let hacked = self.hacked(&[earlier, &[evaluation.clone()]].concat());
+        let hacked = self.hacked(&[earlier.as_slice(), &[evaluation.clone()]].concat());
         if !hacked.is_empty() {
             self.trainer.progress.notice(format!("reward hacking: {}", findings(&hacked)));
         }

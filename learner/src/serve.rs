@@ -4,11 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::RunConfig;
+use config::{PromptSplit, RunConfig};
 use proto::heartbeat_reply::Order;
 use proto::learner_server::LearnerServer;
 use proto::{Fatal, Role};
-use service::{Hub, JoinDetails, MESSAGE_LIMIT, Membership, RunDirectory, ServiceError, exit_code};
+use service::{
+    Hub, JoinDetails, MESSAGE_LIMIT, Membership, PromptCopies, RunDirectory, ServiceError, exit_code,
+};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
@@ -133,7 +135,11 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
     let config = RunConfig::from_toml(&reply.config).map_err(ServeError::Config)?;
     let shared = Shared::default();
     let (receiver_ready, receiver) = oneshot::channel();
-    let places = Places { directory: RunDirectory::new(&reply.run_directory), hub: options.hub };
+    let places = Places {
+        directory: RunDirectory::new(&reply.run_directory),
+        prompts: PromptCopies::of(&reply),
+        hub: options.hub,
+    };
     let ended = spawn_training(config, places, shared.clone(), receiver_ready);
 
     let stop_network = CancellationToken::new();
@@ -232,6 +238,7 @@ async fn say_goodbye(
 /// Where the training thread reads and writes.
 struct Places {
     directory: RunDirectory,
+    prompts: PromptCopies,
     hub: Hub,
 }
 
@@ -259,7 +266,7 @@ fn train(
 ) -> Result<Ended, LearnerError> {
     tch::set_num_threads(config.resources.learner_threads as i32);
     tch::set_num_interop_threads(1);
-    let Places { directory, hub } = places;
+    let Places { directory, prompts, hub } = places;
     let policy = Policy::open(&config, &hub.resolve(&config.model.path)?)?;
     let latent_shape = policy.model().latent_shape(config.sampling.height, config.sampling.width)?;
     let schedule = rules::schedule(&config, policy.model())?;
@@ -270,7 +277,7 @@ fn train(
     };
     let trainer = Trainer {
         objective: Objective::new(&config, &latent_shape),
-        prompts: config.data.train_prompts()?,
+        prompts: prompts.read(PromptSplit::Train)?,
         inbox: shared.inbox,
         embeddings: shared.embeddings,
         progress: shared.progress,
@@ -279,7 +286,8 @@ fn train(
         schedule,
         config,
     };
-    let mut run = Run::open(trainer, shared.publications, directory)?;
+    let test_prompts = prompts.read(PromptSplit::Test)?;
+    let mut run = Run::open(trainer, test_prompts, shared.publications, directory)?;
     // If the process is being torn down, the run stops at its first wait.
     let _ = receiver_ready.send(receiver);
     run.run()
@@ -353,7 +361,7 @@ mod tests {
         assert_eq!(ServeError::from(gone).exit_code(), exit_code::RETRY);
         let other = LearnerError::OtherConfig { path: String::new(), saved: String::new() };
         assert_eq!(ServeError::from(other).exit_code(), exit_code::BAD_USAGE);
-        let missing = config::read_prompts(std::path::Path::new("missing.txt")).unwrap_err();
+        let missing = service::PromptCopyError::Changed { path: "prompts/train.jsonl".into() };
         assert_eq!(ServeError::from(LearnerError::from(missing)).exit_code(), exit_code::BAD_USAGE);
         assert_eq!(ServeError::Panicked.exit_code(), exit_code::FAILED);
     }

@@ -39,7 +39,8 @@ fn main() -> anyhow::Result<()> {
     let hub = Hub::from_environment(|name| std::env::var_os(name));
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let scorer = runtime.block_on(Scorer::start(&config, device, &hub))?;
-    let prompts = config.data.train_prompts()?;
+    let file = config::prompt_file(&config.data.train, config::PromptSplit::Train)?;
+    let prompts = config::read_prompts(&file)?;
     let specs = config.train_tasks(prompts.len(), 0);
     let mut sampler = Sampler::new(config, model)?;
 

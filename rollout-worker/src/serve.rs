@@ -16,11 +16,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::RunConfig;
+use config::{PromptSplit, RunConfig};
 use models::{LoadOptions, ModelError};
 use proto::heartbeat_reply::Order;
-use proto::{Role, Task, TaskKind, WeightsRole};
-use service::{Hub, JoinDetails, Membership, WorkInHand};
+use proto::{JoinReply, Role, Task, TaskKind, WeightsRole};
+use service::{Hub, JoinDetails, Membership, PromptCopies, WorkInHand};
 use tch::Device;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -70,7 +70,7 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
     };
     let joined = until(&shutdown, Membership::join(&options.coordinator, details)).await;
     let Some((membership, reply)) = joined.transpose()? else { return Ok(()) };
-    let started = Worker::start(&reply.config, options.device, options.hub, membership.clone());
+    let started = Worker::start(&reply, options.device, options.hub, membership.clone());
     // Opening a model and embedding its prompts may take long; nothing is lost if it is not waited for.
     let outcome = match until(&shutdown, started).await {
         Some(Ok(worker)) => tokio::select! {
@@ -94,20 +94,20 @@ struct Worker {
 
 impl Worker {
     async fn start(
-        config: &str,
+        reply: &JoinReply,
         device: Option<String>,
         hub: Hub,
         membership: Membership,
     ) -> anyhow::Result<Self> {
-        let mut config = RunConfig::from_toml(config).map_err(BadInput::from_error)?;
+        let mut config = RunConfig::from_toml(&reply.config).map_err(BadInput::from_error)?;
         if let Some(device) = device {
             config.resources.device = device;
         }
         let reward_device = settings::device(&config.resources.device).map_err(BadInput::from_error)?;
         let scorer = Scorer::start(&config, reward_device, &hub).await?;
         let n_threads = config.resources.worker_threads;
-        let told = membership.clone();
-        let open = move || open_sampler(config, &hub, &told).map_err(BadInput::from_error);
+        let (told, prompts) = (membership.clone(), PromptCopies::of(reply));
+        let open = move || open_sampler(config, &hub, &prompts, &told).map_err(BadInput::from_error);
         let device = DeviceThread::start(n_threads, open).await?;
         tracing::info!("ready");
         Ok(Self {
@@ -198,7 +198,12 @@ fn kind_name(kind: TaskKind) -> &'static str {
     }
 }
 
-fn open_sampler(config: RunConfig, hub: &Hub, membership: &Membership) -> anyhow::Result<Sampler> {
+fn open_sampler(
+    config: RunConfig,
+    hub: &Hub,
+    prompts: &PromptCopies,
+    membership: &Membership,
+) -> anyhow::Result<Sampler> {
     let device = settings::device(&config.resources.device)?;
     let guidance = GuidanceSettings {
         scale: config.sampling.guidance_scale,
@@ -226,7 +231,7 @@ fn open_sampler(config: RunConfig, hub: &Hub, membership: &Membership) -> anyhow
     let is_caching = cache.is_some();
     let mut model = GuidedModel::open_with(&folder, options, guidance, cache)?;
     if is_caching {
-        cache_prompts(&config, &mut model)?;
+        cache_prompts(prompts, &mut model)?;
     }
     Ok(Sampler::new(config, model)?)
 }
@@ -249,10 +254,10 @@ fn open_embedding_cache(
 }
 
 /// Embeds all prompts of the run that nobody has embedded yet.
-fn cache_prompts(config: &RunConfig, model: &mut GuidedModel) -> Result<(), ModelError> {
+fn cache_prompts(copies: &PromptCopies, model: &mut GuidedModel) -> Result<(), ModelError> {
     let mut prompts = Vec::new();
-    for records in [config.data.train_prompts(), config.data.test_prompts()] {
-        match records {
+    for split in PromptSplit::ALL.into_iter().filter(|split| copies.has(*split)) {
+        match copies.read(split) {
             Ok(records) => prompts.extend(records.into_iter().map(|record| record.text)),
             Err(error) => {
                 tracing::warn!("prompts that cannot be read here are embedded as tasks bring them: {error}")

@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tests::{Run, coordinator_output, repository};
 
@@ -135,6 +136,53 @@ fn prompt_files_are_named_with_their_lines() {
         2,
         &["`evaluation.prompts` is 225", "holds 224 prompts"],
     );
+}
+
+#[test]
+fn paths_are_expanded_from_the_environment_or_say_what_is_not_set() {
+    let run = Run::new(&[]);
+    let validate = |variables: &[(&str, &Path)]| {
+        let mut command = Command::new(tests::coordinator());
+        command.arg("validate").arg(run.config()).envs(variables.iter().copied());
+        command.args([
+            "--set",
+            "data.train=$PROMPTS_OF_A_TEST/train.jsonl",
+            "--set",
+            "model.path=~/tiny-sd3",
+        ]);
+        let output = command.output().expect("the coordinator starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let assets = repository().join("assets");
+    let (code, said) = validate(&[("HOME", &assets), ("PROMPTS_OF_A_TEST", &assets.join("prompts"))]);
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = validate(&[("HOME", Path::new("/nowhere"))]);
+    assert_eq!(code, Some(2), "{said}");
+    for words in ["/nowhere/tiny-sd3/model_index.json is missing", "variable `PROMPTS_OF_A_TEST` is not set"]
+    {
+        assert!(said.contains(words), "{said}");
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_other_prompts_only_if_somebody_says_so() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let path = folder.path().join("prompts.jsonl");
+    let shipped = fs::read_to_string(repository().join("assets/prompts/train.jsonl")).expect("readable");
+    let write = |n_prompts: usize| {
+        let lines: Vec<&str> = shipped.lines().take(n_prompts).collect();
+        fs::write(&path, lines.join("\n")).expect("written");
+    };
+    write(40);
+    let mut run = ends(&[("data.train", quoted(&path)), ("run.iterations", "1".to_owned())], 0, &[]);
+    write(41);
+    let longer = ["--resume", "--workers", "1", "--set", "run.iterations=2"];
+    run.start(&longer);
+    let words = ["`data.train`: 41 prompts, 40 when the run began", "--accept-changed-data"];
+    expect_end(&mut run, 2, &words);
+    run.start(&[&longer[..], &["--accept-changed-data"]].concat());
+    expect_end(&mut run, 0, &["accepted: `data.train`: 41 prompts"]);
+    assert_eq!(run.rows("metrics.jsonl").len(), 2);
 }
 
 #[test]

@@ -5,12 +5,14 @@ use crate::{CONNECTION_OPTIONS, CheckpointSection, OnRewardHacking, RewardSectio
 /// Keys, or sections ending in a dot, that decide nothing about the iterations done: what [`RunConfig::identity`] leaves
 /// out. Thread counts and the device are not among them, since matrix products round differently on others; nor are the
 /// images of an evaluation, since gains are taken against the first one. What scores them may change: every evaluation says
-/// what it was scored by, and only equals are compared. Of a trained reward, [`CONNECTION_OPTIONS`] may change.
-pub const CHANGEABLE_KEYS: [&str; 11] = [
+/// what it was scored by, and only equals are compared. Of a trained reward, [`CONNECTION_OPTIONS`] may change. Prompt files
+/// may move, since the prompts themselves are compared when a run is resumed, as the model's files are.
+pub const CHANGEABLE_KEYS: [&str; 12] = [
     "run.name",
     "run.directory",
     "run.iterations",
     "model.embedding_cache",
+    "data.",
     "evaluation.every",
     "evaluation.grid",
     "evaluation.hacking_patience",
@@ -29,6 +31,8 @@ impl RunConfig {
         identity.run.directory.clear();
         identity.run.iterations = 0;
         identity.model.embedding_cache.clear();
+        identity.data.train.clear();
+        identity.data.test.clear();
         identity.evaluation.every = 0;
         identity.evaluation.grid = 0;
         identity.evaluation.hacking_patience = 0;
@@ -75,6 +79,9 @@ mod tests {
             "run.seed=7",
             "run.lag=1",
             "model.embedding_cache=embeddings",
+            "data.train=elsewhere.txt",
+            "data.test=elsewhere.txt",
+            "model.path=elsewhere",
             "sampling.vae_tile=512",
             "training.gradient_checkpointing=true",
             "evaluation.every=7",

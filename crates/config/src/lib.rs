@@ -8,6 +8,7 @@ mod memory;
 mod model_inspection;
 mod notation;
 mod parse;
+mod paths;
 mod plan;
 mod presets;
 mod prompts;
@@ -22,6 +23,7 @@ pub use importer::{Fate, Import, ImportEntry, ImportError, ImportReport, import_
 pub use memory::*;
 pub use model_inspection::*;
 pub use parse::*;
+pub use paths::{Lookup, expand, place, unexpanded};
 pub use plan::*;
 pub use presets::*;
 pub use prompts::*;

@@ -1,7 +1,16 @@
-//! Prompt files: `.txt` with one prompt per line, `.jsonl` with one object per line (`prompt` and free metadata, as
-//! GenEval's), and folders of both as Flow-GRPO and Flow-Factory lay them out.
+//! Prompt files: plain text, JSON lists and lines (`prompt` and free metadata, as GenEval's), tables with a column `prompt`,
+//! and folders of such files as Flow-GRPO and Flow-Factory lay them out.
 
+mod decoding;
+mod format;
+mod lists;
+mod rows;
+mod table;
+
+use crate::paths::place;
 use crate::{DataSection, RewardSection};
+use format::{KNOWN_ENDINGS, PromptFormat};
+pub use lists::{PromptLists, prompts_as_json_lines};
 use serde_json::Value;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,7 +22,7 @@ pub struct PromptRecord {
     pub index: u32,
     /// The prompt.
     pub text: String,
-    /// The whole row of a `.jsonl` file; an empty object for plain text.
+    /// The whole object of a JSON file or row of a table; an empty object for plain text.
     pub metadata: Value,
 }
 
@@ -21,7 +30,7 @@ pub struct PromptRecord {
 #[derive(Debug, thiserror::Error)]
 pub enum PromptFileError {
     /// The file cannot be read.
-    #[error("cannot read the prompt file {path}", path = path.display())]
+    #[error("cannot read the prompt file {}", place(path))]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -29,7 +38,7 @@ pub enum PromptFileError {
         source: std::io::Error,
     },
     /// Some lines are malformed; all of them are named.
-    #[error("the prompt file {path} is malformed: {problems}", path = path.display(), problems = problems.join("; "))]
+    #[error("the prompt file {} is malformed: {problems}", place(path), problems = problems.join("; "))]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -38,10 +47,12 @@ pub enum PromptFileError {
     },
     /// A folder does not hold exactly one file of prompts for its purpose.
     #[error(
-        "the folder {path} holds {}; `data.{split}` needs exactly one of {}, or name a file",
+        "the folder {} holds {}; {} needs exactly one file called `{split}` or `{split}_metadata` with an ending of {}, or \
+         name a file",
+        place(path),
         if found.is_empty() { "no prompt file".to_owned() } else { found.join(" and ") },
-        split.file_names().join(", "),
-        path = path.display()
+        split.key(),
+        KNOWN_ENDINGS
     )]
     AmbiguousFolder {
         /// The folder.
@@ -52,15 +63,32 @@ pub enum PromptFileError {
         found: Vec<String>,
     },
     /// The file has no prompt.
-    #[error("the prompt file {path} holds no prompt; write one prompt per line", path = path.display())]
+    #[error("the prompt file {} holds no prompt; write one prompt per line", place(path))]
     Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The name of the file does not say what is in it.
+    #[error(
+        "the prompt file {} has an ending that says nothing of prompts; write {KNOWN_ENDINGS}",
+        place(path)
+    )]
+    UnknownFormat {
         /// The file.
         path: PathBuf,
     },
 }
 
+/// What is wrong with a line of a prompt file.
+#[derive(Debug, PartialEq, Eq)]
+struct Problem {
+    /// Its number, from 1.
+    line: usize,
+    message: String,
+}
+
 /// What prompts are for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PromptSplit {
     /// Training.
     Train,
@@ -69,9 +97,20 @@ pub enum PromptSplit {
 }
 
 impl PromptSplit {
-    /// How a folder's file of such prompts can be called.
-    fn file_names(self) -> [String; 3] {
-        [format!("{self}.txt"), format!("{self}.jsonl"), format!("{self}_metadata.jsonl")]
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Train, Self::Test];
+
+    /// The key of the config that names the file.
+    pub fn key(self) -> String {
+        format!("data.{self}")
+    }
+
+    /// Whether a folder's file of this name holds such prompts.
+    fn names(self, file: &Path) -> bool {
+        let stem = file.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+        let ending = file.extension().and_then(|ending| ending.to_str());
+        let is_stem = stem == self.to_string() || stem == format!("{self}_metadata");
+        is_stem && ending.and_then(PromptFormat::of_ending).is_some()
     }
 }
 
@@ -87,34 +126,35 @@ impl fmt::Display for PromptSplit {
 /// The prompt file that a path of the config means: itself, or the one for the split in a folder.
 ///
 /// # Errors
-/// If the path is a folder with no such file or several.
+/// If the path is a folder with no such file or several, or cannot be listed.
 pub fn prompt_file(path: &Path, split: PromptSplit) -> Result<PathBuf, PromptFileError> {
     if !path.is_dir() {
         return Ok(path.to_owned());
     }
-    let is_there = |name: &String| path.join(name).is_file();
-    let found: Vec<String> = split.file_names().into_iter().filter(is_there).collect();
-    match found.as_slice() {
-        [name] => Ok(path.join(name)),
-        _ => Err(PromptFileError::AmbiguousFolder { path: path.to_owned(), split, found }),
+    let unreadable = |source| PromptFileError::Unreadable { path: path.to_owned(), source };
+    let entries =
+        std::fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(unreadable)?;
+    let mut files: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
+    files.retain(|file| split.names(file) && file.is_file());
+    files.sort();
+    if let [file] = files.as_slice() {
+        return Ok(file.clone());
     }
+    let name = |file: &PathBuf| file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Err(PromptFileError::AmbiguousFolder {
+        path: path.to_owned(),
+        split,
+        found: files.iter().map(name).collect(),
+    })
 }
 
 impl DataSection {
-    /// Reads the training prompts.
-    ///
-    /// # Errors
-    /// As [`prompt_file`] and [`read_prompts`].
-    pub fn train_prompts(&self) -> Result<Vec<PromptRecord>, PromptFileError> {
-        read_prompts(&prompt_file(&self.train, PromptSplit::Train)?)
-    }
-
-    /// Reads the held-out prompts.
-    ///
-    /// # Errors
-    /// As [`prompt_file`] and [`read_prompts`].
-    pub fn test_prompts(&self) -> Result<Vec<PromptRecord>, PromptFileError> {
-        read_prompts(&prompt_file(&self.test, PromptSplit::Test)?)
+    /// The file or folder that the config names for such prompts.
+    pub fn path(&self, split: PromptSplit) -> &Path {
+        match split {
+            PromptSplit::Train => &self.train,
+            PromptSplit::Test => &self.test,
+        }
     }
 }
 
@@ -148,27 +188,22 @@ pub fn unused_prompt_keys(path: &Path, records: &[PromptRecord]) -> Vec<String> 
 /// Reads a prompt file.
 ///
 /// # Errors
-/// If the file cannot be read, holds no prompt, or has malformed lines (each named by its number).
+/// If the file cannot be read, its ending is unknown, it holds no prompt, or has malformed lines (each named by its number).
 pub fn read_prompts(path: &Path) -> Result<Vec<PromptRecord>, PromptFileError> {
-    let unreadable = |source| PromptFileError::Unreadable { path: path.to_owned(), source };
-    let bytes = std::fs::read(path).map_err(unreadable)?;
-    let text = String::from_utf8(bytes)
-        .map_err(|error| unreadable(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
-    let is_json = path.extension().is_some_and(|extension| extension == "jsonl");
-
-    let mut records = Vec::new();
-    let mut problems = Vec::new();
-    for (line_idx, line) in text.lines().enumerate() {
-        let line = line.trim().trim_start_matches('\u{feff}');
-        if line.is_empty() {
-            continue;
-        }
-        let parsed = if is_json { parse_row(line) } else { Ok((line.to_owned(), empty_object())) };
-        match parsed {
+    let format =
+        PromptFormat::of(path).ok_or_else(|| PromptFileError::UnknownFormat { path: path.to_owned() })?;
+    let bytes = std::fs::read(path)
+        .map_err(|source| PromptFileError::Unreadable { path: path.to_owned(), source })?;
+    let named = |problem: Problem| format!("line {}: {}", problem.line, problem.message);
+    let text = decoding::decode(&bytes)
+        .map_err(|problems| malformed(path, problems.into_iter().map(named).collect()))?;
+    let (mut records, mut problems) = (Vec::new(), Vec::new());
+    for row in rows::rows(&text, format) {
+        match row {
             Ok((text, metadata)) => {
                 records.push(PromptRecord { index: records.len() as u32, text, metadata });
             }
-            Err(problem) => problems.push(format!("line {}: {problem}", line_idx + 1)),
+            Err(problem) => problems.push(named(problem)),
         }
     }
     if !problems.is_empty() {
@@ -180,9 +215,8 @@ pub fn read_prompts(path: &Path) -> Result<Vec<PromptRecord>, PromptFileError> {
     Ok(records)
 }
 
-/// Metadata keys that a reward looks at, by its name.
-const NEEDED_METADATA: [(&str, [&str; 2]); 2] =
-    [("shapes", ["tag", "include"]), ("geneval", ["tag", "include"])];
+/// Rewards that look at GenEval's metadata: a string `tag` and a list `include`.
+const NEED_METADATA: [&str; 2] = ["shapes", "geneval"];
 
 /// Finds out before a run starts whether prompts carry what its rewards look at.
 ///
@@ -193,18 +227,20 @@ pub fn check_metadata(
     records: &[PromptRecord],
     rewards: &[RewardSection],
 ) -> Result<(), PromptFileError> {
-    let needed =
-        NEEDED_METADATA.iter().filter(|(name, _)| rewards.iter().any(|reward| reward.scorer() == *name));
     let mut problems = Vec::new();
-    for (name, keys) in needed {
+    for name in NEED_METADATA.iter().filter(|name| rewards.iter().any(|reward| reward.scorer() == **name)) {
         for record in records {
-            if let Some(key) = keys.iter().find(|key| record.metadata.get(key).is_none()) {
-                problems.push(format!(
-                    "prompt {} `{}` has no `{key}`, which reward `{name}` needs; use GenEval's JSONL",
-                    record.index + 1,
-                    record.text
-                ));
-            }
+            let lack = match (record.metadata.get("tag"), record.metadata.get("include")) {
+                (None, _) => "has no `tag`",
+                (_, None) => "has no `include`",
+                (_, Some(include)) if !include.is_array() => "has an `include` that is no list",
+                _ => continue,
+            };
+            problems.push(format!(
+                "prompt {} `{}` {lack}, which reward `{name}` needs; use GenEval's JSONL",
+                record.index + 1,
+                record.text
+            ));
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(malformed(path, problems)) }
@@ -220,98 +256,5 @@ fn malformed(path: &Path, mut problems: Vec<String>) -> PromptFileError {
     PromptFileError::Malformed { path: path.to_owned(), problems }
 }
 
-fn empty_object() -> Value {
-    Value::Object(serde_json::Map::new())
-}
-
-fn parse_row(line: &str) -> Result<(String, Value), String> {
-    let row: Value = serde_json::from_str(line).map_err(|error| format!("not JSON ({error})"))?;
-    let Value::Object(fields) = &row else {
-        return Err("not a JSON object; write {\"prompt\": \"…\"}".to_owned());
-    };
-    match fields.get("prompt") {
-        Some(Value::String(prompt)) => Ok((prompt.clone(), row)),
-        Some(_) => Err("`prompt` is not a string".to_owned()),
-        None => Err("has no `prompt`".to_owned()),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(name: &str, text: &str) -> Result<Vec<PromptRecord>, PromptFileError> {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = directory.path().join(name);
-        std::fs::write(&path, text).expect("writable");
-        read_prompts(&path)
-    }
-
-    #[test]
-    fn plain_text_is_one_prompt_per_line_without_blank_ones() {
-        let records = read("a.txt", "\u{feff}a cat \n\n  a dog\r\n").expect("valid");
-        assert_eq!(records.iter().map(|record| record.text.as_str()).collect::<Vec<_>>(), ["a cat", "a dog"]);
-        assert_eq!(records[1].index, 1);
-    }
-
-    #[test]
-    fn json_lines_keep_their_metadata() {
-        let records = read("a.jsonl", "{\"prompt\": \"a cat\", \"tag\": \"colors\"}\n").expect("valid");
-        assert_eq!(records[0].metadata["tag"], "colors");
-    }
-
-    #[test]
-    fn every_malformed_line_is_named() {
-        let error = read("a.jsonl", "{\"prompt\": 3}\n\n{\n{\"text\": \"x\"}\n[]\n").expect_err("malformed");
-        let message = error.to_string();
-        for expected in ["line 1", "line 3", "line 4", "line 5"] {
-            assert!(message.contains(expected), "{message}");
-        }
-    }
-
-    #[test]
-    fn prompts_without_what_a_reward_needs_are_named_before_anything_starts() {
-        let records = read("a.jsonl", "{\"prompt\": \"a cat\", \"tag\": \"colors\"}\n").expect("valid");
-        let reward = |name: &str| [RewardSection::new(name)];
-        let path = Path::new("a.jsonl");
-        assert!(check_metadata(path, &records, &reward("jpeg_compressibility")).is_ok());
-        let message = check_metadata(path, &records, &reward("shapes")).expect_err("lacking").to_string();
-        assert!(message.contains("`a cat` has no `include`"), "{message}");
-    }
-
-    #[test]
-    fn a_folder_means_its_one_file_for_the_split() {
-        let folder = tempfile::tempdir().expect("a temporary directory");
-        let path = folder.path();
-        let write = |name: &str| std::fs::write(path.join(name), "a cat\n").expect("writable");
-        write("train.txt");
-        write("test_metadata.jsonl");
-        assert_eq!(prompt_file(path, PromptSplit::Train).expect("one"), path.join("train.txt"));
-        assert_eq!(prompt_file(path, PromptSplit::Test).expect("one"), path.join("test_metadata.jsonl"));
-        write("train.jsonl");
-        let message = prompt_file(path, PromptSplit::Train).expect_err("two").to_string();
-        assert!(message.contains("holds train.txt and train.jsonl"), "{message}");
-        std::fs::remove_file(path.join("test_metadata.jsonl")).expect("removable");
-        let message = prompt_file(path, PromptSplit::Test).expect_err("none").to_string();
-        assert!(
-            message.contains("holds no prompt file; `data.test` needs exactly one of test.txt"),
-            "{message}"
-        );
-    }
-
-    #[test]
-    fn what_prompts_carry_in_vain_is_told() {
-        let rows = "{\"prompt\": \"a\", \"negative_prompt\": \"blurry\", \"images\": []}\n\
-                    {\"prompt\": \"b\", \"negative_prompt\": \"\", \"image\": \"b.png\"}\n";
-        let records = read("a.jsonl", rows).expect("valid");
-        let notes = unused_prompt_keys(Path::new("a.jsonl"), &records);
-        assert_eq!(notes.len(), 2, "{notes:?}");
-        assert!(notes[0].starts_with("a.jsonl: `negative_prompt` of 1 prompts is not used"), "{notes:?}");
-        assert!(notes[1].contains("`image`"), "{notes:?}");
-    }
-
-    #[test]
-    fn an_empty_file_is_refused() {
-        assert!(matches!(read("a.txt", "\n \n"), Err(PromptFileError::Empty { .. })));
-    }
-}
+mod tests;

@@ -109,8 +109,9 @@ pub enum AdapterMethod {
 /// `[data]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DataSection {
-    /// Training prompts, `.txt` (one per line) or `.jsonl` (`prompt` and metadata), or a folder with `train.txt`,
-    /// `train.jsonl` or `train_metadata.jsonl`.
+    /// Training prompts: `.txt` (one per line); `.jsonl`, `.ndjson` or `.json` (strings, or objects with `prompt` and
+    /// metadata); `.csv` or `.tsv` (with a column `prompt`); or a folder with one such file called `train` or
+    /// `train_metadata`. Read once, when the run starts.
     pub train: PathBuf,
     /// Held-out prompts, likewise.
     pub test: PathBuf,

@@ -76,10 +76,10 @@ fn check_model(config: &RunConfig, checks: &mut Checks) {
         format!("is `{variant}`; use at most 32 letters, digits, `-` and `_`, since it is part of file names")
     });
     checks.require(!config.data.train.as_os_str().is_empty(), "data.train", || {
-        "is missing; name a .txt or .jsonl prompt file".to_owned()
+        "is missing; name a prompt file (.txt, .jsonl, .json, .csv, .tsv) or a folder".to_owned()
     });
     checks.require(!config.data.test.as_os_str().is_empty(), "data.test", || {
-        "is missing; name a .txt or .jsonl file of held-out prompts".to_owned()
+        "is missing; name a file of held-out prompts (.txt, .jsonl, .json, .csv, .tsv) or a folder".to_owned()
     });
     check_adapter(&config.adapter, checks);
 }

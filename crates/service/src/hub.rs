@@ -6,6 +6,7 @@
 //! Built with the feature `hub`, a repository that the cache lacks is downloaded by `hf`, Hugging Face's own client, which
 //! knows about tokens, mirrors, resumed transfers and locks; nothing here reads or logs a token.
 
+use crate::environment::expand_path_by;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,12 +26,16 @@ pub struct Hub {
 /// A name that stands for no model here.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "`{model}` is neither a folder nor in the Hugging Face cache {}, where {missing} is missing; {remedy}, or set HF_HOME \
-     to where it is", cache.display()
+    "`{model}` is neither a folder{} nor in the Hugging Face cache {}, where {missing} is missing; {remedy}, or set HF_HOME \
+     to where it is",
+    folder.as_ref().map(|folder| format!(" in {}", folder.display())).unwrap_or_default(),
+    cache.display()
 )]
 pub struct ModelNotFound {
     /// As given.
     model: String,
+    /// The working directory, which it was looked for in.
+    folder: Option<PathBuf>,
     cache: PathBuf,
     /// The first path below the cache that is not there.
     missing: String,
@@ -51,10 +56,13 @@ impl Hub {
 
     /// The cache that the environment names, by Hugging Face's own rules; `variable` looks a variable up.
     pub fn from_environment(variable: impl Fn(&str) -> Option<OsString>) -> Self {
-        let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let home = || path("HOME").unwrap_or_default();
+        let expanded = |path: &Path| expand_path_by(path, &variable);
+        let path = |name: &str| {
+            let value = variable(name).filter(|value| !value.is_empty());
+            value.map(|value| expanded(Path::new(&value)))
+        };
         let hugging_face = || {
-            let caches = || path("XDG_CACHE_HOME").unwrap_or_else(|| home().join(".cache"));
+            let caches = || path("XDG_CACHE_HOME").unwrap_or_else(|| expanded(Path::new("~/.cache")));
             path("HF_HOME").unwrap_or_else(|| caches().join("huggingface"))
         };
         let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
@@ -98,6 +106,7 @@ impl Hub {
         let missing = if is_there(&folder) { snapshot } else { folder };
         Err(ModelNotFound {
             model: model.display().to_string(),
+            folder: std::env::current_dir().ok(),
             cache: self.cache.clone(),
             missing: missing.display().to_string(),
             remedy: format!("download it with `hf download {name}{}`", revision_argument(revision)),
@@ -263,5 +272,24 @@ mod tests {
             let look_up = |name: &str| given.iter().find(|(known, _, _)| *known == name).map(|v| v.1.into());
             assert_eq!(Hub::from_environment(look_up).cache, Path::new(given[0].2));
         }
+    }
+
+    #[test]
+    fn tildes_and_variables_in_the_environment_are_expanded() {
+        let cases = [
+            (("HF_HUB_CACHE", "~/hub"), "/home/ada/hub"),
+            (("HUGGINGFACE_HUB_CACHE", "$SCRATCH/hub"), "/scratch/hub"),
+            (("HF_HOME", "${SCRATCH}/hf"), "/scratch/hf/hub"),
+            (("XDG_CACHE_HOME", "~/.c"), "/home/ada/.c/huggingface/hub"),
+            (("HF_HOME", "$NOWHERE/hf"), "$NOWHERE/hf/hub"),
+        ];
+        for ((name, value), expected) in cases {
+            let all = [("HOME", "/home/ada"), ("SCRATCH", "/scratch"), (name, value)];
+            let look_up = |wanted: &str| all.iter().find(|(name, _)| *name == wanted).map(|v| v.1.into());
+            assert_eq!(Hub::from_environment(look_up).cache, Path::new(expected), "{name}={value}");
+        }
+        // A process may have no HOME: the system knows its user's.
+        let cache = Hub::from_environment(|_| None).cache;
+        assert!(cache.is_absolute() && cache.ends_with(".cache/huggingface/hub"), "{cache:?}");
     }
 }

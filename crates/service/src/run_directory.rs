@@ -1,6 +1,7 @@
 //! Where the files of a run are.
 
 use crate::{ServiceError, durable};
+use config::PromptSplit;
 use std::path::{Path, PathBuf};
 
 /// The directory of one run, `runs/<name>`.
@@ -32,6 +33,21 @@ impl RunDirectory {
     /// The resolved run config.
     pub fn config(&self) -> PathBuf {
         self.path.join("config.toml")
+    }
+
+    /// Copies of the prompts that the run was given.
+    pub fn prompt_folder(&self) -> PathBuf {
+        self.path.join("prompts")
+    }
+
+    /// The copy of the prompts for one purpose.
+    pub fn prompts(&self, split: PromptSplit) -> PathBuf {
+        self.prompt_folder().join(format!("{split}.jsonl"))
+    }
+
+    /// What the run read when it began, and what of that was changed knowingly since.
+    pub fn inputs(&self) -> PathBuf {
+        self.path.join("inputs.json")
     }
 
     /// Checkpoints of the learner, one directory each.

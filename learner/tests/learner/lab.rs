@@ -103,7 +103,8 @@ impl Lab {
 
     /// A learner that continues what is in the directory.
     pub fn open(&self, shared: &Shared) -> Result<Run, LearnerError> {
-        Run::open(self.trainer(shared), shared.publications.clone(), self.directory())
+        let test_prompts = config::read_prompts(&self.config.data.test).unwrap();
+        Run::open(self.trainer(shared), test_prompts, shared.publications.clone(), self.directory())
     }
 
     /// A trainer with a fresh policy.

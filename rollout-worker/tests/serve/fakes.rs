@@ -98,6 +98,7 @@ impl Coordinator for FakeCoordinator {
             run_directory: String::new(),
             learner_address: state.learner_address.clone(),
             lease_seconds: 0.5,
+            ..JoinReply::default()
         }))
     }
 

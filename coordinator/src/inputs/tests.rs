@@ -1,0 +1,187 @@
+//! A run that goes on with what it began with, and one that is made to go on with something else.
+
+use super::*;
+use crate::cli::{Cli, Command};
+use crate::opening::{open_run, run_directory};
+use clap::Parser;
+use std::fs;
+
+/// A folder with prompts, a model and the config of a run on them.
+struct Home {
+    folder: tempfile::TempDir,
+    config: RunConfig,
+}
+
+impl Home {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
+        config.run.directory = folder.path().join("runs");
+        config.model.path = folder.path().join("model");
+        config.data.train = folder.path().join("train.txt");
+        config.data.test = folder.path().join("test.txt");
+        config.rewards = vec![config::RewardSection::new("jpeg_compressibility")];
+        let home = Self { folder, config };
+        home.write("train.txt", "a cat\na dog\n");
+        home.write("test.txt", "a fox\n");
+        home.write("model/model_index.json", r#"{"vae": ["a", "b"]}"#);
+        home.write("model/vae/config.json", "{}");
+        home
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.folder.path().join(name);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("created");
+        fs::write(path, text).expect("written");
+    }
+
+    /// Opens the run as `coordinator up` with these flags does; what was accepted, or the refusal.
+    async fn up(&self, flags: &[&str]) -> Result<Vec<String>, String> {
+        let line = ["coordinator", "up", "run.toml"].iter().chain(flags);
+        let Command::Up(args) = Cli::try_parse_from(line).expect("valid flags").command else {
+            panic!("not `up`")
+        };
+        let refused = |error: CoordinatorError| {
+            assert_eq!(error.exit_code(), 2, "{error}");
+            error.to_string()
+        };
+        let catalog = Catalog::open(self.config.clone()).expect("prompts");
+        let inputs = Inputs::of(&catalog, &Hub::at("no/cache")).map_err(refused)?;
+        inputs.check(&args, &self.directory()).map_err(refused)?;
+        let (opened, _) = open_run(&args, &self.config).await.map_err(refused)?;
+        inputs.settle(&args, &opened).map_err(refused)
+    }
+
+    fn directory(&self) -> RunDirectory {
+        run_directory(&self.config).expect("a path")
+    }
+
+    fn copied(&self, split: PromptSplit) -> String {
+        fs::read_to_string(self.directory().prompts(split)).expect("a copy")
+    }
+}
+
+#[tokio::test]
+async fn what_a_run_began_with_may_move_but_not_change() {
+    let mut home = Home::new();
+    assert_eq!(home.up(&[]).await, Ok(vec![]));
+    assert_eq!(home.copied(PromptSplit::Train), "{\"prompt\":\"a cat\"}\n{\"prompt\":\"a dog\"}\n");
+    assert_eq!(home.up(&["--resume"]).await, Ok(vec![]));
+    // The same prompts in another file of another format.
+    home.write("elsewhere/train.json", "[\"a cat\",\n \"a dog\"]");
+    home.config.data.train = home.folder.path().join("elsewhere");
+    assert_eq!(home.up(&["--resume"]).await, Ok(vec![]));
+    let record = fs::read(home.directory().run_file()).expect("a record");
+    home.write("elsewhere/train.json", "[\"a cat\", \"a bat\"]");
+    home.write("test.txt", "a fox\nan owl\n");
+    home.write("model/vae/config.json", "{ }");
+    let refusal = home.up(&["--resume"]).await.expect_err("changed");
+    for expected in [
+        "`data.train`: prompt 2 was \"a dog\" and is \"a bat\"",
+        "`data.test`: 2 prompts, 1 when the run began; prompt 2 was nothing and is \"an owl\"",
+        "`model.path`: vae/config.json had 2 bytes and has 3",
+        "--accept-changed-data",
+    ] {
+        assert!(refusal.contains(expected), "{refusal}");
+    }
+    assert_eq!(fs::read(home.directory().run_file()).expect("a record"), record, "nothing was touched");
+    assert!(home.copied(PromptSplit::Train).contains("a dog"));
+}
+
+#[tokio::test]
+async fn a_change_that_is_wished_for_is_noted_for_good() {
+    let home = Home::new();
+    assert_eq!(home.up(&[]).await, Ok(vec![]));
+    home.write("test.txt", "an owl\n");
+    let accepted = home.up(&["--resume", "--accept-changed-data"]).await.expect("accepted");
+    assert_eq!(accepted, ["`data.test`: prompt 1 was \"a fox\" and is \"an owl\""]);
+    assert_eq!(home.copied(PromptSplit::Test), "{\"prompt\":\"an owl\"}\n");
+    home.write("model/vae/config.json", "[]");
+    home.up(&["--resume", "--accept-changed-data"]).await.expect("accepted");
+    assert_eq!(home.up(&["--resume"]).await, Ok(vec![]), "it is what the run goes on with now");
+    let record = recorded(&home.directory()).expect("readable").expect("a record");
+    let changes: Vec<_> =
+        record.accepted.iter().map(|accepted| (accepted.generation, &accepted.change)).collect();
+    let expected = [
+        (2, "`data.test`: prompt 1 was \"a fox\" and is \"an owl\"".to_owned()),
+        (3, "`model.path`: vae/config.json has other content of the same size".to_owned()),
+    ];
+    assert_eq!(changes, expected.each_ref().map(|(generation, change)| (*generation, change)));
+}
+
+#[tokio::test]
+async fn living_members_must_not_learn_of_a_change_by_surprise() {
+    let home = Home::new();
+    assert_eq!(home.up(&[]).await, Ok(vec![]));
+    home.write("train.txt", "a bat\n");
+    // A process with the name of a member in its arguments.
+    let mut member = std::process::Command::new("sh");
+    member.args(["-c", "read line", "learner", "--member-id", "learner"]).stdin(std::process::Stdio::piped());
+    let mut member = member.spawn().expect("a process");
+    let mut record = RunRecord::read(&home.directory()).expect("a record");
+    record.members.insert("learner".to_owned(), member.id());
+    record.write(&home.directory()).expect("written");
+    let lives = !record.living_members().is_empty();
+    let outcome = home.up(&["--resume", "--accept-changed-data"]).await;
+    member.kill().expect("killed");
+    member.wait().expect("waited for");
+    assert!(lives, "the stand-in is not taken for a member");
+    assert!(outcome.expect_err("it lives").contains("learner still live and know what was before"));
+    record.members.clear();
+    record.write(&home.directory()).expect("written");
+    home.up(&["--resume", "--accept-changed-data"]).await.expect("nobody lives");
+}
+
+#[tokio::test]
+async fn an_adapter_and_the_models_of_rewards_are_part_of_what_a_run_reads() {
+    let mut home = Home::new();
+    home.config.adapter.start_from = home.folder.path().join("adapter");
+    let mut reward = config::RewardSection::new("pickscore");
+    let path = home.folder.path().join("scorer").display().to_string();
+    reward.options.insert("model".to_owned(), toml::Value::String(path));
+    home.config.rewards.push(reward);
+    let missing = home.up(&[]).await.expect_err("missing");
+    assert!(missing.contains("`adapter.start_from`: there is no "), "{missing}");
+    home.write("adapter/adapter_config.json", "{}");
+    home.write("scorer/config.json", "{}");
+    assert_eq!(home.up(&[]).await, Ok(vec![]));
+    home.write("adapter/adapter_config.json", "[]");
+    home.write("scorer/config.json", "[]");
+    let refusal = home.up(&["--resume"]).await.expect_err("changed");
+    for key in ["`adapter.start_from`: adapter_config.json has", "`rewards[1].model`: config.json has"] {
+        assert!(refusal.contains(key), "{refusal}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_run_has_no_record_of_is_taken_as_it_is() {
+    let home = Home::new();
+    assert_eq!(home.up(&[]).await, Ok(vec![]));
+    fs::remove_file(home.directory().inputs()).expect("removed");
+    home.write("model/vae/config.json", "[]");
+    assert_eq!(home.up(&["--resume"]).await, Ok(vec![]));
+    fs::remove_dir_all(home.directory().prompt_folder()).expect("removed");
+    home.write("train.txt", "a bat\n");
+    assert_eq!(home.up(&["--resume"]).await, Ok(vec![]));
+    // A start that was interrupted before its record was whole.
+    fs::remove_file(home.directory().inputs()).expect("removed");
+    fs::remove_file(home.directory().prompts(PromptSplit::Test)).expect("removed");
+    assert_eq!(home.up(&["--resume"]).await, Ok(vec![]));
+    fs::write(home.directory().inputs(), "{").expect("written");
+    assert!(home.up(&["--resume"]).await.expect_err("damaged").contains("inputs.json is damaged"));
+}
+
+#[test]
+fn the_first_difference_of_two_lists_is_named() {
+    let list = |text: &str| -> Vec<PromptRecord> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.jsonl");
+        fs::write(&path, text).expect("written");
+        read_prompts(&path).expect("valid")
+    };
+    let (one, two) = (list("\"a\"\n\"b\"\n"), list("\"a\"\n{\"prompt\": \"b\", \"tag\": \"x\"}\n"));
+    assert_eq!(change_of_list(&one, &one), None);
+    assert_eq!(change_of_list(&one, &two).as_deref(), Some("prompt 2 \"b\" has other metadata"));
+    let grown = change_of_list(&[], &one).expect("grown");
+    assert_eq!(grown, "2 prompts, 0 when the run began; prompt 1 was nothing and is \"a\"");
+}
