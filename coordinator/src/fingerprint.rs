@@ -30,7 +30,7 @@ pub struct FileMark {
     pub blake3: String,
 }
 
-/// The files of a folder by their paths below it, or a single file under the name ``.
+/// The files of a folder by their paths below it, or a single file under an empty name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fingerprint(BTreeMap<String, FileMark>);
