@@ -74,6 +74,7 @@ fn config_of(run: &RunDirectory, settings: &[String]) -> Result<RunConfig, Coord
         let paths = [
             &mut config.model.path,
             &mut config.data.train,
+            &mut config.data.validation,
             &mut config.data.test,
             &mut config.run.directory,
         ];

@@ -144,7 +144,8 @@ fn run_export(args: &ExportArgs) -> anyhow::Result<u8> {
 fn run_pretrain(args: &PretrainArgs) -> anyhow::Result<u8> {
     logging::init(LogFormat::default(), "info")?;
     PretrainSettings::read(&args.settings).map_err(BadInput)?;
-    let folders = [("--out", Some(&args.out)), ("--before-wrong-captions", args.before_wrong_captions.as_ref())];
+    let folders =
+        [("--out", Some(&args.out)), ("--before-wrong-captions", args.before_wrong_captions.as_ref())];
     for (flag, folder) in folders.into_iter().filter_map(|(flag, folder)| Some((flag, folder?))) {
         if folder.exists() {
             let there = anyhow!("{} is there already; remove it or give another {flag}", folder.display());

@@ -177,11 +177,7 @@ fn prompt_files_are_named_with_their_lines() {
         fs::write(&path, text).expect("written");
         ends(&[("data.train", quoted(&path))], 2, &["prompts.jsonl", words]);
     }
-    ends(
-        &[("evaluation.prompts", "91".to_owned())],
-        2,
-        &["`evaluation.prompts` is 91", "holds 90 prompts"],
-    );
+    ends(&[("evaluation.prompts", "91".to_owned())], 2, &["`evaluation.prompts` is 91", "holds 90 prompts"]);
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn status_tells_how_a_run_ended() {
 
     run.complete(&["--resume", "--workers", "1"]);
     let status = run.status(&[]);
-    for words in ["done", "held-out reward after", "best version", "workers busy"] {
+    for words in ["done", "test reward after", "best version", "workers busy"] {
         assert!(status.contains(words), "{words} is not in\n{status}");
     }
     assert!(status.contains("since the run was resumed"), "the share of workers covers a part:\n{status}");
@@ -84,7 +84,7 @@ fn a_run_that_games_its_reward_stops_with_a_summary_and_goes_on_when_told_to() {
     for words in [
         "the run failed: reward hacking",
         "coordinator resume",
-        "held-out reward after",
+        "test reward after",
         "reward hacking seen in",
         "→",
     ] {

@@ -108,17 +108,23 @@ fn prompts_that_change_in_a_living_run_change_nothing() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let shipped = tests::repository().join("assets/prompts");
     let lines = |name: &str| std::fs::read_to_string(shipped.join(name)).expect("readable");
-    let test: Vec<String> = lines("test.jsonl").lines().take(12).map(|line| format!("{line}\n")).collect();
+    let first = |name: &str| lines(name).lines().take(12).map(|line| format!("{line}\n")).collect::<String>();
     let write = |name: &str, text: &str| {
         std::fs::write(folder.path().join(name), text).expect("written");
         format!("{:?}", folder.path().join(name).display().to_string())
     };
-    let (train, test) = (write("train.jsonl", &lines("train.jsonl")), write("test.jsonl", &test.concat()));
-    let prompts = [("data.train", train.as_str()), ("data.test", test.as_str()), ("evaluation.prompts", "0")];
+    let train = write("train.jsonl", &lines("train.jsonl"));
+    let [validation, test] = ["validation.jsonl", "test.jsonl"].map(|name| write(name, &first(name)));
+    let prompts = [
+        ("data.train", train.as_str()),
+        ("data.validation", validation.as_str()),
+        ("data.test", test.as_str()),
+        ("evaluation.prompts", "0"),
+    ];
     let mut run = Run::new(&[&with_lag(0)[..], &prompts].concat());
     run.start(&["--workers", "2"]);
     run.wait_for_iterations(2);
-    write("test.jsonl", &lines("test.jsonl"));
+    ["validation.jsonl", "test.jsonl"].map(|name| write(name, &lines(name)));
     write("train.jsonl", "not even JSON");
     kill_member(&run, "learner");
     kill_member(&run, "worker-0");

@@ -37,7 +37,7 @@ fn a_run_whose_last_export_fails_is_not_done_until_that_is_mended() {
     run.start(&["--resume", "--workers", "1"]);
     assert_eq!(run.wait(), Some(1), "{}", run.output());
     let said = run.said();
-    for words in ["could not be exported", "adapter/peft", "Not a directory", "held-out reward after"] {
+    for words in ["could not be exported", "adapter/peft", "Not a directory", "test reward after"] {
         assert!(said.contains(words), "{words} is not in\n{said}");
     }
     assert!(run.status(&[]).contains("could not be exported"), "{}", run.status(&[]));

@@ -21,7 +21,7 @@ fn mean_score(folder: &Path, arguments: &[&str]) -> f64 {
     let images = tempfile::tempdir().expect("a temporary directory");
     let images = images.path().to_str().expect("text");
     worker(folder, &[&["sample", "--out", images], arguments].concat());
-    let prompts = repository().join("assets/prompts/test.jsonl");
+    let prompts = repository().join("assets/prompts/validation.jsonl");
     let prompts = prompts.to_str().expect("text");
     let score = ["score", "--json", "--reward", "shapes", "--images", images, "--prompts", prompts];
     let told = worker(folder, &score);
