@@ -147,7 +147,8 @@ mod tests {
         std::fs::write(directory.run_file(), "").expect("written");
         let log = std::fs::File::create(directory.log_of("learner")).expect("created");
         let mut learner = Command::new("sh");
-        learner.args(["-c", "sleep 60; :", "--member-id", "learner"]).stdin(Stdio::null()).stdout(log);
+        // It waits by itself: a child of it would outlive it, and looks like it until it has become another program.
+        learner.args(["-c", "read line", "--member-id", "learner"]).stdin(Stdio::piped()).stdout(log);
         let mut learner = learner.spawn().expect("started");
         let living = stored_record(&directory, "demo").err().expect("refused");
         learner.kill().expect("killed");

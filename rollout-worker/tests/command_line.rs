@@ -77,8 +77,7 @@ fn numbers_beyond_what_a_model_bears_are_refused_before_it_runs() {
     inspect(&["--max-sequence-length", "18446744073709551615"], &["18446744073709551615", "to 4096"]);
     let with_t5 = repository().join("tests/golden/sd3").display().to_string();
     let flux = repository().join("tests/golden/flux").display().to_string();
-    for (model, length) in [(&with_t5, "18446744073709551615"), (&flux, "18446744073709551615"), (&flux, "0")]
-    {
+    for (model, length) in [(&with_t5, "4096"), (&flux, "4096"), (&flux, "0")] {
         let arguments = ["inspect", model, "--max-sequence-length", length];
         refused(home.path(), &arguments, &["max_sequence_length"]);
     }

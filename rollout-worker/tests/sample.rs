@@ -78,6 +78,7 @@ impl Studio {
         config.data.test = "prompts.txt".into();
         (config.sampling.height, config.sampling.width) = (16, 24);
         config.sampling.guidance_scale = 2.0;
+        config.evaluation.guidance_scale = 2.0;
         (config.evaluation.steps, config.evaluation.prompts) = (3, 1);
         config.evaluation.images_per_prompt = 2;
         config.resources.device = "cpu".to_owned();
