@@ -124,7 +124,9 @@ fn prompts_that_change_in_a_living_run_change_nothing() {
     let mut run = Run::new(&[&with_lag(0)[..], &prompts].concat());
     run.start(&["--workers", "2"]);
     run.wait_for_iterations(2);
-    ["validation.jsonl", "test.jsonl"].map(|name| write(name, &lines(name)));
+    for name in ["validation.jsonl", "test.jsonl"] {
+        write(name, &lines(name));
+    }
     write("train.jsonl", "not even JSON");
     kill_member(&run, "learner");
     kill_member(&run, "worker-0");
