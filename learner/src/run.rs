@@ -310,15 +310,8 @@ impl Run {
     }
 
     fn record_test(&mut self, version: u32, outcomes: &[EvaluatedImages]) {
-        let (config, list) = (self.config(), self.held_out.of(TaskKind::Test).digest.clone());
-        let of_this_list = self.records.tests().iter().filter(|row| row.prompt_list == list);
-        let earlier: Vec<Evaluation> = of_this_list.cloned().collect();
-        let (rewards, per_prompt) = (config.rewards_of_evaluation(), config.evaluation.images_per_prompt);
-        let test = Evaluation {
-            seconds: self.seconds(),
-            prompt_list: list,
-            ..Evaluation::new(version, outcomes, per_prompt, rewards, &earlier)
-        };
+        let earlier = self.comparable_rows(TaskKind::Test, self.records.tests());
+        let test = self.summed_up(TaskKind::Test, version, outcomes, &earlier);
         tracing::info!(version, reward = test.reward, standard_error = test.standard_error, "tested");
         self.records.test(test);
     }
@@ -342,16 +335,11 @@ impl Run {
 
     /// Sums up an evaluation and holds it against those before.
     fn evaluation(&self, version: u32, outcomes: &[EvaluatedImages]) -> Evaluation {
-        let (config, list) = (self.config(), self.held_out.evaluated.digest.clone());
-        let of_this_list = self.records.evaluations().iter().filter(|row| row.prompt_list == list);
-        let earlier: Vec<Evaluation> = of_this_list.cloned().collect();
-        let (rewards, per_prompt) = (config.rewards_of_evaluation(), config.evaluation.images_per_prompt);
+        let earlier = self.comparable_rows(TaskKind::Evaluate, self.records.evaluations());
         let since = earlier.last().map(|row| row.version);
         let mut evaluation = Evaluation {
-            seconds: self.seconds(),
             training_reward: since.and_then(|since| self.training_reward(since)),
-            prompt_list: list,
-            ..Evaluation::new(version, outcomes, per_prompt, rewards, &earlier)
+            ..self.summed_up(TaskKind::Evaluate, version, outcomes, &earlier)
         };
         let hacked = self.hacked(&[earlier.as_slice(), &[evaluation.clone()]].concat());
         if !hacked.is_empty() {
@@ -359,6 +347,29 @@ impl Run {
         }
         evaluation.reward_hacking = hacked.into_iter().map(|hacked| hacked.name).collect();
         evaluation
+    }
+
+    /// The rows that are of the prompts which a kind of evaluation has today.
+    fn comparable_rows(&self, kind: TaskKind, rows: &[Evaluation]) -> Vec<Evaluation> {
+        let list = &self.held_out.of(kind).digest;
+        rows.iter().filter(|row| row.prompt_list == *list).cloned().collect()
+    }
+
+    /// What the images of a version came to, gains over the first of the `earlier` rows by the same rewards.
+    fn summed_up(
+        &self,
+        kind: TaskKind,
+        version: u32,
+        outcomes: &[EvaluatedImages],
+        earlier: &[Evaluation],
+    ) -> Evaluation {
+        let config = self.config();
+        let (rewards, per_prompt) = (config.rewards_of_evaluation(), config.evaluation.images_per_prompt);
+        Evaluation {
+            seconds: self.seconds(),
+            prompt_list: self.held_out.of(kind).digest.clone(),
+            ..Evaluation::new(version, outcomes, per_prompt, rewards, earlier)
+        }
     }
 
     /// Mean training reward of the iterations from `since` on that are finished.
