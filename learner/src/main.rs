@@ -143,7 +143,10 @@ fn run_export(args: &ExportArgs) -> anyhow::Result<u8> {
 
 fn run_pretrain(args: &PretrainArgs) -> anyhow::Result<u8> {
     logging::init(LogFormat::default(), "info")?;
-    PretrainSettings::read(&args.settings).map_err(BadInput)?;
+    let settings = PretrainSettings::read(&args.settings).map_err(BadInput)?;
+    if args.before_wrong_captions.is_some() {
+        settings.check_before_wrong_captions().map_err(BadInput)?;
+    }
     let folders =
         [("--out", Some(&args.out)), ("--before-wrong-captions", args.before_wrong_captions.as_ref())];
     for (flag, folder) in folders.into_iter().filter_map(|(flag, folder)| Some((flag, folder?))) {

@@ -51,6 +51,9 @@ pub struct Folders<'a> {
 /// progress nothing is left behind then.
 pub fn run(settings_file: &Path, folders: Folders<'_>) -> anyhow::Result<()> {
     let settings = PretrainSettings::read(settings_file)?;
+    if folders.before_wrong_captions.is_some() {
+        settings.check_before_wrong_captions()?;
+    }
     for folder in [folders.before_wrong_captions, Some(folders.out)].into_iter().flatten() {
         if folder.exists() {
             bail!("{} is there already; remove it or give another folder", folder.display());
@@ -59,21 +62,17 @@ pub fn run(settings_file: &Path, folders: Folders<'_>) -> anyhow::Result<()> {
     tch::set_num_threads(settings.threads);
     tch::manual_seed(settings.seed as i64);
     let mut transformer = None;
-    for folder in [folders.before_wrong_captions, Some(folders.out)].into_iter().flatten() {
-        durable::write_directory(folder, |folder| {
-            transformer = Some(begin(folder, &settings)?);
-            anyhow::Ok(())
-        })
-        .with_context(|| format!("writing {}", folder.display()))?;
-    }
+    durable::write_directory(folders.out, |folder| {
+        transformer = Some(begin(folder, &settings)?);
+        anyhow::Ok(())
+    })
+    .with_context(|| format!("writing {}", folders.out.display()))?;
     let transformer = transformer.context("no transformer was made; this is a bug")?;
     let mut training = Training::new(settings, transformer, folders.out)?;
     let trained = training.run(folders);
     if trained.is_err() && !training.is_saved {
-        // Nothing in them has been trained.
-        for folder in [folders.before_wrong_captions, Some(folders.out)].into_iter().flatten() {
-            durable::remove_directory(folder)?;
-        }
+        // Nothing in it has been trained.
+        durable::remove_directory(folders.out)?;
     }
     trained
 }
@@ -116,7 +115,7 @@ struct Training {
     parameters: Vec<(String, Tensor)>,
     optimizer: AdamW,
     average: Ema,
-    /// Whether averaged weights have been written.
+    /// Whether averaged weights have been written to the folder of the trained pipeline.
     is_saved: bool,
 }
 
@@ -157,11 +156,15 @@ impl Training {
         tracing::info!(n_parameters, steps = self.settings.steps, "pre-training");
         let start = Instant::now();
         let mut loss_sum = 0.0;
+        let first_wrong_step = self.settings.first_wrong_step();
         for step in 0..self.settings.steps {
-            if let Some(folder) = folders.before_wrong_captions.filter(|_| self.settings.is_first_wrong(step))
-            {
+            if let Some(folder) = folders.before_wrong_captions.filter(|_| first_wrong_step == Some(step)) {
                 tracing::info!(step, "captions are right up to here: {}", folder.display());
-                self.save_average(folder)?;
+                durable::write_directory(folder, |folder| {
+                    pipeline_folder::write(folder, &self.settings)?;
+                    self.save_average(folder)
+                })
+                .with_context(|| format!("writing {}", folder.display()))?;
             }
             let loss = self.update(step)?;
             if !loss.is_finite() {
@@ -176,6 +179,7 @@ impl Training {
                 tracing::info!(step = done, mean_loss, seconds = start.elapsed().as_secs_f64().round());
                 loss_sum = 0.0;
                 self.save_average(folders.out)?;
+                self.is_saved = true;
             }
         }
         Ok(())
@@ -186,7 +190,6 @@ impl Training {
         self.average.swap(&self.parameters);
         let saved = save(&self.transformer, folder);
         self.average.swap(&self.parameters);
-        self.is_saved |= saved.is_ok();
         saved
     }
 

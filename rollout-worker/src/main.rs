@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::{Parser, Subcommand};
-use config::{BranchSteps, Dtype, RewardInquiry, StepRule, StepWeight};
+use config::{Algorithm, BranchSteps, Dtype, RatioNormalization, RewardInquiry, StepRule, StepWeight};
 use models::lora::LoraConfig;
 use models::reference_case::{TOLERANCE, parse_tolerance};
 use rollout_worker::bad_input::BadInput;
@@ -107,7 +107,7 @@ struct ScoreArgs {
     /// Folder of PNG files; a name begins with the number of its prompt, as in 00012-3.png.
     #[arg(long, value_parser = path_argument())]
     images: PathBuf,
-    /// Prompts, `.txt` (one per line) or `.jsonl` (one object per line).
+    /// Prompts: `.txt`, `.jsonl`, `.ndjson`, `.json`, `.csv` or `.tsv`.
     #[arg(long, value_parser = path_argument())]
     prompts: PathBuf,
     /// One JSON object per line.
@@ -136,9 +136,9 @@ struct StepArgs {
     /// Which steps are trained.
     #[arg(long, requires = "steps", default_value = "all", value_parser = BranchSteps::from_str)]
     branch_steps: BranchSteps,
-    /// Weight of a step.
-    #[arg(long, requires = "steps", default_value = "noise", value_parser = StepWeight::from_str)]
-    step_weight: StepWeight,
+    /// Weight of a step [default: that of a run config of TempFlow-GRPO with this step rule].
+    #[arg(long, requires = "steps", value_parser = StepWeight::from_str)]
+    step_weight: Option<StepWeight>,
 }
 
 #[derive(clap::Args)]
@@ -373,6 +373,8 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
 
 fn trained_steps(args: StepArgs) -> Option<TrainedStepOptions> {
     let StepArgs { steps, step_rule, noise_level, branch_steps, step_weight } = args;
+    let usual = config::default_step_weight(Algorithm::TempflowGrpo, step_rule, RatioNormalization::None);
+    let step_weight = step_weight.unwrap_or(usual);
     steps.map(|steps| TrainedStepOptions { steps, step_rule, noise_level, branch_steps, step_weight })
 }
 

@@ -48,7 +48,7 @@ def per_iteration(config, settings):
         line = next(line for line in lines if line.strip().startswith(name))
         return int(line.split(name)[1].split()[0])
 
-    return {"evaluations": count("network evaluations"), "trained": count("cells trained")}
+    return {"evaluations": count("network evaluations"), "cells": count("cells trained")}
 
 
 def run(options):
@@ -84,8 +84,8 @@ def run(options):
 COSTS = ("updates", "evaluations", "images", "trained", "seconds")
 
 
-def curve(directory, trained):
-    """Reward on the test prompts over what it cost to get there, one point per evaluation."""
+def curve(directory, cells):
+    """Reward on the test prompts over what it cost to get there, one point per evaluation; `cells` are an iteration's."""
     done = [dict.fromkeys(COSTS, 0)]
     for row in rows(directory / "metrics.jsonl"):
         before = done[-1]
@@ -94,7 +94,7 @@ def curve(directory, trained):
                 "updates": row["optimizer"]["updates"],
                 "evaluations": before["evaluations"] + row["cost"]["network_evaluations"],
                 "images": before["images"] + row["cost"]["images"],
-                "trained": before["trained"] + trained,
+                "trained": before["trained"] + cells * row["policy"]["trained_cells"],
                 "seconds": before["seconds"] + row["time"]["iteration"],
             }
         )
@@ -124,8 +124,8 @@ def report(options):
     directory = pathlib.Path(options.directory)
     arms = {}
     for arm, config, settings in ARMS:
-        trained = per_iteration(config, settings)["trained"]
-        curves = [curve(path, trained) for path in sorted(directory.glob(f"{slug(arm)}-seed*"))]
+        cells = per_iteration(config, settings)["cells"]
+        curves = [curve(path, cells) for path in sorted(directory.glob(f"{slug(arm)}-seed*"))]
         arms[arm] = [points for points in curves if len(points) > 1]
     missing = [arm for arm, curves in arms.items() if not curves]
     if missing:
@@ -213,8 +213,8 @@ def main():
         command.add_argument("--directory", default=str(ROOT / "runs" / "ablation"))
         command.add_argument("--out", default=str(ROOT / "docs" / "ablation"))
         command.add_argument("--seeds", type=int, default=3)
-        command.add_argument("--iterations", type=int, default=120, help="of the branching arms")
-        command.add_argument("--evaluations", type=int, default=8, help="held-out evaluations per run")
+        command.add_argument("--iterations", type=int, default=80, help="of the branching arms")
+        command.add_argument("--evaluations", type=int, default=5, help="held-out evaluations per run")
     options = parser.parse_args()
     options.function(options)
 

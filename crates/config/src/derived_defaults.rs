@@ -21,6 +21,18 @@ pub fn default_step_weight(
     }
 }
 
+/// The clip range that belongs to a way of sampling and a ratio, as its authors choose it.
+///
+/// A log ratio is as large as its step is loud: that of GRPO-Guard is the plain one times about `S`, and a CPS step's has no
+/// `1/S` in it. A range that fits a Flow-SDE step never clips either of them.
+pub fn default_clip_range(step_rule: StepRule, ratio_normalization: RatioNormalization) -> f64 {
+    match (ratio_normalization, step_rule) {
+        (RatioNormalization::Guard, _) => 2e-6,
+        (RatioNormalization::None, StepRule::Cps) => 1e-5,
+        (RatioNormalization::None, StepRule::FlowSde) => 1e-4,
+    }
+}
+
 /// A default that follows other keys.
 pub(crate) struct DerivedDefault {
     pub section: &'static str,
@@ -40,11 +52,18 @@ pub(crate) fn derived_defaults(sections: &Table) -> Vec<DerivedDefault> {
         );
         Some(DerivedDefault { section: "training", key: "step_weight", value: weight.to_string().into() })
     };
+    let clip_range = || {
+        let range = default_clip_range(
+            read(stated("sampling", "step_rule")?)?,
+            read(stated("training", "ratio_normalization")?)?,
+        );
+        Some(DerivedDefault { section: "training", key: "clip_range", value: range.into() })
+    };
     let guidance = || {
         let value = stated("sampling", "guidance_scale")?;
         Some(DerivedDefault { section: "evaluation", key: "guidance_scale", value })
     };
-    [weight(), guidance()].into_iter().flatten().collect()
+    [weight(), clip_range(), guidance()].into_iter().flatten().collect()
 }
 
 fn read<'a, T: Deserialize<'a>>(value: Value) -> Option<T> {
@@ -60,7 +79,9 @@ mod tests {
         let text = preset("tempflow-tiny-cpu").expect("a preset").text;
         let text: String = text
             .lines()
-            .filter(|line| !["step_weight", "step_rule"].iter().any(|key| line.starts_with(key)))
+            .filter(|line| {
+                !["step_weight", "step_rule", "clip_range "].iter().any(|key| line.starts_with(key))
+            })
             .map(|line| format!("{line}\n"))
             .collect();
         let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
@@ -87,6 +108,16 @@ mod tests {
     }
 
     #[test]
+    fn the_clip_range_follows_step_rule_and_ratio() {
+        let range = |settings: &[&str]| with(settings).training.clip_range;
+        assert_eq!(range(&[]), 1e-4);
+        assert_eq!(range(&["sampling.step_rule=cps"]), 1e-5);
+        assert_eq!(range(&["training.ratio_normalization=guard"]), 2e-6);
+        assert_eq!(range(&["sampling.step_rule=cps", "training.ratio_normalization=guard"]), 2e-6);
+        assert_eq!(range(&["training.ratio_normalization=guard", "training.clip_range=1e-5"]), 1e-5);
+    }
+
+    #[test]
     fn held_out_images_are_guided_as_training_images_unless_said_otherwise() {
         let guidance = |settings: &[&str]| with(settings).evaluation.guidance_scale;
         assert_eq!(guidance(&[]), 1.0);
@@ -104,6 +135,7 @@ mod tests {
             vec!["sampling.guidance_scale=4.5", "evaluation.guidance_scale=1.0"],
             vec!["sampling.guidance_scale=1.0", "evaluation.guidance_scale=4.5"],
             vec!["training.ratio_normalization=guard", "training.step_weight=noise"],
+            vec!["sampling.step_rule=cps", "training.clip_range=1e-4"],
         ] {
             let config = with(&settings);
             let text = commented::commented_toml(&config, "", &[]);

@@ -23,7 +23,7 @@ mod validate;
 
 pub use branch::branch_text;
 pub use cost::*;
-pub use derived_defaults::default_step_weight;
+pub use derived_defaults::{default_clip_range, default_step_weight};
 pub use duration::{HeldOutCounts, Rate};
 pub use identity::*;
 pub use importer::{Fate, Import, ImportEntry, ImportError, ImportReport, import_flow_factory};

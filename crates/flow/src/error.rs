@@ -14,9 +14,9 @@ pub enum FlowError {
         remedy: &'static str,
     },
 
-    /// A trajectory needs a step to train and a last one that is never trained.
-    #[error("{steps} sampling steps are too few; use at least 2")]
-    TooFewSteps {
+    /// A trajectory needs a step to train and a last one that is never trained, and must fit into memory.
+    #[error("there cannot be {steps} sampling steps; use 2 to {}", crate::schedule::MOST_STEPS)]
+    NumberOfSteps {
         /// Number of steps asked for.
         steps: usize,
     },

@@ -27,7 +27,7 @@ pub fn trained_steps(
     iteration: u32,
 ) -> Result<Vec<usize>, FlowError> {
     if steps < 2 {
-        return Err(FlowError::TooFewSteps { steps });
+        return Err(FlowError::NumberOfSteps { steps });
     }
     let key = NoiseKey::initial(run_seed, Purpose::BranchSteps, iteration, 0, 0);
     let trainable = steps - 1;

@@ -21,6 +21,9 @@ pub use scheduler_config::{SchedulerConfig, TimeShift};
 
 use crate::FlowError;
 
+/// More than any sampler takes, and few enough to lay out.
+pub(crate) const MOST_STEPS: usize = 1_000_000;
+
 /// Who lays out the even noise levels that the scheduler bends; the class of the pipeline tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoiseGrid {
@@ -67,7 +70,7 @@ impl Schedule {
     /// Lays out `steps` steps for images of `image_seq_len` packed tokens, which only a dynamic shift looks at.
     ///
     /// # Errors
-    /// If there are fewer than two steps, or the noise levels do not fall.
+    /// If there are fewer than two steps or more than a million, or the noise levels do not fall.
     ///
     /// Source: diffusers 0.38, `scheduling_flow_match_euler_discrete.py` and the `__call__` of each pipeline.
     pub fn new(
@@ -76,8 +79,8 @@ impl Schedule {
         steps: usize,
         image_seq_len: usize,
     ) -> Result<Self, FlowError> {
-        if steps < 2 {
-            return Err(FlowError::TooFewSteps { steps });
+        if !(2..=MOST_STEPS).contains(&steps) {
+            return Err(FlowError::NumberOfSteps { steps });
         }
         let (mut levels, arithmetic) = grid.levels(config, steps);
         let bend = config.bend(image_seq_len);

@@ -73,7 +73,6 @@ impl ClipTextConfig {
         ];
         check_sizes(&sizes).map_err(placed(path, prefix))?;
         check_layers(&[("num_hidden_layers", self.num_hidden_layers)]).map_err(placed(path, prefix))?;
-        check_product("projection_dim", &[self.projection_dim]).map_err(placed(path, prefix))?;
         check_heads(path, prefix, [self.hidden_size, self.num_attention_heads])?;
         Ok(EncoderConfig {
             width: self.hidden_size,
@@ -138,6 +137,9 @@ impl ClipTextModel {
         let path = dir.join("config.json");
         let config: ClipTextConfig = json_file::read(&path)?;
         let encoder = config.encoder(&path, "")?;
+        if head == ClipHead::Projection {
+            check_sizes(&[("projection_dim", config.projection_dim)]).map_err(placed(&path, ""))?;
+        }
         let weights = Weights::open(dir, "model", options)?;
         let model = Self::new(&weights.scope(""), (config, encoder), head, ClipNames::Transformers);
         weights.ignore(&[POSITION_IDS]);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use models::adapter_file::{DIFFUSERS_FILE, PEFT_CONFIG, PEFT_TENSORS, SavedAdapter};
-use models::reference_case::{NetworkQuery, ReferenceCase};
+use models::reference_case::{NetworkQuery, ReferenceCase, TOLERANCE};
 use models::safetensors_file::{SafetensorsFile, read_all};
 use models::weights::{Inventory, TensorSource, WeightOptions, write};
 use models::{AdapterMode, LoadOptions, TextToImageModel, pipeline};
@@ -68,7 +68,7 @@ fn plain_lora_gives_the_outputs_of_peft_and_diffusers() {
             .unwrap_or_else(|error| panic!("{name}: {error}"));
         let (got, want) = (output(model.as_ref(), family(&name)), expected.read(&name).unwrap());
         let error = (got - &want).norm().double_value(&[]) / want.norm().double_value(&[]);
-        assert!(error <= 1e-5, "{name}: relative error {error:e}");
+        assert!(error <= TOLERANCE, "{name}: relative error {error:e}");
     }
 }
 

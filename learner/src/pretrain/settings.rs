@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 /// The file, section by section.
@@ -205,9 +205,28 @@ impl PretrainSettings {
         if has_begun { self.wrong_captions } else { 0.0 }
     }
 
-    /// Whether an update is the first with wrong captions.
-    pub fn is_first_wrong(&self, step: u32) -> bool {
-        self.wrong_captions_at(step) > 0.0 && (step == 0 || self.wrong_captions_at(step - 1) == 0.0)
+    /// The first update with wrong captions, if there is one.
+    pub fn first_wrong_step(&self) -> Option<u32> {
+        (0..self.steps).find(|step| self.wrong_captions_at(*step) > 0.0)
+    }
+
+    /// Checks that there are updates before the first wrong caption, and such a caption.
+    ///
+    /// # Errors
+    /// If every caption is right, or already that of the first update may be wrong.
+    pub fn check_before_wrong_captions(&self) -> anyhow::Result<()> {
+        let (share, from) = (self.wrong_captions, self.wrong_captions_from);
+        match self.first_wrong_step() {
+            None => bail!(
+                "no caption is ever wrong (wrong_captions is {share}, wrong_captions_from {from}), so there is no pipeline \
+                 before; leave `--before-wrong-captions` out"
+            ),
+            Some(0) => bail!(
+                "captions are wrong from the first update on (wrong_captions_from is {from}), so the pipeline before is \
+                 untrained; leave `--before-wrong-captions` out"
+            ),
+            Some(_) => Ok(()),
+        }
     }
 
     /// Width of the transformer.
@@ -223,7 +242,7 @@ mod tests {
     const SHIPPED: &str = include_str!("../../../deploy/configs/pretrain-tiny.toml");
 
     /// The shipped settings with the value of one key of one section changed; the first section has no name.
-    fn changed(section: &str, key: &str, value: &str) -> anyhow::Result<()> {
+    fn changed(section: &str, key: &str, value: &str) -> anyhow::Result<PretrainSettings> {
         let mut table: toml::Table = SHIPPED.parse().unwrap();
         let value = format!("x = {value}").parse::<toml::Table>().unwrap().remove("x").unwrap();
         let place = match section {
@@ -234,12 +253,26 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("settings.toml");
         std::fs::write(&path, table.to_string()).unwrap();
-        PretrainSettings::read(&path).map(drop)
+        PretrainSettings::read(&path)
     }
 
     #[test]
     fn the_shipped_settings_can_be_used() {
         changed("", "seed", "1").unwrap();
+    }
+
+    #[test]
+    fn there_is_a_pipeline_before_wrong_captions_only_where_it_was_trained_and_they_come() {
+        let check = |key, value| changed("", key, value).unwrap().check_before_wrong_captions();
+        check("seed", "1").unwrap();
+        for (key, value, words) in [
+            ("wrong_captions", "0.0", "no caption is ever wrong"),
+            ("wrong_captions_from", "1.0", "no caption is ever wrong"),
+            ("wrong_captions_from", "0.0", "from the first update on"),
+        ] {
+            let told = check(key, value).unwrap_err().to_string();
+            assert!(told.contains(words), "{key} = {value}: {told}");
+        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub struct SampleArguments {
     /// adapter or a whole transformer.
     #[arg(long, value_parser = path_argument())]
     adapter: Option<PathBuf>,
-    /// Prompts, `.txt` (one per line) or `.jsonl` (one object per line).
+    /// Prompts: `.txt`, `.jsonl`, `.ndjson`, `.json`, `.csv` or `.tsv`.
     #[arg(long, required_unless_present = "run", value_parser = path_argument())]
     prompts: Option<PathBuf>,
     /// Folder of the images, `PROMPT-IMAGE.png`.

@@ -85,7 +85,8 @@ impl Translation {
                 self.config.training.ratio_normalization = RatioNormalization::Guard;
                 "with training.ratio_normalization = \"guard\"; steps weigh alike, as theirs do, and not by the inverse of \
                  their lengths as GRPO-Guard's authors have it (training.step_weight = \"inverse-length\"); the ratio of a \
-                 CPS step is that of a Flow-SDE one, while theirs leaves a bias in it"
+                 CPS step is normalised as that of a Flow-SDE one, while theirs is smaller by about 2 S² and biased: choose \
+                 training.clip_range anew"
             }
             other => {
                 self.document.problems.push(format!(
@@ -371,6 +372,10 @@ impl Translation {
     /// A range around 1, given as its half width or as both ends.
     fn clip_range(&mut self) {
         let (low, high) = self.document.range("train.clip_range", 1e-4);
+        if low == 0.0 || high == 0.0 {
+            let problem = "`train.clip_range` is 0 on a side of 1; give a distance above 0 on either";
+            return self.document.problems.push(problem.to_owned());
+        }
         let training = &mut self.config.training;
         training.clip_range = low.abs().min(high.abs());
         if low.abs() == high.abs() {

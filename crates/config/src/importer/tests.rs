@@ -308,6 +308,7 @@ fn numbers_that_mean_nothing_are_refused_where_they_stand() {
         ("width", "0"),
         ("clip_range", "-1.0e-4"),
         ("clip_range", "[1.0e-4, 2.0e-4]"),
+        ("clip_range", "[0, 1.0e-4]"),
         ("adv_clip_range", "[-5, -1]"),
         ("num_inference_steps", "1000000000000"),
         ("group_size", "-8"),

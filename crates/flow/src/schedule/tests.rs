@@ -187,9 +187,11 @@ fn null_is_off_and_what_a_bend_does_not_look_at_may_be_null() {
 }
 
 #[test]
-fn one_step_is_too_few() {
-    let refused = Schedule::new(&sd3(), NoiseGrid::Scheduler, 1, 0);
-    assert_eq!(refused, Err(FlowError::TooFewSteps { steps: 1 }));
+fn one_step_is_too_few_and_a_trillion_are_too_many() {
+    for steps in [0, 1, 1_000_000_000_000, usize::MAX] {
+        let refused = Schedule::new(&sd3(), NoiseGrid::Scheduler, steps, 0);
+        assert_eq!(refused, Err(FlowError::NumberOfSteps { steps }));
+    }
 }
 
 #[test]
