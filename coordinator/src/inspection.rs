@@ -53,7 +53,7 @@ pub fn rewards(
         return Ok(Vec::new());
     }
     let inquiry =
-        RewardInquiry { device: config.resources.device.clone(), knock: servers == Servers::Knock, rewards };
+        RewardInquiry { device: config.resources.device, knock: servers == Servers::Knock, rewards };
     let inquiry = serde_json::to_vec(&inquiry).expect("an inquiry has a JSON form; else this is a bug");
     let (program, output) = ask(programs, &["inspect-rewards".to_owned()], &inquiry)?;
     match output.status.success() {
@@ -74,11 +74,11 @@ pub fn start_notes(config: &RunConfig, model: &ModelInspection) -> Vec<String> {
 /// # Errors
 /// If it is not, or the worker cannot be asked.
 pub fn device(config: &RunConfig, programs: &Path) -> Result<(), CoordinatorError> {
-    let device = &config.resources.device;
-    if device == "cpu" {
+    let device = config.resources.device;
+    if device.is_cpu() {
         return Ok(());
     }
-    let (program, output) = ask(programs, &["inspect-device".to_owned(), device.clone()], &[])?;
+    let (program, output) = ask(programs, &["inspect-device".to_owned(), device.to_string()], &[])?;
     match output.status.code() {
         Some(0) => Ok(()),
         Some(2) => Err(CoordinatorError::Usage(format!("`resources.device`: {}", complaint(&output)))),

@@ -7,7 +7,7 @@ use crate::error::CoordinatorError;
 use crate::history::History;
 use crate::inspection::{self, Servers};
 use crate::opening::run_directory;
-use config::{HeldOutCounts, Plan, PromptSplit, Rate, RewardSection, RunConfig, TaskKind};
+use config::{ComputeDevice, HeldOutCounts, Plan, PromptSplit, Rate, RewardSection, RunConfig, TaskKind};
 use service::Hub;
 use std::path::Path;
 use std::time::Duration;
@@ -78,13 +78,13 @@ fn time_text(config: &RunConfig, held_out: HeldOutCounts, rate: Rate) -> String 
         ""
     };
     let hours = seconds / 3600.0;
-    let spent = match config.resources.device.as_str() {
-        "cpu" => {
+    let spent = match config.resources.device {
+        ComputeDevice::Cpu => {
             let (workers, resources) = (config.n_processes() - 1, &config.resources);
             let cores = workers * resources.worker_threads + resources.learner_threads;
             format!("{:.2} core-hours ({cores} threads)", hours * cores as f64)
         }
-        _ => {
+        ComputeDevice::Cuda(_) => {
             let n = config.n_processes();
             format!("{:.2} GPU-hours ({n} processes with a GPU each)", hours * n as f64)
         }

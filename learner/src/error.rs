@@ -6,6 +6,7 @@ use std::time::Duration;
 use flow::FlowError;
 use models::ModelError;
 use proto::Summary;
+use run_setup::{DeviceError, TrainedStepsError};
 use service::{ModelNotFound, ServiceError};
 
 use crate::checkpoint::CheckpointError;
@@ -132,6 +133,12 @@ pub enum LearnerError {
     /// Numbers that do not fit together.
     #[error(transparent)]
     Flow(#[from] FlowError),
+    /// Steps or branches that do not.
+    #[error(transparent)]
+    Steps(#[from] TrainedStepsError),
+    /// The device is not here.
+    #[error("`resources.device`: {0}")]
+    Device(#[from] DeviceError),
     /// A model file.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -147,9 +154,6 @@ pub enum LearnerError {
     /// The model is not on this machine.
     #[error(transparent)]
     ModelNotFound(#[from] ModelNotFound),
-    /// Anything about the surroundings that has no name of its own.
-    #[error("{0}")]
-    Setting(String),
 }
 
 impl LearnerError {
@@ -161,7 +165,7 @@ impl LearnerError {
             | Self::Prompts(_)
             | Self::OtherConfig { .. }
             | Self::CheckpointsGone { .. }
-            | Self::Setting(_) => true,
+            | Self::Device(_) => true,
             Self::Stopped(_)
             | Self::NonFinite { .. }
             | Self::NonFiniteParameter { .. }
@@ -171,6 +175,7 @@ impl LearnerError {
             | Self::NotExported { .. }
             | Self::RewardHacking { .. }
             | Self::Flow(_)
+            | Self::Steps(_)
             | Self::Service(_)
             | Self::Checkpoint(_) => false,
         }

@@ -12,7 +12,6 @@ use service::{Provenance, durable};
 use tch::Tensor;
 
 use crate::error::LearnerError;
-use crate::trained_tensors::lora_config;
 
 /// What `PeftModel.from_pretrained` loads.
 const PEFT: &str = "peft";
@@ -43,7 +42,7 @@ pub fn write_adapter(
     directory: &Path,
 ) -> Result<(), LearnerError> {
     let tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect();
-    let adapter = SavedAdapter::new(lora_config(config), tensors);
+    let adapter = SavedAdapter::new(run_setup::lora_config(&config.adapter), tensors);
     durable::create_directory(directory)?;
     let base_model = config.model.path.to_string_lossy();
     write_folder(&directory.join(PEFT), provenance, |folder| {

@@ -14,11 +14,11 @@ use flow::{
     log_ratio, repeat_for_branches, transition_mean,
 };
 use models::{Conditioning, Guidance};
+use run_setup::TrainedSteps;
 use tch::{Kind, Tensor, no_grad};
 
 use crate::outcome::Trajectories;
 use crate::policy::Policy;
-use crate::rules::{self, TrainedSteps};
 
 /// What is differentiated, and in what portions.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ impl Objective {
     /// The objective that the config describes, for latents of `latent_shape`.
     pub fn new(config: &RunConfig, latent_shape: &[i64]) -> Self {
         Self {
-            clipped: rules::objective(config),
+            clipped: run_setup::objective(config),
             ratio_normalization: config.training.ratio_normalization,
             kl_beta: config.training.kl_beta,
             kl_denominator: config.training.kl_denominator,
@@ -150,7 +150,7 @@ impl Objective {
         (before, scale): (&MeansBefore, f64),
     ) -> Result<LossSums, NonFiniteCell> {
         let cells = self.computed_cells(task, steps);
-        let n_cells = (task.advantages.len() * steps.steps.len()) as u64;
+        let n_cells = (task.advantages.len() * steps.steps().len()) as u64;
         let mut sums = LossSums { cells: n_cells, ..LossSums::default() };
         for (position, chunk) in cells.chunks(self.max_rows).enumerate() {
             let batch = self.batch(task, steps, chunk, policy);
@@ -161,7 +161,7 @@ impl Objective {
             };
             sums.add(&self.backward(policy, task, &batch, (mean_before, scale)).map_err(|row| {
                 let Cell { seed, step } = chunk[row];
-                NonFiniteCell { seed: task.task.first_seed + seed as u32, step: steps.steps[step] }
+                NonFiniteCell { seed: task.task.first_seed + seed as u32, step: steps.steps()[step] }
             })?);
         }
         Ok(sums)
@@ -184,7 +184,7 @@ impl Objective {
     /// The cells that have a gradient, in the order in which they are computed.
     fn computed_cells(&self, task: &TrainingTask, steps: &TrainedSteps) -> Vec<Cell> {
         (0..task.advantages.len())
-            .flat_map(|seed| (0..steps.steps.len()).map(move |step| Cell { seed, step }))
+            .flat_map(|seed| (0..steps.steps().len()).map(move |step| Cell { seed, step }))
             .filter(|cell| self.kl_beta > 0.0 || self.advantages(task, *cell).iter().any(|a| *a != 0.0))
             .collect()
     }
@@ -249,7 +249,7 @@ impl Objective {
     }
 
     fn batch(&self, task: &TrainingTask, steps: &TrainedSteps, cells: &[Cell], policy: &Policy) -> Batch {
-        let n_steps = steps.steps.len();
+        let n_steps = steps.steps().len();
         let (latent_len, n_branches) = (self.latent_shape.iter().product::<i64>() as usize, self.n_branches);
         let gather = |source: &[f32], per_cell: usize| -> Vec<f32> {
             let place = |cell: &Cell| (cell.seed * n_steps + cell.step) * per_cell;

@@ -37,7 +37,6 @@ pub mod push_gate;
 pub mod receive;
 pub mod records;
 pub mod reward_hacking;
-pub mod rules;
 pub mod run;
 mod saving;
 pub mod serve;

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
+use config::ComputeDevice;
 use learner::pretrain::{Folders, PretrainSettings};
 use learner::serve::{Exit, ServeError, ServeOptions, serve};
 use learner::{export_checkpoint, parity, pretrain};
@@ -114,7 +115,7 @@ fn exit_code_of(error: &anyhow::Error) -> u8 {
 
 fn run(args: Args) -> anyhow::Result<u8> {
     // A run names its device after its processes have started.
-    let device = if matches!(args.command, Command::Serve(_)) { None } else { Some("cpu") };
+    let device = if matches!(args.command, Command::Serve(_)) { None } else { Some(ComputeDevice::Cpu) };
     cuda::load_where_wanted(device).map_err(|error| BadInput(error.into()))?;
     match args.command {
         Command::Serve(args) => run_serve(args),

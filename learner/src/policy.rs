@@ -3,17 +3,15 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use config::{AdapterMethod, Dtype, RunConfig};
+use config::{AdapterMethod, RunConfig};
 use flow::{AdamW, Ema, FlowError, clip_gradient_norm};
-use models::weights::{TensorSource, WeightOptions};
 use models::{
     Activations, AdapterMode, Conditioning, Guidance, LoadOptions, ModelError, TextToImageModel,
     TrainingVelocity, pipeline, weights,
 };
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Tensor, no_grad};
 
 use crate::error::LearnerError;
-use crate::rules;
 pub use crate::trained_tensors::NamedTensors;
 use crate::trained_tensors::TrainedTensors;
 
@@ -52,19 +50,22 @@ impl Policy {
     /// # Errors
     /// If the model cannot be opened, the adapter does not suit it, or the device is not there.
     pub fn open(config: &RunConfig, folder: &Path) -> Result<Self, LearnerError> {
-        let device = device(&config.resources.device)?;
-        let options =
-            LoadOptions { weights: weight_options(config, device), text_encoders: false, decoder: None };
+        let device = run_setup::open_device(config.resources.device)?;
+        let options = LoadOptions {
+            weights: run_setup::weight_options(config, device),
+            text_encoders: false,
+            decoder: None,
+        };
         let open = || pipeline::open(folder, options.clone());
         let mut model = open()?;
         let moves_base = config.adapter.method == AdapterMethod::Full;
         let reference = (moves_base && config.training.kl_beta > 0.0).then(open).transpose()?;
         let trained = TrainedTensors::new(model.network_mut(), config)?;
         Ok(Self {
-            optimizer: AdamW::new(trained.masters(), rules::optimizer(config)),
-            average: Ema::new(trained.masters(), rules::average(config)),
+            optimizer: AdamW::new(trained.masters(), run_setup::optimizer(config)),
+            average: Ema::new(trained.masters(), run_setup::average(config)),
             max_grad_norm: config.training.max_grad_norm,
-            activations: rules::activations(config),
+            activations: run_setup::activations(config),
             model,
             reference,
             trained,
@@ -228,28 +229,4 @@ impl Policy {
 /// If the file is missing or damaged.
 pub fn read_average(directory: &Path) -> Result<NamedTensors, ModelError> {
     Ok(weights::read_all(&directory.join(AVERAGE_FILE))?.0)
-}
-
-/// The same base weights as the workers'.
-fn weight_options(config: &RunConfig, device: Device) -> WeightOptions {
-    let model = &config.model;
-    let kind = match model.dtype {
-        Dtype::Float32 => Kind::Float,
-        Dtype::Bfloat16 => Kind::BFloat16,
-    };
-    let variant = (!model.variant.is_empty()).then(|| model.variant.as_str().into());
-    let source =
-        if model.random_weights { TensorSource::Random(config.run.seed) } else { TensorSource::Files };
-    WeightOptions { kind, device, variant, source }
-}
-
-fn device(name: &str) -> Result<Device, LearnerError> {
-    match name {
-        "cpu" => Ok(Device::Cpu),
-        "cuda" if tch::Cuda::is_available() => Ok(Device::Cuda(0)),
-        "cuda" => Err(LearnerError::Setting(
-            "`resources.device` is `cuda`, but no CUDA device can be used; set it to `cpu`".to_owned(),
-        )),
-        other => Err(LearnerError::Setting(format!("`resources.device` is `{other}`; use `cpu` or `cuda`"))),
-    }
 }

@@ -1,8 +1,10 @@
 //! From the bytes of a push to what training takes: tensors split, embeddings kept, next latents rebuilt and checked.
 
-use flow::{NoiseKey, Purpose, next_latents_on_host, standard_normal};
+use flow::next_latents_on_host;
 use models::push_tensors::{self, HASH_BYTES, embedding_part_of, extra_of, latent_hash};
+use noise::standard_normal;
 use proto::{PushHeader, TensorInfo};
+use run_setup::training_key;
 
 use config::{TaskKind, TaskSpec};
 
@@ -165,13 +167,7 @@ impl Receiver {
         let mut cells = means.chunks_exact(latent_len);
         let mut rebuilt = Vec::with_capacity(means.len() * self.layout.n_branches);
         for seed_index in task.first_seed..task.first_seed + task.n_seeds {
-            let key = NoiseKey::initial(
-                self.run_seed,
-                Purpose::Rollout,
-                task.iteration,
-                task.prompt_slot,
-                seed_index,
-            );
+            let key = training_key(self.run_seed, task.iteration, task.prompt_slot, seed_index);
             for step in steps {
                 let mean = cells.next().expect("the header's shapes were checked; else this is a bug");
                 for branch in 0..self.layout.n_branches as u32 {

@@ -16,6 +16,7 @@ use config::{
     DataSection, OnRewardHacking, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec,
 };
 use proto::{Summary, WeightsRole};
+use run_setup::TrainedSteps;
 use service::RunDirectory;
 use tch::Tensor;
 
@@ -29,7 +30,6 @@ use crate::policy::{self, NamedTensors};
 use crate::publications::Publications;
 use crate::records::{self, Copies, Records};
 use crate::reward_hacking::{self, Hacked};
-use crate::rules::TrainedSteps;
 use crate::saving::{self, SaveFailure, SavedState};
 use crate::trainer::Trainer;
 

@@ -26,7 +26,6 @@ use crate::progress::ProgressBoard;
 use crate::publications::Publications;
 use crate::push_gate::PushGate;
 use crate::receive::Receiver;
-use crate::rules;
 use crate::run::{Ended, HeldOutPrompts, Run};
 use crate::server::{LONGEST_CALL, LearnerService};
 use crate::trainer::Trainer;
@@ -269,11 +268,11 @@ fn train(
     let Places { directory, prompts, hub } = places;
     let policy = Policy::open(&config, &hub.resolve(&config.model.path)?)?;
     let latent_shape = policy.model().latent_shape(config.sampling.height, config.sampling.width)?;
-    let schedule = rules::schedule(&config, policy.model())?;
+    let schedule = run_setup::training_schedule(&config, policy.model())?;
     let receiver = Receiver {
         layout: Layout::new(&config, policy.model(), latent_shape.clone()),
         run_seed: config.run.seed,
-        stds: rules::move_stds(&config, &schedule)?,
+        stds: run_setup::move_stds(&config, &schedule)?,
     };
     let trainer = Trainer {
         objective: Objective::new(&config, &latent_shape),

@@ -8,10 +8,10 @@
 //! is trained, saved and sent to workers is the same list in all places. Only what is exported has a checkpoint's names.
 
 use config::{AdapterMethod, RunConfig};
-use flow::{NoiseKey, Purpose, standard_normal};
 use models::adapter_file::SavedAdapter;
-use models::lora::LoraConfig;
 use models::{ModelError, Network};
+use noise::standard_normal;
+use run_setup::{adapter_key, lora_config};
 use tch::{Kind, Tensor, no_grad};
 
 /// Tensors by name.
@@ -42,7 +42,7 @@ impl TrainedTensors {
         let (masters, rounded) = match method {
             AdapterMethod::Lora => {
                 let start = starting_adapter(network, config)?;
-                network.attach_adapter(&lora_config(config), &mut |name, len| {
+                network.attach_adapter(&lora_config(&config.adapter), &mut |name, len| {
                     standard_normal(&adapter_key(config.run.seed, name), len)
                 })?;
                 if let Some(start) = start {
@@ -169,19 +169,13 @@ impl TrainedTensors {
     }
 }
 
-/// Rank, alpha and targets of a run's adapter.
-pub fn lora_config(config: &RunConfig) -> LoraConfig {
-    let adapter = &config.adapter;
-    LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: adapter.targets.clone().into() }
-}
-
 /// The adapter that training goes on from, if the config names one.
 fn starting_adapter(network: &dyn Network, config: &RunConfig) -> Result<Option<SavedAdapter>, ModelError> {
     let path = &config.adapter.start_from;
     if path.as_os_str().is_empty() {
         return Ok(None);
     }
-    let saved = SavedAdapter::to_go_on_from(path, &lora_config(config), network)?;
+    let saved = SavedAdapter::to_go_on_from(path, &lora_config(&config.adapter), network)?;
     for part in &saved.left_out {
         tracing::warn!("{}: {part} are left out; only the transformer is trained", path.display());
     }
@@ -198,12 +192,4 @@ fn masters_of(parameters: NamedTensors) -> (NamedTensors, Vec<Tensor>) {
         .iter()
         .map(|(name, tensor)| (name.clone(), leaf(&tensor.detach().to_dtype(Kind::Float, false, true))));
     (masters.collect(), parameters.iter().map(|(_, tensor)| leaf(tensor)).collect())
-}
-
-/// Where the first values of an adapter's tensor come from: its name alone, so that targets may come and go beside it.
-fn adapter_key(seed: u64, name: &str) -> NoiseKey {
-    let digest = blake3::hash(name.as_bytes());
-    let [a, b, c, d, e, f, g, h, ..] = *digest.as_bytes();
-    let (slot, seed_index) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
-    NoiseKey::initial(seed, Purpose::AdapterInit, 0, slot, seed_index)
 }

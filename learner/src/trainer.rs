@@ -32,6 +32,7 @@ use std::time::Instant;
 
 use config::{Dtype, OldMeans, PromptRecord, RewardCombination, RunConfig, TaskKind, TaskSpec};
 use flow::{FlowError, Schedule, SeedRewards, WeightedRewards, advantages, gdpo_advantages};
+use run_setup::TrainedSteps;
 
 use crate::embeddings::Embeddings;
 use crate::error::LearnerError;
@@ -41,7 +42,6 @@ use crate::metrics::{IterationMetrics, OptimizerMetrics, PolicyMetrics, Tally, T
 use crate::outcome::{Digest, Trajectories};
 use crate::policy::{NamedTensors, Policy};
 use crate::progress::ProgressBoard;
-use crate::rules::TrainedSteps;
 
 /// Share of the clip range by which workers may drift from the learner before the user is told.
 const TOLERATED_DRIFT: f64 = 0.1;
@@ -155,7 +155,7 @@ impl Trainer {
         steps: &TrainedSteps,
         sums: &mut Sums,
     ) -> Result<Vec<Vec<f32>>, LearnerError> {
-        let (n_steps, n_branches) = (steps.steps.len(), self.config.sampling.branches_per_seed);
+        let (n_steps, n_branches) = (steps.steps().len(), steps.plan.branches());
         let by_seed = |part: &dyn Fn(&Trajectories) -> &[f32]| {
             let of_task = |(task, outcome): (&TaskSpec, &Trajectories)| {
                 seed_rewards(task, part(outcome), n_steps * n_branches)
@@ -233,7 +233,7 @@ impl Trainer {
         sums: &mut Sums,
     ) -> Result<(), LearnerError> {
         let n_seeds: u32 = part.iter().map(|task| task.n_seeds).sum();
-        let scale = 1.0 / (f64::from(n_seeds) * steps.steps.len() as f64);
+        let scale = 1.0 / (f64::from(n_seeds) * steps.steps().len() as f64);
         let losses = self.objective.accumulate(&self.policy, task, steps, (before, scale)).map_err(
             |NonFiniteCell { seed, step }| self.non_finite("loss", task.task, seed, step.to_string()),
         )?;
@@ -291,8 +291,8 @@ impl Trainer {
         Ok(IterationMetrics {
             iteration,
             sampled_with: self.config.policy_version(iteration),
-            reward: sums.tally.reward(group, &steps.steps)?,
-            advantage: sums.tally.advantage(group, steps.steps.len())?,
+            reward: sums.tally.reward(group, steps.steps())?,
+            advantage: sums.tally.advantage(group, steps.steps().len())?,
             policy: PolicyMetrics::new(&sums.losses),
             optimizer: OptimizerMetrics {
                 gradient_norm: crate::evaluation::mean(sums.gradient_norms.iter().copied()),
@@ -317,7 +317,9 @@ impl Trainer {
             return error.into();
         };
         match group.iter().find(|task| task.prompt_slot == prompt_slot) {
-            Some(task) => self.non_finite("reward", task, seed_index, steps.steps[trained_step].to_string()),
+            Some(task) => {
+                self.non_finite("reward", task, seed_index, steps.steps()[trained_step].to_string())
+            }
             None => error.into(),
         }
     }

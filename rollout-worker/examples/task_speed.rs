@@ -10,7 +10,6 @@ use config::RunConfig;
 use proto::{Prompt, Task, TaskId, TaskKind};
 use rollout_worker::guided_model::GuidedModel;
 use rollout_worker::scoring::{Listener, Scorer};
-use rollout_worker::settings;
 use rollout_worker::task::Sampler;
 use service::Hub;
 
@@ -30,8 +29,8 @@ fn main() -> anyhow::Result<()> {
     tch::set_num_interop_threads(1);
     tch::set_num_threads(config.resources.worker_threads as i32);
 
-    let device = settings::device(&config.resources.device)?;
-    let weights = settings::weights(&config, device);
+    let device = run_setup::open_device(config.resources.device)?;
+    let weights = run_setup::weight_options(&config, device);
     let model = GuidedModel::open(&config.model.path, weights, config.model.max_sequence_length)?;
     let hub = Hub::from_environment(|name| std::env::var_os(name));
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;

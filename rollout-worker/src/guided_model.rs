@@ -13,10 +13,10 @@ use models::{
     AdapterMode, Conditioning, DecoderOptions, Guidance, LoadOptions, ModelError, TextToImageModel, to_rgb8,
 };
 use rewards::RgbImage;
+use run_setup::NoiseLevels;
 use tch::{Device, Kind, Tensor};
 
 use crate::embedding_cache::EmbeddingCache;
-use crate::noise_levels::NoiseLevels;
 use crate::truncated_prompts::TruncatedPrompts;
 
 /// Embeddings that are kept; a prompt's tasks come one after another, so few are enough.

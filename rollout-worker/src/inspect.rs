@@ -5,19 +5,17 @@
 use std::path::{Path, PathBuf};
 
 use config::{
-    AdapterInspection, BranchSteps, ComponentInspection, Dtype, ImageInspection, ModelInspection,
-    StepInspection, StepRule, StepWeight,
+    AdapterInspection, ComponentInspection, Dtype, ImageInspection, ModelInspection, StepInspection,
 };
-use flow::{FlowError, TransitionCoefficients, drawable_steps, step_weights};
+use flow::FlowError;
 use models::adapter_file::SavedAdapter;
 use models::lora::LoraConfig;
 use models::weights::{Inventory, TensorSource, WeightOptions};
 use models::{DecoderOptions, LoadOptions, ModelError, TextToImageModel, pipeline};
+use run_setup::{NoiseLevels, StepSettings, TrainedStepsError, element_type};
 use tch::Device;
 
 use crate::guided_model::GuidanceSettings;
-use crate::noise_levels::NoiseLevels;
-use crate::settings;
 
 /// What is asked about.
 #[derive(Clone, Debug)]
@@ -42,27 +40,12 @@ pub struct InspectOptions {
     pub tile: Option<i64>,
     /// Numbers of denoising steps, each of which must have a schedule.
     pub schedule_steps: Vec<usize>,
-    /// How its steps are trained.
-    pub steps: Option<TrainedStepOptions>,
+    /// Of how many denoising steps which are trained, and how.
+    pub steps: Option<(usize, StepSettings)>,
     /// The adapter.
     pub adapter: Option<LoraConfig>,
     /// What training of the adapter goes on from.
     pub start_from: Option<PathBuf>,
-}
-
-/// Which steps are trained, and how.
-#[derive(Clone, Debug)]
-pub struct TrainedStepOptions {
-    /// Denoising steps.
-    pub steps: usize,
-    /// Stochastic transition.
-    pub step_rule: StepRule,
-    /// Noise level of the transition.
-    pub noise_level: f64,
-    /// Which of them.
-    pub branch_steps: BranchSteps,
-    /// Weight of a step in the policy loss.
-    pub step_weight: StepWeight,
 }
 
 /// Looks at a model.
@@ -76,7 +59,7 @@ pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
         true => TensorSource::Shapes(inventory.clone()),
         false => TensorSource::Headers(inventory.clone()),
     };
-    let kind = settings::kind(options.dtype);
+    let kind = element_type(options.dtype);
     let weights = WeightOptions {
         kind,
         device: Device::Cpu,
@@ -87,9 +70,10 @@ pub fn run(options: &InspectOptions) -> Result<ModelInspection, ModelError> {
     let load = LoadOptions { weights, text_encoders: true, decoder: Some(decoder) };
     let model = pipeline::open(&options.model, load)?;
     let image = image(model.as_ref(), options)?;
-    let unsuitable = |error: FlowError| ModelError::Input(format!("{}: {error}", options.model.display()));
-    let noise_levels = NoiseLevels::of(model.as_ref()).map_err(unsuitable)?;
-    check_schedules(&noise_levels, options, image.tokens).map_err(unsuitable)?;
+    let unsuitable =
+        |error: TrainedStepsError| ModelError::Input(format!("{}: {error}", options.model.display()));
+    let noise_levels = NoiseLevels::of(model.as_ref()).map_err(|error| unsuitable(error.into()))?;
+    check_schedules(&noise_levels, options, image.tokens).map_err(|error| unsuitable(error.into()))?;
     let steps = options.steps.as_ref().map(|steps| trained_steps(&noise_levels, image.tokens, steps));
     let steps = steps.transpose().map_err(unsuitable)?.unwrap_or_default();
     // Tokenizers alone say how many tokens their encoders take.
@@ -175,18 +159,12 @@ fn check_schedules(
 fn trained_steps(
     noise_levels: &NoiseLevels,
     tokens: usize,
-    asked: &TrainedStepOptions,
-) -> Result<Vec<StepInspection>, FlowError> {
-    let schedule = noise_levels.schedule(asked.steps, tokens)?;
-    let steps = drawable_steps(&asked.branch_steps, asked.steps)?;
-    let moves = steps
-        .iter()
-        .map(|step| TransitionCoefficients::new(asked.step_rule, &schedule, *step, asked.noise_level))
-        .collect::<Result<Vec<_>, _>>()?;
-    let weights = step_weights(asked.step_weight, &moves, &moves);
-    let inspected = steps.into_iter().zip(moves).zip(weights);
+    (steps, settings): &(usize, StepSettings),
+) -> Result<Vec<StepInspection>, TrainedStepsError> {
+    let drawable = settings.drawable(&noise_levels.schedule(*steps, tokens)?)?;
+    let inspected = drawable.into_iter();
     Ok(inspected
-        .map(|((step, coefficients), weight)| StepInspection { step, sigma: coefficients.sigma, weight })
+        .map(|step| StepInspection { step: step.step, sigma: step.coefficients.sigma, weight: step.weight })
         .collect())
 }
 

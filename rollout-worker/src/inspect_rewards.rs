@@ -4,20 +4,23 @@
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use config::{RewardInquiry, RewardInspection, RewardSection};
+use config::{ComputeDevice, RewardInquiry, RewardInspection, RewardSection};
 use models::weights::{Inventory, TensorSource};
 use rewards::Resources;
 use service::Hub;
 use tch::Device;
 
-use crate::settings;
+use crate::reward_resources::reward_resources;
 
 /// How long a server is waited for.
 const KNOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Looks at every reward.
 pub fn run(inquiry: &RewardInquiry, hub: &Hub) -> Vec<RewardInspection> {
-    let device = if inquiry.device == "cuda" { Device::Cuda(0) } else { Device::Cpu };
+    let device = match inquiry.device {
+        ComputeDevice::Cpu => Device::Cpu,
+        ComputeDevice::Cuda(position) => Device::Cuda(position),
+    };
     let looked = inquiry.rewards.iter().map(|(key, section)| {
         let (mut inspection, server) = inspect(key, section, device, hub);
         if let (None, Some(url), true) = (&inspection.problem, server, inquiry.knock) {
@@ -37,7 +40,7 @@ fn inspect(
 ) -> (RewardInspection, Option<String>) {
     let inventory = Inventory::default();
     let source = TensorSource::Headers(inventory.clone());
-    let resources = Resources { source, ..settings::reward_resources(device, hub.clone()) };
+    let resources = Resources { source, ..reward_resources(device, hub.clone()) };
     let built = rewards::build(section.scorer(), &section.options_as_json(), &resources);
     let server = built.as_ref().ok().and_then(|reward| reward.server());
     let inspection = RewardInspection {
@@ -85,7 +88,7 @@ mod tests {
         let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
         let section = config::reward_from_settings(scorer, &settings).expect("well-formed");
         let inquiry = RewardInquiry {
-            device: device.to_owned(),
+            device: device.parse().expect("known"),
             knock: true,
             rewards: vec![("rewards[0]".to_owned(), section)],
         };

@@ -5,6 +5,7 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod argument_parsers;
 pub mod bad_input;
 pub mod delivery;
 pub mod device;
@@ -15,18 +16,16 @@ pub mod image_file;
 pub mod inspect;
 pub mod inspect_rewards;
 pub mod learner_link;
-pub mod noise_levels;
-pub mod number_arguments;
 pub mod parity;
 pub mod push;
 pub mod recorded_run;
+pub mod reward_resources;
 pub mod reward_thread;
 pub mod sample;
 pub mod score;
 pub mod scoring;
 pub mod serve;
 pub mod serve_reward;
-pub mod settings;
 pub mod task;
 pub mod task_noise;
 pub mod truncated_prompts;

@@ -9,18 +9,22 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::{Parser, Subcommand};
-use config::{Algorithm, BranchSteps, Dtype, RatioNormalization, RewardInquiry, StepRule, StepWeight};
+use config::{
+    Algorithm, BranchSteps, ComputeDevice, Dtype, RatioNormalization, RewardInquiry, StepRule, StepWeight,
+};
 use models::lora::LoraConfig;
 use models::reference_case::{TOLERANCE, parse_tolerance};
+use rollout_worker::argument_parsers::{dtype, finite, step_rule, tokens};
 use rollout_worker::bad_input::BadInput;
 use rollout_worker::guided_model::GuidanceSettings;
-use rollout_worker::inspect::{self, InspectOptions, TrainedStepOptions};
-use rollout_worker::number_arguments::{finite, tokens};
+use rollout_worker::inspect::{self, InspectOptions};
+use rollout_worker::reward_resources::reward_resources;
 use rollout_worker::sample::{self, arguments::SampleArguments};
 use rollout_worker::score::{self, ScoreOptions};
 use rollout_worker::serve::{self, ServeOptions};
 use rollout_worker::serve_reward::{self, Ended, ServeRewardOptions};
-use rollout_worker::{inspect_rewards, parity, settings};
+use rollout_worker::{inspect_rewards, parity};
+use run_setup::StepSettings;
 use service::logging::LogFormat;
 use service::output::{self, StandardOutput};
 use service::{
@@ -51,8 +55,8 @@ enum Command {
     InspectRewards,
     /// Says whether a device is here.
     InspectDevice {
-        /// `cpu` or `cuda`.
-        device: String,
+        /// `cpu`, `cuda` or `cuda:N`.
+        device: ComputeDevice,
     },
     /// Hosts scorers for others over gRPC; the reward `grpc` of a run config is their client.
     ServeReward(ServeRewardArgs),
@@ -65,9 +69,9 @@ struct ServeArgs {
     /// Name among the members of the run, kept over restarts.
     #[arg(long, env = "FLOW_RL_MEMBER_ID")]
     member_id: String,
-    /// `cpu` or `cuda`; the run config's device if not given.
+    /// `cpu`, `cuda` or `cuda:N`; the run config's device if not given.
     #[arg(long, env = "FLOW_RL_DEVICE")]
-    device: Option<String>,
+    device: Option<ComputeDevice>,
 }
 
 #[derive(clap::Args)]
@@ -92,7 +96,7 @@ struct ModelArgs {
     #[arg(long)]
     random_weights: bool,
     /// Type of the base weights, `float32` or `bfloat16`.
-    #[arg(long, default_value = "float32", value_parser = settings::dtype)]
+    #[arg(long, default_value = "float32", value_parser = dtype)]
     dtype: Dtype,
 }
 
@@ -113,9 +117,9 @@ struct ScoreArgs {
     /// One JSON object per line.
     #[arg(long)]
     json: bool,
-    /// `cpu` or `cuda`.
+    /// `cpu`, `cuda` or `cuda:N`.
     #[arg(long, env = "FLOW_RL_DEVICE", default_value = "cpu")]
-    device: String,
+    device: ComputeDevice,
     /// CPU threads of tensor operations.
     #[arg(long, env = "FLOW_RL_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
@@ -198,9 +202,9 @@ struct ServeRewardArgs {
     /// Where to listen, as in `127.0.0.1:17200`; port 0 takes a free one, which the line on standard output tells.
     #[arg(long, env = "FLOW_RL_LISTEN")]
     listen: SocketAddr,
-    /// `cpu` or `cuda`.
+    /// `cpu`, `cuda` or `cuda:N`.
     #[arg(long, env = "FLOW_RL_DEVICE", default_value = "cpu")]
-    device: String,
+    device: ComputeDevice,
     /// Batches of each scorer that may wait; more are refused for the time being.
     #[arg(long, env = "FLOW_RL_MAX_QUEUE", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     max_queue: u16,
@@ -223,7 +227,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
-    cuda::load_where_wanted(args.command.device()?.as_deref()).map_err(BadInput::from_error)?;
+    cuda::load_where_wanted(args.command.device()?).map_err(BadInput::from_error)?;
     // Once per process, before the first tensor.
     tch::set_num_interop_threads(1);
     match args.command {
@@ -234,7 +238,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Inspect(args) => run_inspect(args),
         Command::InspectRewards => run_inspect_rewards(),
         Command::InspectDevice { device } => {
-            settings::device(&device).map_err(BadInput::from_error)?;
+            run_setup::open_device(device).map_err(BadInput::from_error)?;
             Ok(exit_code::DONE)
         }
         Command::ServeReward(args) => run_serve_reward(args),
@@ -243,14 +247,14 @@ fn run(args: Args) -> anyhow::Result<u8> {
 
 impl Command {
     /// The device asked for; `None` where the run will name it.
-    fn device(&self) -> anyhow::Result<Option<String>> {
+    fn device(&self) -> anyhow::Result<Option<ComputeDevice>> {
         Ok(match self {
-            Self::Serve(args) => args.device.clone(),
+            Self::Serve(args) => args.device,
             Self::Sample(args) => Some(args.device()?),
-            Self::Score(args) => Some(args.device.clone()),
-            Self::ServeReward(args) => Some(args.device.clone()),
-            Self::InspectDevice { device } => Some(device.clone()),
-            Self::Parity(_) | Self::Inspect(_) | Self::InspectRewards => Some("cpu".to_owned()),
+            Self::Score(args) => Some(args.device),
+            Self::ServeReward(args) => Some(args.device),
+            Self::InspectDevice { device } => Some(*device),
+            Self::Parity(_) | Self::Inspect(_) | Self::InspectRewards => Some(ComputeDevice::Cpu),
         })
     }
 }
@@ -258,10 +262,6 @@ impl Command {
 /// The models of this machine.
 fn hub() -> Hub {
     Hub::from_environment(|name| std::env::var_os(name))
-}
-
-fn step_rule(name: &str) -> Result<StepRule, serde_json::Error> {
-    serde_json::from_value(name.into())
 }
 
 fn run_inspect_rewards() -> anyhow::Result<u8> {
@@ -286,8 +286,8 @@ fn exit_code_of(error: &anyhow::Error) -> u8 {
 fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
     let MemberArguments { coordinator, coordinator_grace: grace, log_format } = args.member;
     logging::init(log_format, "info")?;
-    if let Some(device) = &args.device {
-        settings::device(device).map_err(BadInput::from_error)?;
+    if let Some(device) = args.device {
+        run_setup::open_device(device).map_err(BadInput::from_error)?;
     }
     let options =
         ServeOptions { coordinator, member_id: args.member_id, device: args.device, grace, hub: hub() };
@@ -371,11 +371,11 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<u8> {
     Ok(exit_code::DONE)
 }
 
-fn trained_steps(args: StepArgs) -> Option<TrainedStepOptions> {
+fn trained_steps(args: StepArgs) -> Option<(usize, StepSettings)> {
     let StepArgs { steps, step_rule, noise_level, branch_steps, step_weight } = args;
     let usual = config::default_step_weight(Algorithm::TempflowGrpo, step_rule, RatioNormalization::None);
     let step_weight = step_weight.unwrap_or(usual);
-    steps.map(|steps| TrainedStepOptions { steps, step_rule, noise_level, branch_steps, step_weight })
+    steps.map(|steps| (steps, StepSettings { step_rule, noise_level, branch_steps, step_weight }))
 }
 
 /// Random weights mean nothing, and what stands in for absent tokenizers neither.
@@ -391,8 +391,8 @@ fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {
     // What scorers warn of, such as a prompt that they can make nothing of.
     logging::init(LogFormat::Text, "warn")?;
     tch::set_num_threads(i32::from(args.threads));
-    let device = settings::device(&args.device).map_err(BadInput::from_error)?;
-    let resources = settings::reward_resources(device, hub());
+    let device = run_setup::open_device(args.device).map_err(BadInput::from_error)?;
+    let resources = reward_resources(device, hub());
     let reward = config::reward_from_settings(&args.reward, &args.options).map_err(BadInput::from_error)?;
     let options =
         ScoreOptions { reward, images: args.images, prompts: args.prompts, json: args.json, resources };

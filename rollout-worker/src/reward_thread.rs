@@ -7,7 +7,7 @@ use tch::Device;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::bad_input::BadInput;
-use crate::settings;
+use crate::reward_resources::reward_resources;
 
 /// A scorer as its thread owns it.
 pub type OwnReward = Box<dyn Reward + Send>;
@@ -34,7 +34,7 @@ pub fn build(
     hub: Hub,
 ) -> impl FnOnce() -> anyhow::Result<OwnReward> + Send + 'static {
     move || {
-        let resources = settings::reward_resources(device, hub);
+        let resources = reward_resources(device, hub);
         let reward = rewards::build(section.scorer(), &section.options_as_json(), &resources);
         reward.map_err(BadInput::from_error)
     }

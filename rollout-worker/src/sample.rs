@@ -131,7 +131,7 @@ fn draw_all(options: &SampleOptions, rows: &[Row]) -> anyhow::Result<SampleRepor
             model.embed(&row.prompt.text).map_err(BadInput::from_error)?;
         }
         let start = Instant::now();
-        let key = |row: &Row| TaskNoise::evaluation_key(options.seed, row.prompt.index, row.image);
+        let key = |row: &Row| run_setup::evaluation_key(options.seed, row.prompt.index, row.image);
         let keys = rows.iter().map(key).collect();
         let noise = TaskNoise { keys, latent_shape: latent_shape.clone(), device: model.device() };
         let images = draw(&mut model, rows, &noise, (&schedule, options.guidance.scale))?;

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::{PromptSplit, RunConfig};
+use config::{ComputeDevice, PromptSplit, RunConfig};
 use models::{LoadOptions, ModelError};
 use proto::heartbeat_reply::Order;
 use proto::{JoinReply, Role, Task, TaskKind, WeightsRole};
@@ -32,7 +32,6 @@ use crate::finisher::Finisher;
 use crate::guided_model::GuidedModel;
 use crate::learner_link::LearnerLink;
 use crate::scoring::Scorer;
-use crate::settings;
 use crate::task::Sampler;
 use crate::weights::WeightsCache;
 
@@ -48,8 +47,8 @@ pub struct ServeOptions {
     pub coordinator: String,
     /// Name kept over restarts.
     pub member_id: String,
-    /// `cpu` or `cuda`, in place of the run config's device.
-    pub device: Option<String>,
+    /// In place of the run config's device.
+    pub device: Option<ComputeDevice>,
     /// How long an absent coordinator is waited for.
     pub grace: Duration,
     /// Where models are found by name.
@@ -95,7 +94,7 @@ struct Worker {
 impl Worker {
     async fn start(
         reply: &JoinReply,
-        device: Option<String>,
+        device: Option<ComputeDevice>,
         hub: Hub,
         membership: Membership,
     ) -> anyhow::Result<Self> {
@@ -103,7 +102,7 @@ impl Worker {
         if let Some(device) = device {
             config.resources.device = device;
         }
-        let reward_device = settings::device(&config.resources.device).map_err(BadInput::from_error)?;
+        let reward_device = run_setup::open_device(config.resources.device).map_err(BadInput::from_error)?;
         let scorer = Scorer::start(&config, reward_device, &hub).await?;
         let n_threads = config.resources.worker_threads;
         let (told, prompts) = (membership.clone(), PromptCopies::of(reply));
@@ -205,7 +204,7 @@ fn open_sampler(
     prompts: &PromptCopies,
     membership: &Membership,
 ) -> anyhow::Result<Sampler> {
-    let device = settings::device(&config.resources.device)?;
+    let device = run_setup::open_device(config.resources.device)?;
     let folder = hub.resolve(&config.model.path)?;
     if config.model.random_weights {
         let absent = models::pipeline::absent_tokenizers(&folder)?;
@@ -221,9 +220,9 @@ fn open_sampler(
         None
     });
     let options = LoadOptions {
-        weights: settings::weights(&config, device),
+        weights: run_setup::weight_options(&config, device),
         text_encoders: cache.is_none(),
-        decoder: Some(settings::decoder(&config)),
+        decoder: Some(run_setup::decoder_options(&config)),
     };
     let is_caching = cache.is_some();
     let mut model = GuidedModel::open_with(&folder, options, config.model.max_sequence_length, cache)?;
@@ -245,7 +244,7 @@ fn open_embedding_cache(
     }
     let root = config.run.directory.join(&config.model.embedding_cache);
     let embedding_settings = EmbeddingSettings {
-        weights: settings::weights(config, device),
+        weights: run_setup::weight_options(config, device),
         max_sequence_length: config.model.max_sequence_length,
     };
     EmbeddingCache::open(&root, folder, &embedding_settings).map(Some)

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use ::service::Hub;
 use anyhow::Context;
-use config::RewardSection;
+use config::{ComputeDevice, RewardSection};
 use proto::reward_server::RewardServer;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
@@ -29,7 +29,6 @@ use tonic_health::ServingStatus;
 
 use crate::bad_input::BadInput;
 use crate::reward_thread::{self, ThreadOptions};
-use crate::settings;
 use hosted::Hosted;
 use service::RewardService;
 
@@ -47,7 +46,7 @@ pub struct ServeRewardOptions {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
     /// `cpu` or `cuda`.
-    pub device: String,
+    pub device: ComputeDevice,
     /// CPU threads of each scorer's tensor operations.
     pub n_threads: usize,
     /// Batches of each scorer that may wait.
@@ -124,7 +123,7 @@ fn bind(address: SocketAddr) -> anyhow::Result<TcpSocket> {
 
 async fn open(options: ServeRewardOptions) -> anyhow::Result<Vec<Hosted>> {
     let ServeRewardOptions { rewards, device, n_threads, max_queue, hub, .. } = options;
-    let device = settings::device(&device).map_err(BadInput::from_error)?;
+    let device = run_setup::open_device(device).map_err(BadInput::from_error)?;
     let mut hosted = Vec::with_capacity(rewards.len());
     for section in rewards {
         let options = ThreadOptions { name: section.name.clone(), n_threads, max_queue };

@@ -6,10 +6,12 @@ mod training;
 use std::time::Instant;
 
 use config::{AdapterMethod, RunConfig};
-use flow::{FlowError, NoiseKey, Schedule};
+use flow::{FlowError, Schedule};
 use models::ModelError;
+use noise::NoiseKey;
 use proto::{Prompt, Task, TaskKind};
 use rewards::RgbImage;
+use run_setup::{TrainedStepsError, lora_config};
 use tch::Tensor;
 
 use crate::delivery::{WireEmbedding, WireTensor};
@@ -98,9 +100,12 @@ pub enum TaskError {
     /// The model refuses the prompt, the size or the weights.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The config's steps and the model's schedule do not go together.
+    /// The model has no such schedule.
     #[error(transparent)]
     Flow(#[from] FlowError),
+    /// The config's steps and the model's schedule do not go together.
+    #[error(transparent)]
+    Steps(#[from] TrainedStepsError),
 }
 
 impl TaskError {
@@ -120,13 +125,8 @@ impl Sampler {
     /// If the model cannot draw images of the config's size, or has no modules of the adapter's names.
     pub fn new(config: RunConfig, mut model: GuidedModel) -> Result<Self, ModelError> {
         let latent_shape = model.latent_shape(config.sampling.height, config.sampling.width)?;
-        let adapter = &config.adapter;
-        if adapter.method == AdapterMethod::Lora {
-            model.attach_adapter(&models::lora::LoraConfig {
-                rank: adapter.rank,
-                alpha: adapter.alpha,
-                targets: adapter.targets.clone().into(),
-            })?;
+        if config.adapter.method == AdapterMethod::Lora {
+            model.attach_adapter(&lora_config(&config.adapter))?;
         }
         Ok(Self { config, model, latent_shape })
     }

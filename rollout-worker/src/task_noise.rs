@@ -1,6 +1,6 @@
 //! The randomness of a task, as a function of the task's name.
 
-use flow::{NoiseKey, Purpose, standard_normal};
+use noise::{NoiseKey, standard_normal};
 use tch::{Device, Tensor};
 
 use crate::wavefront::Noise;
@@ -17,21 +17,6 @@ pub struct TaskNoise {
 }
 
 impl TaskNoise {
-    /// Keys of the training seeds `first_seed .. first_seed + n_seeds` of a prompt slot.
-    pub fn training_keys(
-        run_seed: u64,
-        iteration: u32,
-        slot: u32,
-        seeds: std::ops::Range<u32>,
-    ) -> Vec<NoiseKey> {
-        seeds.map(|seed| NoiseKey::initial(run_seed, Purpose::Rollout, iteration, slot, seed)).collect()
-    }
-
-    /// Key of an image of a held-out prompt, the same at every version.
-    pub fn evaluation_key(run_seed: u64, prompt: u32, image: u32) -> NoiseKey {
-        NoiseKey::initial(run_seed, Purpose::Evaluation, 0, prompt, image)
-    }
-
     /// One row of noise per key, stacked in front of `shape`.
     fn draw(&self, keys: impl Iterator<Item = NoiseKey>, leading: &[i64]) -> Tensor {
         let length = self.latent_shape.iter().product::<i64>() as usize;

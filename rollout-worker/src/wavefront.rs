@@ -27,11 +27,11 @@
 
 mod non_finite;
 
-use config::StepRule;
 use flow::{
-    FlowError, RolloutPlan, Schedule, TransitionCoefficients, TransitionRows, log_probability, next_latents,
-    ode_step, repeat_for_branches, transition_mean,
+    Schedule, TransitionCoefficients, TransitionRows, log_probability, next_latents, ode_step,
+    repeat_for_branches, transition_mean,
 };
+use run_setup::TrainedSteps;
 use tch::{Kind, Tensor};
 
 use self::non_finite::first_non_finite_row;
@@ -53,10 +53,7 @@ pub trait Noise {
 #[derive(Debug)]
 pub struct Rollout {
     schedule: Schedule,
-    plan: RolloutPlan,
-    n_branches: usize,
-    /// Of every step, if it is trained, the random move.
-    transitions: Vec<Option<TransitionCoefficients>>,
+    steps: TrainedSteps,
     max_rows: usize,
 }
 
@@ -86,27 +83,14 @@ struct Move {
 }
 
 impl Rollout {
-    /// A rollout of `plan` along `schedule`, with at most `max_rows` latents in one network call.
-    ///
-    /// # Errors
-    /// If the noise level does not suit the rule or the plan does not suit the schedule.
-    pub fn new(
-        schedule: Schedule,
-        plan: RolloutPlan,
-        rule: StepRule,
-        noise_level: f64,
-        max_rows: usize,
-    ) -> Result<Self, FlowError> {
-        let transition = |step| TransitionCoefficients::new(rule, &schedule, step, noise_level);
-        let if_trained = |step| plan.is_trained(step).then(|| transition(step)).transpose();
-        let transitions = (0..schedule.steps()).map(if_trained).collect::<Result<_, _>>()?;
-        let n_branches = plan.transitions_per_seed() / plan.trained_steps().len();
-        Ok(Self { schedule, plan, n_branches, transitions, max_rows })
+    /// A rollout of `steps` along the schedule that they are of, with at most `max_rows` latents in one network call.
+    pub fn new(schedule: Schedule, steps: TrainedSteps, max_rows: usize) -> Self {
+        Self { schedule, steps, max_rows }
     }
 
-    /// The trained steps in rising order.
-    pub fn trained_steps(&self) -> &[usize] {
-        self.plan.trained_steps()
+    /// Where it branches, and by which moves.
+    pub fn trained_steps(&self) -> &TrainedSteps {
+        &self.steps
     }
 
     /// The noise levels it follows.
@@ -120,15 +104,17 @@ impl Rollout {
     /// If a velocity or a log-probability is not finite.
     pub fn sample(&self, noise: &dyn Noise, velocity: &mut Velocity) -> Result<Trajectories, NonFinite> {
         let mut front = noise.initial().unsqueeze(1); // [S, …] → [S, rows, …]; the trunk is row 0 while it lives
-        let mut moves = Vec::with_capacity(self.trained_steps().len());
+        let n_branches = self.steps.plan.branches();
+        let mut moves = Vec::with_capacity(self.steps.steps().len());
         let mut network_evaluations = 0;
-        for (step, transition) in self.transitions.iter().enumerate() {
+        for step in 0..self.schedule.steps() {
             let velocities = self.evaluate(&front, step, velocity)?;
             network_evaluations += (front.size()[0] * front.size()[1]) as u64;
             let mut advanced = advance(&front, &velocities, self.schedule.delta_sigma(step));
-            if let Some(transition) = transition {
+            if let Ok(position) = self.steps.steps().binary_search(&step) {
+                let transition = &self.steps.coefficients[position];
                 let trunk = (front.select(1, 0), velocities.select(1, 0)); // [S, rows, …] → [S, …]
-                let random = self.explore(trunk, transition, &noise.transition(step, self.n_branches));
+                let random = self.explore(trunk, transition, &noise.transition(step, n_branches));
                 self.check_log_probabilities(&random.log_probability, step)?;
                 advanced = Tensor::cat(&[&advanced, &random.next], 1);
                 moves.push(random);
@@ -168,7 +154,7 @@ impl Rollout {
         transition: &TransitionCoefficients,
         noise: &Tensor,
     ) -> Move {
-        let (n_seeds, n_branches) = (state.size()[0], self.n_branches);
+        let (n_seeds, n_branches) = (state.size()[0], self.steps.plan.branches());
         let per_seed = TransitionRows::new(&vec![*transition; n_seeds as usize], state.device());
         let per_branch = per_seed.repeat_for_branches(n_branches);
         let mean = transition_mean(&state, &velocity, &per_seed);
@@ -184,7 +170,7 @@ impl Rollout {
         if step == self.schedule.steps() {
             return latents;
         }
-        let (n_latents, n_followed) = (latents.size()[1], self.plan.rows(step) as i64);
+        let (n_latents, n_followed) = (latents.size()[1], self.steps.plan.rows(step) as i64);
         latents.narrow(1, n_latents - n_followed, n_followed)
     }
 
@@ -192,7 +178,8 @@ impl Rollout {
         match first_non_finite_row(&log_probabilities.flatten(0, 1)) {
             None => Ok(()),
             Some(row) => {
-                let (seed, branch) = (row / self.n_branches, row % self.n_branches);
+                let n_branches = self.steps.plan.branches();
+                let (seed, branch) = (row / n_branches, row % n_branches);
                 let row = Row::Branch { born: step, branch };
                 Err(NonFinite { quantity: "log-probability", seed, step, row })
             }
@@ -201,12 +188,12 @@ impl Rollout {
 
     /// Which latent stands at position `row` of a seed's front at a step.
     fn row(&self, row: usize, step: usize) -> Row {
-        match (self.plan.evaluates_trunk(step), row) {
+        match (self.steps.plan.evaluates_trunk(step), row) {
             (true, 0) => Row::Trunk,
             (has_trunk, _) => {
-                let branch = row - usize::from(has_trunk);
-                let born = self.trained_steps()[branch / self.n_branches];
-                Row::Branch { born, branch: branch % self.n_branches }
+                let (branch, n_branches) = (row - usize::from(has_trunk), self.steps.plan.branches());
+                let born = self.steps.steps()[branch / n_branches];
+                Row::Branch { born, branch: branch % n_branches }
             }
         }
     }

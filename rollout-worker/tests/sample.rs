@@ -81,7 +81,7 @@ impl Studio {
         config.evaluation.guidance_scale = 2.0;
         (config.evaluation.steps, config.evaluation.prompts) = (3, 1);
         config.evaluation.images_per_prompt = 2;
-        config.resources.device = "cpu".to_owned();
+        config.resources.device = config::ComputeDevice::Cpu;
         change(&mut config);
         let run = self.path(name);
         std::fs::create_dir_all(&run).unwrap();

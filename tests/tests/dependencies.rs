@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 const SERVICES: [&str; 3] = ["coordinator", "learner", "rollout-worker"];
-const WITHOUT_LIBTORCH: [&str; 6] = ["coordinator", "proto", "config", "service", "pickle", "scenes"];
+const WITHOUT_LIBTORCH: [&str; 7] =
+    ["coordinator", "proto", "config", "noise", "service", "pickle", "scenes"];
 
 type Graph = BTreeMap<String, BTreeSet<String>>;
 

@@ -2,7 +2,7 @@
 //!
 //! Source of the counts: TempFlow-GRPO (arXiv 2508.04324) with the trunk stopped after the last branch.
 
-use crate::{Algorithm, BranchSteps, RunConfig};
+use crate::{Algorithm, RunConfig, StepDraw};
 
 /// What one iteration costs. A network evaluation is one guided evaluation of one latent.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,27 +22,26 @@ pub struct IterationCost {
     pub training_forward_equivalents: f64,
 }
 
-/// Step counts of a plan: how many steps are trained, and on average how many evaluations their completions take.
-struct TrainedSteps {
-    count: f64,
-    completion_evaluations: f64,
-    trunk_evaluations: f64,
-}
-
 impl RunConfig {
     /// Counts what one iteration costs.
+    ///
+    /// # Panics
+    /// If the branch steps do not suit the number of steps, which validation refuses.
     pub fn iteration_cost(&self) -> IterationCost {
         let sampling = &self.sampling;
         let n_seeds = (sampling.prompts_per_iteration * sampling.seeds_per_prompt) as f64;
-        let steps = trained_steps(&sampling.branch_steps, sampling.steps);
-        let branches = sampling.branches_per_seed as f64;
+        let draw = StepDraw::new(&sampling.branch_steps, sampling.steps)
+            .expect("the branch steps of a validated config suit its steps; else this is a bug");
+        let (branches, n_trained) = (sampling.branches_per_seed as f64, draw.n_trained() as f64);
         let (evaluations_per_seed, images_per_seed) = match sampling.algorithm {
             Algorithm::TempflowGrpo => {
-                (steps.trunk_evaluations + branches * steps.completion_evaluations, branches * steps.count)
+                let trunk = draw.mean_last() + 1.0;
+                let completions = draw.mean_sum(|step| (sampling.steps - 1 - step) as f64);
+                (trunk + branches * completions, branches * n_trained)
             }
             Algorithm::FlowGrpo => (sampling.steps as f64, 1.0),
         };
-        let trained_cells = n_seeds * steps.count;
+        let trained_cells = n_seeds * n_trained;
         IterationCost {
             evaluations_per_seed,
             sampling_evaluations: n_seeds * evaluations_per_seed,
@@ -63,54 +62,10 @@ impl RunConfig {
     }
 }
 
-/// Averages over the draw where the plan is random.
-fn trained_steps(plan: &BranchSteps, steps: usize) -> TrainedSteps {
-    let exactly = |trained: &[usize]| TrainedSteps {
-        count: trained.len() as f64,
-        completion_evaluations: trained.iter().map(|step| (steps - 1 - step) as f64).sum(),
-        trunk_evaluations: trained.iter().max().map_or(0.0, |last| (last + 1) as f64),
-    };
-    match plan {
-        BranchSteps::All => exactly(&(0..steps - 1).collect::<Vec<_>>()),
-        BranchSteps::Range { from, to } => exactly(&(*from..*to).collect::<Vec<_>>()),
-        BranchSteps::List(list) => exactly(list),
-        BranchSteps::Random { count } => drawn(*count, &(0..steps - 1).collect::<Vec<_>>(), steps),
-        BranchSteps::RandomAmong { count, among } => drawn(*count, among, steps),
-        BranchSteps::Window { size, from, to } => {
-            let windows: Vec<TrainedSteps> = (*from..=to - size)
-                .map(|start| exactly(&(start..start + size).collect::<Vec<_>>()))
-                .collect();
-            let mean =
-                |of: fn(&TrainedSteps) -> f64| windows.iter().map(of).sum::<f64>() / windows.len() as f64;
-            TrainedSteps {
-                count: *size as f64,
-                completion_evaluations: mean(|window| window.completion_evaluations),
-                trunk_evaluations: mean(|window| window.trunk_evaluations),
-            }
-        }
-    }
-}
-
-/// Means over all draws of `count` among rising steps, without replacement: every step is as likely as any other, and the
-/// r-th of n (from 0) is the last one drawn with probability C(r, count − 1) / C(n, count).
-fn drawn(count: usize, among: &[usize], steps: usize) -> TrainedSteps {
-    let (n, drawn) = (among.len(), count as f64);
-    let mean_completion = among.iter().map(|step| (steps - 1 - step) as f64).sum::<f64>() / n as f64;
-    // From the top down: the chance that the step at `rank` is drawn and none above it is.
-    let mut none_above = 1.0;
-    let mut trunk_evaluations = 0.0;
-    for rank in (0..n).rev() {
-        let is_last = none_above * (drawn / (rank + 1) as f64).min(1.0);
-        trunk_evaluations += is_last * (among[rank] + 1) as f64;
-        none_above -= is_last;
-    }
-    TrainedSteps { count: drawn, completion_evaluations: drawn * mean_completion, trunk_evaluations }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::preset;
+    use crate::{BranchSteps, preset};
 
     fn config(steps: usize, branch_steps: BranchSteps) -> RunConfig {
         let mut config = preset("tempflow-tiny-cpu").expect("a preset").config;
@@ -158,38 +113,18 @@ mod tests {
     }
 
     #[test]
-    fn steps_drawn_from_a_list_cost_what_they_do_on_average() {
-        let means = |trained: &[&[usize]]| {
-            let each = trained.iter().map(|list| trained_steps(&BranchSteps::List(list.to_vec()), 10));
-            let sums = each.fold((0.0, 0.0), |sums, steps| {
-                (sums.0 + steps.completion_evaluations, sums.1 + steps.trunk_evaluations)
-            });
-            (sums.0 / trained.len() as f64, sums.1 / trained.len() as f64)
-        };
-        let (completion, trunk) = means(&[&[1, 2], &[1, 5], &[2, 5]]);
-        let drawn = trained_steps(&BranchSteps::RandomAmong { count: 2, among: vec![1, 2, 5] }, 10);
-        assert!((drawn.completion_evaluations - completion).abs() < 1e-12);
-        assert!((drawn.trunk_evaluations - trunk).abs() < 1e-12);
-    }
-
-    #[test]
-    fn random_steps_cost_what_they_do_on_average() {
-        let (steps, n) = (6, 5);
-        let mut total = 0.0;
-        let mut draws = 0.0;
-        for a in 0..n {
-            for b in a + 1..n {
-                total += trained_steps(&BranchSteps::List(vec![a, b]), steps).completion_evaluations * 6.0
-                    + (b + 1) as f64;
-                draws += 1.0;
+    fn an_iteration_costs_what_its_rollouts_do_on_average() {
+        for text in ["all", "2..5", "0,3", "random:2", "random:2@1,2,5", "window:2@1..5"] {
+            for (algorithm, branches) in [(Algorithm::TempflowGrpo, 6), (Algorithm::FlowGrpo, 1)] {
+                let mut config = config(7, text.parse().expect("readable"));
+                config.sampling.algorithm = algorithm;
+                config.sampling.branches_per_seed = branches;
+                let n = 20_000;
+                let evaluations = |i| config.rollout_plan(i).expect("suits").evaluations_per_seed() as f64;
+                let mean = (0..n).map(evaluations).sum::<f64>() / f64::from(n);
+                let cost = config.iteration_cost().evaluations_per_seed;
+                assert!((mean - cost).abs() < 0.02 * cost, "{text}: {cost}, but drawn {mean}");
             }
         }
-        let cost = config(steps, BranchSteps::Random { count: 2 }).iteration_cost();
-        assert!(
-            (cost.evaluations_per_seed - total / draws).abs() < 1e-9,
-            "{} {}",
-            cost.evaluations_per_seed,
-            total / draws
-        );
     }
 }

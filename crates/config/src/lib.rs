@@ -2,6 +2,7 @@
 
 mod branch;
 mod commented;
+mod compute_device;
 mod cost;
 mod derived_defaults;
 mod duration;
@@ -17,11 +18,14 @@ mod plan;
 mod presets;
 mod prompts;
 mod rewards;
+mod rollout_plan;
 mod run_config;
+mod step_draw;
 mod tasks;
 mod validate;
 
 pub use branch::branch_text;
+pub use compute_device::ComputeDevice;
 pub use cost::*;
 pub use derived_defaults::{default_clip_range, default_step_weight};
 pub use duration::{HeldOutCounts, Rate};
@@ -36,6 +40,8 @@ pub use plan::*;
 pub use presets::*;
 pub use prompts::*;
 pub use rewards::CONNECTION_OPTIONS;
+pub use rollout_plan::{RolloutPlan, RolloutPlanError};
 pub use run_config::*;
+pub use step_draw::{StepDraw, StepDrawError};
 pub use tasks::*;
 pub use validate::validate;

@@ -136,7 +136,7 @@ fn sampling_versions(config: &RunConfig, model: &ModelInspection) -> f64 {
 
 /// Bytes that there are only where the device is the CPU.
 fn on_cpu(config: &RunConfig, bytes: f64) -> f64 {
-    if config.resources.device == "cpu" { bytes } else { 0.0 }
+    if config.resources.device.is_cpu() { bytes } else { 0.0 }
 }
 
 fn device(name: &'static str, bytes: f64) -> MemoryPart {
@@ -184,9 +184,8 @@ fn sampling_rows(config: &RunConfig, model: &ModelInspection) -> usize {
     let sampling = &config.sampling;
     let per_seed = match sampling.algorithm {
         Algorithm::TempflowGrpo => {
-            let n_seeds = sampling.prompts_per_iteration * sampling.seeds_per_prompt;
-            let branch_points = (config.iteration_cost().trained_cells / n_seeds as f64).ceil() as usize;
-            sampling.branches_per_seed * branch_points
+            let n_seeds = (sampling.prompts_per_iteration * sampling.seeds_per_prompt) as f64;
+            (config.iteration_cost().images / n_seeds).ceil() as usize
         }
         Algorithm::FlowGrpo => 1,
     };

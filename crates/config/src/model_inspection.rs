@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Dtype, RewardSection};
+use crate::{ComputeDevice, Dtype, RewardSection};
 
 /// A model as its configurations and the headers of its files describe it, under the settings asked about.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,8 +44,8 @@ pub struct ModelInspection {
 /// arguments of a process are there for all to see.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RewardInquiry {
-    /// `cpu` or `cuda`: where networks would live. It need not be here.
-    pub device: String,
+    /// Where networks would live. It need not be here.
+    pub device: ComputeDevice,
     /// Whether servers are to be knocked at.
     pub knock: bool,
     /// The rewards, each with its place in the config, as `rewards[0]`.

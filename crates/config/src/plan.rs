@@ -142,7 +142,7 @@ impl fmt::Display for Plan {
         let trained = trained_parameters(&self.config, model);
         line(f, "trained", &format!("{trained:.0}"), "parameters")?;
         let memory = memory_plan(&self.config, model);
-        let is_cpu = self.config.resources.device == "cpu";
+        let is_cpu = self.config.resources.device.is_cpu();
         write_process(f, "memory of the learner", &memory.learner, is_cpu)?;
         write_process(f, "memory of each rollout worker, without rewards", &memory.worker, is_cpu)
     }

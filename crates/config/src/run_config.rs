@@ -3,6 +3,7 @@
 //! Every key has one meaning for all processes: the coordinator reads the file once and hands the resolved text to
 //! whoever joins. Ranges and contradictions are checked in `validate`, not by these types.
 
+use crate::ComputeDevice;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -415,8 +416,8 @@ pub struct CheckpointSection {
 /// `[resources]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResourceSection {
-    /// `cpu` or `cuda`.
-    pub device: String,
+    /// `cpu`, `cuda` or `cuda:N`.
+    pub device: ComputeDevice,
     /// Rollout workers started by `coordinator up`.
     pub workers: usize,
     /// Most rollout workers that `workers`, `--workers` or `coordinator scale` may ask for.

@@ -2,8 +2,8 @@
 
 use crate::parse::{REWARD_LISTS, default_adapter};
 use crate::{
-    AdapterMethod, AdapterSection, Algorithm, BranchSteps, ConfigProblem, Dtype, OnRewardHacking,
-    REWARD_NAMES, RewardSection, RunConfig, StepRule, StepWeight,
+    AdapterMethod, AdapterSection, Algorithm, ConfigProblem, Dtype, OnRewardHacking,
+    REWARD_NAMES, RewardSection, RunConfig, StepDraw, StepRule, StepWeight,
 };
 
 /// More of anything than a run can have; keeps products of counts and casts to 32 bits safe.
@@ -167,48 +167,13 @@ fn check_sampling(config: &RunConfig, checks: &mut Checks) {
 }
 
 fn check_branch_steps(config: &RunConfig, checks: &mut Checks) {
-    let key = "sampling.branch_steps";
-    let n_trainable = config.sampling.steps.saturating_sub(1);
-    let bound = format!(
-        "with steps = {} only 0 to {} can be trained",
-        config.sampling.steps,
-        n_trainable.saturating_sub(1)
-    );
-    match &config.sampling.branch_steps {
-        BranchSteps::All => {}
-        BranchSteps::Range { from, to } => {
-            checks.require(from < to, key, || format!("is `{from}..{to}`, an empty range"));
-            checks.require(*to <= n_trainable, key, || {
-                format!("reaches step {}; {bound}", to.saturating_sub(1))
-            });
-        }
-        BranchSteps::List(steps) => {
-            checks.require(steps.windows(2).all(|pair| pair[0] < pair[1]), key, || {
-                "must be strictly increasing".to_owned()
-            });
-            checks.require(steps.iter().all(|&step| step < n_trainable), key, || bound.clone());
-        }
-        BranchSteps::RandomAmong { count, among } => {
-            checks.require(among.windows(2).all(|pair| pair[0] < pair[1]), key, || {
-                "must draw from a strictly increasing list".to_owned()
-            });
-            checks.require(among.iter().all(|&step| step < n_trainable), key, || bound.clone());
-            checks.require((1..=among.len()).contains(count), key, || {
-                format!("draws {count} of {} steps", among.len())
-            });
-        }
-        BranchSteps::Random { count } => {
-            checks
-                .require((1..=n_trainable).contains(count), key, || format!("draws {count} steps; {bound}"));
-        }
-        BranchSteps::Window { size, from, to } => {
-            checks.require(*size >= 1 && from + size <= *to, key, || {
-                format!("has a window of {size} that does not fit into {from}..{to}")
-            });
-            checks.require(*to <= n_trainable, key, || {
-                format!("reaches step {}; {bound}", to.saturating_sub(1))
-            });
-        }
+    let sampling = &config.sampling;
+    // Too few steps are reported as such.
+    if (2..=MOST).contains(&sampling.steps)
+        && let Err(error) = StepDraw::new(&sampling.branch_steps, sampling.steps)
+    {
+        let problem = format!("is `{}`, with steps = {}: {}", error.branch_steps, error.steps, error.problem);
+        checks.0.push(ConfigProblem::new("sampling.branch_steps", problem));
     }
 }
 
@@ -311,10 +276,7 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
     checks.require(workers <= most || most > MOST, "resources.workers", || {
         format!("is {workers}, more than `resources.max_workers` = {most}; lower the one or raise the other")
     });
-    checks.require(["cpu", "cuda"].contains(&config.resources.device.as_str()), "resources.device", || {
-        format!("is `{}`; write `cpu` or `cuda`", config.resources.device)
-    });
-    let on_cpu = config.resources.device == "cpu";
+    let on_cpu = config.resources.device.is_cpu();
     let model = &config.model;
     for (dtype, key) in [(model.dtype, "model.dtype"), (model.decoder_dtype, "model.decoder_dtype")] {
         checks.require(!on_cpu || dtype == Dtype::Float32, key, || {

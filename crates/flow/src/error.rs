@@ -57,28 +57,6 @@ pub enum FlowError {
         steps: usize,
     },
 
-    /// The set of trained steps is empty or reaches outside what can be trained.
-    #[error("branch steps {branch_steps} do not suit {steps} sampling steps: {problem}")]
-    BranchSteps {
-        /// The setting, as the user would recognise it.
-        branch_steps: String,
-        /// Number of sampling steps.
-        steps: usize,
-        /// What is wrong and what is allowed.
-        problem: String,
-    },
-
-    /// The number of explorations per branch point does not suit the algorithm.
-    #[error("{branches} branches per seed do not suit {algorithm}; use {remedy}")]
-    Branches {
-        /// Number asked for.
-        branches: usize,
-        /// Name of the algorithm.
-        algorithm: &'static str,
-        /// What is allowed.
-        remedy: &'static str,
-    },
-
     /// A reward that is NaN or infinite.
     #[error(
         "reward {value} of prompt slot {prompt_slot}, seed {seed_index}, trained step number {trained_step}, \

@@ -4,21 +4,18 @@
 //!
 //! 1. [`schedule`]: the noise levels a sampler walks through.
 //! 2. [`step`]: one move between two of them, deterministic or random, and how likely it was.
-//! 3. [`noise`]: random numbers that are a function of a key, so that any process can draw them again.
-//! 4. [`plan`]: where a trajectory branches, and what that costs.
-//! 5. [`advantage`], [`gdpo`], [`weight`], [`objective`]: from rewards to a loss.
-//! 6. [`adamw`], [`ema`]: from a loss to new parameters.
+//! 3. [`advantage`], [`gdpo`], [`weight`], [`objective`]: from rewards to a loss.
+//! 4. [`adamw`], [`ema`]: from a loss to new parameters.
 //!
-//! Settings have the types of the run config. Everything here is deterministic: equal inputs on the same kind of device give equal bits.
+//! The random numbers come from the crate `noise`, and where a trajectory branches from `config::RolloutPlan`. Settings have
+//! the types of the run config. Everything here is deterministic: equal inputs on the same kind of device give equal bits.
 
 pub mod adamw;
 pub mod advantage;
 pub mod ema;
 mod error;
 pub mod gdpo;
-pub mod noise;
 pub mod objective;
-pub mod plan;
 pub mod schedule;
 pub mod step;
 pub mod weight;
@@ -28,9 +25,7 @@ pub use advantage::{GroupStatistics, SeedRewards, advantages, group_statistics};
 pub use ema::{Ema, EmaSettings};
 pub use error::FlowError;
 pub use gdpo::{WeightedRewards, gdpo_advantages};
-pub use noise::{NoiseKey, Purpose, permutation, standard_normal, uniform};
 pub use objective::{ClippedObjective, PolicyLoss, kl_divergence};
-pub use plan::{RolloutPlan, drawable_steps, trained_steps};
 pub use schedule::{NoiseGrid, Schedule, SchedulerConfig, TimeShift};
 pub use step::{
     TransitionCoefficients, TransitionRows, log_probability, log_ratio, next_latents, next_latents_on_host,

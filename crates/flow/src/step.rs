@@ -27,7 +27,7 @@
 //!    and training both call them.
 //! 2. **The next latents can be rebuilt without a device.** [`next_latents`] multiplies, rounds, adds and rounds;
 //!    [`next_latents_on_host`] does the same to slices and gives the same bits. A trajectory therefore travels as
-//!    mean and key of the noise (see [`crate::noise`]).
+//!    mean and key of the noise (see the crate `noise`).
 //! 3. **Explorations of a branch point share its mean.** [`repeat_for_branches`] hands a seed's one mean to rows
 //!    `seed·K + branch`, and their gradients add up in it: one network call trains K transitions.
 //!
@@ -330,7 +330,8 @@ fn mean_over_elements(values: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{NoiseGrid, NoiseKey, Purpose, SchedulerConfig, standard_normal};
+    use crate::{NoiseGrid, SchedulerConfig};
+    use noise::{NoiseKey, Purpose, standard_normal};
 
     fn sd3() -> Schedule {
         let config = SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() };

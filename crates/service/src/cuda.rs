@@ -4,6 +4,7 @@
 //! when it is loaded, which must be before the first tensor. Loading a library is unsafe; starting oneself again with
 //! `LD_PRELOAD` is not. This has never been run where a GPU is.
 
+use config::ComputeDevice;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -35,8 +36,8 @@ pub struct CudaError {
 ///
 /// # Errors
 /// If the device asked for is CUDA, and its half does not load.
-pub fn load_where_wanted(device: Option<&str>) -> Result<(), CudaError> {
-    let is_wanted = device.map_or_else(|| Path::new(CONTROL_DEVICE).exists(), is_cuda);
+pub fn load_where_wanted(device: Option<ComputeDevice>) -> Result<(), CudaError> {
+    let is_wanted = device.map_or_else(|| Path::new(CONTROL_DEVICE).exists(), |device| !device.is_cpu());
     let preloaded = std::env::var_os(PRELOAD);
     // Elsewhere than on Linux there is no such file, and nothing to load.
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
@@ -62,10 +63,6 @@ fn start_again(preload: &OsStr) -> String {
         Ok(trial) => String::from_utf8_lossy(&trial.stderr).trim().to_owned(),
         Err(error) => error.to_string(),
     }
-}
-
-fn is_cuda(device: &str) -> bool {
-    device == "cuda" || device.starts_with("cuda:")
 }
 
 /// The CUDA half beside the CPU half that is mapped into the process; `None` if it is mapped too, or if preloading it has
@@ -118,10 +115,5 @@ mod tests {
         assert_eq!(with_library(None, Path::new(CUDA)), CUDA);
         let list = with_library(Some("/lib/other.so".into()), Path::new(CUDA));
         assert_eq!(list, OsString::from(format!("{CUDA}:/lib/other.so")));
-    }
-
-    #[test]
-    fn only_cuda_devices_want_it() {
-        assert!(is_cuda("cuda") && is_cuda("cuda:1") && !is_cuda("cpu") && !is_cuda("cudax"));
     }
 }

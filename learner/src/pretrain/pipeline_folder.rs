@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::Context;
-use flow::noise::{NoiseKey, Purpose, standard_normal};
+use noise::{NoiseKey, Purpose, standard_normal};
 use serde_json::{Value, json};
 use tch::Tensor;
 

@@ -1,6 +1,6 @@
 //! Scenes and captions for one update of pre-training.
 
-use flow::noise::{NoiseKey, Purpose, uniform};
+use noise::{NoiseKey, Purpose, uniform};
 use scenes::{DEFAULT_IMAGE_SIZE, PromptSpec, Scene, Tag};
 use tch::{Kind, Tensor};
 

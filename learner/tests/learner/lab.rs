@@ -7,10 +7,7 @@ use std::time::Duration;
 use ::service::RunDirectory;
 use bytes::Bytes;
 use config::{AdapterMethod, Dtype, RewardSection, RunConfig, TaskKind, TaskSpec};
-use flow::{
-    NoiseKey, Purpose, TransitionRows, log_probability, next_latents, ode_step, repeat_for_branches,
-    standard_normal, transition_mean,
-};
+use flow::{TransitionRows, log_probability, next_latents, ode_step, repeat_for_branches, transition_mean};
 use learner::embeddings::Embeddings;
 use learner::error::LearnerError;
 use learner::gradient::Objective;
@@ -22,13 +19,14 @@ use learner::policy::Policy;
 use learner::progress::ProgressBoard;
 use learner::publications::Publications;
 use learner::receive::{Receiver, hash_of};
-use learner::rules::{self, TrainedSteps};
 use learner::run::{Ended, HeldOutPrompts, Run};
 use learner::trainer::Trainer;
 use models::lora::LoraConfig;
 use models::weights::WeightOptions;
 use models::{AdapterMode, Conditioning, Guidance, LoadOptions, TextToImageModel, pipeline, tensor_bytes};
+use noise::{NoiseKey, standard_normal};
 use proto::{PushHeader, TaskCost, TaskId, TensorInfo, WeightsRole};
+use run_setup::{TrainedSteps, training_key};
 use tch::{Device, Kind, Tensor};
 
 /// Text tokens of the T5 part.
@@ -124,7 +122,7 @@ impl Lab {
         let policy = Policy::open(&self.config, &self.config.model.path).unwrap();
         let latent_shape = self.latent_shape(policy.model());
         Trainer {
-            schedule: rules::schedule(&self.config, policy.model()).unwrap(),
+            schedule: run_setup::training_schedule(&self.config, policy.model()).unwrap(),
             objective: Objective::new(&self.config, &latent_shape),
             prompts: config::read_prompts(&self.config.data.train).unwrap(),
             inbox: shared.inbox.clone(),
@@ -254,12 +252,12 @@ impl Worker {
             let lora = LoraConfig { rank: adapter.rank, alpha: adapter.alpha, targets: targets.into() };
             model.network_mut().attach_adapter(&lora, &mut |_, len| vec![0.0; len]).unwrap();
         }
-        let schedule = rules::schedule(config, model.as_ref()).unwrap();
+        let schedule = run_setup::training_schedule(config, model.as_ref()).unwrap();
         let latent_shape = model.latent_shape(config.sampling.height, config.sampling.width).unwrap();
         let receiver = Receiver {
             layout: Layout::new(config, model.as_ref(), latent_shape),
             run_seed: config.run.seed,
-            stds: rules::move_stds(config, &schedule).unwrap(),
+            stds: run_setup::move_stds(config, &schedule).unwrap(),
         };
         let prompts = config::read_prompts(&config.data.train).unwrap();
         Self { config: config.clone(), model, prompts, receiver, error: 0.0, loaded: None }
@@ -308,7 +306,7 @@ impl Worker {
 
     fn trajectories(&self, task: &TaskSpec) -> Sample {
         let sampling = &self.config.sampling;
-        let schedule = rules::schedule(&self.config, self.model.as_ref()).unwrap();
+        let schedule = run_setup::training_schedule(&self.config, self.model.as_ref()).unwrap();
         let trained = TrainedSteps::new(&self.config, &schedule, task.iteration).unwrap();
         let n_branches = sampling.branches_per_seed;
         let (positive, negative) = (self.embed(&self.prompts[task.prompts[0] as usize].text), self.embed(""));
@@ -319,8 +317,7 @@ impl Worker {
         };
         let (mut states, mut means, mut nexts, mut log_probs) = (vec![], vec![], vec![], vec![]);
         for seed in task.first_seed..task.first_seed + task.n_seeds {
-            let (run_seed, slot) = (self.config.run.seed, task.prompt_slot);
-            let key = NoiseKey::initial(run_seed, Purpose::Rollout, task.iteration, slot, seed);
+            let key = training_key(self.config.run.seed, task.iteration, task.prompt_slot, seed);
             let mut trunk = noise(key).unsqueeze(0);
             for step in 0..sampling.steps - 1 {
                 let sigma = Tensor::from_slice(&[schedule.sigmas[step]]);
@@ -330,7 +327,7 @@ impl Worker {
                     scale: sampling.guidance_scale,
                 };
                 let velocity = self.model.velocity(&trunk, &sigma, &guidance, AdapterMode::Frozen);
-                if let Some(position) = trained.steps.iter().position(|trained| *trained == step) {
+                if let Some(position) = trained.steps().iter().position(|trained| *trained == step) {
                     let rows = TransitionRows::new(&[trained.coefficients[position]], Device::Cpu);
                     let mean = transition_mean(&trunk, &velocity, &rows) + self.error;
                     let epsilons: Vec<Tensor> = (0..n_branches as u32)
@@ -358,7 +355,7 @@ impl Worker {
         embeddings: [Conditioning; 2],
     ) -> Sample {
         let n_branches = self.config.sampling.branches_per_seed as i64;
-        let (seeds, steps) = (i64::from(task.n_seeds), trained.steps.len() as i64);
+        let (seeds, steps) = (i64::from(task.n_seeds), trained.steps().len() as i64);
         let latent = &self.receiver.layout.latent_shape;
         let [states, means, nexts, log_probs] = sampled.map(|rows| Tensor::cat(&rows, 0));
         let moves = [seeds, steps, n_branches];

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use config::{TaskKind, TaskSpec};
 use learner::inbox::Order;
 use learner::push_gate::PushGate;
-use learner::rules::TrainedSteps;
 use learner::server::LearnerService;
 use proto::learner_client::LearnerClient;
 use proto::learner_server::LearnerServer;
@@ -18,6 +17,7 @@ use proto::{
     Caller, MissingConditioningRequest, PushHeader, PushRequest, WeightsRequest, WeightsRole, push_request,
     weights_reply,
 };
+use run_setup::TrainedSteps;
 use tokio_stream::StreamExt;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;

@@ -11,11 +11,11 @@ use learner::evaluation::Evaluation;
 use learner::gradient::{MeansBefore, TrainingTask};
 use learner::journal::Journal;
 use learner::outcome::Trajectories;
-use learner::rules::TrainedSteps;
 use learner::run::Ended;
 use learner::trainer::Trainer;
 use models::{AdapterMode, Conditioning, Guidance};
 use proto::WeightsRole;
+use run_setup::TrainedSteps;
 use tch::{Device, Kind, Tensor};
 
 const TRAINED_FILES: [&str; 3] = ["adapter.safetensors", "optimizer.safetensors", "ema.safetensors"];
@@ -110,7 +110,7 @@ fn a_step_that_was_drawn_alone_has_the_weight_of_its_noise() {
     for iteration in 0..20 {
         for branch_steps in ["random:1", "random:2", "window:2@0..3"] {
             let drawn = weights(branch_steps, iteration);
-            let expected: Vec<f32> = drawn.steps.iter().map(|step| all[*step]).collect();
+            let expected: Vec<f32> = drawn.steps().iter().map(|step| all[*step]).collect();
             assert_eq!(drawn.weights, expected, "{branch_steps} in iteration {iteration}");
         }
     }
@@ -379,7 +379,7 @@ fn check_streamed_gradient(change: impl FnOnce(&mut RunConfig), means: OldMeans)
                 MeansBefore::Computed(means)
             }
         };
-        let scale = 1.0 / (tasks.len() * steps.steps.len()) as f64;
+        let scale = 1.0 / (tasks.len() * steps.steps().len()) as f64;
         objective.accumulate(policy, &training, &steps, (&before, scale)).unwrap();
     }
     let streamed: Vec<Tensor> = trainer.policy.trained().iter().map(|(_, p)| p.grad().copy()).collect();
@@ -421,7 +421,7 @@ fn one_batch_loss(
     advantages: &[Vec<f32>],
     shared: &Shared,
 ) -> Tensor {
-    let (n_steps, n_branches) = (steps.steps.len(), trainer.config.sampling.branches_per_seed);
+    let (n_steps, n_branches) = (steps.steps().len(), trainer.config.sampling.branches_per_seed);
     let n_cells = sampled.len() * n_steps;
     let latents = |values: Vec<f32>| Tensor::from_slice(&values).view([-1, 16, 4, 4]);
     let all =

@@ -9,7 +9,6 @@ use models::{Activations, AdapterMode, Conditioning, Guidance, PromptTokens};
 use tch::{Kind, Tensor};
 
 use super::{Computed, LazyModel};
-use crate::noise_levels::NoiseLevels;
 
 /// Picks one of a family's encoders.
 type PickEncoder = fn(&[PromptTokens]) -> Option<&PromptTokens>;
@@ -104,7 +103,7 @@ pub(super) fn pipeline(case: &ReferenceCase, model: &mut LazyModel) -> Computed 
     model.check_inputs(&initial, &positive)?;
     let (height, width) = pixels(case)?;
     let sequence_length = model.image_sequence_length(height, width);
-    let schedule = NoiseLevels::of(model)?.schedule(case.argument("steps")?, sequence_length)?;
+    let schedule = run_setup::NoiseLevels::of(model)?.schedule(case.argument("steps")?, sequence_length)?;
     let per_row = |value: f32| Tensor::from_slice(&vec![value; prompts.len()]);
     let latents = tch::no_grad(|| {
         (0..schedule.steps()).fold(initial, |latents, step| {

@@ -3,17 +3,17 @@
 use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
-use config::{Dtype, RunConfig};
+use config::{ComputeDevice, Dtype, RunConfig};
 use models::DecoderOptions;
 use models::weights::{TensorSource, WeightOptions};
+use run_setup::{element_type, open_device};
 use service::{Hub, model_folder, path_argument};
 
 use super::{Batches, SampleOptions};
+use crate::argument_parsers::{dtype, finite, tokens};
 use crate::bad_input::BadInput;
 use crate::guided_model::GuidanceSettings;
-use crate::number_arguments::{finite, tokens};
 use crate::recorded_run::{RecordedRun, TrainedVersion};
-use crate::settings;
 
 /// Flags of `sample`.
 #[derive(Clone, Debug, clap::Args)]
@@ -32,10 +32,10 @@ pub struct SampleArguments {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     random_weights: Option<bool>,
     /// Type of the base weights, `float32` or `bfloat16` [default: float32].
-    #[arg(long, value_parser = settings::dtype)]
+    #[arg(long, value_parser = dtype)]
     dtype: Option<Dtype>,
     /// Type that images are decoded in [default: float32].
-    #[arg(long, value_parser = settings::dtype)]
+    #[arg(long, value_parser = dtype)]
     decoder_dtype: Option<Dtype>,
     /// Side in pixels of the tiles that larger images are decoded in; 0 for images decoded whole [default: 0].
     #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(..=65_536))]
@@ -80,9 +80,9 @@ pub struct SampleArguments {
     /// Most images in one network call [default: 16].
     #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     max_rows: Option<usize>,
-    /// `cpu` or `cuda` [default: cpu].
+    /// `cpu`, `cuda` or `cuda:N` [default: cpu].
     #[arg(long, env = "FLOW_RL_DEVICE")]
-    device: Option<String>,
+    device: Option<ComputeDevice>,
     /// CPU threads of tensor operations [default: 1].
     #[arg(long, env = "FLOW_RL_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -104,7 +104,7 @@ struct Settings {
     width: Option<i64>,
     images_per_prompt: u32,
     batches: Batches,
-    device: String,
+    device: ComputeDevice,
     threads: usize,
 }
 
@@ -124,7 +124,7 @@ impl Settings {
             width: None,
             images_per_prompt: 1,
             batches: Batches { prompts_per_task: None, max_rows: 16 },
-            device: "cpu".to_owned(),
+            device: ComputeDevice::Cpu,
             threads: 1,
         }
     }
@@ -152,7 +152,7 @@ impl Settings {
                 prompts_per_task: Some(evaluation.prompts_per_task),
                 max_rows: sampling.max_rows,
             },
-            device: resources.device.clone(),
+            device: resources.device,
             threads: resources.worker_threads,
         }
     }
@@ -163,12 +163,12 @@ impl SampleArguments {
     ///
     /// # Errors
     /// [`BadInput`] if the run cannot be read.
-    pub fn device(&self) -> anyhow::Result<String> {
-        match (&self.device, &self.run) {
-            (Some(device), _) => Ok(device.clone()),
+    pub fn device(&self) -> anyhow::Result<ComputeDevice> {
+        match (self.device, &self.run) {
+            (Some(device), _) => Ok(device),
             (None, Some(run)) => {
                 let run = RecordedRun::open(run).map_err(BadInput::from_error)?;
-                Ok(run.config().resources.device.clone())
+                Ok(run.config().resources.device)
             }
             (None, None) => Ok(Settings::without_run().device),
         }
@@ -198,7 +198,7 @@ impl SampleArguments {
             }
         };
         let model = self.model_folder(run.as_ref(), hub)?;
-        let device = settings::device(&self.device.unwrap_or(own.device))?;
+        let device = open_device(self.device.unwrap_or(own.device))?;
         let seed = self.seed.unwrap_or(own.seed);
         let source = match self.random_weights.unwrap_or(own.random_weights) {
             true => TensorSource::Random(own.weight_seed.unwrap_or(seed)),
@@ -208,13 +208,13 @@ impl SampleArguments {
         Ok(SampleOptions {
             model,
             weights: WeightOptions {
-                kind: settings::kind(self.dtype.unwrap_or(own.dtype)),
+                kind: element_type(self.dtype.unwrap_or(own.dtype)),
                 device,
                 variant: self.variant.or(own.variant).as_deref().map(Into::into),
                 source,
             },
             decoder: DecoderOptions {
-                kind: settings::kind(self.decoder_dtype.unwrap_or(own.decoder_dtype)),
+                kind: element_type(self.decoder_dtype.unwrap_or(own.decoder_dtype)),
                 tile: (tile > 0).then_some(tile),
             },
             trained,

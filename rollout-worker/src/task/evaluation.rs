@@ -2,15 +2,16 @@
 
 use std::rc::Rc;
 
-use flow::{NoiseKey, Schedule};
+use flow::Schedule;
 use models::{Conditioning, push_tensors};
+use noise::NoiseKey;
 use proto::Task;
 use rewards::RgbImage;
+use run_setup::evaluation_key;
 
 use super::{Origin, Sampled, Sampler, TaskError};
 use crate::delivery::WireTensor;
 use crate::guided_model::Embedding;
-use crate::task_noise::TaskNoise;
 use crate::wavefront::{Noise, sample_deterministically};
 
 /// One image to be drawn.
@@ -57,7 +58,7 @@ impl Sampler {
             let embedding = self.model.embed(&prompt.text)?;
             for image in 0..task.n_seeds {
                 let origin = Origin { prompt: position, seed: image, exploration: None };
-                let key = TaskNoise::evaluation_key(self.config.run.seed, prompt.index, image);
+                let key = evaluation_key(self.config.run.seed, prompt.index, image);
                 rows.push(Row { origin, embedding: embedding.clone(), key });
             }
         }

@@ -3,13 +3,12 @@
 use config::Algorithm;
 use models::{ModelError, push_tensors};
 use proto::Task;
+use run_setup::{TrainedSteps, training_key};
 
 use super::{Origin, Sampled, Sampler, TaskError};
 use crate::delivery::{WireEmbedding, WireTensor};
 use crate::guided_model::Embedding;
-use crate::settings;
-use crate::task_noise::TaskNoise;
-use crate::wavefront::Trajectories;
+use crate::wavefront::{Rollout, Trajectories};
 
 impl Sampler {
     pub(super) fn train(
@@ -25,11 +24,14 @@ impl Sampler {
             )));
         };
         let (sampling, run_seed) = (&self.config.sampling, self.config.run.seed);
-        let rollout = settings::rollout(sampling, run_seed, iteration, self.schedule(sampling.steps)?)?;
+        let schedule = self.schedule(sampling.steps)?;
+        let steps = TrainedSteps::new(&self.config, &schedule, iteration)?;
+        let rollout = Rollout::new(schedule, steps, sampling.max_rows);
         let positive = self.model.embed(&prompt.text)?;
         let negative = self.model.embed_negative(sampling.guidance_scale)?;
         let seeds = task.first_seed..task.first_seed + task.n_seeds;
-        let noise = self.noise(TaskNoise::training_keys(run_seed, iteration, task.prompt_slot, seeds));
+        let key = |seed| training_key(run_seed, iteration, task.prompt_slot, seed);
+        let noise = self.noise(seeds.map(key).collect());
         let sigmas = &rollout.schedule().sigmas;
         let guidance =
             Embedding::guidance(&positive.conditioning, negative.as_deref(), sampling.guidance_scale);
@@ -41,7 +43,7 @@ impl Sampler {
             let seed = task.first_seed + source.seed as u32;
             TaskError::NonFinite { prompt: prompt.text.clone(), seed, problem: source }
         })?;
-        let steps: Vec<u32> = rollout.trained_steps().iter().map(|step| *step as u32).collect();
+        let steps = rollout.trained_steps().on_the_wire();
         let origins =
             origins(task, self.config.sampling.algorithm, &steps, sampling.branches_per_seed as u32);
         let finished = trajectories.finished.flatten(0, 1); // [S, images, …] → [S·images, …]

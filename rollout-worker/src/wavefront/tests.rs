@@ -3,8 +3,10 @@
 use std::cell::RefCell;
 
 use super::*;
-use config::Algorithm;
-use flow::{NoiseGrid, NoiseKey, Purpose, SchedulerConfig, standard_normal};
+use config::{Algorithm, BranchSteps, RolloutPlan, StepRule, StepWeight};
+use flow::{NoiseGrid, SchedulerConfig};
+use noise::{NoiseKey, standard_normal};
+use run_setup::{StepSettings, training_key};
 use tch::Device;
 
 const LATENT: [i64; 3] = [2, 3, 4];
@@ -22,7 +24,15 @@ fn rollout(
     max_rows: usize,
 ) -> Rollout {
     let plan = RolloutPlan::new(algorithm, steps, trained.to_vec(), n_branches).unwrap();
-    Rollout::new(schedule(steps), plan, StepRule::FlowSde, 0.7, max_rows).unwrap()
+    let settings = StepSettings {
+        step_rule: StepRule::FlowSde,
+        noise_level: 0.7,
+        branch_steps: BranchSteps::List(trained.to_vec()),
+        step_weight: StepWeight::None,
+    };
+    let schedule = schedule(steps);
+    let trained = TrainedSteps::of_plan(plan, &settings, &schedule).unwrap();
+    Rollout::new(schedule, trained, max_rows)
 }
 
 /// Element-wise, so that a row's velocity has the same bits in every batch.
@@ -41,7 +51,7 @@ impl KeyedNoise {
     }
 
     fn key(seed: u32) -> NoiseKey {
-        NoiseKey::initial(1, Purpose::Rollout, 0, 0, seed)
+        training_key(1, 0, 0, seed)
     }
 }
 
@@ -70,10 +80,10 @@ fn nested_loop(rollout: &Rollout, seed: usize, n_branches: usize) -> Trajectorie
     let mut trunk = noise.initial().get(seed as i64);
     let (mut states, mut means, mut nexts, mut logs, mut finished) = (vec![], vec![], vec![], vec![], vec![]);
     let mut network_evaluations = 0;
-    for step in 0..=*rollout.trained_steps().last().unwrap() {
+    for step in 0..=*rollout.trained_steps().steps().last().unwrap() {
         let velocity = toy_velocity(&trunk, step);
         network_evaluations += 1;
-        if rollout.trained_steps().contains(&step) {
+        if rollout.trained_steps().steps().contains(&step) {
             let coefficients = TransitionCoefficients::new(StepRule::FlowSde, &schedule, step, 0.7).unwrap();
             let rows = TransitionRows::new(&[coefficients], Device::Cpu);
             let mean = transition_mean(&trunk.unsqueeze(0), &velocity.unsqueeze(0), &rows);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use config::RunConfig;
 use fakes::{Arrived, FakeCoordinator, FakeLearner, Reaction, Server};
-use flow::{NoiseGrid, NoiseKey, Purpose, Schedule, SchedulerConfig, TransitionCoefficients};
+use flow::{NoiseGrid, Schedule, SchedulerConfig, TransitionCoefficients};
 use models::lora::LoraConfig;
 use models::weights::WeightOptions;
 use models::{LoadOptions, tensor_bytes};
@@ -217,7 +217,7 @@ async fn a_training_push_holds_what_the_learner_rebuilds_it_from() {
     }
     let scheduler = SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() };
     let schedule = Schedule::new(&scheduler, NoiseGrid::Scheduler, 4, 0).unwrap();
-    let key = NoiseKey::initial(run_config().run.seed, Purpose::Rollout, 3, 1, 3);
+    let key = run_setup::training_key(run_config().run.seed, 3, 1, 3);
     let initial = Tensor::from_slice(&flow::standard_normal(&key, 256)).view([16, 4, 4]);
     assert_eq!(tensors["states"].get(1).get(0), initial, "seed 3 is the second of its task");
     for (step, branch) in [(0, 0), (1, 1), (2, 0)] {

@@ -6,8 +6,8 @@ use super::unused_keys;
 use crate::presets::base_model::{BaseModel, FLUX1_DEV, QWEN_IMAGE, SD35_MEDIUM};
 use crate::validate::MOST;
 use crate::{
-    AdapterMethod, Algorithm, BranchSteps, Dtype, KlDenominator, RatioNormalization, RunConfig, StepRule,
-    StepWeight, parse,
+    AdapterMethod, Algorithm, BranchSteps, ComputeDevice, Dtype, KlDenominator, RatioNormalization,
+    RunConfig, StepRule, StepWeight, parse,
 };
 
 /// Most seeds of one prompt that an imported run samples together.
@@ -142,7 +142,7 @@ impl Translation {
         self.config.model.path = self.document.text("model.model_name_or_path", base.repository).into();
         self.carried("model.model_name_or_path", "model.path");
         self.config.model.max_sequence_length = base.max_sequence_length;
-        self.config.resources.device = "cuda".to_owned();
+        self.config.resources.device = ComputeDevice::Cuda(0);
         let precision = self.document.text("mixed_precision", "bf16");
         self.config.model.dtype = if precision == "no" { Dtype::Float32 } else { Dtype::Bfloat16 };
         match precision.as_str() {

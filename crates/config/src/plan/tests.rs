@@ -1,6 +1,7 @@
 use super::*;
 use crate::{
-    AdapterInspection, AdapterMethod, ComponentInspection, Dtype, ImageInspection, StepInspection, preset,
+    AdapterInspection, AdapterMethod, ComponentInspection, ComputeDevice, Dtype, ImageInspection,
+    StepInspection, preset,
 };
 
 #[test]
@@ -256,6 +257,6 @@ fn everything_known_is_printed_and_only_that() {
     }
     assert!(!plan(&tempflow(), None).to_string().contains("on the wire"));
     let mut on_cpu = tempflow();
-    on_cpu.resources.device = "cpu".to_owned();
+    on_cpu.resources.device = ComputeDevice::Cpu;
     assert!(plan(&on_cpu, Some(sd35_medium())).to_string().contains("in all"));
 }

@@ -3,8 +3,8 @@
 use super::base_model::BaseModel;
 use crate::commented::commented_toml;
 use crate::{
-    AdvantageGroup, Algorithm, Dtype, KlDenominator, RatioNormalization, RewardSection, RunConfig, StepRule,
-    default_step_weight, parse,
+    AdvantageGroup, Algorithm, ComputeDevice, Dtype, KlDenominator, RatioNormalization, RewardSection,
+    RunConfig, StepRule, default_step_weight, parse,
 };
 use std::path::PathBuf;
 
@@ -113,7 +113,7 @@ impl Recipe {
         config.evaluation.steps = self.evaluation_steps;
         config.evaluation.guidance_scale = self.guidance;
         config.evaluation.prompts_per_task = self.evaluation_batch;
-        config.resources.device = "cuda".to_owned();
+        config.resources.device = ComputeDevice::Cuda(0);
         config
     }
 

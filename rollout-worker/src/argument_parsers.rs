@@ -1,5 +1,6 @@
-//! Numbers of the command line, refused there where no run could use them.
+//! Values of the command line, refused there where no run could use them.
 
+use config::{Dtype, StepRule};
 use std::ops::RangeInclusive;
 
 /// None where a pipeline has no encoder of long texts.
@@ -20,6 +21,22 @@ pub fn finite(text: &str) -> Result<f64, String> {
 /// If there cannot be so many.
 pub fn tokens(text: &str) -> Result<usize, String> {
     within(text, TOKENS)
+}
+
+/// The element type of a name, `float32` or `bfloat16`.
+///
+/// # Errors
+/// If it has another name.
+pub fn dtype(name: &str) -> Result<Dtype, serde_json::Error> {
+    serde_json::from_value(name.into())
+}
+
+/// The step rule of a name, `flow-sde` or `cps`.
+///
+/// # Errors
+/// If it has another name.
+pub fn step_rule(name: &str) -> Result<StepRule, serde_json::Error> {
+    serde_json::from_value(name.into())
 }
 
 fn within(text: &str, range: RangeInclusive<usize>) -> Result<usize, String> {

@@ -1,5 +1,6 @@
 //! The noise levels that a model is sampled along: its family's grid, bent as its scheduler's configuration says.
 
+use config::RunConfig;
 use flow::{FlowError, NoiseGrid, Schedule, SchedulerConfig};
 use models::TextToImageModel;
 
@@ -27,4 +28,14 @@ impl NoiseLevels {
     pub fn schedule(&self, steps: usize, image_seq_len: usize) -> Result<Schedule, FlowError> {
         Schedule::new(&self.scheduler, self.grid, steps, image_seq_len)
     }
+}
+
+/// The noise levels of the trajectories of a run that trains `model`.
+///
+/// # Errors
+/// If its scheduler's configuration cannot be used, or the noise levels do not fall.
+pub fn training_schedule(config: &RunConfig, model: &dyn TextToImageModel) -> Result<Schedule, FlowError> {
+    let sampling = &config.sampling;
+    let sequence_length = model.image_sequence_length(sampling.height, sampling.width);
+    NoiseLevels::of(model)?.schedule(sampling.steps, sequence_length)
 }
