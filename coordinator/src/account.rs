@@ -26,7 +26,7 @@ pub fn progress_line(snapshot: &Snapshot, rates: &Rates, room: Room) -> String {
     }
     let (digits, separator, held_out) = match room {
         Room::Ample => (4, " · iteration ", "held-out"),
-        Room::Narrow => (3, " ", "test"),
+        Room::Narrow => (3, " ", "eval"),
     };
     let mut parts =
         vec![format!("{}{separator}{}/{}", progress.phase, progress.iteration, progress.iterations)];

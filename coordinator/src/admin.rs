@@ -93,13 +93,20 @@ pub async fn down(run: &str) -> Result<(), CoordinatorError> {
     Ok(())
 }
 
+/// The coordinator of a run. Its port may have passed to that of another run, which must not hear what is not meant for it.
 async fn client_of(run: &str) -> Result<AdminClient<Channel>, CoordinatorError> {
     let directory = find_run(run)?;
     let record = RunRecord::read(&directory)?;
-    connect_admin(record.port).await.map_err(|error| match error {
-        ServiceError::Unreachable { .. } => CoordinatorError::NotLiving(directory.path().to_owned()),
+    let not_living = || CoordinatorError::NotLiving(directory.path().to_owned());
+    if !RunLock::is_taken(&directory) {
+        return Err(not_living());
+    }
+    let mut client = connect_admin(record.port).await.map_err(|error| match error {
+        ServiceError::Unreachable { .. } => not_living(),
         other => other.into(),
-    })
+    })?;
+    let reply = client.status(service::request(StatusRequest {}, DEADLINE)).await?.into_inner();
+    if reply.run_id == record.run_id { Ok(client) } else { Err(not_living()) }
 }
 
 /// Copies the adapter of a run.
@@ -124,8 +131,9 @@ pub fn export(run: &str, to: &Path) -> Result<(), CoordinatorError> {
     if let Some(parent) = to.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         durable::create_directory(parent)?;
     }
-    exported::check(&directory, RunLock::is_taken(&directory))?;
+    // First, so that an export that begins between the two is noticed.
     let before = exported::provenances(&directory);
+    exported::check(&directory, RunLock::is_taken(&directory))?;
     durable::write_directory(to, |partial| {
         copy_tree(&adapter, partial)?;
         match exported::provenances(&directory) == before {

@@ -57,8 +57,21 @@ fn config_of(run: &RunDirectory, settings: &[String]) -> Result<RunConfig, Coord
     let path = run.config();
     let failed = |source| CoordinatorError::File { action: "read", path: path.clone(), source };
     let text = std::fs::read_to_string(&path).map_err(failed)?;
-    let config = RunConfig::from_toml_with(&text, settings);
-    let mut config = config.map_err(|problems| CoordinatorError::Config { path: path.clone(), problems })?;
+    let read = |text: &str, settings: &[String]| {
+        RunConfig::from_toml_with(text, settings)
+            .map_err(|problems| CoordinatorError::Config { path: path.clone(), problems })
+    };
+    let mut stored = read(&text, &[])?;
+    let here = std::env::current_dir().ok();
+    let home = RunRecord::read(run).ok().and_then(|record| record.working_directory);
+    if let Some(home) = home.filter(|home| here.as_ref() != Some(home)) {
+        // Those of the settings are relative to here. A model may also be a name in a cache.
+        stored.expand_paths(|path| match path.is_relative() && home.join(path).exists() {
+            true => home.join(path),
+            false => path.to_owned(),
+        });
+    }
+    let config = read(&stored.to_toml(), settings)?;
     if config.adapter.method == AdapterMethod::Full {
         return Err(CoordinatorError::Usage(format!(
             "{} trains all parameters, so there is no adapter to start from: copy the pipeline {}, put {} in place of its \
@@ -67,23 +80,6 @@ fn config_of(run: &RunDirectory, settings: &[String]) -> Result<RunConfig, Coord
             config.model.path.display(),
             run.adapter().join("transformer").display()
         )));
-    }
-    let here = std::env::current_dir().ok();
-    let home = RunRecord::read(run).ok().and_then(|record| record.working_directory);
-    if let Some(home) = home.filter(|home| here.as_ref() != Some(home)) {
-        let paths = [
-            &mut config.model.path,
-            &mut config.data.train,
-            &mut config.data.validation,
-            &mut config.data.test,
-            &mut config.run.directory,
-        ];
-        for path in paths {
-            // A model may also be a name in a cache.
-            if path.is_relative() && home.join(&*path).exists() {
-                *path = home.join(&*path);
-            }
-        }
     }
     Ok(config)
 }

@@ -139,6 +139,9 @@ pub struct UpArgs {
     /// How.
     #[command(flatten)]
     pub options: UpOptions,
+    /// Where the command was typed, if that directory has been left since.
+    #[arg(skip)]
+    pub typed_in: Option<std::path::PathBuf>,
 }
 
 /// How to go on with a run.

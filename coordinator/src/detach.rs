@@ -32,19 +32,19 @@ pub fn leave_terminal() -> Result<(), CoordinatorError> {
     setsid().map(drop).map_err(|errno| CoordinatorError::Detach(errno.into()))
 }
 
-/// Starts this very command again without `--detach`, and waits until its run has started or failed to. A signal is passed
+/// Starts this very command again without `--detach` where it was typed, and waits until its run has started or failed to. A signal is passed
 /// on, and then waited for.
 ///
 /// # Errors
 /// If it cannot be started.
-pub async fn start(run: &RunDirectory) -> Result<u8, CoordinatorError> {
+pub async fn start(run: &RunDirectory, typed_in: Option<&Path>) -> Result<u8, CoordinatorError> {
     run.create()?;
     let path = run.console();
     let failed = |action| move |source| CoordinatorError::File { action, path: run.console(), source };
     let output = File::options().create(true).append(true).open(&path).map_err(failed("open"))?;
     let mut shown = output.metadata().map_err(failed("read"))?.len();
     let mut signals = shutdown::signal_count()?;
-    let mut child = spawn(output).map_err(failed("start a process that writes to"))?;
+    let mut child = spawn(output, typed_in).map_err(failed("start a process that writes to"))?;
     let pid = child.id().unwrap_or_default();
     loop {
         tokio::select! {
@@ -68,11 +68,15 @@ pub async fn start(run: &RunDirectory) -> Result<u8, CoordinatorError> {
     Ok(exit_code::DONE)
 }
 
-fn spawn(output: File) -> std::io::Result<Child> {
+fn spawn(output: File, typed_in: Option<&Path>) -> std::io::Result<Child> {
     let arguments = std::env::args_os().skip(1);
     let arguments = arguments.map(|word| if word == "--detach" { "--detached".into() } else { word });
     let errors = output.try_clone()?;
     let mut command = Command::new(std::env::current_exe()?);
+    // The arguments may name a run or a file from there.
+    if let Some(directory) = typed_in {
+        command.current_dir(directory);
+    }
     command.args(arguments).stdin(Stdio::null()).stdout(output).stderr(errors).spawn()
 }
 

@@ -63,7 +63,7 @@ pub enum CoordinatorError {
         source: std::io::Error,
     },
     /// What is known of a run's processes cannot be read.
-    #[error("{} is lost or damaged; `coordinator up FILE --resume` makes it anew", path.display())]
+    #[error("{} is lost or damaged; `{}` makes it anew", path.display(), crate::advice::resume(path.parent().unwrap_or(path)))]
     RecordLost {
         /// The file.
         path: PathBuf,

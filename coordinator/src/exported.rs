@@ -1,5 +1,6 @@
 //! What of a run is exported, and whether it is what its newest checkpoint has.
 
+use crate::advice;
 use crate::error::CoordinatorError;
 use crate::lost_files::checkpoints;
 use service::{Provenance, RunDirectory};
@@ -21,8 +22,11 @@ pub fn provenances(directory: &RunDirectory) -> Vec<(PathBuf, Provenance)> {
 /// If it is not, with the remedy.
 pub fn check(directory: &RunDirectory, lives: bool) -> Result<(), CoordinatorError> {
     let remedy = match lives {
-        true => "the run is exporting it; try again in a moment",
-        false => "the run was interrupted; `coordinator up FILE --resume` finishes the export",
+        true => "the run is exporting it; try again in a moment".to_owned(),
+        false => {
+            let command = advice::resume(directory.path());
+            format!("the run was interrupted; `{command}` finishes the export")
+        }
     };
     let not_exported = |what: String| Err(CoordinatorError::NotExported(format!("{what}; {remedy}")));
     for place in [directory.adapter(), directory.best_adapter()] {
@@ -39,7 +43,7 @@ pub fn check(directory: &RunDirectory, lives: bool) -> Result<(), CoordinatorErr
             let place = place.display();
             return not_exported(format!("{place}/{one} is of version {first}, {other} of version {second}"));
         }
-        let newest = checkpoints(directory).last().and_then(|path| version_of(path));
+        let newest = checkpoints(directory).last().map(|(version, _)| *version);
         if let ([(_, version), ..], Some(newest)) = (&versions[..], newest)
             && place == directory.adapter()
             && *version < newest
@@ -52,10 +56,6 @@ pub fn check(directory: &RunDirectory, lives: bool) -> Result<(), CoordinatorErr
         }
     }
     Ok(())
-}
-
-fn version_of(checkpoint: &Path) -> Option<u32> {
-    checkpoint.file_name()?.to_str()?.rsplit_once('-')?.1.parse().ok()
 }
 
 #[cfg(test)]

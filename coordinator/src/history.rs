@@ -40,12 +40,14 @@ struct EvaluationRow {
 pub struct History {
     iterations: Vec<IterationRow>,
     evaluations: Vec<EvaluationRow>,
+    tests: Vec<EvaluationRow>,
 }
 
 impl History {
     /// Reads what is there; a file that is not there yet has no rows, and a row that is being written is not there yet.
     pub fn read(run: &RunDirectory) -> Self {
-        Self { iterations: rows(&run.metrics()), evaluations: rows(&run.evaluations()) }
+        let (evaluations, tests) = (rows(&run.evaluations()), rows(&run.tests()));
+        Self { iterations: rows(&run.metrics()), evaluations, tests }
     }
 
     /// The held-out rewards so far, in the order of versions.
@@ -75,13 +77,19 @@ impl History {
         let sampled =
             self.iterations.iter().filter(|row| (first.version..newest.version).contains(&row.iteration));
         let sampling = sampled.map(|row| row.cost.network_evaluations).sum::<u64>();
-        let evaluating = later.iter().map(|row| row.network_evaluations).sum::<u64>();
+        // Test images of the first version are drawn after it was evaluated.
+        let is_between = |row: &&EvaluationRow| first.seconds < row.seconds && row.seconds <= newest.seconds;
+        let held_out = later.iter().chain(self.tests.iter().filter(is_between));
+        let evaluating = held_out.map(|row| row.network_evaluations).sum::<u64>();
         Some((sampling + evaluating, newest.seconds - first.seconds))
     }
 }
 
 fn rows<T: DeserializeOwned>(path: &Path) -> Vec<T> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    rows_of(&std::fs::read_to_string(path).unwrap_or_default())
+}
+
+fn rows_of<T: DeserializeOwned>(text: &str) -> Vec<T> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
@@ -119,6 +127,10 @@ mod tests {
         // Iterations 0 to 3 and the second evaluation, in 23 seconds.
         let evaluations = evaluation(0, 3.0) + &evaluation(4, 26.0);
         assert_eq!(history(&metrics, &evaluations).evaluations_per_second(), Some(460.0 / 23.0));
+        let tested =
+            |seconds| History { tests: rows_of(&evaluation(0, seconds)), ..history(&metrics, &evaluations) };
+        assert_eq!(tested(5.0).evaluations_per_second(), Some(520.0 / 23.0));
+        assert_eq!(tested(30.0).evaluations_per_second(), Some(460.0 / 23.0), "after the newest evaluation");
     }
 
     #[test]

@@ -35,6 +35,13 @@ struct InputRecord {
     accepted: Vec<AcceptedChange>,
 }
 
+impl InputRecord {
+    fn write(&self, directory: &RunDirectory) -> Result<(), CoordinatorError> {
+        let text = serde_json::to_vec_pretty(self).expect("a record has a JSON form; else this is a bug");
+        Ok(durable::write_file(&directory.inputs(), &text)?)
+    }
+}
+
 /// A change that somebody wished for.
 #[derive(Debug, Serialize, Deserialize)]
 struct AcceptedChange {
@@ -98,19 +105,23 @@ impl<'a> Inputs<'a> {
         let (directory, generation) = (&opened.directory, opened.record.generation);
         self.check(args, directory)?;
         let changes = if args.resume { self.changes(directory)? } else { Vec::new() };
+        let earlier = if args.resume { recorded(directory)? } else { None };
+        let mut record = earlier.unwrap_or_default();
+        let accepted = changes.iter().map(|change| AcceptedChange { generation, change: change.clone() });
+        record.accepted.extend(accepted);
+        if !changes.is_empty() {
+            // Before the copies, which no longer tell of the change.
+            record.write(directory)?;
+        }
         for split in PromptSplit::ALL {
             match self.lists.of(split) {
                 [] => remove(&directory.prompts(split))?,
                 records => write_prompts(directory, split, records)?,
             }
         }
-        let earlier = if args.resume { recorded(directory)? } else { None };
-        let mut record = earlier.unwrap_or_default();
         record.files.clone_from(&self.files);
-        let accepted = changes.iter().map(|change| AcceptedChange { generation, change: change.clone() });
-        record.accepted.extend(accepted);
-        let text = serde_json::to_vec_pretty(&record).expect("a record has a JSON form; else this is a bug");
-        durable::write_file(&directory.inputs(), &text)?;
+        // After the copies, of which it says that they are complete.
+        record.write(directory)?;
         Ok(changes)
     }
 

@@ -28,7 +28,7 @@ pub fn stored_config(directory: &RunDirectory) -> Result<Found<Option<RunConfig>
         Err(error) => error,
     };
     let checkpoints = checkpoints(directory);
-    let copies = checkpoints.iter().rev().map(|checkpoint| checkpoint.join("config.toml"));
+    let copies = checkpoints.iter().rev().map(|(_, checkpoint)| checkpoint.join("config.toml"));
     let found = copies
         .map(|copy| (copy.clone(), read_config(copy)))
         .find_map(|(copy, config)| Some((copy, config.ok()?)));
@@ -61,16 +61,16 @@ fn read_config(path: PathBuf) -> Result<RunConfig, CoordinatorError> {
     RunConfig::from_toml(&text).map_err(|problems| CoordinatorError::Config { path, problems })
 }
 
-/// Checkpoint directories in the order of their versions.
-pub fn checkpoints(directory: &RunDirectory) -> Vec<PathBuf> {
+/// Checkpoint directories with their versions, in rising order.
+pub fn checkpoints(directory: &RunDirectory) -> Vec<(u32, PathBuf)> {
     let entries = std::fs::read_dir(directory.checkpoints()).into_iter().flatten().flatten();
-    let is_checkpoint = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.strip_prefix("iteration-").is_some_and(|version| version.parse::<u32>().is_ok())
+    let numbered = |path: PathBuf| {
+        let name = path.file_name()?.to_str()?;
+        Some((name.strip_prefix("iteration-")?.parse().ok()?, path))
     };
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_checkpoint).collect();
-    paths.sort();
-    paths
+    let mut checkpoints: Vec<(u32, PathBuf)> = entries.filter_map(|entry| numbered(entry.path())).collect();
+    checkpoints.sort();
+    checkpoints
 }
 
 /// The record of a run that is to go on, or a new one where it is lost.

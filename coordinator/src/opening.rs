@@ -3,6 +3,7 @@
 use crate::advice;
 use crate::cli::UpArgs;
 use crate::error::CoordinatorError;
+use crate::launch::living_processes;
 use crate::lost_files::{checkpoints, stored_config, stored_record};
 use crate::resume::{Differences, compare};
 use crate::run_record::{RunLock, RunRecord, is_run};
@@ -83,7 +84,10 @@ fn goes_on(args: &UpArgs, directory: &RunDirectory) -> Result<bool, CoordinatorE
 
 /// Whether a run was started but has no checkpoint, never had one, and no process.
 fn is_stillborn(directory: &RunDirectory) -> bool {
-    let lives = RunRecord::read(directory).is_ok_and(|record| !record.living_members().is_empty());
+    let lives = match RunRecord::read(directory) {
+        Ok(record) => !record.living_members().is_empty(),
+        Err(_) => !living_processes(directory).is_empty(),
+    };
     checkpoints(directory).is_empty() && !directory.has_records() && !lives
 }
 
@@ -149,7 +153,7 @@ fn another_run(directory: &RunDirectory, differences: &Differences) -> Coordinat
 
 /// A run cannot be shorter than it is.
 fn too_few_iterations(config: &RunConfig, directory: &RunDirectory) -> Option<String> {
-    let (wanted, done) = (config.run.iterations, iterations_done(directory)?);
+    let (wanted, done) = (config.run.iterations, checkpoints(directory).last()?.0);
     (wanted < done).then(|| {
         let run = directory.path().display();
         format!(
@@ -157,13 +161,6 @@ fn too_few_iterations(config: &RunConfig, directory: &RunDirectory) -> Option<St
              off an earlier checkpoint by `coordinator init --from {run} --checkpoint N FILE`"
         )
     })
-}
-
-/// Iterations of the newest checkpoint.
-fn iterations_done(directory: &RunDirectory) -> Option<u32> {
-    let entries = std::fs::read_dir(directory.checkpoints()).ok()?.flatten();
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter_map(|name| name.strip_prefix("iteration-")?.parse().ok()).max()
 }
 
 async fn listen(port: u16) -> Result<TcpListener, CoordinatorError> {

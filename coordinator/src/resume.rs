@@ -34,6 +34,7 @@ pub fn arguments(args: ResumeArgs) -> Result<UpArgs, CoordinatorError> {
     let path = found.path();
     let failed = |action| move |source| CoordinatorError::File { action, path: path.to_owned(), source };
     let directory = RunDirectory::new(std::fs::canonicalize(path).map_err(failed("find"))?);
+    let typed_in = std::env::current_dir().ok();
     if let Some(home) = RunRecord::read(&directory).ok().and_then(|record| record.working_directory) {
         // It may be gone; what is relative to it is then named where it is missing.
         let _ = std::env::set_current_dir(home);
@@ -45,7 +46,7 @@ pub fn arguments(args: ResumeArgs) -> Result<UpArgs, CoordinatorError> {
     settings.extend(new_place(&directory)?);
     let config = ConfigArgs { file: directory.config(), settings };
     let accept_changed_data = args.accept_changed_data;
-    Ok(UpArgs { config, resume: true, accept_changed_data, options: args.options })
+    Ok(UpArgs { config, resume: true, accept_changed_data, options: args.options, typed_in })
 }
 
 /// The settings that tell a run where it is, if it has been moved.

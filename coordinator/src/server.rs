@@ -9,7 +9,7 @@ use proto::admin_server::{Admin, AdminServer};
 use proto::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::{
     DownReply, DownRequest, FinishTaskReply, FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply,
-    JoinRequest, LeaveReply, LeaveRequest, NextTaskReply, NextTaskRequest, ReportReply, ReportRequest,
+    JoinRequest, LeaveReply, LeaveRequest, NextTaskReply, NextTaskRequest, ReportReply, ReportRequest, Role,
     ScaleReply, ScaleRequest, StatusReply, StatusRequest,
 };
 use service::ServiceError;
@@ -222,7 +222,7 @@ impl Admin for ControlPlane {
     async fn scale(&self, request: Request<ScaleRequest>) -> Result<Response<ScaleReply>, Status> {
         let workers = request.get_ref().workers;
         let (current, most, pids) =
-            self.read(|state| (state.workers_wanted(), state.most_workers(), living(&state.members)));
+            self.read(|state| (state.workers_wanted(), state.most_workers(), living_workers(&state.members)));
         if workers > current {
             let refusal = capacity::of_config(workers, most)
                 .or_else(|| capacity::of_machine(workers - current, &Machine::look(&pids)));
@@ -240,9 +240,11 @@ impl Admin for ControlPlane {
     }
 }
 
-/// Process ids of the living members.
-fn living(members: &Members) -> Vec<u32> {
-    members.iter().filter(|member| member.is_living()).map(|member| member.applicant.pid).collect()
+/// Process ids of the living workers.
+fn living_workers(members: &Members) -> Vec<u32> {
+    let is_worker = |member: &&Member| member.applicant.role == Role::RolloutWorker;
+    let living = members.iter().filter(|member| member.is_living()).filter(is_worker);
+    living.map(|member| member.applicant.pid).collect()
 }
 
 impl From<Refusal> for Status {

@@ -74,7 +74,9 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
     }
     let inputs = check_inputs(&args, &catalog, hub)?;
     if args.options.detach {
-        return detach::start(&run_directory(catalog.config())?).await;
+        // The process that is detached finds and says the catalog's own.
+        notes.iter().for_each(|note| display.say(note));
+        return detach::start(&run_directory(catalog.config())?, args.typed_in.as_deref()).await;
     }
     notes.iter().chain(catalog.notes()).for_each(|note| display.say(note));
     let (opened, listener) = open_run(&args, catalog.config()).await?;

@@ -27,6 +27,7 @@ impl WaitingRoom {
     pub(crate) fn enter(&mut self, request: NextTaskRequest) -> oneshot::Receiver<proto::Task> {
         let member_id = member_id_of(&request).to_owned();
         self.dismiss(&member_id);
+        self.dismiss_those_gone();
         let (answer, granted) = oneshot::channel();
         self.n_came += 1;
         self.numbers.insert(member_id, self.n_came);
@@ -39,6 +40,12 @@ impl WaitingRoom {
         if let Some(number) = self.numbers.remove(member_id) {
             self.waiting.remove(&number);
         }
+    }
+
+    /// Forgets callers that have hung up.
+    fn dismiss_those_gone(&mut self) {
+        self.waiting.retain(|_, waiting| !waiting.answer.is_closed());
+        self.numbers.retain(|_, number| self.waiting.contains_key(number));
     }
 
     /// Gives free tasks to those who wait, as long as there are both.
@@ -104,5 +111,10 @@ mod tests {
         assert_eq!(room.len(), 1, "the second call waits on");
         room.leave(&mut second, "a");
         assert_eq!(room.len(), 0);
+        for name in ["b", "c", "d"] {
+            drop(room.enter(request(name)));
+        }
+        let _waits = room.enter(request("e"));
+        assert_eq!(room.len(), 1, "callers that hung up are forgotten");
     }
 }

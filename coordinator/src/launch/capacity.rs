@@ -105,11 +105,26 @@ fn free_threads() -> Option<u64> {
     let system = ["/proc/sys/kernel/threads-max", "/proc/sys/kernel/pid_max"].map(number_in);
     let system = system.into_iter().flatten().min().zip(running);
     let group = number_in("/sys/fs/cgroup/pids.max").zip(number_in("/sys/fs/cgroup/pids.current"));
-    // Root has no such limit. Threads of all users count at most too many.
-    let is_root =
-        number_after(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "Uid:") == Some(0);
-    let user = if is_root { None } else { limit(Resource::RLIMIT_NPROC).zip(running) };
+    let own = number_after(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "Uid:");
+    // Root has no such limit.
+    let user = own.filter(|user| *user != 0).and_then(|user| {
+        let threads = threads_of_user(&process_statuses(), user);
+        limit(Resource::RLIMIT_NPROC).zip(Some(threads))
+    });
     least([system, group, user].map(|bound| bound.map(|(limit, used)| limit.saturating_sub(used))))
+}
+
+/// What the system tells of each process.
+fn process_statuses() -> Vec<String> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbered = processes.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok());
+    numbered.filter_map(|entry| fs::read_to_string(entry.path().join("status")).ok()).collect()
+}
+
+/// Threads of a user's processes, which are what his limit counts.
+fn threads_of_user(statuses: &[String], user: u64) -> u64 {
+    let own = statuses.iter().filter(|status| number_after(status, "Uid:") == Some(user));
+    own.filter_map(|status| number_after(status, "Threads:")).sum()
 }
 
 /// `/proc/loadavg` ends in `running/threads newest`.
@@ -179,6 +194,15 @@ mod tests {
         assert!(machine.memory_of_worker.is_some_and(|bytes| bytes > 0) && machine.threads_of_worker > 0);
         assert!(machine.free_memory.is_some() && machine.free_descriptors.is_some(), "{machine:?}");
         assert_eq!(of_machine(1, &machine), None, "{machine:?}");
+    }
+
+    #[test]
+    fn the_limit_of_a_user_counts_his_own_threads() {
+        let status =
+            |user: u64, threads: u64| format!("Name:\tx\nUid:\t{user}\t{user}\nThreads:\t{threads}\n");
+        let statuses = [status(7, 3), status(0, 4000), status(7, 2), "gone".to_owned()];
+        assert_eq!(threads_of_user(&statuses, 7), 5);
+        assert!(!process_statuses().is_empty());
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use crate::parse::{REWARD_LISTS, default_adapter};
 use crate::{
-    AdapterMethod, AdapterSection, Algorithm, ConfigProblem, Dtype, OnRewardHacking,
-    REWARD_NAMES, RewardSection, RunConfig, StepDraw, StepRule, StepWeight,
+    AdapterMethod, AdapterSection, Algorithm, ConfigProblem, Dtype, OnRewardHacking, REWARD_NAMES,
+    RewardSection, RunConfig, StepDraw, StepRule, StepWeight,
 };
 
 /// More of anything than a run can have; keeps products of counts and casts to 32 bits safe.

@@ -11,6 +11,7 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Ends the name of what is being written.
 const PARTIAL_SUFFIX: &str = ".partial";
@@ -85,7 +86,7 @@ pub fn write_directory<E: From<ServiceError>>(
     fill: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(), E> {
     let partial = partial_name(path);
-    remove_directory(&partial)?;
+    clear(&partial)?;
     fs::create_dir_all(&partial).map_err(failed("create", &partial))?;
     let write = || {
         fill(&partial)?;
@@ -97,7 +98,21 @@ pub fn write_directory<E: From<ServiceError>>(
         let _ = remove_directory(&partial);
     })?;
     sync_directory(parent(path))?;
-    replaced.map_or(Ok(()), |replaced| Ok(remove_directory(&replaced)?))
+    // The new directory has its name, whatever becomes of the old one.
+    if let Some(Err(error)) = replaced.map(|replaced| remove_directory(&replaced)) {
+        tracing::warn!("what stood at {} before cannot be removed yet: {error}", path.display());
+    }
+    Ok(())
+}
+
+/// Frees a hidden name. What cannot be removed, as where a file of it is still read over NFS, takes another one, under which
+/// [`clear_leftovers`] finds it.
+fn clear(path: &Path) -> Result<(), ServiceError> {
+    let Err(error) = remove_directory(path) else { return Ok(()) };
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = format!("{name}.{}{PARTIAL_SUFFIX}", since_epoch.as_nanos());
+    fs::rename(path, path.with_file_name(aside)).map_err(|_| error)
 }
 
 /// Removes what interrupted writes left in a directory, and puts back what was moved aside and not replaced; no such
@@ -124,7 +139,12 @@ pub fn clear_leftovers(directory: &Path) -> Result<(), ServiceError> {
             }
             Some(_) => remove_directory(&path)?,
             None if !hidden.ends_with(PARTIAL_SUFFIX) => continue,
-            None if path.is_dir() => remove_directory(&path)?,
+            // It may still be read over a network file system; it does no harm.
+            None if path.is_dir() => {
+                if let Err(error) = remove_directory(&path) {
+                    tracing::warn!("a leftover cannot be removed yet: {error}");
+                }
+            }
             None => fs::remove_file(&path).map_err(failed("remove", &path))?,
         }
         sync_directory(directory)?;
@@ -189,7 +209,7 @@ fn take_place(partial: &Path, path: &Path) -> Result<Option<PathBuf>, ServiceErr
 /// Moves the old directory aside and the new one into its place; for a moment neither has the name.
 fn replace_by_renaming(partial: &Path, path: &Path) -> Result<PathBuf, ServiceError> {
     let replaced = hidden_name(path, REPLACED_SUFFIX);
-    remove_directory(&replaced)?;
+    clear(&replaced)?;
     fs::rename(path, &replaced).map_err(failed("move aside", path))?;
     fs::rename(partial, path).map_err(|source| {
         // The error that matters is the first one.

@@ -16,7 +16,7 @@ pub enum PromptCopyError {
     /// It is not what the coordinator wrote.
     #[error(
         "{} is not the list of prompts that the coordinator read; nobody may change it while the run lives: stop the run \
-         and go on with `--resume`, which writes it anew",
+         and go on by `coordinator resume RUN`, which writes it anew",
         path.display()
     )]
     Changed {

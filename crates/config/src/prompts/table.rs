@@ -14,9 +14,9 @@ pub(super) fn table_rows(text: &str, delimiter: u8) -> Vec<Row> {
         builder.delimiter(delimiter).has_headers(false).flexible(true).from_reader(text.as_bytes());
     let (mut header, mut rows): (Option<Header>, Vec<Row>) = (None, Vec::new());
     let mut record = csv::StringRecord::new();
-    let mut start = 0;
+    let (mut start, mut line) = (0, 1);
     loop {
-        let line = line_after_blanks(text, start);
+        line += count_newlines(&text[start..start + blanks_at(text, start)]);
         match reader.read_record(&mut record) {
             Ok(true) => {}
             Ok(false) => return rows,
@@ -37,15 +37,18 @@ pub(super) fn table_rows(text: &str, delimiter: u8) -> Vec<Row> {
                 Err(message) => return vec![Err(Problem { line, message })],
             }
         }
+        line += count_newlines(&text[start + blanks_at(text, start)..end]);
         start = end;
     }
 }
 
-/// The number of the first line at or after `start` that is not empty.
-fn line_after_blanks(text: &str, start: usize) -> usize {
-    let bytes = text.as_bytes();
-    let blanks = bytes[start..].iter().take_while(|byte| **byte == b'\n').count();
-    1 + bytes[..start + blanks].iter().filter(|byte| **byte == b'\n').count()
+/// How many empty lines there are at `start`.
+fn blanks_at(text: &str, start: usize) -> usize {
+    text.as_bytes()[start..].iter().take_while(|byte| **byte == b'\n').count()
+}
+
+fn count_newlines(text: &str) -> usize {
+    text.bytes().filter(|byte| *byte == b'\n').count()
 }
 
 /// The names of the columns.
