@@ -79,14 +79,6 @@ impl FluxTransformer {
         &self.config
     }
 
-    /// Checks that the network can work on latent images of this size, in latent pixels.
-    ///
-    /// # Errors
-    /// If a side is not a multiple of the patch.
-    pub fn check_size(&self, height: i64, width: i64) -> Result<(), ModelError> {
-        check_packable(height, width)
-    }
-
     /// Rotation of `words` text tokens, which are all at the origin, and of the patches of a latent image, which are at
     /// their row and column.
     fn rotation(&self, words: i64, (height, width): (i64, i64), device: Device) -> Tensor {
@@ -159,6 +151,10 @@ impl Network for FluxTransformer {
     fn other_tensors(&self) -> Vec<OtherTensor> {
         let joint = self.joint_blocks.iter().flat_map(JointBlock::norms);
         joint.chain(self.single_blocks.iter().map(SingleBlock::norms)).collect()
+    }
+
+    fn check_size(&self, height: i64, width: i64) -> Result<(), ModelError> {
+        check_packable(height, width)
     }
 }
 

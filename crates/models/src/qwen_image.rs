@@ -78,14 +78,6 @@ impl QwenImageTransformer {
         &self.config
     }
 
-    /// Checks that the network can work on latent images of this size, in latent pixels.
-    ///
-    /// # Errors
-    /// If a side is not a multiple of the patch.
-    pub fn check_size(&self, height: i64, width: i64) -> Result<(), ModelError> {
-        check_packable(height, width)
-    }
-
     /// Rotation of `words` text tokens and of the patches of a latent image.
     ///
     /// Rows and columns count from the middle, so that images of all sizes share it. A word has one position on all axes;
@@ -165,6 +157,10 @@ impl Network for QwenImageTransformer {
     fn other_tensors(&self) -> Vec<OtherTensor> {
         let text_norm = OtherTensor::trained("txt_norm.weight".into(), &self.text_norm);
         std::iter::once(text_norm).chain(self.blocks.iter().flat_map(JointBlock::norms)).collect()
+    }
+
+    fn check_size(&self, height: i64, width: i64) -> Result<(), ModelError> {
+        check_packable(height, width)
     }
 }
 
