@@ -18,6 +18,8 @@ mod presets;
 mod prompts;
 mod rewards;
 mod run_config;
+mod scorers;
+mod spelling;
 mod tasks;
 mod validate;
 
@@ -35,7 +37,8 @@ pub use paths::{Lookup, expand, place, unexpanded};
 pub use plan::*;
 pub use presets::*;
 pub use prompts::*;
-pub use rewards::CONNECTION_OPTIONS;
 pub use run_config::*;
+pub use scorers::{CONNECTION_OPTIONS, REWARD_NAMES, SERVER_OPTIONS};
+pub use spelling::did_you_mean;
 pub use tasks::*;
 pub use validate::validate;

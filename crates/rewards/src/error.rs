@@ -7,8 +7,8 @@ use scenes::ImageError;
 use thiserror::Error;
 
 use crate::ocr::OcrError;
-use crate::registry::ModelLookupError;
 use crate::remote::RemoteError;
+use crate::resources::ModelLookupError;
 
 impl RewardError {
     /// Whether the same images may be scored by trying again later.
@@ -40,12 +40,12 @@ impl RewardError {
 #[derive(Debug, Error)]
 pub enum RewardError {
     /// No scorer has this name.
-    #[error("unknown reward `{name}`; did you mean `{nearest}`? (there are: {known})")]
+    #[error("unknown reward `{name}`{hint} (there are: {known})")]
     UnknownName {
         /// The name asked for.
         name: String,
-        /// The known name nearest to it.
-        nearest: String,
+        /// Which of the known names was meant, as a question, where one is spelt nearly so.
+        hint: String,
         /// Every known name.
         known: String,
     },
