@@ -39,6 +39,6 @@ pub use presets::*;
 pub use prompts::*;
 pub use run_config::*;
 pub use scorers::{CONNECTION_OPTIONS, REWARD_NAMES, SERVER_OPTIONS};
-pub use spelling::did_you_mean;
+pub use spelling::nearest;
 pub use tasks::*;
 pub use validate::validate;

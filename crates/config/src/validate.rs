@@ -1,7 +1,7 @@
 //! Ranges and contradictions of a run config.
 
 use crate::parse::{REWARD_LISTS, default_adapter};
-use crate::spelling::did_you_mean;
+use crate::spelling::meant;
 use crate::{
     AdapterMethod, AdapterSection, Algorithm, BranchSteps, ConfigProblem, Dtype, OnRewardHacking,
     REWARD_NAMES, RewardSection, RunConfig, StepRule, StepWeight,
@@ -390,7 +390,10 @@ pub(crate) fn unavailable_rewards(config: &RunConfig) -> Vec<ConfigProblem> {
 }
 
 fn unavailable_reward(name: &str) -> String {
-    let hint = did_you_mean(name, REWARD_NAMES);
+    let hint = match meant(name, REWARD_NAMES) {
+        Some(known) => format!("; did you mean `{known}`?"),
+        None => String::new(),
+    };
     format!("reward `{name}` is not available in this build{hint}; available: {}", REWARD_NAMES.join(", "))
 }
 

@@ -40,12 +40,12 @@ impl RewardError {
 #[derive(Debug, Error)]
 pub enum RewardError {
     /// No scorer has this name.
-    #[error("unknown reward `{name}`{hint} (there are: {known})")]
+    #[error("unknown reward `{name}`; did you mean `{nearest}`? (there are: {known})")]
     UnknownName {
         /// The name asked for.
         name: String,
-        /// Which of the known names was meant, as a question, where one is spelt nearly so.
-        hint: String,
+        /// The known name nearest to it.
+        nearest: &'static str,
         /// Every known name.
         known: String,
     },

@@ -75,8 +75,8 @@ pub fn build(name: &str, options: &Value, resources: &Resources) -> Built {
 }
 
 fn unknown_name(name: &str) -> RewardError {
-    let hint = config::did_you_mean(name, names());
-    RewardError::UnknownName { name: name.to_owned(), hint, known: names().join(", ") }
+    let nearest = config::nearest(name, names()).unwrap_or_default();
+    RewardError::UnknownName { name: name.to_owned(), nearest, known: names().join(", ") }
 }
 
 #[cfg(test)]

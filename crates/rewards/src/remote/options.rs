@@ -69,9 +69,9 @@ impl OptionKeys {
         };
         let known = || SERVER_OPTIONS.iter().chain(self.own).copied();
         if let Some(unknown) = options.keys().find(|key| !known().any(|known| known == *key)) {
-            let hint = config::did_you_mean(unknown, known());
+            let nearest = config::nearest(unknown, known()).unwrap_or_default();
             let known = known().collect::<Vec<_>>().join(", ");
-            let problem = format!("unknown option{hint} (there are: {known})");
+            let problem = format!("unknown option; did you mean `{nearest}`? (there are: {known})");
             let problem = serde_json::Error::custom(problem);
             return Err(RewardError::Options { name: self.name.to_owned(), key: unknown.clone(), problem });
         }
