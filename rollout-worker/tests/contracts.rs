@@ -10,28 +10,47 @@ fn the_config_knows_exactly_the_rewards_that_exist() {
     assert_eq!(config::REWARD_NAMES, rewards::names());
 }
 
-/// Whether a scorer has an option of this name, whatever else it lacks.
-fn has_option(scorer: &str, option: &str) -> bool {
-    let mut options = Map::from_iter([(option.to_owned(), json!("no such value"))]);
-    options.entry("url").or_insert(json!("http://127.0.0.1:1"));
-    let refused = rewards::build(scorer, &Value::Object(options), &Resources::local()).err();
-    let told = refused.map(|error| error.to_string()).unwrap_or_default();
-    !told.contains("unknown option") && !told.contains("unknown field")
+/// The option that a refusal is about.
+fn refused_option(refusal: &RewardError) -> Option<&str> {
+    match refusal {
+        RewardError::Options { key, .. } => Some(key),
+        RewardError::OptionRange { key, .. } | RewardError::OptionValue { key, .. } => Some(key),
+        RewardError::Url { .. } => Some("url"),
+        _ => None,
+    }
+}
+
+/// Whether some value of this option is not what a scorer of this name and these options is refused for.
+fn takes(scorer: &str, options: &Map<String, Value>, option: &str) -> bool {
+    let resources = Resources { variable: Box::new(|_| Some("secret".to_owned())), ..Resources::local() };
+    [json!("http://127.0.0.1:1"), json!(1)].into_iter().any(|value| {
+        let options = options.clone().into_iter().chain([(option.to_owned(), value)]).collect();
+        match rewards::build(scorer, &Value::Object(options), &resources) {
+            Ok(_) => true,
+            Err(refusal) => refused_option(&refusal) != Some(option),
+        }
+    })
 }
 
 /// Scorers that take an address.
 fn served() -> Vec<&'static str> {
-    rewards::names().into_iter().filter(|scorer| has_option(scorer, "url")).collect()
+    rewards::names().into_iter().filter(|scorer| takes(scorer, &Map::new(), "url")).collect()
+}
+
+/// Whether a scorer in another process has an option of this name.
+fn has_option(scorer: &str, option: &str) -> bool {
+    let address = Map::from_iter([("url".to_owned(), json!("http://127.0.0.1:1"))]);
+    takes(scorer, &address, option)
 }
 
 #[test]
 fn the_config_knows_what_says_how_a_server_is_reached() {
     // Options that remote scorers share, and those with which several are asked at once or by a key.
     let known: BTreeSet<&str> = config::CONNECTION_OPTIONS.into();
-    let everywhere = ["url", "timeout_seconds", "patience_seconds", "max_reply_bytes"];
     assert!(served().len() >= 7, "{:?}", served());
     for scorer in served() {
-        for option in everywhere {
+        assert!(!has_option(scorer, "no_such_option"), "{scorer} takes anything");
+        for option in config::SERVER_OPTIONS {
             assert!(known.contains(option) && has_option(scorer, option), "{scorer} {option}");
         }
     }

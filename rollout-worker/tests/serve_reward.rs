@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -14,6 +14,18 @@ use serde_json::{Value, json};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+
+/// How long anything here may take before a test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until something holds.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "still waiting for this: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
 
 /// A running `serve-reward`; dropping it kills it.
 struct Server {
@@ -54,7 +66,12 @@ impl Server {
     }
 
     fn exit_code(mut self) -> Option<i32> {
-        self.child.wait().expect("it ends").code()
+        let mut code = None;
+        until("the server ends", || {
+            code = self.child.try_wait().expect("a child").map(|status| status.code());
+            code.is_some()
+        });
+        code.flatten()
     }
 }
 
@@ -94,6 +111,11 @@ impl Gate {
             }
         });
         Self { address, arrived, open }
+    }
+
+    /// The first prompt of the next request.
+    fn next(&self) -> String {
+        self.arrived.recv_timeout(PATIENCE).expect("a request in time")
     }
 
     /// A server that hosts what is behind this gate.
@@ -204,13 +226,11 @@ fn a_batch_in_hand_is_answered_after_sigterm() {
     let gate = Gate::start();
     let server = gate.serve(&[]);
     let scores = score_one(server.client(json!({})), "first");
-    assert_eq!(gate.arrived.recv().expect("arrived"), "first");
+    assert_eq!(gate.next(), "first");
     server.signal(Signal::SIGTERM);
     // Once nobody new is let in, the signal has arrived.
     let address = server.url.trim_start_matches("http://").to_owned();
-    while TcpStream::connect(&address).is_ok() {
-        std::thread::yield_now();
-    }
+    until("nobody is let in", || TcpStream::connect(&address).is_err());
     gate.open.send(()).expect("the gate lives");
     let scores = scores.join().expect("joined").expect("scores");
     assert_eq!(scores[0].value, 0.5);
@@ -240,7 +260,7 @@ async fn a_server_that_is_going_away_says_so_to_probes() {
     // Until the batch is answered the server stays.
     let scores = score_one(server.client(json!({})), "in hand");
     let gate = tokio::task::spawn_blocking(move || {
-        assert_eq!(gate.arrived.recv().expect("arrived"), "in hand");
+        assert_eq!(gate.next(), "in hand");
         gate
     });
     let gate = gate.await.expect("joined");
@@ -262,12 +282,10 @@ fn a_full_queue_refuses_for_the_time_being() {
     let gate = Gate::start();
     let server = gate.serve(&["--max-queue", "1"]);
     let in_hand = score_one(server.client(json!({})), "in hand");
-    assert_eq!(gate.arrived.recv().expect("arrived"), "in hand");
+    assert_eq!(gate.next(), "in hand");
     let others = ["second", "third"].map(|prompt| score_one(server.client(json!({})), prompt));
     // One of them has the place; the other is refused while that one waits.
-    while others.iter().all(|other| !other.is_finished()) {
-        std::thread::yield_now();
-    }
+    until("one is refused", || others.iter().any(JoinHandle::is_finished));
     (0..2).for_each(|_| gate.open.send(()).expect("the gate lives"));
     assert!(in_hand.join().expect("joined").is_ok());
     let outcomes = others.map(|other| other.join().expect("joined"));
@@ -285,7 +303,7 @@ fn a_batch_whose_deadline_has_passed_is_not_scored() {
     let gate = Gate::start();
     let server = gate.serve(&[]);
     let in_hand = score_one(server.client(json!({})), "in hand");
-    assert_eq!(gate.arrived.recv().expect("arrived"), "in hand");
+    assert_eq!(gate.next(), "in hand");
     for prompt in ["late", "later"] {
         let late = score_one(server.client(json!({"timeout_seconds": 0.5})), prompt);
         let error = late.join().expect("joined").expect_err("too late");
@@ -308,7 +326,7 @@ fn a_killed_server_may_pass_and_is_used_again_when_it_is_back() {
     let address = server.url.trim_start_matches("http://").to_owned();
     let client = server.client(json!({}));
     let lost = score_one(server.client(json!({})), "lost");
-    assert_eq!(gate.arrived.recv().expect("arrived"), "lost");
+    assert_eq!(gate.next(), "lost");
     server.signal(Signal::SIGKILL);
     assert_eq!(server.exit_code(), None);
     let error = lost.join().expect("joined").expect_err("killed");

@@ -4,6 +4,7 @@
 //! makes single keys accountable: each given value is tried alone in an otherwise valid section.
 
 use crate::derived_defaults::{DerivedDefault, derived_defaults};
+use crate::spelling::meant;
 use crate::validate::{unavailable_rewards, validate};
 use crate::{AdapterSection, RewardSection, RunConfig};
 use serde::de::DeserializeOwned;
@@ -318,12 +319,9 @@ fn build(
 fn unknown_key<'a>(place: &str, key: &str, known: impl Iterator<Item = &'a str>) -> ConfigProblem {
     let dotted = |name: &str| if place.is_empty() { name.to_owned() } else { format!("{place}.{name}") };
     let mut known: Vec<&str> = known.collect();
-    known.sort_by(|a, b| strsim::jaro_winkler(b, key).total_cmp(&strsim::jaro_winkler(a, key)));
-    let message = match known.first() {
-        Some(nearest) if strsim::jaro_winkler(nearest, key) > 0.75 => {
-            format!("unknown key; did you mean `{}`?", dotted(nearest))
-        }
-        _ => {
+    let message = match meant(key, known.iter().copied()) {
+        Some(nearest) => format!("unknown key; did you mean `{}`?", dotted(nearest)),
+        None => {
             known.sort_unstable();
             format!("unknown key; known here: {}", known.join(", "))
         }

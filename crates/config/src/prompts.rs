@@ -8,7 +8,7 @@ mod rows;
 mod table;
 
 use crate::paths::place;
-use crate::{DataSection, RewardSection, TaskKind};
+use crate::{DataSection, RewardSection, TaskKind, scorers};
 use format::{KNOWN_ENDINGS, PromptFormat};
 pub use lists::{PromptLists, prompts_as_json_lines};
 use serde_json::Value;
@@ -239,9 +239,6 @@ pub fn read_prompts(path: &Path) -> Result<Vec<PromptRecord>, PromptFileError> {
     Ok(records)
 }
 
-/// Rewards that look at GenEval's metadata: a string `tag` and a list `include`.
-const NEED_METADATA: [&str; 2] = ["shapes", "geneval"];
-
 /// Finds out before a run starts whether prompts carry what its rewards look at.
 ///
 /// # Errors
@@ -252,7 +249,8 @@ pub fn check_metadata(
     rewards: &[RewardSection],
 ) -> Result<(), PromptFileError> {
     let mut problems = Vec::new();
-    for name in NEED_METADATA.iter().filter(|name| rewards.iter().any(|reward| reward.scorer() == **name)) {
+    let is_used = |name: &&str| rewards.iter().any(|reward| reward.scorer() == *name);
+    for name in scorers::needing_metadata().filter(is_used) {
         for record in records {
             let lack = match (record.metadata.get("tag"), record.metadata.get("include")) {
                 (None, _) => "has no `tag`",

@@ -1,16 +1,6 @@
 //! What a run's rewards are for: some are trained, some tell evaluations apart, some do both.
 
-use crate::{RewardSection, RunConfig};
-
-/// Options of scorers in other processes that say how the server is reached, and nothing of what it says.
-pub const CONNECTION_OPTIONS: [&str; 6] =
-    ["url", "timeout_seconds", "patience_seconds", "max_reply_bytes", "max_concurrent", "api_key_env"];
-
-/// Scorers that are language models, whose answers may differ from one time to the next.
-const JUDGES: [&str; 2] = ["unifiedreward", "vlm_judge"];
-
-/// Scorers that are whatever their server is, so that another address is another scorer.
-const NAMED_BY_THEIR_SERVER: [&str; 3] = ["grpc", "flow_factory", "flow_grpo_server"];
+use crate::{CONNECTION_OPTIONS, RewardSection, RunConfig, scorers};
 
 impl RewardSection {
     /// A scorer at weight 1 with its options at their defaults.
@@ -25,7 +15,7 @@ impl RewardSection {
 
     /// Whether a language model judges.
     pub fn is_judge(&self) -> bool {
-        JUDGES.contains(&self.scorer())
+        scorers::is_judge(self.scorer())
     }
 
     /// Whether one scorer can be built for both: the scorer and its options, not name and weight.
@@ -35,7 +25,7 @@ impl RewardSection {
 
     /// Whether both give every image the same raw score, by whatever name and however they are reached.
     pub fn scores_as(&self, other: &Self) -> bool {
-        let is_named_by_its_server = NAMED_BY_THEIR_SERVER.contains(&self.scorer());
+        let is_named_by_its_server = scorers::is_named_by_its_server(self.scorer());
         let is_elsewhere = is_named_by_its_server && self.options.get("url") != other.options.get("url");
         self.without_connection().is_built_as(&other.without_connection()) && !is_elsewhere
     }

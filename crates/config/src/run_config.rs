@@ -332,26 +332,6 @@ pub struct EmaSection {
     pub interval: u64,
 }
 
-/// Scorers that a run can use, by name; each has a file in `crates/rewards`.
-pub const REWARD_NAMES: [&str; 16] = [
-    "shapes",
-    "jpeg_compressibility",
-    "jpeg_incompressibility",
-    "pickscore",
-    "clipscore",
-    "aesthetic",
-    "hpsv2.1",
-    "hpsv3",
-    "ocr",
-    "flow_grpo_server",
-    "geneval",
-    "deqa",
-    "flow_factory",
-    "unifiedreward",
-    "vlm_judge",
-    "grpc",
-];
-
 /// `[[rewards]]` and `[[evaluation_rewards]]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RewardSection {

@@ -1,6 +1,7 @@
 //! Ranges and contradictions of a run config.
 
 use crate::parse::{REWARD_LISTS, default_adapter};
+use crate::spelling::meant;
 use crate::{
     AdapterMethod, AdapterSection, Algorithm, ConfigProblem, Dtype, OnRewardHacking, REWARD_NAMES,
     RewardSection, RunConfig, StepDraw, StepRule, StepWeight,
@@ -351,9 +352,7 @@ pub(crate) fn unavailable_rewards(config: &RunConfig) -> Vec<ConfigProblem> {
 }
 
 fn unavailable_reward(name: &str) -> String {
-    let likeness = |known: &str| strsim::jaro_winkler(known, name);
-    let nearest = REWARD_NAMES.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    let hint = match nearest.filter(|known| likeness(known) > 0.75) {
+    let hint = match meant(name, REWARD_NAMES) {
         Some(known) => format!("; did you mean `{known}`?"),
         None => String::new(),
     };

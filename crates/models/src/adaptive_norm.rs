@@ -42,7 +42,7 @@ impl Modulation {
 }
 
 /// `norm(x)·(1 + scale) + shift`.
-pub(crate) fn modulated(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Tensor {
+fn modulated(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Tensor {
     shift.addcmul(&layer_norm(x, EPSILON), &(scale + 1.0))
 }
 
@@ -67,5 +67,38 @@ impl<'a> Branch<'a> {
     /// `x + gate·update`.
     pub(crate) fn add(&self, x: &Tensor, update: &Tensor) -> Tensor {
         x.addcmul(&self.0[2], update)
+    }
+}
+
+/// The end of a network of packed patches: a norm under the condition, then the layer that makes the velocity's patches.
+pub(crate) struct OutputHead {
+    modulation: Modulation,
+    projection: Projection,
+}
+
+impl OutputHead {
+    /// Takes `norm_out` and `proj_out` from the network's scope; `features` is what a patch of the velocity has.
+    pub(crate) fn new(network: &Scope, width: i64, features: i64) -> Self {
+        Self {
+            modulation: Modulation::new(&[(network.child("norm_out.linear"), 2)], width),
+            projection: Projection::new(&[(network.child("proj_out"), features)], width, Init::Zeros),
+        }
+    }
+
+    /// # Shapes
+    /// `image` `[batch, patches, width]`, `condition` as for [`Modulation::forward`] → `[batch, patches, features]`.
+    pub(crate) fn forward(&self, image: &Tensor, condition: &Tensor, mode: AdapterMode) -> Tensor {
+        let modulation = self.modulation.forward(condition, mode);
+        // Unlike in a branch, the scale comes first.
+        let (scale, shift) = (&modulation[0], &modulation[1]);
+        self.projection.forward(&modulated(image, shift, scale), mode)
+    }
+
+    pub(crate) fn projections(&self) -> [&Projection; 2] {
+        [self.modulation.projection(), &self.projection]
+    }
+
+    pub(crate) fn projections_mut(&mut self) -> [&mut Projection; 2] {
+        [self.modulation.projection_mut(), &mut self.projection]
     }
 }

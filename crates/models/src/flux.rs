@@ -9,7 +9,7 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::adaptive_norm::{Modulation, modulated};
+use crate::adaptive_norm::OutputHead;
 use crate::condition_embedding::ConditionEmbedding;
 use crate::error::ModelError;
 use crate::joint_block::{BlockContext, JointBlock, JointBlockLayout};
@@ -17,7 +17,7 @@ use crate::network::{Network, OtherTensor, Query, Streams};
 use crate::patches::{PACKED_SIDE, check_packable, from_patches, to_patches};
 use crate::projection::{AdapterMode, Projection};
 use crate::rotary;
-use crate::weights::{Init, Scope, WeightOptions, Weights};
+use crate::weights::{Scope, WeightOptions, Weights};
 pub use config::FluxConfig;
 use single_block::SingleBlock;
 
@@ -32,8 +32,7 @@ pub struct FluxTransformer {
     condition: ConditionEmbedding,
     joint_blocks: Vec<JointBlock>,
     single_blocks: Vec<SingleBlock>,
-    norm_out: Modulation,
-    out: Projection,
+    output: OutputHead,
 }
 
 impl FluxTransformer {
@@ -59,8 +58,7 @@ impl FluxTransformer {
             ),
             joint_blocks: (0..config.num_layers).map(joint).collect(),
             single_blocks: (0..config.num_single_layers).map(single).collect(),
-            norm_out: Modulation::new(&[(scope.child("norm_out.linear"), 2)], width),
-            out: Projection::new(&[(scope.child("proj_out"), config.in_channels)], width, Init::Zeros),
+            output: OutputHead::new(scope, width, config.in_channels),
             config: config.clone(),
         }
     }
@@ -79,14 +77,6 @@ impl FluxTransformer {
     /// The configuration that the network was built from.
     pub fn config(&self) -> &FluxConfig {
         &self.config
-    }
-
-    /// Checks that the network can work on latent images of this size, in latent pixels.
-    ///
-    /// # Errors
-    /// If a side is not a multiple of the patch.
-    pub fn check_size(&self, height: i64, width: i64) -> Result<(), ModelError> {
-        check_packable(height, width)
     }
 
     /// Rotation of `words` text tokens, which are all at the origin, and of the patches of a latent image, which are at
@@ -140,10 +130,7 @@ impl Network for FluxTransformer {
     fn end(&self, streams: Streams, shared: &[Tensor], query: &Query, mode: AdapterMode) -> Tensor {
         let (words, size) = (query.text.size()[1], query.latents.size());
         let image = streams.image.narrow(1, words, streams.image.size()[1] - words);
-        let modulation = self.norm_out.forward(&shared[0], mode);
-        // Here, and only here, the scale comes first.
-        let (scale, shift) = (&modulation[0], &modulation[1]);
-        let patches = self.out.forward(&modulated(&image, shift, scale), mode);
+        let patches = self.output.forward(&image, &shared[0], mode);
         from_patches(&patches, (size[2], size[3]), PACKED_SIDE)
     }
 
@@ -151,19 +138,23 @@ impl Network for FluxTransformer {
         let first = [&self.image, &self.text].into_iter().chain(self.condition.projections());
         let joint = self.joint_blocks.iter().flat_map(JointBlock::projections);
         let single = self.single_blocks.iter().flat_map(SingleBlock::projections);
-        first.chain(joint).chain(single).chain([self.norm_out.projection(), &self.out]).collect()
+        first.chain(joint).chain(single).chain(self.output.projections()).collect()
     }
 
     fn projections_mut(&mut self) -> Vec<&mut Projection> {
         let first = [&mut self.image, &mut self.text].into_iter().chain(self.condition.projections_mut());
         let joint = self.joint_blocks.iter_mut().flat_map(JointBlock::projections_mut);
         let single = self.single_blocks.iter_mut().flat_map(SingleBlock::projections_mut);
-        first.chain(joint).chain(single).chain([self.norm_out.projection_mut(), &mut self.out]).collect()
+        first.chain(joint).chain(single).chain(self.output.projections_mut()).collect()
     }
 
     fn other_tensors(&self) -> Vec<OtherTensor> {
         let joint = self.joint_blocks.iter().flat_map(JointBlock::norms);
         joint.chain(self.single_blocks.iter().map(SingleBlock::norms)).collect()
+    }
+
+    fn check_size(&self, height: i64, width: i64) -> Result<(), ModelError> {
+        check_packable(height, width)
     }
 }
 

@@ -9,6 +9,7 @@ mod joint_block;
 mod query_key_norm;
 mod rotary;
 mod stand_in;
+mod transformer_config;
 
 pub mod adapter_file;
 pub mod error;

@@ -94,6 +94,12 @@ pub trait Network {
     /// All tensors outside the linear modules.
     fn other_tensors(&self) -> Vec<OtherTensor>;
 
+    /// Checks that the network can work on latent images of this size, in latent pixels.
+    ///
+    /// # Errors
+    /// If a side is not a multiple of the patch, or has more patches than there are positions.
+    fn check_size(&self, height: i64, width: i64) -> Result<(), ModelError>;
+
     /// Predicts the velocity; `mode` says what the adapter has to do with it.
     ///
     /// In float32, right after a refresh, frozen and trainable adapters give the same bits.

@@ -3,6 +3,8 @@
 //! A family is one file under `pipeline/` and one line in `FAMILIES`.
 
 mod conditioning;
+mod decoder;
+mod family;
 mod flux;
 mod guided;
 mod image_sizes;
@@ -46,14 +48,10 @@ pub trait TextToImageModel {
     fn latent_shape(&self, height: i64, width: i64) -> Result<Vec<i64>, ModelError>;
 
     /// Height and width that the model was made for, in pixels.
-    fn usual_size(&self) -> (i64, i64) {
-        (1024, 1024)
-    }
+    fn usual_size(&self) -> (i64, i64);
 
     /// How many text tokens the network sees of a prompt.
-    fn text_sequence_length(&self, max_sequence_length: usize) -> usize {
-        max_sequence_length
-    }
+    fn text_sequence_length(&self, max_sequence_length: usize) -> usize;
 
     /// How many image tokens the network sees, which dynamic schedules depend on.
     fn image_sequence_length(&self, height: i64, width: i64) -> usize;
@@ -90,7 +88,7 @@ pub trait TextToImageModel {
     /// Composes the velocity d(latents)/d(sigma) under guidance of what `evaluate` says about the network's answers to
     /// queries; guidance is applied in float32.
     ///
-    /// This is what a family writes; callers want [`Self::velocity`] or [`Self::training_velocity`].
+    /// Callers want [`Self::velocity`] or [`Self::training_velocity`].
     ///
     /// # Shapes
     /// - `latents`: `[B, …]` as [`Self::latent_shape`]; `sigmas`: `[B]`, f32, in `[0, 1]`
@@ -136,21 +134,13 @@ pub trait TextToImageModel {
     fn timestep_scale(&self) -> f64;
 
     /// Latents in the layout that the family's reference pipeline passes to its network; unchanged where it is ours.
-    fn pack(&self, latents: &Tensor) -> Tensor {
-        latents.shallow_clone()
-    }
+    fn pack(&self, latents: &Tensor) -> Tensor;
 
     /// Undoes [`Self::pack`] for latents of `latent_shape`.
     ///
     /// # Errors
     /// If `packed` has not as many elements.
-    fn unpack(&self, packed: &Tensor, latent_shape: &[i64]) -> Result<Tensor, ModelError> {
-        let found = packed.size();
-        match found.get(1..) == Some(latent_shape) {
-            true => Ok(packed.shallow_clone()),
-            false => Err(misshaped("latents", &found, &format!("[rows, …] with {latent_shape:?}"))),
-        }
-    }
+    fn unpack(&self, packed: &Tensor, latent_shape: &[i64]) -> Result<Tensor, ModelError>;
 
     /// Checks that [`Self::velocity`] can be asked about these: tensors that came from a file or another process.
     ///
@@ -241,9 +231,9 @@ const WEIGHT_FILE_STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 
 /// `_class_name` of `model_index.json`, and who opens it.
 const FAMILIES: &[(&str, Open)] = &[
-    ("StableDiffusion3Pipeline", sd3::open),
-    ("FluxPipeline", flux::open),
-    ("QwenImagePipeline", qwen_image::open),
+    ("StableDiffusion3Pipeline", family::open::<sd3::Sd3>),
+    ("FluxPipeline", family::open::<flux::Flux>),
+    ("QwenImagePipeline", family::open::<qwen_image::QwenImage>),
 ];
 
 /// Opens a folder in the diffusers layout.
@@ -337,34 +327,6 @@ fn check_variant(dir: &Path, options: &WeightOptions) -> Result<(), ModelError> 
         "no component of {} has weight files of the variant `{asked}`; variants present: {present}",
         dir.display()
     )))
-}
-
-/// A part of a model that its folder may have been opened without.
-fn opened<'a, T>(part: &'a Option<T>, name: &str, dir: &Path) -> Result<&'a T, ModelError> {
-    part.as_ref().ok_or_else(|| ModelError::Input(format!("{} was opened without its {name}", dir.display())))
-}
-
-/// [`TextToImageModel::decode_signed`] with a decoder that draws latents of so many channels.
-fn decode_with(
-    latents: &Tensor,
-    channels: i64,
-    draw: impl FnOnce(&Tensor) -> Tensor,
-) -> Result<Tensor, ModelError> {
-    let size = latents.size();
-    if size.len() != 4 || size[1] != channels {
-        return Err(misshaped("latents", &size, &format!("[rows, {channels}, height, width]")));
-    }
-    Ok(tch::no_grad(|| draw(latents)))
-}
-
-/// Rows, height and width of latents that a network with so many channels is asked about.
-fn latent_size(latents: &Tensor, channels: i64) -> Result<(i64, i64, i64), ModelError> {
-    let size = latents.size();
-    match *size.as_slice() {
-        [rows, found, height, width] if found == channels => Ok((rows, height, width)),
-        [_, _, _, _] => Err(misshaped("latents", &size, &format!("{channels} channels"))),
-        _ => Err(misshaped("latents", &size, "[rows, channels, height, width]")),
-    }
 }
 
 fn misshaped(what: &str, found: &[i64], expected: &str) -> ModelError {

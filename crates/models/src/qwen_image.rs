@@ -11,7 +11,7 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::adaptive_norm::{Modulation, modulated};
+use crate::adaptive_norm::OutputHead;
 use crate::condition_embedding::ConditionEmbedding;
 use crate::error::ModelError;
 use crate::joint_block::{BlockContext, JointBlock, JointBlockLayout};
@@ -37,8 +37,7 @@ pub struct QwenImageTransformer {
     text: Projection,
     condition: ConditionEmbedding,
     blocks: Vec<JointBlock>,
-    norm_out: Modulation,
-    out: Projection,
+    output: OutputHead,
 }
 
 impl QwenImageTransformer {
@@ -58,8 +57,7 @@ impl QwenImageTransformer {
             text: Projection::single(&scope.child("txt_in"), config.joint_attention_dim, width),
             condition: ConditionEmbedding::new(&scope.child("time_text_embed"), None, width, false),
             blocks: (0..config.num_layers).map(block).collect(),
-            norm_out: Modulation::new(&[(scope.child("norm_out.linear"), 2)], width),
-            out: Projection::new(&[(scope.child("proj_out"), config.in_channels)], width, Init::Zeros),
+            output: OutputHead::new(scope, width, config.in_channels),
             config: config.clone(),
         }
     }
@@ -78,14 +76,6 @@ impl QwenImageTransformer {
     /// The configuration that the network was built from.
     pub fn config(&self) -> &QwenImageConfig {
         &self.config
-    }
-
-    /// Checks that the network can work on latent images of this size, in latent pixels.
-    ///
-    /// # Errors
-    /// If a side is not a multiple of the patch.
-    pub fn check_size(&self, height: i64, width: i64) -> Result<(), ModelError> {
-        check_packable(height, width)
     }
 
     /// Rotation of `words` text tokens and of the patches of a latent image.
@@ -147,29 +137,30 @@ impl Network for QwenImageTransformer {
     }
 
     fn end(&self, streams: Streams, shared: &[Tensor], query: &Query, mode: AdapterMode) -> Tensor {
-        let modulation = self.norm_out.forward(&shared[0], mode);
-        // Here, and only here, the scale comes first.
-        let (scale, shift) = (&modulation[0], &modulation[1]);
         let size = query.latents.size();
-        let patches = self.out.forward(&modulated(&streams.image, shift, scale), mode);
+        let patches = self.output.forward(&streams.image, &shared[0], mode);
         from_patches(&patches, (size[2], size[3]), PACKED_SIDE)
     }
 
     fn projections(&self) -> Vec<&Projection> {
         let first = [&self.image, &self.text].into_iter().chain(self.condition.projections());
         let blocks = self.blocks.iter().flat_map(JointBlock::projections);
-        first.chain(blocks).chain([self.norm_out.projection(), &self.out]).collect()
+        first.chain(blocks).chain(self.output.projections()).collect()
     }
 
     fn projections_mut(&mut self) -> Vec<&mut Projection> {
         let first = [&mut self.image, &mut self.text].into_iter().chain(self.condition.projections_mut());
         let blocks = self.blocks.iter_mut().flat_map(JointBlock::projections_mut);
-        first.chain(blocks).chain([self.norm_out.projection_mut(), &mut self.out]).collect()
+        first.chain(blocks).chain(self.output.projections_mut()).collect()
     }
 
     fn other_tensors(&self) -> Vec<OtherTensor> {
         let text_norm = OtherTensor::trained("txt_norm.weight".into(), &self.text_norm);
         std::iter::once(text_norm).chain(self.blocks.iter().flat_map(JointBlock::norms)).collect()
+    }
+
+    fn check_size(&self, height: i64, width: i64) -> Result<(), ModelError> {
+        check_packable(height, width)
     }
 }
 

@@ -73,21 +73,6 @@ impl Sd3Transformer {
         &self.config
     }
 
-    /// Checks that the network can work on latent images of this size, in latent pixels.
-    ///
-    /// # Errors
-    /// If a side is not a multiple of the patch, or has more patches than the table of positions.
-    pub fn check_size(&self, height: i64, width: i64) -> Result<(), ModelError> {
-        let (patch, most) = (self.config.patch_size, self.config.patch_size * self.config.pos_embed_max_size);
-        match [height, width].into_iter().find(|side| *side < patch || side % patch != 0 || *side > most) {
-            None => Ok(()),
-            Some(side) => Err(ModelError::Input(format!(
-                "a latent image of {height}x{width} does not fit the transformer: {side} must be a multiple of \
-                 {patch} and at most {most}"
-            ))),
-        }
-    }
-
     /// # Shapes
     /// `[batch, patches, patch² · channels]` → `[batch, channels, height, width]`, of the latents' `size`.
     fn unpatchify(&self, tokens: &Tensor, size: &[i64]) -> Tensor {
@@ -151,5 +136,16 @@ impl Network for Sd3Transformer {
 
     fn other_tensors(&self) -> Vec<OtherTensor> {
         self.patches.tensors().into_iter().chain(self.blocks.iter().flat_map(Block::norms)).collect()
+    }
+
+    fn check_size(&self, height: i64, width: i64) -> Result<(), ModelError> {
+        let (patch, most) = (self.config.patch_size, self.config.patch_size * self.config.pos_embed_max_size);
+        match [height, width].into_iter().find(|side| *side < patch || side % patch != 0 || *side > most) {
+            None => Ok(()),
+            Some(side) => Err(ModelError::Input(format!(
+                "a latent image of {height}x{width} does not fit the transformer: {side} must be a multiple of \
+                 {patch} and at most {most}"
+            ))),
+        }
     }
 }

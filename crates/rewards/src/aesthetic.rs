@@ -16,7 +16,7 @@ use crate::clip::{
 };
 use crate::error::RewardError;
 use crate::network_options::{NetworkDtype, check_batch_size, find_model, named};
-use crate::registry::Resources;
+use crate::resources::Resources;
 use crate::reward::{PromptRecord, Reward, Score, check_batch};
 
 const NAME: &str = "aesthetic";

@@ -25,7 +25,7 @@ pub(crate) use tensor_images::{Framing, Normalization, TensorImages};
 
 use crate::error::RewardError;
 use crate::network_options::{NetworkDtype, check_batch_size, prompt_error};
-use crate::registry::Resources;
+use crate::resources::Resources;
 use crate::reward::{PromptRecord, Reward, Score, check_batch, check_finite};
 
 /// Options of the scorers made of CLIP.

@@ -14,7 +14,7 @@ use crate::clip::{
 use crate::error::RewardError;
 use crate::network_options::named;
 use crate::pixel_preprocessing::PixelPreprocessing;
-use crate::registry::Resources;
+use crate::resources::Resources;
 
 const NAME: &str = "clipscore";
 const PUBLISHED: Published =

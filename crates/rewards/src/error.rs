@@ -7,8 +7,8 @@ use scenes::ImageError;
 use thiserror::Error;
 
 use crate::ocr::OcrError;
-use crate::registry::ModelLookupError;
 use crate::remote::RemoteError;
+use crate::resources::ModelLookupError;
 
 impl RewardError {
     /// Whether the same images may be scored by trying again later.
@@ -45,7 +45,7 @@ pub enum RewardError {
         /// The name asked for.
         name: String,
         /// The known name nearest to it.
-        nearest: String,
+        nearest: &'static str,
         /// Every known name.
         known: String,
     },

@@ -14,7 +14,7 @@ use crate::clip::{
 };
 use crate::error::RewardError;
 use crate::network_options::named;
-use crate::registry::Resources;
+use crate::resources::Resources;
 
 const NAME: &str = "hpsv2.1";
 /// The model's folder has no tokenizer; this one's is that of `open_clip`.

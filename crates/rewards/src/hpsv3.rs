@@ -29,7 +29,7 @@ use crate::error::RewardError;
 use crate::image_resampling::resize_bicubic;
 use crate::network_options::{NetworkDtype, check_batch_size, find_model, named, prompt_error};
 use crate::qwen2_vl_images::{ImagePatches, PixelBounds, TooNarrow, smart_resize};
-use crate::registry::Resources;
+use crate::resources::Resources;
 use crate::reward::{PromptRecord, Reward, Score, check_batch, check_finite};
 
 const NAME: &str = "hpsv3";

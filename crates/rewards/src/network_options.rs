@@ -8,7 +8,7 @@ use serde::Deserialize;
 use tch::Kind;
 
 use crate::error::RewardError;
-use crate::registry::Resources;
+use crate::resources::Resources;
 
 /// Element types of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -7,7 +7,7 @@ use models::clip::ClipModel;
 use crate::clip::{ClipImageProcessor, ClipOptions, ClipReward, Preprocessing, PromptEmbeddings, Published};
 use crate::error::RewardError;
 use crate::network_options::named;
-use crate::registry::Resources;
+use crate::resources::Resources;
 
 const NAME: &str = "pickscore";
 const PUBLISHED: Published =

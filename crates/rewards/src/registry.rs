@@ -1,18 +1,16 @@
 //! Scorers by name.
 
-use std::path::{Path, PathBuf};
-
-use models::weights::TensorSource;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
-use tch::Device;
+use serde_json::Value;
 
 use crate::aesthetic::AestheticReward;
 use crate::error::RewardError;
 use crate::hpsv3::Hpsv3Reward;
 use crate::jpeg::JpegReward;
 use crate::ocr::OcrReward;
+use crate::options::parse_options;
 use crate::remote::{FlowFactoryReward, FlowGrpoReward, GenevalReward, GrpcReward, VlmJudge};
+use crate::resources::Resources;
 use crate::reward::Reward;
 use crate::shapes::ShapesReward;
 use crate::{clipscore, hpsv2, pickscore};
@@ -65,36 +63,6 @@ pub fn names() -> [&'static str; SCORERS.len()] {
     SCORERS.map(|(name, _)| name)
 }
 
-/// What scorers may need beside their options.
-pub struct Resources {
-    /// Where networks live.
-    pub device: Device,
-    /// Where their tensors come from: files, or nowhere, to find out what is wrong without reading them.
-    pub source: TensorSource,
-    /// Finds the folder of a model: a path, or `org/name` in a cache.
-    pub find_model: FindModel,
-    /// Looks up a variable of the environment, where options name one that holds a secret.
-    pub variable: LookUpVariable,
-}
-
-impl Resources {
-    /// The CPU, models by their paths alone, and no environment.
-    pub fn local() -> Self {
-        let find_model = Box::new(|model: &Path| Ok(model.to_owned()));
-        let variable = Box::new(|_: &str| None);
-        Self { device: Device::Cpu, source: TensorSource::Files, find_model, variable }
-    }
-}
-
-/// The folder that a model's name stands for.
-pub type FindModel = Box<dyn Fn(&Path) -> Result<PathBuf, ModelLookupError>>;
-
-/// The value of a variable of the environment.
-pub type LookUpVariable = Box<dyn Fn(&str) -> Option<String>>;
-
-/// Why a model's folder is not found.
-pub type ModelLookupError = Box<dyn std::error::Error + Send + Sync>;
-
 /// Builds the scorer called `name`; `options` is an object of its options, or `null` for none.
 ///
 /// # Errors
@@ -107,23 +75,14 @@ pub fn build(name: &str, options: &Value, resources: &Resources) -> Built {
 }
 
 fn unknown_name(name: &str) -> RewardError {
-    let distance = |known: &&str| strsim::damerau_levenshtein(known, name);
-    let nearest = names().into_iter().min_by_key(distance).unwrap_or_default();
-    RewardError::UnknownName { name: name.to_owned(), nearest: nearest.to_owned(), known: names().join(", ") }
-}
-
-pub(crate) fn parse_options<T: DeserializeOwned>(name: &str, options: &Value) -> Result<T, RewardError> {
-    let options = if options.is_null() { json!({}) } else { options.clone() };
-    serde_path_to_error::deserialize(options).map_err(|error| RewardError::Options {
-        name: name.to_owned(),
-        key: error.path().to_string(),
-        problem: error.into_inner(),
-    })
+    let nearest = config::nearest(name, names()).unwrap_or_default();
+    RewardError::UnknownName { name: name.to_owned(), nearest, known: names().join(", ") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn message(name: &str, options: &Value) -> String {
         build(name, options, &Resources::local()).err().expect("must be refused").to_string()

@@ -27,10 +27,23 @@ struct StubState {
     troubles: Vec<String>,
 }
 
+/// How long anything here may take before a test fails.
+const PATIENCE: Duration = Duration::from_secs(30);
 const TASK: TaskId = TaskId { kind: TaskKind::Train as i32, iteration: 3, index: 5 };
 const NEXT_TASK: TaskId = TaskId { index: 6, ..TASK };
 
 impl Stub {
+    async fn until(&self, what: &str, holds: impl Fn(&StubState) -> bool) {
+        let wait = async {
+            while !holds(&self.state.lock().unwrap()) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait)
+            .await
+            .unwrap_or_else(|_| panic!("still waiting for this: {what}"));
+    }
+
     fn fence(&self, caller: Option<Caller>) -> Result<(), Status> {
         let incarnation = caller.map(|caller| caller.incarnation);
         match incarnation == Some(self.state.lock().unwrap().incarnation) {
@@ -185,13 +198,9 @@ async fn heartbeats_tell_how_long_work_has_stood_still_while_there_is_any() {
     let (address, _stop) = stub.serve().await;
     let membership = join(address, Duration::from_secs(9)).await;
     let work = membership.begin_work();
-    while stub.state.lock().unwrap().idle_seconds < 0.05 {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    stub.until("it stands still", |state| state.idle_seconds >= 0.05).await;
     drop(work);
-    while stub.state.lock().unwrap().idle_seconds > 0.0 {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    stub.until("there is none", |state| state.idle_seconds <= 0.0).await;
 }
 
 #[tokio::test]
@@ -200,13 +209,9 @@ async fn heartbeats_tell_what_is_wrong_while_it_is() {
     let (address, _stop) = stub.serve().await;
     let membership = join(address, Duration::from_secs(9)).await;
     membership.troubled("a reward", "it does not answer".to_owned());
-    while stub.state.lock().unwrap().troubles != ["it does not answer"] {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    stub.until("it is told", |state| state.troubles == ["it does not answer"]).await;
     membership.relieved("a reward");
-    while !stub.state.lock().unwrap().troubles.is_empty() {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    stub.until("it is over", |state| state.troubles.is_empty()).await;
 }
 
 #[tokio::test]
@@ -216,13 +221,17 @@ async fn a_coordinator_that_comes_back_on_its_port_finds_the_member_again() {
     drop(stop);
     let reborn = Stub::default();
     reborn.state.lock().unwrap().incarnation = 100;
-    let _stop = loop {
-        // The old server is gone once its listener and its connections are closed.
-        match TcpListener::bind(address).await {
-            Ok(listener) => break reborn.serve_on(listener),
-            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+    let bind = async {
+        loop {
+            // The old server is gone once its listener and its connections are closed.
+            match TcpListener::bind(address).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
         }
     };
+    let listener = tokio::time::timeout(PATIENCE, bind).await.expect("the old server goes in time");
+    let _stop = reborn.serve_on(listener);
     membership.task_held(TASK).await.expect("finished after the outage");
     assert_eq!(membership.caller().incarnation, 101);
 }

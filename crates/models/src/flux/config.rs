@@ -5,11 +5,9 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::error::ModelError;
-use crate::json_file;
 use crate::patches::PACKED_SIDE;
 use crate::sizes::{check_layers, check_product, check_sizes};
-
-const CLASS_NAME: &str = "FluxTransformer2DModel";
+use crate::transformer_config::{self, Misfit, TransformerConfig, check_axes};
 
 /// The shape of a FLUX.1 transformer, by diffusers' key names; what a file leaves out has diffusers' defaults.
 #[derive(Clone, Debug, Deserialize)]
@@ -53,7 +51,7 @@ pub struct FluxConfig {
 }
 
 fn class_name() -> String {
-    CLASS_NAME.to_owned()
+    FluxConfig::CLASS_NAME.to_owned()
 }
 fn default_patch_size() -> i64 {
     1
@@ -83,25 +81,14 @@ fn default_axes() -> [i64; 3] {
     [16, 56, 56]
 }
 
-impl FluxConfig {
-    /// Reads and checks a `config.json`; keys that mean nothing here are ignored.
-    ///
-    /// # Errors
-    /// If the file is missing or malformed, names another class, or holds a value that is not supported.
-    pub fn read(path: &Path) -> Result<Self, ModelError> {
-        let config: Self = json_file::read(path)?;
-        if config.class_name != CLASS_NAME {
-            return Err(ModelError::UnsupportedClass {
-                path: path.to_owned(),
-                found: config.class_name,
-                supported: CLASS_NAME.to_owned(),
-            });
-        }
-        config.check().map_err(|(key, reason)| ModelError::config(path, key, reason))?;
-        Ok(config)
+impl TransformerConfig for FluxConfig {
+    const CLASS_NAME: &'static str = "FluxTransformer2DModel";
+
+    fn class_name(&self) -> &str {
+        &self.class_name
     }
 
-    fn check(&self) -> Result<(), (&'static str, String)> {
+    fn check(&self) -> Result<(), Misfit> {
         let sizes = [
             ("in_channels", self.in_channels),
             ("attention_head_dim", self.attention_head_dim),
@@ -126,16 +113,17 @@ impl FluxConfig {
             );
             return Err(("out_channels", reason));
         }
-        let axes = self.axes_dims_rope;
-        let fits = axes.iter().all(|axis| *axis >= 0 && axis % 2 == 0);
-        if !fits || axes.iter().sum::<i64>() != self.attention_head_dim {
-            let reason = format!(
-                "{axes:?} must be even and add up to `attention_head_dim` {}",
-                self.attention_head_dim
-            );
-            return Err(("axes_dims_rope", reason));
-        }
-        Ok(())
+        check_axes(self.axes_dims_rope, self.attention_head_dim)
+    }
+}
+
+impl FluxConfig {
+    /// Reads and checks a `config.json`; keys that mean nothing here are ignored.
+    ///
+    /// # Errors
+    /// If the file is missing or malformed, names another class, or holds a value that is not supported.
+    pub fn read(path: &Path) -> Result<Self, ModelError> {
+        transformer_config::read(path)
     }
 
     /// Width of the residual streams.

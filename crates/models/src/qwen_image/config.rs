@@ -5,11 +5,9 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::error::ModelError;
-use crate::json_file;
 use crate::patches::PACKED_SIDE;
 use crate::sizes::{check_layers, check_product, check_sizes};
-
-const CLASS_NAME: &str = "QwenImageTransformer2DModel";
+use crate::transformer_config::{self, Misfit, TransformerConfig, check_axes};
 
 /// The shape of a Qwen-Image transformer, by diffusers' key names; what a file leaves out has diffusers' defaults.
 #[derive(Clone, Debug, Deserialize)]
@@ -61,7 +59,7 @@ pub struct Variants {
 }
 
 fn class_name() -> String {
-    CLASS_NAME.to_owned()
+    QwenImageConfig::CLASS_NAME.to_owned()
 }
 fn default_patch_size() -> i64 {
     2
@@ -88,22 +86,14 @@ fn default_axes() -> [i64; 3] {
     [16, 56, 56]
 }
 
-impl QwenImageConfig {
-    /// Reads and checks a configuration file.
-    ///
-    /// # Errors
-    /// If the file is missing or malformed, is of another class, or holds a value that cannot work.
-    pub fn read(path: &Path) -> Result<Self, ModelError> {
-        let config: Self = json_file::read(path)?;
-        if config.class_name != CLASS_NAME {
-            let (path, found, supported) = (path.to_owned(), config.class_name, CLASS_NAME.to_owned());
-            return Err(ModelError::UnsupportedClass { path, found, supported });
-        }
-        config.check().map_err(|(key, reason)| ModelError::config(path, key, reason))?;
-        Ok(config)
+impl TransformerConfig for QwenImageConfig {
+    const CLASS_NAME: &'static str = "QwenImageTransformer2DModel";
+
+    fn class_name(&self) -> &str {
+        &self.class_name
     }
 
-    fn check(&self) -> Result<(), (&'static str, String)> {
+    fn check(&self) -> Result<(), Misfit> {
         let sizes = [
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
@@ -129,16 +119,7 @@ impl QwenImageConfig {
             );
             return Err(("in_channels", reason));
         }
-        let axes = self.axes_dims_rope;
-        if axes.iter().sum::<i64>() != self.attention_head_dim
-            || axes.iter().any(|axis| *axis < 0 || axis % 2 != 0)
-        {
-            let reason = format!(
-                "{axes:?} must be even numbers that add up to attention_head_dim, {}",
-                self.attention_head_dim
-            );
-            return Err(("axes_dims_rope", reason));
-        }
+        check_axes(self.axes_dims_rope, self.attention_head_dim)?;
         let switches = [
             ("guidance_embeds", self.variants.guidance_embeds),
             ("zero_cond_t", self.variants.zero_cond_t),
@@ -149,6 +130,16 @@ impl QwenImageConfig {
             None => Ok(()),
             Some((key, _)) => Err((key, "true is not supported; supported: false".to_owned())),
         }
+    }
+}
+
+impl QwenImageConfig {
+    /// Reads and checks a `config.json`; keys that mean nothing here are ignored.
+    ///
+    /// # Errors
+    /// If the file is missing or malformed, names another class, or holds a value that is not supported.
+    pub fn read(path: &Path) -> Result<Self, ModelError> {
+        transformer_config::read(path)
     }
 
     /// Width of the residual streams.

@@ -5,8 +5,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::error::ModelError;
-use crate::json_file;
 use crate::sizes::{check_layers, check_product, check_sizes};
+use crate::transformer_config::{self, Misfit, TransformerConfig};
 
 /// The shape of an SD3 or SD3.5 transformer, by diffusers' key names; what a file leaves out has diffusers' defaults.
 #[derive(Clone, Debug, Deserialize)]
@@ -56,7 +56,7 @@ pub struct Sd3Config {
 }
 
 fn class_name() -> String {
-    CLASS_NAME.to_owned()
+    Sd3Config::CLASS_NAME.to_owned()
 }
 fn default_sample_size() -> i64 {
     128
@@ -89,27 +89,14 @@ fn default_positions() -> i64 {
     96
 }
 
-const CLASS_NAME: &str = "SD3Transformer2DModel";
+impl TransformerConfig for Sd3Config {
+    const CLASS_NAME: &'static str = "SD3Transformer2DModel";
 
-impl Sd3Config {
-    /// Reads and checks a `config.json`; keys that mean nothing here are ignored.
-    ///
-    /// # Errors
-    /// If the file is missing or malformed, names another class, or holds a value that is not supported.
-    pub fn read(path: &Path) -> Result<Self, ModelError> {
-        let config: Self = json_file::read(path)?;
-        if config.class_name != CLASS_NAME {
-            return Err(ModelError::UnsupportedClass {
-                path: path.to_owned(),
-                found: config.class_name,
-                supported: CLASS_NAME.to_owned(),
-            });
-        }
-        config.check().map_err(|(key, reason)| ModelError::config(path, key, reason))?;
-        Ok(config)
+    fn class_name(&self) -> &str {
+        &self.class_name
     }
 
-    fn check(&self) -> Result<(), (&'static str, String)> {
+    fn check(&self) -> Result<(), Misfit> {
         let sizes = [
             ("sample_size", self.sample_size),
             ("patch_size", self.patch_size),
@@ -149,6 +136,16 @@ impl Sd3Config {
                 Err(("qk_norm", format!("{other:?} is not supported; supported: \"rms_norm\", null")))
             }
         }
+    }
+}
+
+impl Sd3Config {
+    /// Reads and checks a `config.json`; keys that mean nothing here are ignored.
+    ///
+    /// # Errors
+    /// If the file is missing or malformed, names another class, or holds a value that is not supported.
+    pub fn read(path: &Path) -> Result<Self, ModelError> {
+        transformer_config::read(path)
     }
 
     /// Width of the residual stream.

@@ -7,7 +7,7 @@ use models::tokenizer::Tokenizer;
 use super::image_processor::PREPROCESSOR_FILE;
 use crate::error::RewardError;
 use crate::network_options::find_model;
-use crate::registry::Resources;
+use crate::resources::Resources;
 
 /// Folders of a CLIP model's files.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use config::SERVER_OPTIONS;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Error as _};
 use serde_json::{Map, Value};
 
 use super::server_url::ServerUrl;
 use crate::error::RewardError;
-use crate::registry::parse_options;
+use crate::options::parse_options;
 
 /// How a server is reached.
 #[derive(Clone)]
@@ -32,7 +33,6 @@ struct ConnectionOptions {
     max_reply_bytes: u64,
 }
 
-const CONNECTION_KEYS: [&str; 4] = ["url", "timeout_seconds", "patience_seconds", "max_reply_bytes"];
 /// A week: longer is a mistake.
 const MOST_SECONDS: f64 = 604_800.0;
 
@@ -67,19 +67,16 @@ impl OptionKeys {
             Value::Null => Map::new(),
             options => parse_options::<Map<String, Value>>(self.name, options)?,
         };
-        let known = || CONNECTION_KEYS.iter().chain(self.own).copied();
+        let known = || SERVER_OPTIONS.iter().chain(self.own).copied();
         if let Some(unknown) = options.keys().find(|key| !known().any(|known| known == *key)) {
-            let nearest = known().min_by_key(|known| strsim::damerau_levenshtein(known, unknown));
-            let problem = format!(
-                "unknown option; did you mean `{}`? (there are: {})",
-                nearest.unwrap_or_default(),
-                known().collect::<Vec<_>>().join(", ")
-            );
+            let nearest = config::nearest(unknown, known()).unwrap_or_default();
+            let known = known().collect::<Vec<_>>().join(", ");
+            let problem = format!("unknown option; did you mean `{nearest}`? (there are: {known})");
             let problem = serde_json::Error::custom(problem);
             return Err(RewardError::Options { name: self.name.to_owned(), key: unknown.clone(), problem });
         }
         let (connection, own): (Map<_, _>, Map<_, _>) =
-            options.into_iter().partition(|(key, _)| CONNECTION_KEYS.contains(&key.as_str()));
+            options.into_iter().partition(|(key, _)| SERVER_OPTIONS.contains(&key.as_str()));
         Ok((Value::Object(connection), Value::Object(own)))
     }
 

@@ -12,7 +12,7 @@ use super::http::HttpClient;
 use super::options::{Connection, OptionKeys};
 use super::unfinished::Unfinished;
 use crate::error::RewardError;
-use crate::registry::Resources;
+use crate::resources::Resources;
 use crate::reward::{PromptRecord, Reward, Score};
 
 /// UnifiedReward's own question, which is part of what the network was trained on.

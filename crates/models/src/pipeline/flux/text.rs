@@ -6,8 +6,8 @@ use std::path::Path;
 
 use crate::ModelError;
 use crate::clip_text::{ClipHead, ClipTextModel};
-use crate::flux::FluxConfig;
 use crate::pipeline::conditioning::encode_each;
+use crate::pipeline::family::EncodesPrompts;
 use crate::pipeline::model_index::ModelIndex;
 use crate::pipeline::text_encoders::{Component, TextEncoder, check_t5_length};
 use crate::pipeline::{Conditioning, PromptTokens};
@@ -15,24 +15,24 @@ use crate::t5::T5Encoder;
 use crate::weights::WeightOptions;
 
 /// The encoders of one folder.
-pub(super) struct TextEncoders {
+pub(in crate::pipeline) struct TextEncoders {
     clip: TextEncoder<ClipTextModel>,
     t5: TextEncoder<T5Encoder>,
 }
 
 impl TextEncoders {
-    /// Opens the encoders that `model_index.json` names, for a transformer.
+    /// Opens the encoders that `model_index.json` names, for a transformer that takes features of these widths.
     pub fn open(
         dir: &Path,
-        index: &ModelIndex,
-        transformer: &FluxConfig,
+        (width, pooled_width): (i64, i64),
         weights: &WeightOptions,
     ) -> Result<Self, ModelError> {
-        let clip = TextEncoder::open_clip(dir, index, Component::FIRST, ClipHead::Bare, weights)?;
-        let t5 = TextEncoder::open_t5(dir, index, Component::SECOND, weights)?;
+        let index = ModelIndex::open(dir)?;
+        let clip = TextEncoder::open_clip(dir, &index, Component::FIRST, ClipHead::Bare, weights)?;
+        let t5 = TextEncoder::open_t5(dir, &index, Component::SECOND, weights)?;
         clip.check_length(dir, Component::FIRST, clip.length())?;
-        t5.check_width(dir, Component::SECOND, transformer.joint_attention_dim)?;
-        let (pooled, expected) = (clip.encoder.pooled_width(), transformer.pooled_projection_dim);
+        t5.check_width(dir, Component::SECOND, width)?;
+        let (pooled, expected) = (clip.encoder.pooled_width(), pooled_width);
         if pooled != expected {
             let reason =
                 format!("{pooled} differs from the transformer's `pooled_projection_dim` {expected}");
@@ -40,9 +40,11 @@ impl TextEncoders {
         }
         Ok(Self { clip, t5 })
     }
+}
 
+impl EncodesPrompts for TextEncoders {
     /// Encodes each distinct prompt once and alone.
-    pub fn encode(&self, prompts: &[String], max_sequence_length: usize) -> Result<Conditioning, ModelError> {
+    fn encode(&self, prompts: &[String], max_sequence_length: usize) -> Result<Conditioning, ModelError> {
         check_length(max_sequence_length)?;
         encode_each(prompts, |prompt| {
             Ok(Conditioning {
@@ -54,11 +56,7 @@ impl TextEncoders {
     }
 
     /// What each encoder gets of `prompt`.
-    pub fn token_ids(
-        &self,
-        prompt: &str,
-        max_sequence_length: usize,
-    ) -> Result<Vec<PromptTokens>, ModelError> {
+    fn token_ids(&self, prompt: &str, max_sequence_length: usize) -> Result<Vec<PromptTokens>, ModelError> {
         check_length(max_sequence_length)?;
         Ok(vec![self.clip.tokens(prompt, self.clip.length())?, self.t5.tokens(prompt, max_sequence_length)?])
     }

@@ -8,6 +8,7 @@ use tch::{Device, Tensor};
 
 use crate::ModelError;
 use crate::pipeline::conditioning::encode_each;
+use crate::pipeline::family::EncodesPrompts;
 use crate::pipeline::model_index::ModelIndex;
 use crate::pipeline::{Conditioning, PromptTokens, open_tokenizer};
 use crate::qwen2_decoder::Qwen2Decoder;
@@ -24,7 +25,7 @@ const DROPPED: usize = 34;
 const LONGEST: usize = 1024;
 
 /// The encoder of one folder.
-pub(super) struct PromptEncoder {
+pub(in crate::pipeline) struct PromptEncoder {
     tokenizer: Tokenizer,
     decoder: Qwen2Decoder,
     /// Tokens of [`AFTER`].
@@ -34,10 +35,11 @@ pub(super) struct PromptEncoder {
 
 impl PromptEncoder {
     /// Opens the encoder that `model_index.json` names.
-    pub fn open(dir: &Path, index: &ModelIndex, weights: &WeightOptions) -> Result<Self, ModelError> {
+    pub fn open(dir: &Path, weights: &WeightOptions) -> Result<Self, ModelError> {
+        let index = ModelIndex::open(dir)?;
         index.require("text_encoder", "Qwen2_5_VLForConditionalGeneration")?;
         let decoder = Qwen2Decoder::open(&dir.join("text_encoder"), weights)?;
-        let tokenizer = open_tokenizer(dir, index, "tokenizer", decoder.config().vocab_size, weights)?;
+        let tokenizer = open_tokenizer(dir, &index, "tokenizer", decoder.config().vocab_size, weights)?;
         let after = tokenizer.encode_unpadded(AFTER, LONGEST)?.ids.len();
         Ok(Self { tokenizer, decoder, after, device: weights.device })
     }
@@ -45,23 +47,6 @@ impl PromptEncoder {
     /// Features of a token.
     pub fn width(&self) -> i64 {
         self.decoder.config().hidden_size
-    }
-
-    /// Encodes each distinct prompt once, alone and without padding.
-    pub fn encode(&self, prompts: &[String], max_sequence_length: usize) -> Result<Conditioning, ModelError> {
-        encode_each(prompts, |prompt| self.encode_one(prompt, max_sequence_length))
-    }
-
-    /// What the encoder gets of `prompt`, the request around it included.
-    pub fn token_ids(
-        &self,
-        prompt: &str,
-        max_sequence_length: usize,
-    ) -> Result<Vec<PromptTokens>, ModelError> {
-        let mut tokens = self.tokens(prompt, max_sequence_length)?;
-        // What follows the prompt is cut off before anything of the prompt is.
-        tokens.truncated = tokens.truncated.saturating_sub(self.after);
-        Ok(vec![PromptTokens { tokenizer: "tokenizer", tokens }])
     }
 
     /// The reference cuts off features beyond `max_sequence_length` afterwards; since a token does not see those after
@@ -91,5 +76,20 @@ impl PromptEncoder {
         let dropped = DROPPED as i64;
         let text = hidden.narrow(1, dropped, hidden.size()[1] - dropped).contiguous();
         Ok(Conditioning { text, pooled: None, text_mask: None })
+    }
+}
+
+impl EncodesPrompts for PromptEncoder {
+    /// Encodes each distinct prompt once, alone and without padding.
+    fn encode(&self, prompts: &[String], max_sequence_length: usize) -> Result<Conditioning, ModelError> {
+        encode_each(prompts, |prompt| self.encode_one(prompt, max_sequence_length))
+    }
+
+    /// What the encoder gets of `prompt`, the request around it included.
+    fn token_ids(&self, prompt: &str, max_sequence_length: usize) -> Result<Vec<PromptTokens>, ModelError> {
+        let mut tokens = self.tokens(prompt, max_sequence_length)?;
+        // What follows the prompt is cut off before anything of the prompt is.
+        tokens.truncated = tokens.truncated.saturating_sub(self.after);
+        Ok(vec![PromptTokens { tokenizer: "tokenizer", tokens }])
     }
 }

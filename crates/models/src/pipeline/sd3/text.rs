@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 use crate::ModelError;
 use crate::clip_text::{ClipHead, ClipTextModel};
 use crate::pipeline::conditioning::encode_each;
+use crate::pipeline::family::EncodesPrompts;
 use crate::pipeline::model_index::ModelIndex;
 use crate::pipeline::text_encoders::{Component, TextEncoder, check_t5_length};
 use crate::pipeline::{Conditioning, PromptTokens};
@@ -16,7 +17,7 @@ use crate::t5::T5Encoder;
 use crate::weights::WeightOptions;
 
 /// The encoders of one folder.
-pub(super) struct TextEncoders {
+pub(in crate::pipeline) struct TextEncoders {
     clips: [TextEncoder<ClipTextModel>; 2],
     /// Without it, diffusers hands zeros to the transformer in its place.
     t5: Option<TextEncoder<T5Encoder>>,
@@ -30,16 +31,12 @@ pub(super) struct TextEncoders {
 
 impl TextEncoders {
     /// Opens the encoders that `model_index.json` names.
-    pub fn open(
-        dir: &Path,
-        index: &ModelIndex,
-        joint_width: i64,
-        weights: &WeightOptions,
-    ) -> Result<Self, ModelError> {
-        let clip = |component| TextEncoder::open_clip(dir, index, component, ClipHead::Projection, weights);
+    pub fn open(dir: &Path, joint_width: i64, weights: &WeightOptions) -> Result<Self, ModelError> {
+        let index = ModelIndex::open(dir)?;
+        let clip = |component| TextEncoder::open_clip(dir, &index, component, ClipHead::Projection, weights);
         let clips = [clip(Component::FIRST)?, clip(Component::SECOND)?];
         let t5 = index.has(Component::THIRD.encoder);
-        let t5 = t5.then(|| TextEncoder::open_t5(dir, index, Component::THIRD, weights)).transpose()?;
+        let t5 = t5.then(|| TextEncoder::open_t5(dir, &index, Component::THIRD, weights)).transpose()?;
         // The pipeline asks the first tokenizer for the length of both.
         let clip_length = clips[0].length();
         let WeightOptions { kind, device, .. } = *weights;
@@ -75,23 +72,6 @@ impl TextEncoders {
         self.t5.as_ref().map_or(Ok(()), |t5| t5.check_width(dir, Component::THIRD, self.joint_width))
     }
 
-    /// Encodes each distinct prompt once and alone.
-    pub fn encode(&self, prompts: &[String], max_sequence_length: usize) -> Result<Conditioning, ModelError> {
-        encode_each(prompts, |prompt| self.encode_one(prompt, max_sequence_length))
-    }
-
-    /// What each encoder gets of `prompt`.
-    pub fn token_ids(
-        &self,
-        prompt: &str,
-        max_sequence_length: usize,
-    ) -> Result<Vec<PromptTokens>, ModelError> {
-        check_t5_length(max_sequence_length)?;
-        let clips = self.clips.iter().map(|clip| clip.tokens(prompt, self.clip_length));
-        let t5 = self.t5.iter().filter(|_| max_sequence_length > 0);
-        clips.chain(t5.map(|t5| t5.tokens(prompt, max_sequence_length))).collect()
-    }
-
     fn encode_one(&self, prompt: &str, max_sequence_length: usize) -> Result<Conditioning, ModelError> {
         let [first, second] = &self.clips;
         let first = first.encode(prompt, self.clip_length)?;
@@ -116,5 +96,20 @@ impl TextEncoders {
                 Ok(Tensor::zeros(size, (self.kind, self.device)))
             }
         }
+    }
+}
+
+impl EncodesPrompts for TextEncoders {
+    /// Encodes each distinct prompt once and alone.
+    fn encode(&self, prompts: &[String], max_sequence_length: usize) -> Result<Conditioning, ModelError> {
+        encode_each(prompts, |prompt| self.encode_one(prompt, max_sequence_length))
+    }
+
+    /// What each encoder gets of `prompt`.
+    fn token_ids(&self, prompt: &str, max_sequence_length: usize) -> Result<Vec<PromptTokens>, ModelError> {
+        check_t5_length(max_sequence_length)?;
+        let clips = self.clips.iter().map(|clip| clip.tokens(prompt, self.clip_length));
+        let t5 = self.t5.iter().filter(|_| max_sequence_length > 0);
+        clips.chain(t5.map(|t5| t5.tokens(prompt, max_sequence_length))).collect()
     }
 }
