@@ -22,11 +22,15 @@ use tonic::transport::Channel;
 /// Shortest and longest time that a pretended task takes.
 const TASK: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Workers that share a connection: delays that one message waits for another of are seen only where there are several.
+const WORKERS_PER_CONNECTION: u64 = 10;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 struct Counts {
     heartbeats: AtomicU64,
+    /// How long each took, in seconds.
+    answered_after: Mutex<Vec<f64>>,
     grants: AtomicU64,
     reports: AtomicU64,
 }
@@ -107,12 +111,15 @@ async fn load(
 ) {
     let (counts, learner) = (Arc::new(Counts::default()), Arc::new(Learner::default()));
     if let Some(n_tasks) = n_tasks {
-        let (client, caller) = join(&address, Role::Learner, "learner").await;
+        let (client, caller) = join(connect(&address).await, Role::Learner, "learner").await;
         tokio::spawn(report((client, caller), n_tasks, counts.clone(), learner.clone()));
     }
+    let mut channel = connect(&address).await;
     for number in 0..n_workers {
-        let (address, counts, learner) = (address.clone(), counts.clone(), learner.clone());
-        tokio::spawn(worker(address, number, counts, learner));
+        if number.is_multiple_of(WORKERS_PER_CONNECTION) {
+            channel = connect(&address).await;
+        }
+        tokio::spawn(worker(channel.clone(), number, counts.clone(), learner.clone()));
     }
     // Connections and first grants aside.
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -121,6 +128,7 @@ async fn load(
         [of(&counts.heartbeats), of(&counts.grants), of(&counts.reports)]
     };
     let (start, before, counted) = (Instant::now(), processor_time(threads), read());
+    counts.answered_after.lock().expect("unpoisoned").clear();
     tokio::time::sleep(length).await;
     let (wall, used, now) = (start.elapsed().as_secs_f64(), processor_time(threads) - before, read());
     let rate = |position: usize| (now[position] - counted[position]) / wall;
@@ -132,6 +140,19 @@ async fn load(
         rate(1),
         rate(2)
     );
+    let mut answered_after = std::mem::take(&mut *counts.answered_after.lock().expect("unpoisoned"));
+    answered_after.sort_by(f64::total_cmp);
+    let after = |share: f64| 1e3 * answered_after[(share * (answered_after.len() - 1) as f64) as usize];
+    println!(
+        "a heartbeat is answered after {:.2} ms (median), {:.2} ms (99 of 100), {:.2} ms (longest)",
+        after(0.5),
+        after(0.99),
+        after(1.0)
+    );
+}
+
+async fn connect(address: &str) -> Channel {
+    service::connect(&format!("http://{address}"), PATIENCE).await.expect("connected")
 }
 
 async fn report(
@@ -159,8 +180,7 @@ async fn report(
 
 type Client = proto::coordinator_client::CoordinatorClient<Channel>;
 
-async fn join(address: &str, role: Role, member_id: &str) -> (Client, Option<Caller>) {
-    let channel = service::connect(address, PATIENCE).await.expect("connected");
+async fn join(channel: Channel, role: Role, member_id: &str) -> (Client, Option<Caller>) {
     let mut client = service::coordinator_client(channel);
     let request =
         JoinRequest { role: role.into(), member_id: member_id.to_owned(), ..JoinRequest::default() };
@@ -175,14 +195,16 @@ async fn join(address: &str, role: Role, member_id: &str) -> (Client, Option<Cal
 async fn heartbeats(client: &mut Client, caller: Option<Caller>, counts: &Counts) {
     loop {
         let request = HeartbeatRequest { caller: caller.clone(), ..HeartbeatRequest::default() };
+        let start = Instant::now();
         client.heartbeat(request).await.expect("a member");
+        counts.answered_after.lock().expect("unpoisoned").push(start.elapsed().as_secs_f64());
         counts.heartbeats.fetch_add(1, Relaxed);
         tokio::time::sleep(HEARTBEAT).await;
     }
 }
 
-async fn worker(address: String, number: u64, counts: Arc<Counts>, learner: Arc<Learner>) {
-    let (mut client, caller) = join(&address, Role::RolloutWorker, &format!("pretender-{number}")).await;
+async fn worker(channel: Channel, number: u64, counts: Arc<Counts>, learner: Arc<Learner>) {
+    let (mut client, caller) = join(channel, Role::RolloutWorker, &format!("pretender-{number}")).await;
     let (mut beating, beats, identity) = (client.clone(), counts.clone(), caller.clone());
     tokio::spawn(async move { heartbeats(&mut beating, identity, &beats).await });
     let mut state = number;

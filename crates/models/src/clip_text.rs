@@ -15,7 +15,7 @@ use crate::clip_encoder::{
 };
 use crate::json_file;
 use crate::layers::{LayerNorm, Linear};
-use crate::sizes::{check_layers, check_product, check_sizes};
+use crate::sizes::{check_layers, check_sizes};
 use crate::weights::{Init, Scope, WeightOptions, Weights};
 
 /// `config.json` of a CLIP text encoder; what it leaves out has the value that `transformers` gives it.
