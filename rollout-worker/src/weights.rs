@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use models::{ModelError, tensor_bytes};
-use proto::{TensorInfo, WeightsManifest, WeightsRequest, WeightsRole, weights_reply};
+use proto::{TensorInfo, WeightsManifest, WeightsRequest, weights_reply};
+use protocol::WeightsName;
 use service::{Assembly, ChunkError, Timely, WorkInHand};
 use tch::Tensor;
 use tonic::{Code, Status};
@@ -24,7 +25,7 @@ const MAX_FAILURES: u32 = 10;
 #[derive(Debug)]
 pub struct TrainedWeights {
     /// Version and role.
-    pub name: (u32, WeightsRole),
+    pub name: WeightsName,
     tensors: Vec<TensorInfo>,
     bytes: Vec<u8>,
 }
@@ -95,14 +96,13 @@ impl WeightsCache {
     /// If the learner refuses, has not offered the version for a while, or it arrives damaged again and again.
     pub async fn get(
         &mut self,
-        version: u32,
-        role: WeightsRole,
+        name: WeightsName,
         work: &WorkInHand,
     ) -> Result<Arc<TrainedWeights>, WeightsError> {
-        let position = self.kept.iter().position(|weights| weights.name == (version, role));
+        let position = self.kept.iter().position(|weights| weights.name == name);
         let weights = match position.and_then(|position| self.kept.remove(position)) {
             Some(kept) => kept,
-            None => Arc::new(self.fetch(version, role, work).await?),
+            None => Arc::new(self.fetch(name, work).await?),
         };
         self.kept.push_back(weights.clone());
         if self.kept.len() > KEPT_VERSIONS {
@@ -111,15 +111,11 @@ impl WeightsCache {
         Ok(weights)
     }
 
-    async fn fetch(
-        &mut self,
-        version: u32,
-        role: WeightsRole,
-        work: &WorkInHand,
-    ) -> Result<TrainedWeights, WeightsError> {
+    async fn fetch(&mut self, name: WeightsName, work: &WorkInHand) -> Result<TrainedWeights, WeightsError> {
+        let (version, role) = (name.version, proto::WeightsRole::from(name.role));
         let (mut n_unavailable, mut n_damaged) = (0, 0);
         loop {
-            match self.attempt(version, role, work).await {
+            match self.attempt(name, work).await {
                 Ok(weights) => {
                     self.link.answered(work);
                     let bytes = weights.bytes.len();
@@ -154,12 +150,12 @@ impl WeightsCache {
 
     async fn attempt(
         &mut self,
-        version: u32,
-        role: WeightsRole,
+        name: WeightsName,
         work: &WorkInHand,
     ) -> Result<TrainedWeights, AttemptError> {
         let mut client = self.link.client(work).await;
         let caller = Some(self.link.membership().caller());
+        let (version, role) = (name.version, proto::WeightsRole::from(name.role));
         let message = WeightsRequest { caller, version, role: role.into() };
         let mut stream = Timely::new(client.weights(service::request(message, DEADLINE)).await?.into_inner());
         let Some(weights_reply::Part::Manifest(manifest)) = stream.next().await?.and_then(|reply| reply.part)
@@ -175,10 +171,10 @@ impl WeightsCache {
             work.progressed();
         }
         let bytes = assembly.finish(&manifest.digest)?;
-        if (manifest.version, manifest.role()) != (version, role) {
+        if WeightsName::from_wire(manifest.version, manifest.role()) != Ok(name) {
             return Err(AttemptError::Damaged(format!("version {} came instead", manifest.version)));
         }
-        Ok(TrainedWeights { name: (version, role), tensors: manifest.tensors, bytes })
+        Ok(TrainedWeights { name, tensors: manifest.tensors, bytes })
     }
 }
 

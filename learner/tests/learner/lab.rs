@@ -14,7 +14,7 @@ use flow::{
 use learner::embeddings::Embeddings;
 use learner::error::LearnerError;
 use learner::gradient::Objective;
-use learner::inbox::{Inbox, Outcome, Standing};
+use learner::inbox::{Inbox, Outcome};
 use learner::journal::Journal;
 use learner::metrics::IterationMetrics;
 use learner::outcome::{Layout, Trajectories};
@@ -28,7 +28,8 @@ use learner::trainer::Trainer;
 use models::lora::LoraConfig;
 use models::weights::WeightOptions;
 use models::{AdapterMode, Conditioning, Guidance, LoadOptions, TextToImageModel, pipeline, tensor_bytes};
-use proto::{PushHeader, TaskCost, TaskId, TensorInfo, WeightsRole};
+use proto::{PushHeader, TaskCost, TensorInfo};
+use protocol::{Standing, TaskName, WeightsName, kind_from_wire};
 use tch::{Device, Kind, Tensor};
 
 /// Text tokens of the T5 part.
@@ -198,7 +199,7 @@ impl Lab {
                         {
                             spoil(trajectories);
                         }
-                        shared.inbox.hold(&id, outcome);
+                        shared.inbox.hold(id, outcome);
                     }
                 }
                 if stop.is_some() {
@@ -266,12 +267,12 @@ impl Worker {
     }
 
     /// Tasks that are wanted and not held, by iteration and index.
-    pub fn wanted(&self, inbox: &Inbox) -> Vec<(TaskId, TaskSpec)> {
+    pub fn wanted(&self, inbox: &Inbox) -> Vec<(TaskName, TaskSpec)> {
         let ids = inbox.wanted().into_iter().flat_map(|wanted| {
-            let last = 64;
-            (0..last).map(move |index| TaskId { kind: wanted.kind, iteration: wanted.iteration, index })
+            let (last, kind) = (64, kind_from_wire(wanted.kind()).unwrap());
+            (0..last).map(move |index| TaskName { iteration: wanted.iteration, kind, index })
         });
-        ids.filter_map(|id| match inbox.standing(&id) {
+        ids.filter_map(|id| match inbox.standing(id) {
             Standing::Wanted(task, _) => Some((id, task)),
             Standing::Held | Standing::NotWanted => None,
         })
@@ -283,7 +284,7 @@ impl Worker {
         match task.kind {
             TaskKind::Train => {
                 if self.loaded != Some(task.version) {
-                    let publication = publications.get(task.version, WeightsRole::Policy)?;
+                    let publication = publications.get(WeightsName::policy(task.version))?;
                     let tensors =
                         tensor_bytes::split(&publication.manifest.tensors, &publication.bytes).unwrap();
                     let network = self.model.network_mut();
@@ -296,7 +297,7 @@ impl Worker {
                 Some(tch::no_grad(|| self.trajectories(task)))
             }
             TaskKind::Evaluate | TaskKind::Test => {
-                publications.get(task.version, WeightsRole::Average)?;
+                publications.get(WeightsName::average(task.version))?;
                 Some(self.images(task))
             }
         }
@@ -446,9 +447,8 @@ impl Sample {
             .map(|(name, tensor)| tensor_bytes::tensor_info(name, tensor).unwrap())
             .collect();
         let bytes = self.tensors.iter().flat_map(|(_, tensor)| tensor_bytes::to_bytes(tensor)).collect();
-        let kind = learner::inbox::wire_kind(task.kind).into();
-        let id = TaskId { kind, iteration: task.iteration, index: task.index };
-        (PushHeader { task: Some(id), tensors: infos, ..self.header.clone() }, bytes)
+        let name = TaskName { iteration: task.iteration, kind: task.kind, index: task.index };
+        (PushHeader { task: Some(name.into()), tensors: infos, ..self.header.clone() }, bytes)
     }
 }
 

@@ -15,7 +15,7 @@ use learner::rules::TrainedSteps;
 use learner::run::Ended;
 use learner::trainer::Trainer;
 use models::{AdapterMode, Conditioning, Guidance};
-use proto::WeightsRole;
+use protocol::WeightsName;
 use tch::{Device, Kind, Tensor};
 
 const TRAINED_FILES: [&str; 3] = ["adapter.safetensors", "optimizer.safetensors", "ema.safetensors"];
@@ -346,7 +346,7 @@ fn check_streamed_gradient(change: impl FnOnce(&mut RunConfig), means: OldMeans)
     let shared = Shared::default();
     let mut trainer = lab.trainer(&shared);
     let version = trainer.policy.for_workers(trainer.policy.trained());
-    shared.publications.publish(0, WeightsRole::Policy, &version).unwrap();
+    shared.publications.publish(WeightsName::policy(0), &version).unwrap();
     let steps = TrainedSteps::new(&lab.config, &trainer.schedule, 0).unwrap();
     let tasks = lab.config.train_tasks(3, 0);
     let mut worker = Worker::new(&lab.config);

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use flow::{NoiseKey, Schedule};
 use models::{Conditioning, push_tensors};
-use proto::Task;
+use protocol::Task;
 use rewards::RgbImage;
 
 use super::{Origin, Sampled, Sampler, TaskError};

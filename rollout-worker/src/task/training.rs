@@ -2,7 +2,7 @@
 
 use config::Algorithm;
 use models::{ModelError, push_tensors};
-use proto::Task;
+use protocol::Task;
 
 use super::{Origin, Sampled, Sampler, TaskError};
 use crate::delivery::{WireEmbedding, WireTensor};
@@ -18,12 +18,7 @@ impl Sampler {
         iteration: u32,
         progressed: &dyn Fn(),
     ) -> Result<Sampled, TaskError> {
-        let [prompt] = task.prompts.as_slice() else {
-            return Err(TaskError::Malformed(format!(
-                "it has {} prompts, but training takes one",
-                task.prompts.len()
-            )));
-        };
+        let prompt = &task.prompts[0];
         let (sampling, run_seed) = (&self.config.sampling, self.config.run.seed);
         let rollout = settings::rollout(sampling, run_seed, iteration, self.schedule(sampling.steps)?)?;
         let positive = self.model.embed(&prompt.text)?;

@@ -1,0 +1,12 @@
+//! The protocol between coordinator, learner and workers: its names, and its decisions as machines.
+//!
+//! Nothing here waits, sends, reads a clock or draws a random number: callers say what happened and what the time is, and
+//! do what they are told. The services run these machines, and a simulator can run the same ones.
+
+mod intake;
+mod names;
+mod task;
+
+pub use intake::{Intake, Order, Standing, Taken};
+pub use names::{NameFault, TaskName, WeightsName, WeightsRole, kind_from_wire, kind_to_wire};
+pub use task::{Prompt, Task, TaskFault};
