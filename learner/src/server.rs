@@ -11,14 +11,13 @@ use proto::{
     Caller, Chunk, MissingConditioningReply, MissingConditioningRequest, PushHeader, PushReply, PushRequest,
     WeightsReply, WeightsRequest, push_request, weights_reply,
 };
-use protocol::{Standing, TaskName, WeightsName};
+use protocol::{Digest, Standing, TaskName, WeightsName};
 use service::{Assembly, Timely, shown};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::embeddings::Embeddings;
 use crate::inbox::Inbox;
-use crate::outcome::Digest;
 use crate::publications::Publications;
 use crate::push_gate::PushGate;
 use crate::receive::{Receiver, Refusal, announced_bytes};
@@ -95,9 +94,9 @@ impl Learner for LearnerService {
         let status = match self.inbox.standing(name) {
             Standing::Wanted(task, steps) => {
                 self.receiver
-                    .layout
+                    .schema
                     .check(&header, &task, &steps)
-                    .map_err(|problem| refused(name, &problem))?;
+                    .map_err(|fault| refusal_status(name, Refusal::Faulty(fault)))?;
                 let _admitted = self.pushes.admit()?;
                 let first = next_part(&mut messages).await?;
                 let _turn = self.pushes.turn().await?;
@@ -173,8 +172,7 @@ impl LearnerService {
                 tracing::warn!(task = %name, "rebuilt next latents differ; asking for the sampler's own");
                 Ok(PushStatus::NextLatentsNeeded)
             }
-            Err(Refusal::Incomplete(problem)) => Err(Status::data_loss(shown(&problem, LONGEST_PROBLEM))),
-            Err(Refusal::Invalid(problem)) => Err(refused(name, &problem)),
+            Err(refusal) => Err(refusal_status(name, refusal)),
         }
     }
 }
@@ -228,6 +226,15 @@ fn push_status(standing: &Standing) -> PushStatus {
     match standing {
         Standing::Held => PushStatus::Held,
         Standing::NotWanted | Standing::Wanted(..) => PushStatus::NotWanted,
+    }
+}
+
+/// The one mapping of what is wrong with a push to a status.
+fn refusal_status(name: TaskName, refusal: Refusal) -> Status {
+    let problem = refusal.to_string();
+    match refusal {
+        Refusal::Incomplete(_) => Status::data_loss(shown(&problem, LONGEST_PROBLEM)),
+        Refusal::NextLatentsNeeded | Refusal::Faulty(_) | Refusal::Invalid(_) => refused(name, &problem),
     }
 }
 

@@ -19,8 +19,8 @@ use std::time::Instant;
 
 use config::{RewardSection, RunConfig, TaskKind};
 use futures::future::try_join_all;
-use models::push_tensors;
 use proto::{PushHeader, TaskCost};
+use protocol::push_tensors;
 use rewards::{PromptRecord, RewardError, RewardPart, Score, weighted_sum};
 use service::Hub;
 use tch::Device;

@@ -5,8 +5,15 @@
 
 mod intake;
 mod names;
+mod printable;
+mod push_fault;
+mod push_schema;
+pub mod push_tensors;
 mod task;
 
 pub use intake::{Intake, Order, Standing, Taken};
 pub use names::{NameFault, TaskName, WeightsName, WeightsRole, kind_from_wire, kind_to_wire};
+pub use printable::is_printable;
+pub use push_fault::{PushFault, TensorForm};
+pub use push_schema::{Digest, PushSchema};
 pub use task::{Prompt, Task, TaskFault};

@@ -39,5 +39,5 @@ pub use membership::{JoinDetails, Membership, Standing, WorkInHand};
 pub use prompt_copies::{PromptCopies, PromptCopyError, prompt_digest, write_prompts};
 pub use provenance::Provenance;
 pub use run_directory::RunDirectory;
-pub use shown::{is_printable, shown};
+pub use shown::shown;
 pub use timely::{NEXT_MESSAGE, Timely, taken_in_time};

@@ -17,7 +17,7 @@ use learner::gradient::Objective;
 use learner::inbox::{Inbox, Outcome};
 use learner::journal::Journal;
 use learner::metrics::IterationMetrics;
-use learner::outcome::{Layout, Trajectories};
+use learner::outcome::{Trajectories, push_schema};
 use learner::policy::Policy;
 use learner::progress::ProgressBoard;
 use learner::publications::Publications;
@@ -258,7 +258,7 @@ impl Worker {
         let schedule = rules::schedule(config, model.as_ref()).unwrap();
         let latent_shape = model.latent_shape(config.sampling.height, config.sampling.width).unwrap();
         let receiver = Receiver {
-            layout: Layout::new(config, model.as_ref(), latent_shape),
+            schema: push_schema(config, model.as_ref(), latent_shape),
             run_seed: config.run.seed,
             stds: rules::move_stds(config, &schedule).unwrap(),
         };
@@ -314,8 +314,8 @@ impl Worker {
         let n_branches = sampling.branches_per_seed;
         let (positive, negative) = (self.embed(&self.prompts[task.prompts[0] as usize].text), self.embed(""));
         let noise = |key: NoiseKey| {
-            let shape = &self.receiver.layout.latent_shape;
-            Tensor::from_slice(&standard_normal(&key, self.receiver.layout.latent_len()))
+            let shape = &self.receiver.schema.latent_shape;
+            Tensor::from_slice(&standard_normal(&key, self.receiver.schema.latent_len()))
                 .view(shape.as_slice())
         };
         let (mut states, mut means, mut nexts, mut log_probs) = (vec![], vec![], vec![], vec![]);
@@ -360,7 +360,7 @@ impl Worker {
     ) -> Sample {
         let n_branches = self.config.sampling.branches_per_seed as i64;
         let (seeds, steps) = (i64::from(task.n_seeds), trained.steps.len() as i64);
-        let latent = &self.receiver.layout.latent_shape;
+        let latent = &self.receiver.schema.latent_shape;
         let [states, means, nexts, log_probs] = sampled.map(|rows| Tensor::cat(&rows, 0));
         let moves = [seeds, steps, n_branches];
         let scores: Vec<Tensor> = (0..self.config.rewards.len() as i64)
@@ -375,7 +375,7 @@ impl Worker {
             })
             .collect();
         let floats: Vec<f32> = Vec::try_from(&nexts.flatten(0, -1)).unwrap();
-        let hashes: Vec<u8> = floats.chunks(self.receiver.layout.latent_len()).flat_map(hash_of).collect();
+        let hashes: Vec<u8> = floats.chunks(self.receiver.schema.latent_len()).flat_map(hash_of).collect();
         let cells = [&moves[..2], latent].concat();
         let mut tensors = vec![
             ("states".to_owned(), states.view(cells.as_slice())),
@@ -409,7 +409,7 @@ impl Worker {
 
     /// Later versions score better by the first reward, so that there is a best one, and worse by all others.
     fn images(&self, task: &TaskSpec) -> Sample {
-        let (height, width) = self.receiver.layout.image_size;
+        let (height, width) = self.receiver.schema.image_size;
         let rewards = self.config.rewards_of_evaluation();
         let scores = (0..rewards.len()).map(|position| {
             let change = if position == 0 { 0.125 } else { -0.0625 };

@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use flow::{NoiseKey, Schedule};
-use models::{Conditioning, push_tensors};
-use protocol::Task;
+use models::Conditioning;
+use protocol::{Task, push_tensors};
 use rewards::RgbImage;
 
 use super::{Origin, Sampled, Sampler, TaskError};

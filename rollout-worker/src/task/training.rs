@@ -1,8 +1,8 @@
 //! Training tasks: some seeds of one prompt, sampled by the wavefront.
 
 use config::Algorithm;
-use models::{ModelError, push_tensors};
-use protocol::Task;
+use models::ModelError;
+use protocol::{Task, push_tensors};
 
 use super::{Origin, Sampled, Sampler, TaskError};
 use crate::delivery::{WireEmbedding, WireTensor};
