@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use protocol::TaskName;
+use protocol::{Delivered, PushError, TaskName};
 use service::{Membership, ServiceError, WorkInHand};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -11,7 +11,7 @@ use tracing::{Instrument, Span};
 
 use crate::delivery::Delivery;
 use crate::learner_link::LearnerLink;
-use crate::push::{Delivered, PushError, push};
+use crate::push::push;
 use crate::scoring::{Listener, Scorer, ScoringError};
 use crate::task::Sampled;
 
@@ -188,8 +188,7 @@ impl Work {
             }
             Err(error) => {
                 tracing::error!("{error}");
-                let poisonous = matches!(error, PushError::Refused(_));
-                self.membership.task_failed(id, &error.to_string(), poisonous).await
+                self.membership.task_failed(id, &error.to_string(), error.is_poisonous()).await
             }
         }
     }

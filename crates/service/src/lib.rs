@@ -26,7 +26,7 @@ pub mod shutdown;
 mod timely;
 
 pub use arguments::{MemberArguments, model_folder, path_argument, unprefixed_variables};
-pub use backoff::Backoff;
+pub use backoff::backoff;
 pub use chunks::{Assembly, ChunkError, chunks};
 pub use connect::{
     CHUNK_BYTES, MESSAGE_LIMIT, connect, coordinator_client, learner_client, request, reward_client, server,
