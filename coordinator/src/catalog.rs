@@ -1,11 +1,11 @@
 //! From the name of a task to the task itself: what the config and the prompt files make of it.
 
 use crate::drawn_tasks::DrawnTasks;
-use crate::tasks::TaskName;
 use config::{
     PromptFileError, PromptLists, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec,
     prompt_file, read_prompts,
 };
+use protocol::{Prompt, Task, TaskName};
 use std::collections::HashMap;
 
 /// The config with its prompts: knows every task of the run.
@@ -109,15 +109,15 @@ impl Catalog {
     }
 
     /// The task as a worker gets it; `None` if the run has none of that name.
-    pub fn task(&mut self, name: TaskName) -> Option<proto::Task> {
+    pub fn task(&mut self, name: TaskName) -> Option<Task> {
         let spec = self.spec(name)?;
-        let prompts = self.prompts(&spec).map(|record| proto::Prompt {
+        let prompts = self.prompts(&spec).map(|record| Prompt {
             index: record.index,
             text: record.text.clone(),
-            metadata: record.metadata.to_string(),
+            metadata: record.metadata.clone(),
         });
-        Some(proto::Task {
-            id: Some(to_wire(name)),
+        Some(Task {
+            name,
             version: spec.version,
             prompts: prompts.collect(),
             prompt_slot: spec.prompt_slot,
@@ -182,31 +182,6 @@ fn rewards_of(config: &RunConfig, split: PromptSplit) -> &[RewardSection] {
     }
 }
 
-/// A task's name as it travels.
-pub fn to_wire(name: TaskName) -> proto::TaskId {
-    let kind = match name.kind {
-        TaskKind::Train => proto::TaskKind::Train,
-        TaskKind::Evaluate => proto::TaskKind::Evaluate,
-        TaskKind::Test => proto::TaskKind::Test,
-    };
-    proto::TaskId { kind: kind.into(), iteration: name.iteration, index: name.index }
-}
-
-/// A task's name from the wire; `None` if its kind is unknown.
-pub fn from_wire(id: &proto::TaskId) -> Option<TaskName> {
-    Some(TaskName { iteration: id.iteration, kind: kind_from_wire(id.kind())?, index: id.index })
-}
-
-/// A task's kind from the wire.
-pub fn kind_from_wire(kind: proto::TaskKind) -> Option<TaskKind> {
-    match kind {
-        proto::TaskKind::Train => Some(TaskKind::Train),
-        proto::TaskKind::Evaluate => Some(TaskKind::Evaluate),
-        proto::TaskKind::Test => Some(TaskKind::Test),
-        proto::TaskKind::Unspecified => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,8 +220,8 @@ mod tests {
         let task = catalog().task(name).expect("a task");
         assert_eq!((task.prompt_slot, task.first_seed, task.n_seeds), (1, 2, 1));
         assert_eq!(task.prompts.len(), 1);
-        assert_eq!(task.prompts[0].metadata, format!("{{\"prompt\":\"{}\"}}", task.prompts[0].text));
-        assert_eq!(from_wire(&task.id.expect("an id")), Some(name));
+        assert_eq!(task.prompts[0].metadata, serde_json::json!({ "prompt": task.prompts[0].text }));
+        assert_eq!(task.name, name);
     }
 
     #[test]

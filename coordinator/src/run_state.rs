@@ -3,14 +3,15 @@
 //! Every method takes the time and answers at once; nothing here waits. What is lost with the process comes back when
 //! the members join again.
 
-use crate::catalog::{Catalog, from_wire, kind_from_wire, to_wire};
+use crate::catalog::Catalog;
 use crate::membership::{Applicant, Loss, Member, Members, Presence, Refusal};
-use crate::tasks::{Asking, Failed, Grant, TaskBook, TaskCounts, TaskName, Verdict, WantedTasks};
+use crate::tasks::{Asking, Failed, Grant, TaskBook, TaskCounts, Verdict, WantedTasks};
 use proto::heartbeat_reply::Order;
 use proto::{
     Caller, Fatal, FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply, JoinRequest,
     NextTaskRequest, Progress, ReportRequest, Role, StatusReply, Summary, TaskId, Wanted,
 };
+use protocol::{TaskName, kind_from_wire};
 use service::shown;
 use std::time::{Duration, Instant};
 
@@ -201,7 +202,7 @@ impl RunState {
         match self.tasks.grant(Asking { worker: &member_id, finishing: &finishing, n_workers }, now) {
             Grant::Task(name) => {
                 tracing::debug!(member = member_id, task = %name, "granted");
-                Ok(self.catalog.task(name))
+                Ok(self.catalog.task(name).map(proto::Task::from))
             }
             Grant::Wait(reason) => {
                 tracing::trace!(member = member_id, reason, "nothing granted");
@@ -217,7 +218,7 @@ impl RunState {
     pub fn finish_task(&mut self, request: &FinishTaskRequest, now: Instant) -> Result<(), Refusal> {
         let member_id = self.members.admit(request.caller.as_ref(), now)?.applicant.member_id.clone();
         let name =
-            request.task.as_ref().and_then(from_wire).ok_or(Refusal::Malformed("which task is finished?"))?;
+            request.task.as_ref().and_then(name_of).ok_or(Refusal::Malformed("which task is finished?"))?;
         if request.failure.is_empty() {
             if self.tasks.finish(&member_id, name, now) {
                 self.members.count_task(&member_id);
@@ -422,7 +423,7 @@ impl RunState {
             pid: applicant.pid,
             seconds_since_heartbeat: now.saturating_duration_since(member.last_heartbeat).as_secs_f64(),
             tasks_done: member.tasks_done,
-            running: running.iter().map(|task| to_wire(*task)).collect(),
+            running: running.iter().map(|task| (*task).into()).collect(),
             busy,
             troubles: member.troubles.clone(),
         }
@@ -445,7 +446,11 @@ impl RunState {
 
 /// Those tasks in hand that have a name here.
 fn names(tasks: &[TaskId]) -> Vec<TaskName> {
-    tasks.iter().take(MOST_IN_HAND).filter_map(from_wire).collect()
+    tasks.iter().take(MOST_IN_HAND).filter_map(name_of).collect()
+}
+
+fn name_of(id: &TaskId) -> Option<TaskName> {
+    TaskName::try_from(id).ok()
 }
 
 fn share(part: Duration, whole: Duration) -> f64 {

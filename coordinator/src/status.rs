@@ -2,9 +2,9 @@
 
 use crate::account::{clock, ending_text, fields, held_out_text, totals_line};
 use crate::advice;
-use crate::catalog::from_wire;
 use crate::run_record::{RunEnding, RunRecord};
 use proto::{HeldOut, Member, StatusReply};
+use protocol::TaskName;
 use serde_json::{Value, json};
 use service::RunDirectory;
 use std::time::Duration;
@@ -93,7 +93,7 @@ fn member_text(member: &Member) -> String {
 }
 
 fn running(member: &Member) -> Vec<String> {
-    member.running.iter().filter_map(from_wire).map(|task| task.to_string()).collect()
+    member.running.iter().flat_map(TaskName::try_from).map(|task| task.to_string()).collect()
 }
 
 /// The same as JSON.

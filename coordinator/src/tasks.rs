@@ -19,8 +19,8 @@ mod wanted_set;
 
 use config::TaskKind;
 use leases::Leases;
+use protocol::TaskName;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::time::{Duration, Instant};
 use wanted_set::WantedSet;
 
@@ -32,27 +32,6 @@ const CONFIRMATION: Duration = Duration::from_secs(3);
 const MAX_OWN_FAILURES: u32 = 3;
 /// Failures of any kind after which a task is given up.
 const MAX_FAILURES: u32 = 10;
-
-/// Name of a task; names sort in the order in which tasks are granted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TaskName {
-    /// Train: the iteration it feeds. Evaluate and test: the version they measure.
-    pub iteration: u32,
-    /// What it is for.
-    pub kind: TaskKind,
-    /// Position among its kind and iteration.
-    pub index: u32,
-}
-
-impl fmt::Display for TaskName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.kind {
-            TaskKind::Evaluate => write!(f, "evaluation task {} of version {}", self.index, self.iteration),
-            TaskKind::Test => write!(f, "test task {} of version {}", self.index, self.iteration),
-            TaskKind::Train => write!(f, "training task {} of iteration {}", self.index, self.iteration),
-        }
-    }
-}
 
 /// A set of tasks that the learner wants, and which of them it holds already.
 #[derive(Clone, Debug, PartialEq, Eq)]

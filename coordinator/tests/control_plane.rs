@@ -1,11 +1,10 @@
 //! The coordinator's services over real connections, against members that die, repeat themselves and come back.
 
 use config::{RunConfig, TaskKind};
-use coordinator::catalog::{Catalog, to_wire};
+use coordinator::catalog::Catalog;
 use coordinator::membership::{Members, Patience};
 use coordinator::run_state::{Ending, RunState};
 use coordinator::server::ControlPlane;
-use coordinator::tasks::TaskName;
 use proto::coordinator_client::CoordinatorClient;
 use proto::coordinator_server::Coordinator;
 use proto::heartbeat_reply::Order;
@@ -13,6 +12,7 @@ use proto::{
     Caller, Fatal, FinishTaskRequest, HeartbeatRequest, JoinRequest, LeaveRequest, NextTaskRequest,
     ReportRequest, Role, Summary, TaskId, Wanted,
 };
+use protocol::TaskName;
 use service::{JoinDetails, Membership};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -121,17 +121,17 @@ impl Member {
         finishing: &[TaskName],
         wait: Duration,
     ) -> Result<Option<TaskName>, Status> {
-        let finishing = finishing.iter().map(|task| to_wire(*task)).collect();
+        let finishing = finishing.iter().map(|task| (*task).into()).collect();
         let request =
             NextTaskRequest { caller: self.caller.clone(), wait_seconds: wait.as_secs_f64(), finishing };
         let task = self.client.next_task(request).await?.into_inner().task;
-        Ok(task.and_then(|task| task.id).as_ref().and_then(coordinator::catalog::from_wire))
+        Ok(task.and_then(|task| task.id).map(|id| TaskName::try_from(&id).expect("a known kind")))
     }
 
     async fn finish(&mut self, task: TaskName, failure: &str) -> Result<(), Status> {
         let request = FinishTaskRequest {
             caller: self.caller.clone(),
-            task: Some(to_wire(task)),
+            task: Some(task.into()),
             failure: failure.to_owned(),
             poisonous: !failure.is_empty(),
         };
@@ -279,9 +279,9 @@ async fn members_find_a_restarted_coordinator_and_it_learns_their_tasks() {
     let progress = proto::Progress::default();
     learner.report(wants_training(0, &[3]), progress.clone(), Vec::new()).await.expect("reported");
     let finishing = worker.next_task(&[], LONG).await.expect("asked").expect("a task").id.expect("an id");
-    assert_eq!(finishing, to_wire(train(0, 0)));
+    assert_eq!(finishing, train(0, 0).into());
     let sampling = worker.next_task(&[finishing], LONG).await.expect("asked").expect("another").id;
-    assert_eq!(sampling, Some(to_wire(train(0, 1))));
+    assert_eq!(sampling, Some(train(0, 1).into()));
 
     let before = worker.caller();
     let port = server.port;

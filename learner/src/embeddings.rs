@@ -6,13 +6,13 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 
-use models::push_tensors::embedding_part_of;
 use models::{Conditioning, ModelError, tensor_bytes};
 use proto::TensorInfo;
+use protocol::Digest;
+use protocol::push_tensors::embedding_part_of;
 use tch::{Kind, Tensor};
 
 use crate::numbers::LARGEST_FEATURE;
-use crate::outcome::Digest;
 
 /// Bytes above which old embeddings are dropped.
 const BUDGET: usize = 256 * 1024 * 1024;
@@ -174,7 +174,7 @@ mod tests {
 
     fn sent(embedding: &Conditioning) -> (Digest, Vec<TensorInfo>, Vec<u8>) {
         let digest = embedding.digest();
-        let name = |part| models::push_tensors::embedding_part_name(&digest, part);
+        let name = |part| protocol::push_tensors::embedding_part_name(&digest, part);
         let tensors = embedding.tensors();
         let infos =
             tensors.iter().map(|(part, tensor)| tensor_bytes::tensor_info(name(part), tensor).unwrap());

@@ -1,6 +1,8 @@
 //! Which numbers of a push are taken. A number that is none, or so large that squaring it makes it none, would end the run
 //! on the word of one worker; refused at the door, it is that worker's failure, and another one tries.
 
+use protocol::PushFault;
+
 /// Beyond any latent or feature of a text that a network has, and small enough that losses made of it stay finite.
 pub const LARGEST_FEATURE: f32 = 1e9;
 
@@ -27,13 +29,13 @@ impl Allowed {
     /// Checks the numbers of tensor `name` of that shape, row-major.
     ///
     /// # Errors
-    /// The first number that is not allowed and where it is, in words.
-    pub fn check(self, name: &str, shape: &[i64], numbers: &[f32]) -> Result<(), String> {
+    /// The first number that is not allowed, and where it is.
+    pub fn check(self, name: &str, shape: &[i64], numbers: &[f32]) -> Result<(), PushFault> {
         match numbers.iter().position(|number| !self.holds(*number)) {
             None => Ok(()),
             Some(position) => {
                 let (number, place) = (numbers[position], place(position, shape));
-                Err(format!("tensor `{name}` holds {number} at {place:?}"))
+                Err(PushFault::Number { tensor: name.to_owned(), number, place })
             }
         }
     }
@@ -71,7 +73,8 @@ mod tests {
             (Allowed::Finite, f32::INFINITY),
             (Allowed::FiniteOrNan, f32::INFINITY),
         ] {
-            assert_eq!(check(allowed, bad), Err(format!("tensor `means` holds {bad} at [1, 1, 1]")));
+            let fault = check(allowed, bad).unwrap_err().to_string();
+            assert_eq!(fault, format!("tensor `means` holds {bad} at [1, 1, 1]"));
         }
         for (allowed, good) in
             [(Allowed::Features, -1e6), (Allowed::Finite, f32::MAX), (Allowed::FiniteOrNan, f32::NAN)]

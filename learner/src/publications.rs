@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use models::{ModelError, tensor_bytes};
-use proto::{WeightsManifest, WeightsRole};
+use proto::WeightsManifest;
+use protocol::{WeightsName, WeightsRole};
 use tch::Tensor;
 
 /// One version in one role, ready to be streamed.
@@ -20,7 +21,7 @@ pub struct Publication {
 /// The versions that wanted tasks are sampled with.
 #[derive(Default)]
 pub struct Publications {
-    versions: Mutex<BTreeMap<(u32, WeightsRole), Arc<Publication>>>,
+    versions: Mutex<BTreeMap<WeightsName, Arc<Publication>>>,
 }
 
 impl Publications {
@@ -28,39 +29,35 @@ impl Publications {
     ///
     /// # Errors
     /// If a tensor's element type has no name on the wire.
-    pub fn publish(
-        &self,
-        version: u32,
-        role: WeightsRole,
-        tensors: &[(String, Tensor)],
-    ) -> Result<(), ModelError> {
+    pub fn publish(&self, name: WeightsName, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
         let mut bytes = Vec::new();
         let mut infos = Vec::with_capacity(tensors.len());
-        for (name, tensor) in tensors {
-            infos.push(tensor_bytes::tensor_info(name, tensor)?);
+        for (tensor_name, tensor) in tensors {
+            infos.push(tensor_bytes::tensor_info(tensor_name, tensor)?);
             bytes.extend(tensor_bytes::to_bytes(&tensor.detach()));
         }
         let digest = Bytes::copy_from_slice(blake3::hash(&bytes).as_bytes());
-        let manifest = WeightsManifest { version, role: role.into(), tensors: infos, digest };
+        let role = proto::WeightsRole::from(name.role).into();
+        let manifest = WeightsManifest { version: name.version, role, tensors: infos, digest };
         let publication = Arc::new(Publication { manifest, bytes: bytes.into() });
-        self.versions().entry((version, role)).or_insert(publication);
+        self.versions().entry(name).or_insert(publication);
         Ok(())
     }
 
     /// Withdraws what no wanted task needs: policies older than `oldest_policy`, averages older than `oldest_average`.
     pub fn keep(&self, oldest_policy: u32, oldest_average: u32) {
-        self.versions().retain(|(version, role), _| match role {
-            WeightsRole::Average => *version >= oldest_average,
-            WeightsRole::Policy | WeightsRole::Unspecified => *version >= oldest_policy,
+        self.versions().retain(|name, _| match name.role {
+            WeightsRole::Average => name.version >= oldest_average,
+            WeightsRole::Policy => name.version >= oldest_policy,
         });
     }
 
     /// A version that is available.
-    pub fn get(&self, version: u32, role: WeightsRole) -> Option<Arc<Publication>> {
-        self.versions().get(&(version, role)).cloned()
+    pub fn get(&self, name: WeightsName) -> Option<Arc<Publication>> {
+        self.versions().get(&name).cloned()
     }
 
-    fn versions(&self) -> MutexGuard<'_, BTreeMap<(u32, WeightsRole), Arc<Publication>>> {
+    fn versions(&self) -> MutexGuard<'_, BTreeMap<WeightsName, Arc<Publication>>> {
         self.versions.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

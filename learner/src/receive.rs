@@ -1,9 +1,10 @@
 //! From the bytes of a push to what training takes: tensors split, embeddings kept, next latents rebuilt and checked.
 
 use flow::next_latents_on_host;
-use models::push_tensors::{self, HASH_BYTES, embedding_part_of, extra_of, latent_hash};
 use noise::standard_normal;
 use proto::{PushHeader, TensorInfo};
+use protocol::push_tensors::{self, HASH_BYTES, embedding_part_of, extra_of, latent_hash};
+use protocol::{Digest, PushFault, PushSchema};
 use run_setup::training_key;
 
 use config::{TaskKind, TaskSpec};
@@ -11,13 +12,13 @@ use config::{TaskKind, TaskSpec};
 use crate::embeddings::{Arrived, EmbeddingError, Embeddings};
 use crate::inbox::Outcome;
 use crate::numbers::Allowed;
-use crate::outcome::{Digest, EvaluatedImages, Layout, Trajectories};
+use crate::outcome::{EvaluatedImages, Trajectories};
 
 /// What the numbers of a push are checked and completed with.
 #[derive(Debug)]
 pub struct Receiver {
-    /// Sizes of everything.
-    pub layout: Layout,
+    /// What pushes hold.
+    pub schema: PushSchema,
     /// Seed of the run, which keys the noise.
     pub run_seed: u64,
     /// Standard deviation of the move at every step of the schedule.
@@ -25,7 +26,7 @@ pub struct Receiver {
 }
 
 /// Why a push whose bytes are intact cannot be held.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, PartialEq, thiserror::Error)]
 pub enum Refusal {
     /// The noise drawn here does not lead where the sampler went; the sampler must send where that was.
     #[error("next latents rebuilt from their noise have other hashes")]
@@ -33,7 +34,10 @@ pub enum Refusal {
     /// A damaged embedding, or one that was expected to be here and is not: sending it is the remedy.
     #[error("{0}")]
     Incomplete(String),
-    /// The push contradicts itself, or holds numbers that are none.
+    /// It is not what the config and the model imply.
+    #[error(transparent)]
+    Faulty(#[from] PushFault),
+    /// The push contradicts itself.
     #[error("{0}")]
     Invalid(String),
 }
@@ -90,7 +94,7 @@ impl Receiver {
         parts: &Parts,
         embeddings: &Embeddings,
     ) -> Result<Vec<Arrived>, Refusal> {
-        let negative = self.layout.is_guided.then_some(&header.negative_conditioning);
+        let negative = self.schema.is_guided.then_some(&header.negative_conditioning);
         let mut arrived = Vec::new();
         for digest in std::iter::once(&header.conditioning).chain(negative) {
             let digest = digest_of(digest)?;
@@ -124,7 +128,7 @@ impl Receiver {
             false => self.rebuild(task, &header.steps, &means),
         };
         let all_match = next_latents
-            .chunks_exact(self.layout.latent_len())
+            .chunks_exact(self.schema.latent_len())
             .zip(hashes.chunks_exact(HASH_BYTES))
             .all(|(latents, hash)| hash_of(latents) == hash);
         match (all_match, parts.has(push_tensors::NEXT_LATENTS)) {
@@ -145,7 +149,7 @@ impl Receiver {
             scores,
             conditioning: digest_of(&header.conditioning)?,
             negative_conditioning: self
-                .layout
+                .schema
                 .is_guided
                 .then(|| digest_of(&header.negative_conditioning))
                 .transpose()?,
@@ -158,19 +162,19 @@ impl Receiver {
         let of_scorer = |name: &String| {
             Ok((name.clone(), parts.floats(&push_tensors::score_name(name), Allowed::Finite)?))
         };
-        self.layout.rewards(kind).iter().map(of_scorer).collect()
+        self.schema.rewards(kind).iter().map(of_scorer).collect()
     }
 
     /// Next latents of every (seed, step, branch) from the means and the noise of their keys.
     fn rebuild(&self, task: &TaskSpec, steps: &[u32], means: &[f32]) -> Vec<f32> {
-        let latent_len = self.layout.latent_len();
+        let latent_len = self.schema.latent_len();
         let mut cells = means.chunks_exact(latent_len);
-        let mut rebuilt = Vec::with_capacity(means.len() * self.layout.n_branches);
+        let mut rebuilt = Vec::with_capacity(means.len() * self.schema.n_branches);
         for seed_index in task.first_seed..task.first_seed + task.n_seeds {
             let key = training_key(self.run_seed, task.iteration, task.prompt_slot, seed_index);
             for step in steps {
                 let mean = cells.next().expect("the header's shapes were checked; else this is a bug");
-                for branch in 0..self.layout.n_branches as u32 {
+                for branch in 0..self.schema.n_branches as u32 {
                     let noise = standard_normal(&key.transition(*step, branch), latent_len);
                     rebuilt.extend(next_latents_on_host(mean, self.stds[*step as usize], &noise));
                 }
@@ -242,7 +246,7 @@ impl<'a> Parts<'a> {
         let (info, bytes) = self.find(name)?;
         let (floats, _) = bytes.as_chunks();
         let floats: Vec<f32> = floats.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        allowed.check(name, &info.shape, &floats).map_err(Refusal::Invalid)?;
+        allowed.check(name, &info.shape, &floats)?;
         Ok(floats)
     }
 

@@ -15,7 +15,8 @@ use std::time::Instant;
 use config::{
     DataSection, OnRewardHacking, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec,
 };
-use proto::{Summary, WeightsRole};
+use proto::Summary;
+use protocol::{Order, WeightsName};
 use run_setup::TrainedSteps;
 use service::RunDirectory;
 use tch::Tensor;
@@ -23,7 +24,7 @@ use tch::Tensor;
 use crate::checkpoint::Checkpoints;
 use crate::error::LearnerError;
 use crate::evaluation::{self, Evaluation};
-use crate::inbox::{Order, Outcome, Stopped};
+use crate::inbox::{Outcome, Stopped};
 use crate::metrics::IterationMetrics;
 use crate::outcome::EvaluatedImages;
 use crate::policy::{self, NamedTensors};
@@ -126,7 +127,7 @@ impl Run {
             self.save()?;
         }
         for (version, tensors) in &self.earlier {
-            self.publications.publish(*version, WeightsRole::Policy, tensors)?;
+            self.publications.publish(WeightsName::policy(*version), tensors)?;
         }
         self.tell_progress();
         let updates_before = self.trainer.updates;
@@ -191,7 +192,8 @@ impl Run {
         let (config, inbox) = (self.config(), &self.trainer.inbox);
         self.trainer.embeddings.begin_iteration(iteration);
         let policy = &self.trainer.policy;
-        self.publications.publish(iteration, WeightsRole::Policy, &policy.for_workers(policy.trained()))?;
+        let weights = policy.for_workers(policy.trained());
+        self.publications.publish(WeightsName::policy(iteration), &weights)?;
         for kind in self.open_evaluations(iteration) {
             self.want_images(kind, iteration, policy.average())?;
         }
@@ -287,7 +289,7 @@ impl Run {
         average: &[(String, Tensor)],
     ) -> Result<(), LearnerError> {
         let tensors = self.trainer.policy.for_workers(average);
-        self.publications.publish(version, WeightsRole::Average, &tensors)?;
+        self.publications.publish(WeightsName::average(version), &tensors)?;
         let tasks = self.config().evaluation_tasks(kind, self.held_out.of(kind).prompts.len(), version);
         self.trainer.inbox.want(kind, version, Order { tasks, steps: Vec::new() });
         Ok(())

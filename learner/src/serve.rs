@@ -20,7 +20,7 @@ use crate::embeddings::Embeddings;
 use crate::error::LearnerError;
 use crate::gradient::Objective;
 use crate::inbox::Inbox;
-use crate::outcome::Layout;
+use crate::outcome::push_schema;
 use crate::policy::Policy;
 use crate::progress::ProgressBoard;
 use crate::publications::Publications;
@@ -270,7 +270,7 @@ fn train(
     let latent_shape = policy.model().latent_shape(config.sampling.height, config.sampling.width)?;
     let schedule = run_setup::training_schedule(&config, policy.model())?;
     let receiver = Receiver {
-        layout: Layout::new(&config, policy.model(), latent_shape.clone()),
+        schema: push_schema(&config, policy.model(), latent_shape.clone()),
         run_seed: config.run.seed,
         stds: run_setup::move_stds(&config, &schedule)?,
     };

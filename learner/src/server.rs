@@ -9,15 +9,15 @@ use proto::learner_server::Learner;
 use proto::push_reply::Status as PushStatus;
 use proto::{
     Caller, Chunk, MissingConditioningReply, MissingConditioningRequest, PushHeader, PushReply, PushRequest,
-    TaskId, WeightsReply, WeightsRequest, push_request, weights_reply,
+    WeightsReply, WeightsRequest, push_request, weights_reply,
 };
+use protocol::{Digest, Standing, TaskName, WeightsName};
 use service::{Assembly, Timely, shown};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::embeddings::Embeddings;
-use crate::inbox::{Inbox, Standing};
-use crate::outcome::Digest;
+use crate::inbox::Inbox;
 use crate::publications::Publications;
 use crate::push_gate::PushGate;
 use crate::receive::{Receiver, Refusal, announced_bytes};
@@ -85,20 +85,25 @@ impl Learner for LearnerService {
             return Err(Status::invalid_argument("a push begins with a header"));
         };
         self.admit(header.caller.as_ref())?;
-        let id = header.task.ok_or_else(|| Status::invalid_argument("the header names no task"))?;
-        let status = match self.inbox.standing(&id) {
+        let id = header.task.as_ref().ok_or_else(|| Status::invalid_argument("the header names no task"))?;
+        // A kind that is unknown here is none that is wanted.
+        let Ok(name) = TaskName::try_from(id) else {
+            let status = unwanted(&Standing::NotWanted, &mut messages).await;
+            return Ok(Response::new(PushReply { status: status.into() }));
+        };
+        let status = match self.inbox.standing(name) {
             Standing::Wanted(task, steps) => {
                 self.receiver
-                    .layout
+                    .schema
                     .check(&header, &task, &steps)
-                    .map_err(|problem| refused(&id, &problem))?;
+                    .map_err(|fault| refusal_status(name, Refusal::Faulty(fault)))?;
                 let _admitted = self.pushes.admit()?;
                 let first = next_part(&mut messages).await?;
                 let _turn = self.pushes.turn().await?;
-                match self.inbox.standing(&id) {
+                match self.inbox.standing(name) {
                     Standing::Wanted(..) => {
-                        let bytes = receive_bytes(&header, &id, first, &mut messages).await?;
-                        self.complete(header, bytes, task, id).await?
+                        let bytes = receive_bytes(&header, name, first, &mut messages).await?;
+                        self.complete(header, bytes, task, name).await?
                     }
                     // Another worker was faster.
                     standing => unwanted(&standing, &mut messages).await,
@@ -118,10 +123,12 @@ impl Learner for LearnerService {
         let request = request.into_inner();
         self.admit(request.caller.as_ref())?;
         let (version, role) = (request.version, request.role());
-        let publication = self.publications.get(version, role).ok_or_else(|| {
-            let name = role.as_str_name();
+        let name = WeightsName::from_wire(version, role)
+            .map_err(|fault| Status::invalid_argument(fault.to_string()))?;
+        let publication = self.publications.get(name).ok_or_else(|| {
+            let role = role.as_str_name();
             Status::not_found(format!(
-                "version {version} ({name}) is not available: not made yet, or no longer wanted"
+                "version {version} ({role}) is not available: not made yet, or no longer wanted"
             ))
         })?;
         let manifest = weights_reply::Part::Manifest(publication.manifest.clone());
@@ -154,19 +161,18 @@ impl LearnerService {
         header: PushHeader,
         bytes: Vec<u8>,
         task: config::TaskSpec,
-        id: TaskId,
+        name: TaskName,
     ) -> Result<PushStatus, Status> {
         let (receiver, embeddings) = (self.receiver.clone(), self.embeddings.clone());
         let completed =
             tokio::task::spawn_blocking(move || receiver.outcome(&header, &bytes, &task, &embeddings)).await;
         match completed.map_err(|error| Status::internal(error.to_string()))? {
-            Ok(outcome) => Ok(push_status(&self.inbox.hold(&id, outcome))),
+            Ok(outcome) => Ok(push_status(&self.inbox.hold(name, outcome))),
             Err(Refusal::NextLatentsNeeded) => {
-                tracing::warn!(task = %describe(&id), "rebuilt next latents differ; asking for the sampler's own");
+                tracing::warn!(task = %name, "rebuilt next latents differ; asking for the sampler's own");
                 Ok(PushStatus::NextLatentsNeeded)
             }
-            Err(Refusal::Incomplete(problem)) => Err(Status::data_loss(shown(&problem, LONGEST_PROBLEM))),
-            Err(Refusal::Invalid(problem)) => Err(refused(&id, &problem)),
+            Err(refusal) => Err(refusal_status(name, refusal)),
         }
     }
 }
@@ -174,14 +180,14 @@ impl LearnerService {
 /// The bytes of a push whose `first` part after the header is here.
 async fn receive_bytes(
     header: &PushHeader,
-    id: &TaskId,
+    name: TaskName,
     first: Option<push_request::Part>,
     messages: &mut Messages,
 ) -> Result<Vec<u8>, Status> {
-    let expected = announced_bytes(&header.tensors).map_err(|problem| refused(id, &problem))?;
+    let expected = announced_bytes(&header.tensors).map_err(|problem| refused(name, &problem))?;
     let mut assembly = Assembly::new(expected);
     let damaged = |error: service::ChunkError| {
-        tracing::warn!(task = %describe(id), "damaged push: {error}");
+        tracing::warn!(task = %name, "damaged push: {error}");
         Status::data_loss(format!("{error}; push again"))
     };
     let mut part = first;
@@ -192,10 +198,10 @@ async fn receive_bytes(
             }
             Some(push_request::Part::Chunk(chunk)) => {
                 let n_bytes = chunk.data.len();
-                return Err(refused(id, &format!("a chunk has {n_bytes} bytes; at most 1 MiB is allowed")));
+                return Err(refused(name, &format!("a chunk has {n_bytes} bytes; at most 1 MiB is allowed")));
             }
             Some(push_request::Part::Digest(digest)) => return assembly.finish(&digest).map_err(damaged),
-            Some(push_request::Part::Header(_)) => return Err(refused(id, "there is a second header")),
+            Some(push_request::Part::Header(_)) => return Err(refused(name, "there is a second header")),
             None => return Err(Status::data_loss("the push ends without a digest; push again")),
         }
         part = next_part(messages).await?;
@@ -223,15 +229,15 @@ fn push_status(standing: &Standing) -> PushStatus {
     }
 }
 
-fn refused(id: &TaskId, problem: &str) -> Status {
-    Status::invalid_argument(format!("{}: {}", describe(id), shown(problem, LONGEST_PROBLEM)))
+/// The one mapping of what is wrong with a push to a status.
+fn refusal_status(name: TaskName, refusal: Refusal) -> Status {
+    let problem = refusal.to_string();
+    match refusal {
+        Refusal::Incomplete(_) => Status::data_loss(shown(&problem, LONGEST_PROBLEM)),
+        Refusal::NextLatentsNeeded | Refusal::Faulty(_) | Refusal::Invalid(_) => refused(name, &problem),
+    }
 }
 
-fn describe(id: &TaskId) -> String {
-    let kind = match id.kind() {
-        proto::TaskKind::Evaluate => "evaluation",
-        proto::TaskKind::Test => "test",
-        proto::TaskKind::Train | proto::TaskKind::Unspecified => "training",
-    };
-    format!("{kind} task {} of iteration {}", id.index, id.iteration)
+fn refused(name: TaskName, problem: &str) -> Status {
+    Status::invalid_argument(format!("{name}: {}", shown(problem, LONGEST_PROBLEM)))
 }

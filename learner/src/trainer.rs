@@ -32,6 +32,7 @@ use std::time::Instant;
 
 use config::{Dtype, OldMeans, PromptRecord, RewardCombination, RunConfig, TaskKind, TaskSpec};
 use flow::{FlowError, Schedule, SeedRewards, WeightedRewards, advantages, gdpo_advantages};
+use protocol::Digest;
 use run_setup::TrainedSteps;
 
 use crate::embeddings::Embeddings;
@@ -39,7 +40,7 @@ use crate::error::LearnerError;
 use crate::gradient::{Drift, LossSums, MeansBefore, NonFiniteCell, Objective, TrainingTask};
 use crate::inbox::{Inbox, Outcome};
 use crate::metrics::{IterationMetrics, OptimizerMetrics, PolicyMetrics, Tally, TimeMetrics};
-use crate::outcome::{Digest, Trajectories};
+use crate::outcome::Trajectories;
 use crate::policy::{NamedTensors, Policy};
 use crate::progress::ProgressBoard;
 

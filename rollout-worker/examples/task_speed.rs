@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use config::RunConfig;
-use proto::{Prompt, Task, TaskId, TaskKind};
+use protocol::{Prompt, Task, TaskName};
 use rollout_worker::guided_model::GuidedModel;
 use rollout_worker::scoring::{Listener, Scorer};
 use rollout_worker::task::Sampler;
@@ -45,9 +45,9 @@ fn main() -> anyhow::Result<()> {
     for (position, spec) in specs.iter().cycle().take(n_tasks + 1).enumerate() {
         let record = &prompts[spec.prompts[0] as usize];
         let prompt =
-            Prompt { index: record.index, text: record.text.clone(), metadata: record.metadata.to_string() };
+            Prompt { index: record.index, text: record.text.clone(), metadata: record.metadata.clone() };
         let task = Task {
-            id: Some(TaskId { kind: TaskKind::Train.into(), iteration: 0, index: spec.index }),
+            name: TaskName { iteration: spec.iteration, kind: spec.kind, index: spec.index },
             version: 0,
             prompts: vec![prompt],
             prompt_slot: spec.prompt_slot,

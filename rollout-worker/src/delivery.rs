@@ -1,9 +1,9 @@
 //! The outcome of a task as the learner gets it: a header, the bytes of its tensors in chunks, their digest.
 
 use bytes::Bytes;
-use models::push_tensors::embedding_part_name;
 use models::{ModelError, tensor_bytes};
 use proto::{Caller, ElementType, PushHeader, PushRequest, TensorInfo, push_request};
+use protocol::push_tensors::embedding_part_name;
 use tch::Tensor;
 
 use crate::guided_model::Embedding;

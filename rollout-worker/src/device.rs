@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use proto::{Task, WeightsRole};
+use protocol::{Task, WeightsName};
 use service::WorkInHand;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
@@ -85,7 +85,7 @@ impl DeviceThread {
 }
 
 fn serve(mut sampler: Sampler, mut commands: mpsc::Receiver<Command>) {
-    let mut loaded: Option<(u32, WeightsRole)> = None;
+    let mut loaded: Option<WeightsName> = None;
     while let Some(Command { task, weights, work, span, reply }) = commands.blocking_recv() {
         if reply.is_closed() {
             continue;

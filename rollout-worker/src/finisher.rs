@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use proto::TaskId;
+use protocol::{Delivered, PushError, TaskName};
 use service::{Membership, ServiceError, WorkInHand};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -11,7 +11,7 @@ use tracing::{Instrument, Span};
 
 use crate::delivery::Delivery;
 use crate::learner_link::LearnerLink;
-use crate::push::{Delivered, PushError, push};
+use crate::push::push;
 use crate::scoring::{Listener, Scorer, ScoringError};
 use crate::task::Sampled;
 
@@ -23,18 +23,17 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
 /// Takes sampled tasks and finishes them one after another.
 pub struct Finisher {
     tasks: mpsc::Sender<Accepted>,
-    unfinished: watch::Sender<Vec<TaskId>>,
+    unfinished: watch::Sender<Vec<TaskName>>,
     work: JoinHandle<anyhow::Result<()>>,
 }
 
 /// Room for one more task.
 pub struct Place<'a> {
     permit: mpsc::Permit<'a, Accepted>,
-    unfinished: &'a watch::Sender<Vec<TaskId>>,
+    unfinished: &'a watch::Sender<Vec<TaskName>>,
 }
 
 struct Accepted {
-    id: TaskId,
     sampled: Sampled,
     span: Span,
 }
@@ -93,9 +92,11 @@ impl Finisher {
         let link = LearnerLink::new(membership.clone());
         let mut work = Work { scorer, link, membership };
         let work = tokio::spawn(async move {
-            while let Some(Accepted { id, sampled, span }) = accepted.recv().await {
-                let outcome = work.finish(id, sampled).instrument(span).await;
-                finished.send_modify(|unfinished: &mut Vec<TaskId>| unfinished.retain(|other| *other != id));
+            while let Some(Accepted { sampled, span }) = accepted.recv().await {
+                let task = sampled.task.name;
+                let outcome = work.finish(sampled).instrument(span).await;
+                finished
+                    .send_modify(|unfinished: &mut Vec<TaskName>| unfinished.retain(|other| *other != task));
                 outcome?;
             }
             Ok(())
@@ -110,7 +111,7 @@ impl Finisher {
     }
 
     /// Tasks that were accepted and are not finished yet.
-    pub fn unfinished(&self) -> Vec<TaskId> {
+    pub fn unfinished(&self) -> Vec<TaskName> {
         self.unfinished.borrow().clone()
     }
 
@@ -126,14 +127,15 @@ impl Finisher {
 
 impl Place<'_> {
     /// Hands over a sampled task.
-    pub fn accept(self, id: TaskId, sampled: Sampled) {
-        self.unfinished.send_modify(|unfinished| unfinished.push(id));
-        self.permit.send(Accepted { id, sampled, span: Span::current() });
+    pub fn accept(self, sampled: Sampled) {
+        self.unfinished.send_modify(|unfinished| unfinished.push(sampled.task.name));
+        self.permit.send(Accepted { sampled, span: Span::current() });
     }
 }
 
 impl Work {
-    async fn finish(&mut self, id: TaskId, sampled: Sampled) -> anyhow::Result<()> {
+    async fn finish(&mut self, sampled: Sampled) -> anyhow::Result<()> {
+        let id = sampled.task.name.into();
         let work = self.membership.begin_work();
         let delivery = match self.score(sampled, &work).await {
             Ok(delivery) => delivery,
@@ -164,7 +166,7 @@ impl Work {
 
     async fn tell(
         &self,
-        id: TaskId,
+        id: proto::TaskId,
         delivered: Result<Delivered, PushError>,
         delivery: &Delivery,
     ) -> Result<(), ServiceError> {
@@ -186,8 +188,7 @@ impl Work {
             }
             Err(error) => {
                 tracing::error!("{error}");
-                let poisonous = matches!(error, PushError::Refused(_));
-                self.membership.task_failed(id, &error.to_string(), poisonous).await
+                self.membership.task_failed(id, &error.to_string(), error.is_poisonous()).await
             }
         }
     }

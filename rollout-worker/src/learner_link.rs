@@ -1,9 +1,10 @@
-//! The way to the learner: where it is now, which failures pass, how long to wait in between.
+//! The way to the learner: where it is now, what its failures mean, how long to wait in between.
 
 use std::time::Duration;
 
 use proto::learner_client::LearnerClient;
-use service::{Backoff, Membership, WorkInHand};
+use protocol::{Backoff, Failure};
+use service::{Membership, WorkInHand};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -15,19 +16,6 @@ pub struct LearnerLink {
     membership: Membership,
     connection: Option<(String, LearnerClient<Channel>)>,
     backoff: Backoff,
-}
-
-/// What a failed call to the learner means.
-#[derive(Debug)]
-pub enum Failure {
-    /// The learner is away or restarting: try again, however long it takes.
-    Passing(Status),
-    /// The bytes were damaged, or the learner broke over them: try again, but not for ever.
-    Damaged(Status),
-    /// The learner is of another run.
-    Fenced(Status),
-    /// The learner says that trying again will not help.
-    Final(Status),
 }
 
 impl LearnerLink {
@@ -73,21 +61,21 @@ impl LearnerLink {
     }
 }
 
-impl From<Status> for Failure {
-    fn from(status: Status) -> Self {
-        match status.code() {
-            Code::FailedPrecondition => Self::Fenced(status),
-            Code::InvalidArgument
-            | Code::OutOfRange
-            | Code::Unimplemented
-            | Code::PermissionDenied
-            | Code::Unauthenticated => Self::Final(status),
-            Code::DataLoss | Code::Internal => Self::Damaged(status),
-            _ => Self::Passing(status),
-        }
+/// What the status of a failed call means.
+pub fn failure(status: &Status) -> Failure {
+    let told = status.message().to_owned();
+    match status.code() {
+        Code::FailedPrecondition => Failure::Fenced(told),
+        Code::InvalidArgument
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::PermissionDenied
+        | Code::Unauthenticated => Failure::Final(told),
+        Code::DataLoss | Code::Internal => Failure::Damaged(told),
+        _ => Failure::Passing(told),
     }
 }
 
 fn patience() -> Backoff {
-    Backoff::new(Duration::from_millis(50), Duration::from_secs(2))
+    service::backoff(Duration::from_millis(50), Duration::from_secs(2))
 }

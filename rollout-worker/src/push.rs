@@ -5,44 +5,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use proto::push_reply::Status as PushStatus;
 use proto::{MissingConditioningRequest, PushReply};
+use protocol::{Delivered, Failure, PushAction, PushError, PushEvent, Pushing};
 use service::WorkInHand;
 use tonic::Status;
 
 use crate::delivery::Delivery;
-use crate::learner_link::{Failure, LearnerLink};
+use crate::learner_link::{LearnerLink, failure};
 
 const QUESTION_DEADLINE: Duration = Duration::from_secs(10);
 const PUSH_DEADLINE: Duration = Duration::from_secs(300);
-/// How often an outcome may be lost on the way before its task is given back.
-const MAX_DAMAGED: u32 = 5;
-
-/// How a delivery ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivered {
-    /// The learner holds the task.
-    Held,
-    /// The learner has no use for the task (any more).
-    NotWanted,
-}
-
-/// A delivery that the learner will not hold.
-#[derive(Debug, thiserror::Error)]
-pub enum PushError {
-    /// It serves another run.
-    #[error("the learner serves another run: {}", .0.message())]
-    Fenced(Box<Status>),
-    /// It finds fault with the bytes' meaning.
-    #[error("the learner refuses the outcome: {}", .0.message())]
-    Refused(Box<Status>),
-    /// It never arrives whole, or the learner breaks over it. Sampling anew, or elsewhere, may help.
-    #[error("the outcome was lost on the way to the learner {attempts} times, last: {}", last.message())]
-    Damaged {
-        /// How often it was sent.
-        attempts: u32,
-        /// What the learner said last.
-        last: Box<Status>,
-    },
-}
 
 /// Pushes until the learner holds the task or does not want it, however long the learner is away meanwhile.
 ///
@@ -53,38 +24,40 @@ pub async fn push(
     delivery: &Delivery,
     work: &WorkInHand,
 ) -> Result<Delivered, PushError> {
-    let (mut with_next_latents, mut n_damaged) = (false, 0);
+    let (mut pushing, mut with_next_latents) = (Pushing::default(), false);
     loop {
-        let failure = match attempt(link, delivery, with_next_latents, work).await {
+        let event = match attempt(link, delivery, with_next_latents, work).await {
             Ok(reply) => {
                 link.answered(work);
-                match reply.status() {
-                    PushStatus::Held => return Ok(Delivered::Held),
-                    PushStatus::NotWanted => return Ok(Delivered::NotWanted),
-                    PushStatus::NextLatentsNeeded => {
-                        with_next_latents = true;
-                        continue;
-                    }
-                    PushStatus::Unspecified => {
-                        Failure::Damaged(Status::internal("the learner's reply is empty"))
-                    }
-                }
+                event_of(reply.status())
             }
-            Err(status) => Failure::from(status),
+            Err(status) => PushEvent::Failed(failure(&status)),
         };
-        match failure {
-            Failure::Passing(status) => tracing::warn!("push failed, trying again: {}", status.message()),
-            Failure::Damaged(status) => {
-                n_damaged += 1;
-                if n_damaged == MAX_DAMAGED {
-                    return Err(PushError::Damaged { attempts: n_damaged, last: Box::new(status) });
-                }
-                tracing::warn!(n_damaged, "push was damaged, trying again: {}", status.message());
+        match pushing.on(event) {
+            PushAction::End(outcome) => return outcome,
+            PushAction::PushNextLatents => {
+                with_next_latents = true;
+                continue;
             }
-            Failure::Fenced(status) => return Err(PushError::Fenced(Box::new(status))),
-            Failure::Final(status) => return Err(PushError::Refused(Box::new(status))),
+            PushAction::PushLater { problem, n_damaged: None } => {
+                tracing::warn!("push failed, trying again: {problem}");
+            }
+            PushAction::PushLater { problem, n_damaged: Some(n_damaged) } => {
+                tracing::warn!(n_damaged, "push was damaged, trying again: {problem}");
+            }
         }
         link.pause(work).await;
+    }
+}
+
+fn event_of(status: PushStatus) -> PushEvent {
+    match status {
+        PushStatus::Held => PushEvent::Answered(Delivered::Held),
+        PushStatus::NotWanted => PushEvent::Answered(Delivered::NotWanted),
+        PushStatus::NextLatentsNeeded => PushEvent::NextLatentsNeeded,
+        PushStatus::Unspecified => {
+            PushEvent::Failed(Failure::Damaged("the learner's reply is empty".to_owned()))
+        }
     }
 }
 

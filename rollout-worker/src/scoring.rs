@@ -17,12 +17,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use config::{RewardSection, RunConfig};
+use config::{RewardSection, RunConfig, TaskKind};
 use futures::future::try_join_all;
-use models::push_tensors;
-use proto::{PushHeader, TaskCost, TaskKind};
+use proto::{PushHeader, TaskCost};
+use protocol::push_tensors;
 use rewards::{PromptRecord, RewardError, RewardPart, Score, weighted_sum};
-use serde_json::Value;
 use service::Hub;
 use tch::Device;
 
@@ -98,7 +97,7 @@ impl Scorer {
         let digest =
             |position: usize| sampled.embeddings.get(position).map(|e| e.digest.clone()).unwrap_or_default();
         let header = PushHeader {
-            task: sampled.task.id,
+            task: Some(sampled.task.name.into()),
             version: sampled.task.version,
             steps: sampled.steps,
             conditioning: digest(0),
@@ -116,10 +115,9 @@ impl Scorer {
         sampled: &mut Sampled,
         listener: Arc<dyn Listener>,
     ) -> Result<Vec<WireTensor>, ScoringError> {
-        let prompts = (0..sampled.images.len()).map(|image| prompt_record(sampled, image));
-        let prompts = prompts.collect::<Result<_, _>>()?;
+        let prompts = (0..sampled.images.len()).map(|image| prompt_record(sampled, image)).collect();
         let batch = Arc::new(Batch { images: std::mem::take(&mut sampled.images), prompts });
-        let is_training = sampled.task.id.is_none_or(|id| id.kind() == TaskKind::Train);
+        let is_training = sampled.task.name.kind == TaskKind::Train;
         let parts = if is_training { &self.training } else { &self.evaluation };
         let sampled = &*sampled;
         let scored = parts.iter().map(async |Part { name, weight, thread }| {
@@ -157,15 +155,9 @@ fn list_parts<'a>(list: &'a [RewardSection], sections: &mut Vec<&'a RewardSectio
     list.iter().map(part).collect()
 }
 
-fn prompt_record(sampled: &Sampled, image: usize) -> Result<PromptRecord, TaskError> {
+fn prompt_record(sampled: &Sampled, image: usize) -> PromptRecord {
     let prompt = sampled.prompt_of(image);
-    let metadata = match prompt.metadata.as_str() {
-        "" => Value::Null,
-        text => serde_json::from_str(text).map_err(|error| {
-            TaskError::Malformed(format!("the metadata of prompt `{}` is no JSON: {error}", prompt.text))
-        })?,
-    };
-    Ok(PromptRecord { prompt: prompt.text.clone(), metadata })
+    PromptRecord { prompt: prompt.text.clone(), metadata: prompt.metadata.clone() }
 }
 
 /// The error with the place that it is about: of its image, or of the task's first.

@@ -16,10 +16,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::{ComputeDevice, PromptSplit, RunConfig};
+use config::{ComputeDevice, PromptSplit, RunConfig, TaskKind};
 use models::{LoadOptions, ModelError};
 use proto::heartbeat_reply::Order;
-use proto::{JoinReply, Role, Task, TaskKind, WeightsRole};
+use proto::{JoinReply, Role};
+use protocol::Task;
 use service::{Hub, JoinDetails, Membership, PromptCopies, WorkInHand};
 use tch::Device;
 use tokio_util::sync::CancellationToken;
@@ -32,7 +33,7 @@ use crate::finisher::Finisher;
 use crate::guided_model::GuidedModel;
 use crate::learner_link::LearnerLink;
 use crate::scoring::Scorer;
-use crate::task::Sampler;
+use crate::task::{Sampled, Sampler, TaskError};
 use crate::weights::WeightsCache;
 
 /// How long one request for a task waits for one.
@@ -138,17 +139,27 @@ impl Worker {
         loop {
             // Without a place, finishing has failed, and says so when it is closed.
             let Some(Some(place)) = until(stop, self.finisher.place()).await else { return Ok(()) };
-            let finishing = self.finisher.unfinished();
+            let finishing: Vec<_> = self.finisher.unfinished().into_iter().map(Into::into).collect();
             let task = until(stop, self.membership.next_task(&finishing, TASK_WAIT)).await.transpose()?;
             let Some(task) = task else { return Ok(()) };
             let Some((task, id)) = task.and_then(|task| task.id.map(|id| (task, id))) else { continue };
-            let (kind, iteration, index) = (kind_name(id.kind()), id.iteration, id.index);
+            let task = match Task::try_from(task) {
+                Ok(task) => task,
+                Err(fault) => {
+                    let error = TaskError::from(fault);
+                    tracing::error!("cannot sample: {error}");
+                    self.membership.task_failed(id, &error.to_string(), error.is_the_tasks_fault()).await?;
+                    continue;
+                }
+            };
+            let name = task.name;
+            let (kind, iteration, index) = (kind_name(name.kind), name.iteration, name.index);
             let span = tracing::info_span!("task", kind, iteration, index);
             let (weights, device, membership) = (&mut self.weights, &self.device, &self.membership);
             let work = Arc::new(membership.begin_work());
             let sample = sample(weights, device, task, work, stop).instrument(span.clone());
             match sample.await? {
-                Some(Ok(sampled)) => span.in_scope(|| place.accept(id, sampled)),
+                Some(Ok(sampled)) => span.in_scope(|| place.accept(sampled)),
                 Some(Err(failure)) => membership.task_failed(id, &failure.reason, failure.poisonous).await?,
                 None => return Ok(()),
             }
@@ -169,12 +180,8 @@ async fn sample(
     task: Task,
     work: Arc<WorkInHand>,
     stop: &CancellationToken,
-) -> anyhow::Result<Option<Result<crate::task::Sampled, Failure>>> {
-    let role = match task.id.map(|id| id.kind()) {
-        Some(TaskKind::Evaluate | TaskKind::Test) => WeightsRole::Average,
-        _ => WeightsRole::Policy,
-    };
-    let weights = match until(stop, weights.get(task.version, role, &work)).await {
+) -> anyhow::Result<Option<Result<Sampled, Failure>>> {
+    let weights = match until(stop, weights.get(task.weights(), &work)).await {
         Some(Ok(weights)) => weights,
         Some(Err(error)) => {
             tracing::error!("{error}");
@@ -194,7 +201,6 @@ fn kind_name(kind: TaskKind) -> &'static str {
         TaskKind::Train => "train",
         TaskKind::Evaluate => "evaluate",
         TaskKind::Test => "test",
-        TaskKind::Unspecified => "unspecified",
     }
 }
 

@@ -5,11 +5,11 @@ mod training;
 
 use std::time::Instant;
 
-use config::{AdapterMethod, RunConfig};
+use config::{AdapterMethod, RunConfig, TaskKind};
 use flow::{FlowError, Schedule};
 use models::ModelError;
 use noise::NoiseKey;
-use proto::{Prompt, Task, TaskKind};
+use protocol::{Prompt, Task, TaskFault};
 use rewards::RgbImage;
 use run_setup::{TrainedStepsError, lora_config};
 use tch::Tensor;
@@ -70,7 +70,7 @@ pub struct Origin {
 pub enum TaskError {
     /// The task makes no sense.
     #[error("malformed task: {0}")]
-    Malformed(String),
+    Malformed(#[from] TaskFault),
     /// The network went astray.
     #[error("prompt `{prompt}`, seed {seed}: {problem}")]
     NonFinite {
@@ -153,11 +153,9 @@ impl Sampler {
     /// If anything on the way is not a finite number, or the task does not suit config and model.
     pub fn sample(&mut self, task: &Task, progressed: &dyn Fn()) -> Result<Sampled, TaskError> {
         let start = Instant::now();
-        let id = task.id.ok_or_else(|| TaskError::Malformed("it has no id".to_owned()))?;
-        let mut sampled = match id.kind() {
-            TaskKind::Train => self.train(task, id.iteration, progressed)?,
+        let mut sampled = match task.name.kind {
+            TaskKind::Train => self.train(task, task.name.iteration, progressed)?,
             TaskKind::Evaluate | TaskKind::Test => self.evaluate(task, progressed)?,
-            TaskKind::Unspecified => return Err(TaskError::Malformed("it has no kind".to_owned())),
         };
         sampled.seconds = start.elapsed().as_secs_f64();
         Ok(sampled)

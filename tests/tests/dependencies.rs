@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 const SERVICES: [&str; 3] = ["coordinator", "learner", "rollout-worker"];
-const WITHOUT_LIBTORCH: [&str; 7] =
-    ["coordinator", "proto", "config", "noise", "service", "pickle", "scenes"];
+const WITHOUT_LIBTORCH: [&str; 8] =
+    ["coordinator", "proto", "protocol", "config", "noise", "service", "pickle", "scenes"];
 
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
@@ -80,6 +80,15 @@ fn the_maths_and_the_networks_do_not_know_each_other() {
     let graph = dependencies();
     assert!(!reach(&graph, "flow").contains("models"));
     assert!(!reach(&graph, "models").contains("flow"));
+}
+
+/// The simulator is to run the machines of the protocol without a runtime: they never wait, send or sample.
+#[test]
+fn the_protocol_neither_waits_nor_sends() {
+    let graph = dependencies();
+    for package in ["tokio", "tokio-util", "tokio-stream", "tonic", "service", "tch", "models", "flow"] {
+        assert!(!graph["protocol"].contains(package), "protocol depends on {package}");
+    }
 }
 
 /// What a server does by itself, it may forget: to turn off Nagle's delay, or to pause when there are no more descriptors.

@@ -3,7 +3,7 @@
 use super::{Applicant, Refusal};
 use crate::launch::{LEARNER, worker_position};
 use proto::Role;
-use service::is_printable;
+use protocol::is_printable;
 
 pub(super) const LONGEST_MEMBER_ID: usize = 100;
 /// Of hosts and addresses.

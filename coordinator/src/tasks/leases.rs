@@ -1,6 +1,6 @@
 //! Which worker has which tasks, and for how long workers have had something to do: decisions only, without a clock.
 
-use super::TaskName;
+use protocol::TaskName;
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 

@@ -35,7 +35,6 @@ pub mod clip_text;
 pub mod clip_vision;
 pub mod json_file;
 pub mod pipeline;
-pub mod push_tensors;
 pub mod qwen2_decoder;
 pub mod qwen2_vision;
 pub mod qwen2_vl;

@@ -227,8 +227,8 @@ pub enum RewardError {
     /// Numbers beside the scores that are too many, or have names that are empty or too long.
     #[error(
         "reward `{name}` tells of {got} numbers beside its scores; at most {} with names of 1 to {} bytes are taken",
-        models::push_tensors::MOST_EXTRAS,
-        models::push_tensors::LONGEST_EXTRA_KEY
+        protocol::push_tensors::MOST_EXTRAS,
+        protocol::push_tensors::LONGEST_EXTRA_KEY
     )]
     Extras {
         /// Name of the reward.

@@ -1,6 +1,6 @@
 //! One place for how processes reach each other: windows, keep-alive, message limits, patience.
 
-use crate::{Backoff, ServiceError};
+use crate::{ServiceError, backoff};
 use proto::coordinator_client::CoordinatorClient;
 use proto::learner_client::LearnerClient;
 use proto::reward_client::RewardClient;
@@ -43,14 +43,14 @@ pub fn server(longest_call: Duration) -> Server {
 pub async fn connect(address: &str, patience: Duration) -> Result<Channel, ServiceError> {
     let endpoint = endpoint(address)?;
     let start = Instant::now();
-    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+    let mut pauses = backoff(Duration::from_millis(50), Duration::from_secs(2));
     loop {
         match endpoint.connect().await {
             Ok(channel) => return Ok(channel),
             Err(source) if start.elapsed() >= patience => {
                 return Err(ServiceError::Unreachable { address: address.to_owned(), patience, source });
             }
-            Err(_) => tokio::time::sleep(backoff.next_pause()).await,
+            Err(_) => tokio::time::sleep(pauses.next_pause()).await,
         }
     }
 }

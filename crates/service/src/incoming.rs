@@ -1,7 +1,8 @@
 //! How servers take connections: each without Nagle's delay, none that says nothing, and with pauses while there are no
 //! more file descriptors.
 
-use crate::Backoff;
+use crate::backoff;
+use protocol::Backoff;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -70,7 +71,7 @@ impl Incoming {
 }
 
 fn patience() -> Backoff {
-    Backoff::new(SHORTEST_PAUSE, LONGEST_PAUSE)
+    backoff(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
 /// Whether only the connection that was next is lost.

@@ -26,7 +26,7 @@ pub mod shutdown;
 mod timely;
 
 pub use arguments::{MemberArguments, model_folder, path_argument, unprefixed_variables};
-pub use backoff::Backoff;
+pub use backoff::backoff;
 pub use chunks::{Assembly, ChunkError, chunks};
 pub use connect::{
     CHUNK_BYTES, MESSAGE_LIMIT, connect, coordinator_client, learner_client, request, reward_client, server,
@@ -39,5 +39,5 @@ pub use membership::{JoinDetails, Membership, Standing, WorkInHand};
 pub use prompt_copies::{PromptCopies, PromptCopyError, prompt_digest, write_prompts};
 pub use provenance::Provenance;
 pub use run_directory::RunDirectory;
-pub use shown::{is_printable, shown};
+pub use shown::shown;
 pub use timely::{NEXT_MESSAGE, Timely, taken_in_time};

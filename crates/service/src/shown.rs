@@ -1,5 +1,7 @@
 //! Texts from other processes, made fit to be logged, kept and sent on.
 
+use protocol::is_printable;
+
 /// A text that came from elsewhere as it may be shown: at most `n_most` characters of it, with escapes for what a terminal
 /// would obey or hide.
 pub fn shown(text: &str, n_most: usize) -> String {
@@ -15,15 +17,6 @@ pub fn shown(text: &str, n_most: usize) -> String {
         }
     }
     shown
-}
-
-/// Whether a character shows as itself: neither a control character nor one that reorders or hides its neighbours.
-pub fn is_printable(character: char) -> bool {
-    let is_format = matches!(
-        character,
-        '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
-    );
-    !character.is_control() && !is_format
 }
 
 #[cfg(test)]

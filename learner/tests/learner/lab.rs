@@ -11,10 +11,10 @@ use flow::{TransitionRows, log_probability, next_latents, ode_step, repeat_for_b
 use learner::embeddings::Embeddings;
 use learner::error::LearnerError;
 use learner::gradient::Objective;
-use learner::inbox::{Inbox, Outcome, Standing};
+use learner::inbox::{Inbox, Outcome};
 use learner::journal::Journal;
 use learner::metrics::IterationMetrics;
-use learner::outcome::{Layout, Trajectories};
+use learner::outcome::{Trajectories, push_schema};
 use learner::policy::Policy;
 use learner::progress::ProgressBoard;
 use learner::publications::Publications;
@@ -25,7 +25,8 @@ use models::lora::LoraConfig;
 use models::weights::WeightOptions;
 use models::{AdapterMode, Conditioning, Guidance, LoadOptions, TextToImageModel, pipeline, tensor_bytes};
 use noise::{NoiseKey, standard_normal};
-use proto::{PushHeader, TaskCost, TaskId, TensorInfo, WeightsRole};
+use proto::{PushHeader, TaskCost, TensorInfo};
+use protocol::{Standing, TaskName, WeightsName, kind_from_wire};
 use run_setup::{TrainedSteps, training_key};
 use tch::{Device, Kind, Tensor};
 
@@ -196,7 +197,7 @@ impl Lab {
                         {
                             spoil(trajectories);
                         }
-                        shared.inbox.hold(&id, outcome);
+                        shared.inbox.hold(id, outcome);
                     }
                 }
                 if stop.is_some() {
@@ -255,7 +256,7 @@ impl Worker {
         let schedule = run_setup::training_schedule(config, model.as_ref()).unwrap();
         let latent_shape = model.latent_shape(config.sampling.height, config.sampling.width).unwrap();
         let receiver = Receiver {
-            layout: Layout::new(config, model.as_ref(), latent_shape),
+            schema: push_schema(config, model.as_ref(), latent_shape),
             run_seed: config.run.seed,
             stds: run_setup::move_stds(config, &schedule).unwrap(),
         };
@@ -264,12 +265,12 @@ impl Worker {
     }
 
     /// Tasks that are wanted and not held, by iteration and index.
-    pub fn wanted(&self, inbox: &Inbox) -> Vec<(TaskId, TaskSpec)> {
+    pub fn wanted(&self, inbox: &Inbox) -> Vec<(TaskName, TaskSpec)> {
         let ids = inbox.wanted().into_iter().flat_map(|wanted| {
-            let last = 64;
-            (0..last).map(move |index| TaskId { kind: wanted.kind, iteration: wanted.iteration, index })
+            let (last, kind) = (64, kind_from_wire(wanted.kind()).unwrap());
+            (0..last).map(move |index| TaskName { iteration: wanted.iteration, kind, index })
         });
-        ids.filter_map(|id| match inbox.standing(&id) {
+        ids.filter_map(|id| match inbox.standing(id) {
             Standing::Wanted(task, _) => Some((id, task)),
             Standing::Held | Standing::NotWanted => None,
         })
@@ -281,7 +282,7 @@ impl Worker {
         match task.kind {
             TaskKind::Train => {
                 if self.loaded != Some(task.version) {
-                    let publication = publications.get(task.version, WeightsRole::Policy)?;
+                    let publication = publications.get(WeightsName::policy(task.version))?;
                     let tensors =
                         tensor_bytes::split(&publication.manifest.tensors, &publication.bytes).unwrap();
                     let network = self.model.network_mut();
@@ -294,7 +295,7 @@ impl Worker {
                 Some(tch::no_grad(|| self.trajectories(task)))
             }
             TaskKind::Evaluate | TaskKind::Test => {
-                publications.get(task.version, WeightsRole::Average)?;
+                publications.get(WeightsName::average(task.version))?;
                 Some(self.images(task))
             }
         }
@@ -311,8 +312,8 @@ impl Worker {
         let n_branches = sampling.branches_per_seed;
         let (positive, negative) = (self.embed(&self.prompts[task.prompts[0] as usize].text), self.embed(""));
         let noise = |key: NoiseKey| {
-            let shape = &self.receiver.layout.latent_shape;
-            Tensor::from_slice(&standard_normal(&key, self.receiver.layout.latent_len()))
+            let shape = &self.receiver.schema.latent_shape;
+            Tensor::from_slice(&standard_normal(&key, self.receiver.schema.latent_len()))
                 .view(shape.as_slice())
         };
         let (mut states, mut means, mut nexts, mut log_probs) = (vec![], vec![], vec![], vec![]);
@@ -356,7 +357,7 @@ impl Worker {
     ) -> Sample {
         let n_branches = self.config.sampling.branches_per_seed as i64;
         let (seeds, steps) = (i64::from(task.n_seeds), trained.steps().len() as i64);
-        let latent = &self.receiver.layout.latent_shape;
+        let latent = &self.receiver.schema.latent_shape;
         let [states, means, nexts, log_probs] = sampled.map(|rows| Tensor::cat(&rows, 0));
         let moves = [seeds, steps, n_branches];
         let scores: Vec<Tensor> = (0..self.config.rewards.len() as i64)
@@ -371,7 +372,7 @@ impl Worker {
             })
             .collect();
         let floats: Vec<f32> = Vec::try_from(&nexts.flatten(0, -1)).unwrap();
-        let hashes: Vec<u8> = floats.chunks(self.receiver.layout.latent_len()).flat_map(hash_of).collect();
+        let hashes: Vec<u8> = floats.chunks(self.receiver.schema.latent_len()).flat_map(hash_of).collect();
         let cells = [&moves[..2], latent].concat();
         let mut tensors = vec![
             ("states".to_owned(), states.view(cells.as_slice())),
@@ -405,7 +406,7 @@ impl Worker {
 
     /// Later versions score better by the first reward, so that there is a best one, and worse by all others.
     fn images(&self, task: &TaskSpec) -> Sample {
-        let (height, width) = self.receiver.layout.image_size;
+        let (height, width) = self.receiver.schema.image_size;
         let rewards = self.config.rewards_of_evaluation();
         let scores = (0..rewards.len()).map(|position| {
             let change = if position == 0 { 0.125 } else { -0.0625 };
@@ -443,9 +444,8 @@ impl Sample {
             .map(|(name, tensor)| tensor_bytes::tensor_info(name, tensor).unwrap())
             .collect();
         let bytes = self.tensors.iter().flat_map(|(_, tensor)| tensor_bytes::to_bytes(tensor)).collect();
-        let kind = learner::inbox::wire_kind(task.kind).into();
-        let id = TaskId { kind, iteration: task.iteration, index: task.index };
-        (PushHeader { task: Some(id), tensors: infos, ..self.header.clone() }, bytes)
+        let name = TaskName { iteration: task.iteration, kind: task.kind, index: task.index };
+        (PushHeader { task: Some(name.into()), tensors: infos, ..self.header.clone() }, bytes)
     }
 }
 

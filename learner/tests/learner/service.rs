@@ -7,7 +7,6 @@ use crate::lab::{Lab, Sample, Shared, Worker, trajectories};
 use ::service::{Assembly, MESSAGE_LIMIT, connect, learner_client};
 use bytes::Bytes;
 use config::{TaskKind, TaskSpec};
-use learner::inbox::Order;
 use learner::push_gate::PushGate;
 use learner::server::LearnerService;
 use proto::learner_client::LearnerClient;
@@ -17,6 +16,7 @@ use proto::{
     Caller, MissingConditioningRequest, PushHeader, PushRequest, WeightsRequest, WeightsRole, push_request,
     weights_reply,
 };
+use protocol::{Order, WeightsName};
 use run_setup::TrainedSteps;
 use tokio_stream::StreamExt;
 use tokio_util::task::AbortOnDropHandle;
@@ -39,7 +39,7 @@ impl Served {
         let lab = Lab::new(|_| {});
         let shared = Shared::default();
         let trainer = lab.trainer(&shared);
-        shared.publications.publish(0, WeightsRole::Policy, trainer.policy.trained()).unwrap();
+        shared.publications.publish(WeightsName::policy(0), trainer.policy.trained()).unwrap();
         let tasks = lab.config.train_tasks(3, 0);
         let task = tasks[1].clone();
         let steps = TrainedSteps::new(&lab.config, &trainer.schedule, 0).unwrap().on_the_wire();

@@ -14,7 +14,7 @@ use learner::outcome::Trajectories;
 use learner::run::Ended;
 use learner::trainer::Trainer;
 use models::{AdapterMode, Conditioning, Guidance};
-use proto::WeightsRole;
+use protocol::WeightsName;
 use run_setup::TrainedSteps;
 use tch::{Device, Kind, Tensor};
 
@@ -346,7 +346,7 @@ fn check_streamed_gradient(change: impl FnOnce(&mut RunConfig), means: OldMeans)
     let shared = Shared::default();
     let mut trainer = lab.trainer(&shared);
     let version = trainer.policy.for_workers(trainer.policy.trained());
-    shared.publications.publish(0, WeightsRole::Policy, &version).unwrap();
+    shared.publications.publish(WeightsName::policy(0), &version).unwrap();
     let steps = TrainedSteps::new(&lab.config, &trainer.schedule, 0).unwrap();
     let tasks = lab.config.train_tasks(3, 0);
     let mut worker = Worker::new(&lab.config);

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rewards::{Persistence, PromptRecord, RewardError, RgbImage, Score, Verdict};
-use service::Backoff;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
 
@@ -95,7 +94,7 @@ impl Service {
     fn score(&mut self, command: &Command) -> Option<Result<Vec<Score>, RewardError>> {
         let Command { batch, listener, reply, .. } = command;
         self.persistence.begin_batch();
-        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let mut backoff = service::backoff(PAUSES.0, PAUSES.1);
         let mut is_held = false;
         let outcome = loop {
             if reply.is_closed() {

@@ -3,9 +3,9 @@
 use std::rc::Rc;
 
 use flow::Schedule;
-use models::{Conditioning, push_tensors};
+use models::Conditioning;
 use noise::NoiseKey;
-use proto::Task;
+use protocol::{Task, push_tensors};
 use rewards::RgbImage;
 use run_setup::evaluation_key;
 

@@ -1,8 +1,8 @@
 //! Training tasks: some seeds of one prompt, sampled by the wavefront.
 
 use config::Algorithm;
-use models::{ModelError, push_tensors};
-use proto::Task;
+use models::ModelError;
+use protocol::{Task, push_tensors};
 use run_setup::{TrainedSteps, training_key};
 
 use super::{Origin, Sampled, Sampler, TaskError};
@@ -17,12 +17,7 @@ impl Sampler {
         iteration: u32,
         progressed: &dyn Fn(),
     ) -> Result<Sampled, TaskError> {
-        let [prompt] = task.prompts.as_slice() else {
-            return Err(TaskError::Malformed(format!(
-                "it has {} prompts, but training takes one",
-                task.prompts.len()
-            )));
-        };
+        let prompt = &task.prompts[0];
         let (sampling, run_seed) = (&self.config.sampling, self.config.run.seed);
         let schedule = self.schedule(sampling.steps)?;
         let steps = TrainedSteps::new(&self.config, &schedule, iteration)?;

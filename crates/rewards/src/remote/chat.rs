@@ -8,7 +8,6 @@ use regex::Regex;
 use scenes::RgbImage;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use service::Backoff;
 
 use super::batch::{Scorer, check_images, png_base64};
 use super::error::RemoteError;
@@ -133,7 +132,7 @@ impl Chat {
     /// Asks a few times where the server says no for the moment, as one with a limit of requests does of some among many;
     /// a server that is away is the caller's to wait for.
     fn answer_in_the_end(&self, request: &Value, has_failed: &AtomicBool) -> Result<String, RemoteError> {
-        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let mut backoff = service::backoff(PAUSES.0, PAUSES.1);
         for _ in 1..ATTEMPTS {
             match self.answer(request) {
                 Err(error) if !has_failed.load(Ordering::Relaxed) => match error.soon() {

@@ -2,10 +2,11 @@
 
 use super::work_in_hand::WorkClocks;
 use super::{JoinDetails, Standing};
-use crate::{Backoff, ServiceError, request};
+use crate::{ServiceError, backoff, request};
 use proto::coordinator_client::CoordinatorClient;
 use proto::heartbeat_reply::Order;
 use proto::{Caller, HeartbeatRequest, JoinReply, JoinRequest, TaskId};
+use protocol::Backoff;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -85,7 +86,7 @@ impl Link {
     }
 
     pub(super) async fn join(&self) -> Result<JoinReply, ServiceError> {
-        let mut backoff = patience();
+        let mut pauses = patience();
         loop {
             let message = self.join_request();
             match self.client.clone().join(request(message, CALL_DEADLINE)).await {
@@ -96,7 +97,7 @@ impl Link {
                 }
                 Err(status) if is_outage(&status) => {
                     self.outlives_outage()?;
-                    tokio::time::sleep(backoff.next_pause()).await;
+                    tokio::time::sleep(pauses.next_pause()).await;
                 }
                 Err(status) => return Err(self.lose(Loss::Refused(status.message().to_owned()))),
             }
@@ -158,7 +159,7 @@ impl Link {
     where
         F: Future<Output = Result<tonic::Response<T>, Status>>,
     {
-        let mut backoff = patience();
+        let mut pauses = patience();
         loop {
             self.check_lost()?;
             let caller = self.state().caller.clone();
@@ -173,11 +174,11 @@ impl Link {
                 Err(status) if status.code() == Code::FailedPrecondition => {
                     self.in_contact();
                     self.join_again(&caller).await?;
-                    tokio::time::sleep(backoff.next_pause()).await;
+                    tokio::time::sleep(pauses.next_pause()).await;
                 }
                 Err(status) if is_outage(&status) => {
                     self.outlives_outage()?;
-                    tokio::time::sleep(backoff.next_pause()).await;
+                    tokio::time::sleep(pauses.next_pause()).await;
                 }
                 Err(status) => {
                     return Err(ServiceError::Call {
@@ -224,7 +225,7 @@ pub(super) async fn heartbeats(link: Arc<Link>) {
 }
 
 fn patience() -> Backoff {
-    Backoff::new(Duration::from_millis(50), Duration::from_secs(2))
+    backoff(Duration::from_millis(50), Duration::from_secs(2))
 }
 
 /// Failures of the way to the coordinator, or of one that is starting or stopping.

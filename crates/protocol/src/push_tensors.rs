@@ -1,6 +1,7 @@
 //! The tensors of a push by name, and the hash that stands for a latent: what a worker writes and the learner reads.
 //!
-//! Which of them a push holds, and their shapes, stand with `PushHeader` in `learner.proto`.
+//! Which of them a push holds, and their shapes, stand in [`PushSchema`](crate::PushSchema) and with `PushHeader` in
+//! `learner.proto`.
 
 /// Trunk states at the trained steps.
 pub const STATES: &str = "states";

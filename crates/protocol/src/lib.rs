@@ -1,0 +1,25 @@
+//! The protocol between coordinator, learner and workers: its names, and its decisions as machines.
+//!
+//! Nothing here waits, sends, reads a clock or draws a random number: callers say what happened and what the time is, and
+//! do what they are told. The services run these machines, and a simulator can run the same ones.
+
+mod backoff;
+mod intake;
+mod names;
+mod printable;
+mod push_fault;
+mod push_schema;
+pub mod push_tensors;
+mod retries;
+mod task;
+
+pub use backoff::Backoff;
+pub use intake::{Intake, Order, Standing, Taken};
+pub use names::{NameFault, TaskName, WeightsName, WeightsRole, kind_from_wire, kind_to_wire};
+pub use printable::is_printable;
+pub use push_fault::{PushFault, TensorForm};
+pub use push_schema::{Digest, PushSchema};
+pub use retries::{
+    Delivered, Failure, FetchFailure, Fetching, PushAction, PushError, PushEvent, Pushing, WeightsError,
+};
+pub use task::{Prompt, Task, TaskFault};
