@@ -91,26 +91,69 @@ fn the_protocol_neither_waits_nor_sends() {
     }
 }
 
-/// What a server does by itself, it may forget: to turn off Nagle's delay, or to pause when there are no more descriptors.
-#[test]
-fn connections_are_accepted_in_one_place() {
+/// Sources of the services and crates, as paths below the repository with their texts.
+fn sources() -> Vec<(String, String)> {
     let packages = ["proto", "crates", "rollout-worker", "learner", "coordinator"];
     let mut open: Vec<_> = packages.iter().map(|name| tests::repository().join(name)).collect();
-    let mut n_sources = 0;
+    let mut found = Vec::new();
     while let Some(path) = open.pop() {
         if path.is_dir() {
             open.extend(std::fs::read_dir(&path).expect("a folder").flatten().map(|entry| entry.path()));
         } else if path.extension().is_some_and(|extension| extension == "rs") {
-            n_sources += 1;
-            let text = std::fs::read_to_string(&path).expect("readable");
-            let accepts = ["serve_with_incoming", "TcpListenerStream", "TcpIncoming"];
-            let is_the_place = path.ends_with("crates/service/src/incoming.rs");
-            assert!(
-                is_the_place || !accepts.iter().any(|word| text.contains(word)),
-                "{} accepts connections by itself; use `service::serve`",
-                path.display()
-            );
+            let name = path.strip_prefix(tests::repository()).expect("below it").display().to_string();
+            found.push((name, std::fs::read_to_string(&path).expect("readable")));
         }
     }
-    assert!(n_sources > 100, "only {n_sources} files were looked at");
+    assert!(found.len() > 100, "only {} files were looked at", found.len());
+    found
+}
+
+/// What of a text is neither a comment nor a test at the end of the file.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// Two derivations of one thing that differ by a bit would break the first law in silence.
+#[test]
+fn what_processes_must_derive_alike_is_said_once() {
+    let once = [
+        // The log-probability of a random move: the constant of its Gaussian.
+        ("fn log_probability", &["crates/flow/src/step.rs"][..]),
+        // Which noise a seed of a task has.
+        ("Purpose::Rollout", &["crates/run-setup/src/noise_keys.rs"]),
+        ("Purpose::Evaluation", &["crates/run-setup/src/noise_keys.rs"]),
+        // Which steps are trained.
+        (
+            "BranchSteps::Window {",
+            &["crates/config/src/step_draw.rs", "crates/config/src/importer/sections.rs"],
+        ),
+        // What a name of a device means.
+        ("Cuda::is_available", &["crates/run-setup/src/device.rs"]),
+    ];
+    for (words, places) in once {
+        let found: Vec<String> = sources()
+            .into_iter()
+            .filter(|(name, text)| {
+                name.contains("/src/") && !name.ends_with("tests.rs") && code(text).contains(words)
+            })
+            .map(|(name, _)| name)
+            .collect();
+        assert!(!found.is_empty(), "`{words}` is nowhere any more; this test must follow it");
+        let others: Vec<_> = found.iter().filter(|name| !places.contains(&name.as_str())).collect();
+        assert!(others.is_empty(), "`{words}` stands in {others:?} besides {places:?}");
+    }
+}
+
+/// What a server does by itself, it may forget: to turn off Nagle's delay, or to pause when there are no more descriptors.
+#[test]
+fn connections_are_accepted_in_one_place() {
+    for (name, text) in sources() {
+        let accepts = ["serve_with_incoming", "TcpListenerStream", "TcpIncoming"];
+        let is_the_place = name == "crates/service/src/incoming.rs";
+        assert!(
+            is_the_place || !accepts.iter().any(|word| text.contains(word)),
+            "{name} accepts connections by itself; use `service::serve`"
+        );
+    }
 }
