@@ -4,7 +4,7 @@ use crate::advice;
 use crate::error::CoordinatorError;
 use crate::lost_files::checkpoints;
 use service::{Provenance, RunDirectory};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Folders of an adapter, or of a network trained as a whole.
 const FOLDERS: [&str; 3] = ["peft", "diffusers", "transformer"];
@@ -61,6 +61,7 @@ pub fn check(directory: &RunDirectory, lives: bool) -> Result<(), CoordinatorErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn export(place: &Path, folder: &str, version: u32) {
         let folder = place.join(folder);

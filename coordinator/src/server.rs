@@ -242,9 +242,9 @@ impl Admin for ControlPlane {
 
 /// Process ids of the living workers.
 fn living_workers(members: &Members) -> Vec<u32> {
-    let is_worker = |member: &&Member| member.applicant.role == Role::RolloutWorker;
-    let living = members.iter().filter(|member| member.is_living()).filter(is_worker);
-    living.map(|member| member.applicant.pid).collect()
+    let living = members.iter().filter(|member| member.is_living());
+    let workers = living.filter(|member| member.applicant.role == Role::RolloutWorker);
+    workers.map(|member| member.applicant.pid).collect()
 }
 
 impl From<Refusal> for Status {
