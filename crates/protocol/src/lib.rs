@@ -5,6 +5,7 @@
 
 mod backoff;
 mod intake;
+mod member_link;
 mod names;
 mod printable;
 mod push_fault;
@@ -15,6 +16,7 @@ mod task;
 
 pub use backoff::Backoff;
 pub use intake::{Intake, Order, Standing, Taken};
+pub use member_link::{AfterCall, CallEnd, JoinEnd, Loss, MemberLink};
 pub use names::{NameFault, TaskName, WeightsName, WeightsRole, kind_from_wire, kind_to_wire};
 pub use printable::is_printable;
 pub use push_fault::{PushFault, TensorForm};

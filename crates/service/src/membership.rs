@@ -9,12 +9,13 @@ mod work_in_hand;
 
 use crate::connect::endpoint;
 use crate::{ServiceError, coordinator_client, request};
-use link::{CALL_DEADLINE, Link, Loss, State, heartbeats};
+use link::{CALL_DEADLINE, Link, State, heartbeats};
 use proto::heartbeat_reply::Order;
 use proto::{
     Caller, Fatal, FinishTaskRequest, JoinReply, LeaveRequest, NextTaskRequest, Progress, ReportReply,
     ReportRequest, Role, Summary, Task, TaskId, Wanted,
 };
+use protocol::{Loss, MemberLink};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -62,14 +63,11 @@ impl Membership {
     /// If the address does not parse, nobody answers in time, or the coordinator refuses the member.
     pub async fn join(address: &str, details: JoinDetails) -> Result<(Self, JoinReply), ServiceError> {
         let client = coordinator_client(endpoint(address)?.connect_lazy());
-        let now = Instant::now();
         let state = State {
-            caller: Caller { member_id: details.member_id.clone(), ..Caller::default() },
-            lease: Duration::from_secs(5),
+            member: MemberLink::new(&details.member_id, details.grace, Instant::now()),
             running: Vec::new(),
             work: WorkClocks::default(),
             troubles: BTreeMap::new(),
-            last_contact: now,
         };
         let standing = Standing { learner_address: String::new(), order: Order::Continue };
         let link = Arc::new(Link {
@@ -89,7 +87,7 @@ impl Membership {
 
     /// The newest identity; every rpc to the learner carries it.
     pub fn caller(&self) -> Caller {
-        self.link.state().caller.clone()
+        self.link.state().member.caller().clone()
     }
 
     /// Follows what the coordinator says.

@@ -6,7 +6,7 @@ use crate::{ServiceError, backoff, request};
 use proto::coordinator_client::CoordinatorClient;
 use proto::heartbeat_reply::Order;
 use proto::{Caller, HeartbeatRequest, JoinReply, JoinRequest, TaskId};
-use protocol::Backoff;
+use protocol::{AfterCall, Backoff, CallEnd, JoinEnd, Loss, MemberLink};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,8 +16,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(5);
-/// Heartbeats that fit into one lease.
-const HEARTBEATS_PER_LEASE: f64 = 5.0;
 
 pub(super) struct Link {
     pub(super) address: String,
@@ -31,20 +29,11 @@ pub(super) struct Link {
 }
 
 pub(super) struct State {
-    pub(super) caller: Caller,
-    pub(super) lease: Duration,
+    pub(super) member: MemberLink,
     pub(super) running: Vec<TaskId>,
     pub(super) work: WorkClocks,
     /// What is wrong while the member goes on, by its subject.
     pub(super) troubles: BTreeMap<String, String>,
-    pub(super) last_contact: Instant,
-}
-
-/// Why a membership ended; the source of one [`ServiceError`] for each of the calls that it ends.
-#[derive(Clone, Debug)]
-pub(super) enum Loss {
-    Gone,
-    Refused(String),
 }
 
 impl Link {
@@ -62,44 +51,33 @@ impl Link {
         }
     }
 
-    fn lose(&self, loss: Loss) -> ServiceError {
-        self.lost.send_replace(Some(loss.clone()));
-        self.loss(loss)
-    }
-
-    fn check_lost(&self) -> Result<(), ServiceError> {
-        match &*self.lost.borrow() {
-            Some(loss) => Err(self.loss(loss.clone())),
-            None => Ok(()),
-        }
-    }
-
-    fn in_contact(&self) {
-        self.state().last_contact = Instant::now();
-    }
-
-    /// Whether a failed call is worth repeating now; ends the membership once the grace is over.
-    fn outlives_outage(&self) -> Result<(), ServiceError> {
-        self.check_lost()?;
-        let away = self.state().last_contact.elapsed();
-        if away > self.details.grace { Err(self.lose(Loss::Gone)) } else { Ok(()) }
+    /// What the machine decides, which everybody hears of if it is the end.
+    fn decide<T>(&self, decide: impl FnOnce(&mut MemberLink) -> Result<T, Loss>) -> Result<T, ServiceError> {
+        let decision = decide(&mut self.state().member);
+        decision.map_err(|loss| {
+            self.lost.send_replace(Some(loss.clone()));
+            self.loss(loss)
+        })
     }
 
     pub(super) async fn join(&self) -> Result<JoinReply, ServiceError> {
         let mut pauses = patience();
         loop {
             let message = self.join_request();
-            match self.client.clone().join(request(message, CALL_DEADLINE)).await {
+            let reply = self.client.clone().join(request(message, CALL_DEADLINE)).await;
+            let reply = reply.map(tonic::Response::into_inner);
+            let end = match &reply {
+                Ok(reply) => JoinEnd::Joined(reply),
+                Err(status) if is_outage(status) => JoinEnd::Outage,
+                Err(status) => JoinEnd::Refused(status.message().to_owned()),
+            };
+            self.decide(|member| member.on_join(end, Instant::now()))?;
+            match reply {
                 Ok(reply) => {
-                    let reply = reply.into_inner();
                     self.joined(&reply);
                     return Ok(reply);
                 }
-                Err(status) if is_outage(&status) => {
-                    self.outlives_outage()?;
-                    tokio::time::sleep(pauses.next_pause()).await;
-                }
-                Err(status) => return Err(self.lose(Loss::Refused(status.message().to_owned()))),
+                Err(_) => tokio::time::sleep(pauses.next_pause()).await,
             }
         }
     }
@@ -109,7 +87,7 @@ impl Link {
         JoinRequest {
             role: self.details.role.into(),
             member_id: self.details.member_id.clone(),
-            run_id: state.caller.run_id.clone(),
+            run_id: state.member.caller().run_id.clone(),
             address: self.details.address.clone(),
             pid: std::process::id(),
             host: nix::unistd::gethostname()
@@ -120,14 +98,7 @@ impl Link {
     }
 
     fn joined(&self, reply: &JoinReply) {
-        let mut state = self.state();
-        if let Some(identity) = &reply.identity {
-            state.caller = identity.clone();
-        }
-        state.lease = Duration::try_from_secs_f64(reply.lease_seconds).unwrap_or(state.lease);
-        state.last_contact = Instant::now();
-        tracing::info!(incarnation = state.caller.incarnation, "joined the run");
-        drop(state);
+        tracing::info!(incarnation = self.state().member.caller().incarnation, "joined the run");
         self.stand(Standing { learner_address: reply.learner_address.clone(), order: Order::Continue });
     }
 
@@ -142,8 +113,8 @@ impl Link {
     /// Joins again unless somebody has done so since `refused` was the identity.
     async fn join_again(&self, refused: &Caller) -> Result<(), ServiceError> {
         let _joining = self.joining.lock().await;
-        self.check_lost()?;
-        if self.state().caller == *refused {
+        let fenced = CallEnd::Fenced(refused.clone());
+        if self.decide(|member| member.on_call(fenced, Instant::now()))? == AfterCall::JoinFirst {
             tracing::warn!(incarnation = refused.incarnation, "fenced by the coordinator, joining again");
             self.join().await?;
         }
@@ -161,33 +132,31 @@ impl Link {
     {
         let mut pauses = patience();
         loop {
-            self.check_lost()?;
-            let caller = self.state().caller.clone();
+            self.decide(|member| member.check_lost())?;
+            let caller = self.state().member.caller().clone();
             // The outer deadline also covers a connection that neither answers nor breaks.
             let outcome =
                 tokio::time::timeout(deadline * 2, attempt(self.client.clone(), caller.clone())).await;
-            match outcome.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))) {
-                Ok(reply) => {
-                    self.in_contact();
-                    return Ok(reply.into_inner());
+            let outcome = outcome.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
+            let end = match &outcome {
+                Ok(_) => CallEnd::Answered,
+                Err(status) if status.code() == Code::FailedPrecondition => CallEnd::Fenced(caller.clone()),
+                Err(status) if is_outage(status) => CallEnd::Outage,
+                Err(_) => CallEnd::Failed,
+            };
+            match self.decide(|member| member.on_call(end, Instant::now()))? {
+                AfterCall::Return => {
+                    return outcome.map(tonic::Response::into_inner).map_err(|status| self.failed(status));
                 }
-                Err(status) if status.code() == Code::FailedPrecondition => {
-                    self.in_contact();
-                    self.join_again(&caller).await?;
-                    tokio::time::sleep(pauses.next_pause()).await;
-                }
-                Err(status) if is_outage(&status) => {
-                    self.outlives_outage()?;
-                    tokio::time::sleep(pauses.next_pause()).await;
-                }
-                Err(status) => {
-                    return Err(ServiceError::Call {
-                        address: self.address.clone(),
-                        source: Box::new(status),
-                    });
-                }
+                AfterCall::JoinFirst => self.join_again(&caller).await?,
+                AfterCall::CallLater => {}
             }
+            tokio::time::sleep(pauses.next_pause()).await;
         }
+    }
+
+    fn failed(&self, status: Status) -> ServiceError {
+        ServiceError::Call { address: self.address.clone(), source: Box::new(status) }
     }
 
     fn heartbeat_request(&self, caller: Caller) -> HeartbeatRequest {
@@ -212,8 +181,8 @@ impl Link {
 
 pub(super) async fn heartbeats(link: Arc<Link>) {
     loop {
-        let lease = link.state().lease;
-        tokio::time::sleep(lease.div_f64(HEARTBEATS_PER_LEASE)).await;
+        let pause = link.state().member.heartbeat_pause();
+        tokio::time::sleep(pause).await;
         match link.heartbeat().await {
             Ok(()) => {}
             Err(ServiceError::Call { source, .. }) => {
