@@ -218,12 +218,12 @@ async fn a_training_push_holds_what_the_learner_rebuilds_it_from() {
     let scheduler = SchedulerConfig { shift: 3.0, ..SchedulerConfig::default() };
     let schedule = Schedule::new(&scheduler, NoiseGrid::Scheduler, 4, 0).unwrap();
     let key = run_setup::training_key(run_config().run.seed, 3, 1, 3);
-    let initial = Tensor::from_slice(&flow::standard_normal(&key, 256)).view([16, 4, 4]);
+    let initial = Tensor::from_slice(&noise::standard_normal(&key, 256)).view([16, 4, 4]);
     assert_eq!(tensors["states"].get(1).get(0), initial, "seed 3 is the second of its task");
     for (step, branch) in [(0, 0), (1, 1), (2, 0)] {
         let move_ = TransitionCoefficients::new(config::StepRule::FlowSde, &schedule, step, 0.7).unwrap();
         let mean: Vec<f32> = Vec::try_from(tensors["means"].get(1).get(step as i64).flatten(0, -1)).unwrap();
-        let noise = flow::standard_normal(&key.transition(step as u32, branch), 256);
+        let noise = noise::standard_normal(&key.transition(step as u32, branch), 256);
         let next = flow::next_latents_on_host(&mean, move_.std as f32, &noise);
         let bytes: Vec<u8> = next.iter().flat_map(|value| value.to_le_bytes()).collect();
         let hash = tensors["next_hashes"].get(1).get(step as i64).get(i64::from(branch));
