@@ -126,12 +126,7 @@ pub fn comparable(evaluations: &[Evaluation]) -> Vec<&Evaluation> {
     evaluations.iter().filter(is_as_newest).collect()
 }
 
-/// The best of the evaluations that the newest can be compared with; of equal ones the first.
-pub fn best(evaluations: &[Evaluation]) -> Option<&Evaluation> {
-    best_among(evaluations, |_| true)
-}
-
-/// The best of those whose version is eligible.
+/// The best of the evaluations that the newest can be compared with and whose version is eligible; of equal ones the first.
 pub fn best_among(evaluations: &[Evaluation], is_eligible: impl Fn(u32) -> bool) -> Option<&Evaluation> {
     let eligible = comparable(evaluations).into_iter().filter(|row| is_eligible(row.version));
     eligible.reduce(|best, row| if row.reward > best.reward { row } else { best })
@@ -229,8 +224,8 @@ mod tests {
     fn the_first_of_the_best_is_the_best() {
         let row = |version, reward: f32| evaluate(version, &[&[reward]], 1, &[]);
         let rows = [row(0, 0.25), row(3, 0.75), row(6, 0.5), row(9, 0.75)];
-        assert_eq!(best(&rows).map(|row| row.version), Some(3));
-        assert!(best(&[]).is_none());
+        assert_eq!(best_among(&rows, |_| true).map(|row| row.version), Some(3));
+        assert!(best_among(&[], |_| true).is_none());
         assert_eq!(best_among(&rows, |version| version != 3).map(|row| row.version), Some(9));
         assert!(best_among(&rows, |version| version > 9).is_none());
     }
@@ -246,7 +241,7 @@ mod tests {
         assert_eq!(rows[1].gain, 0.0, "nothing to compare with yet");
         rows.push(by_other(6, 0.5, &rows));
         assert_eq!(rows[2].gain, 0.25);
-        assert_eq!(best(&rows).map(|row| row.version), Some(6));
+        assert_eq!(best_among(&rows, |_| true).map(|row| row.version), Some(6));
         assert_eq!(comparable(&rows).first().map(|row| row.version), Some(3));
     }
 
@@ -257,7 +252,7 @@ mod tests {
             ..evaluate(version, &[&[reward]], 1, &[])
         };
         let rows = [on("before", 0, 0.9), on("after", 3, 0.25), on("after", 6, 0.5)];
-        assert_eq!(best(&rows).map(|row| row.version), Some(6));
+        assert_eq!(best_among(&rows, |_| true).map(|row| row.version), Some(6));
         assert_eq!(comparable(&rows).len(), 2);
     }
 

@@ -262,8 +262,7 @@ impl Run {
         if !self.config().data.has_validation() {
             return Ok(());
         }
-        let best = evaluation::best(self.records.evaluations()).map(|row| row.version);
-        for version in [Some(self.state.version), best].into_iter().flatten() {
+        for version in [Some(self.state.version), self.checkpoints.best()].into_iter().flatten() {
             if self.is_tested(version) {
                 continue;
             }

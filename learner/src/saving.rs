@@ -13,6 +13,7 @@ use service::{RunDirectory, ServiceError, durable};
 use crate::checkpoint::CheckpointError;
 use crate::error::LearnerError;
 use crate::evaluation::{self, Evaluation};
+use crate::inbox::Stopped;
 use crate::journal;
 use crate::policy::NamedTensors;
 use crate::records::Copies;
@@ -149,7 +150,7 @@ impl Run {
         }
     }
 
-    /// Saves the version reached and makes all that follows, however often it takes.
+    /// Saves the version reached and makes all that follows, however often it takes, unless the learner is told to leave.
     pub(crate) fn save_at_last(&mut self) -> Result<(), LearnerError> {
         let start = Instant::now();
         loop {
@@ -158,10 +159,17 @@ impl Run {
                 false => self.save()?,
             }
             if self.saved != Some(self.state.version) {
+                if self.trainer.inbox.is_stopping() {
+                    return Err(Stopped.into());
+                }
                 std::thread::sleep(LAST_SAVE_PAUSE.min(self.patience()));
                 continue;
             }
             let Some(source) = self.unsettled.take() else { return Ok(()) };
+            if self.trainer.inbox.is_stopping() {
+                // A resumed run makes it.
+                return Err(Stopped.into());
+            }
             if start.elapsed() >= self.patience() {
                 let summary = Box::new(self.summary());
                 return Err(LearnerError::NotExported { source: Box::new(source), summary });
@@ -213,7 +221,8 @@ impl Run {
     pub(crate) fn summary(&self) -> Summary {
         let (seconds, evaluations) = (self.seconds(), self.records.evaluations());
         let (images, network_evaluations) = self.totals();
-        let best = evaluation::best(evaluations);
+        // The best version by evaluations may have no checkpoint, because it could not be written or was damaged.
+        let best = self.checkpoints.best();
         let is_of_test_prompts = self.config().data.has_validation();
         let reported = if is_of_test_prompts { self.records.tests() } else { evaluations };
         let comparable = evaluation::comparable(reported);
@@ -222,12 +231,14 @@ impl Run {
             true => Some(self.state.version),
             false => evaluations.last().map(|row| row.version),
         };
-        let (before, after) = (comparable.first().copied(), last.and_then(&reported));
-        let is_exported = best.is_some_and(|best| self.checkpoints.best() == Some(best.version));
+        let after = last.and_then(&reported);
+        // After a change of prompts or rewards the first that compares may be the last version itself.
+        let is_earlier = |row: &&Evaluation| after.is_none_or(|after| row.version < after.version);
+        let before = comparable.first().copied().filter(is_earlier);
         Summary {
             before: before.map(held_out),
             after: after.map(held_out),
-            best: best.and_then(|best| reported(best.version)).map(held_out),
+            best: best.and_then(&reported).map(held_out),
             gain: after.map_or(0.0, |row| row.gain),
             gain_standard_error: after.map_or(0.0, |row| row.gain_standard_error),
             prompts: after.map_or(0, |row| row.prompts),
@@ -239,7 +250,7 @@ impl Run {
             worker_busy: 0.0,
             worker_busy_seconds: 0.0,
             adapter: self.directory.adapter().display().to_string(),
-            best_adapter: match is_exported {
+            best_adapter: match best.is_some() {
                 true => self.directory.best_adapter().display().to_string(),
                 false => String::new(),
             },

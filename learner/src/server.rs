@@ -77,8 +77,8 @@ impl Learner for LearnerService {
         Ok(Response::new(MissingConditioningReply { missing }))
     }
 
-    // Nothing is kept before the header was checked, and no turn is taken before bytes flow: whoever stands still costs the
-    // others nothing.
+    // Nothing is kept before the header was checked, and no turn is taken before bytes flow. Whoever sends a good header and then
+    // nothing has a place, of which there are many, until the deadline of its first byte.
     async fn push(&self, request: Request<Streaming<PushRequest>>) -> Result<Response<PushReply>, Status> {
         let mut messages = Timely::new(request.into_inner());
         let Some(push_request::Part::Header(header)) = next_part(&mut messages).await? else {

@@ -71,7 +71,8 @@ pub fn failure(status: &Status) -> Failure {
         | Code::Unimplemented
         | Code::PermissionDenied
         | Code::Unauthenticated => Failure::Final(told),
-        Code::DataLoss | Code::Internal => Failure::Damaged(told),
+        // A line that is too slow for a push does not get faster: the task is given back after some attempts.
+        Code::DataLoss | Code::Internal | Code::DeadlineExceeded => Failure::Damaged(told),
         _ => Failure::Passing(told),
     }
 }

@@ -230,7 +230,9 @@ fn what_a_run_lacks_is_told_with_the_flag_that_does_without() {
     studio.run("fresh", |_| {});
     studio.run("moved", |config| config.model.path = "models/tiny".into());
     studio.run("promptless", |config| config.data.test = "held-out.jsonl".into());
-    studio.run("gpu", |config| config.resources.device = "quantum".to_owned());
+    let config = studio.run("gpu", |_| {}).join("config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("device = \"cpu\"", "device = \"quantum\"")).unwrap();
     for (arguments, words) in [
         (&["--run", "nowhere"][..], &["no run `nowhere`", "runs/nowhere"][..]),
         (&["--run", "fresh"], &["holds nothing trained yet", "--trained none"]),

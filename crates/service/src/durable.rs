@@ -137,15 +137,14 @@ pub fn clear_leftovers(directory: &Path) -> Result<(), ServiceError> {
             Some(place) if !place.exists() => {
                 fs::rename(&path, &place).map_err(failed("put back", &place))?;
             }
-            Some(_) => remove_directory(&path)?,
             None if !hidden.ends_with(PARTIAL_SUFFIX) => continue,
+            None if !path.is_dir() => fs::remove_file(&path).map_err(failed("remove", &path))?,
             // It may still be read over a network file system; it does no harm.
-            None if path.is_dir() => {
+            Some(_) | None => {
                 if let Err(error) = remove_directory(&path) {
                     tracing::warn!("a leftover cannot be removed yet: {error}");
                 }
             }
-            None => fs::remove_file(&path).map_err(failed("remove", &path))?,
         }
         sync_directory(directory)?;
     }

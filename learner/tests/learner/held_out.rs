@@ -74,6 +74,28 @@ fn a_run_that_ended_is_not_tested_again_and_one_that_was_cut_short_is() {
 }
 
 #[test]
+fn the_best_version_is_one_that_could_be_saved() {
+    let lab = lab(|config| config.checkpoints.retry_minutes = 60.0);
+    // In the way of the checkpoint of version 2, which would be the best.
+    std::fs::create_dir_all(lab.directory().checkpoints()).unwrap();
+    std::fs::write(lab.directory().checkpoints().join("iteration-000002"), "notes").unwrap();
+    let summary = done(&lab);
+    assert_eq!(summary.best.map(|row| row.version), Some(3));
+    assert_eq!(summary.best_adapter, lab.directory().best_adapter().display().to_string());
+    assert_eq!(versions(&lab.directory().tests()), [(0, 2), (4, 2), (3, 2)]);
+}
+
+#[test]
+fn a_run_is_not_compared_with_itself_once_its_test_prompts_have_changed() {
+    let lab = lab(|_| {});
+    done(&lab);
+    let test = lab.config.data.test.clone();
+    std::fs::write(&test, std::fs::read_to_string(&test).unwrap() + "one more\n").unwrap();
+    let summary = done(&lab);
+    assert_eq!(summary.before, None, "the first version is not tested on these prompts");
+}
+
+#[test]
 fn without_validation_prompts_the_test_prompts_are_evaluated_and_chosen_by() {
     let mut lab = lab(|_| {});
     lab.config.data.validation = std::path::PathBuf::new();
