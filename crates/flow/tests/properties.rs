@@ -2,11 +2,11 @@
 
 use config::{AdvantageGroup, KlDenominator, RatioNormalization, StepRule, StepWeight};
 use flow::{
-    ClippedObjective, NoiseGrid, NoiseKey, Purpose, Schedule, SchedulerConfig, SeedRewards,
-    TransitionCoefficients, TransitionRows, advantages, kl_divergence, log_probability, log_ratio,
-    next_latents, next_latents_on_host, ode_step, repeat_for_branches, standard_normal, step_weights,
-    transition_mean,
+    ClippedObjective, NoiseGrid, Schedule, SchedulerConfig, SeedRewards, TransitionCoefficients,
+    TransitionRows, advantages, kl_divergence, log_probability, log_ratio, next_latents,
+    next_latents_on_host, ode_step, repeat_for_branches, step_weights, transition_mean,
 };
+use noise::{NoiseKey, Purpose, standard_normal};
 use tch::{Device, Kind, Tensor};
 
 const N_SEEDS: usize = 3;
