@@ -362,7 +362,7 @@ fn unavailable_reward(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::preset;
+    use crate::{BranchSteps, preset};
 
     fn keys_of(change: impl FnOnce(&mut RunConfig)) -> Vec<String> {
         let mut config = preset("tempflow-tiny-cpu").expect("a preset").config;
