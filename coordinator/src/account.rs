@@ -103,8 +103,12 @@ pub fn summary_table(summary: &Summary) -> String {
     let per_second = |count: u64| if summary.seconds > 0.0 { count as f64 / summary.seconds } else { 0.0 };
     let held_out =
         |held_out: Option<HeldOut>| held_out.map_or("not measured".to_owned(), |h| held_out_text(&h));
-    let gain =
-        format!("{:.4} ± {:.4} ({} prompts)", summary.gain, summary.gain_standard_error, summary.prompts);
+    let gain = match (summary.before, summary.after) {
+        (Some(_), Some(_)) => {
+            format!("{:.4} ± {:.4} ({} prompts)", summary.gain, summary.gain_standard_error, summary.prompts)
+        }
+        _ => "not measured".to_owned(),
+    };
     let (before, after, best) = match summary.is_of_test_prompts {
         true => ("test reward before", "test reward after", "best version, chosen by validation"),
         false => ("held-out reward before", "held-out reward after", "best version, chosen on these prompts"),
@@ -236,7 +240,7 @@ mod tests {
         );
         assert_eq!(
             progress_line(&snapshot(), &Rates::default(), Room::Narrow),
-            "sampling 3/10 · reward 0.250 · test 0.500 · 0 img/s · 2 workers"
+            "sampling 3/10 · reward 0.250 · eval 0.500 · 0 img/s · 2 workers"
         );
         assert_eq!(
             totals_line(&snapshot().progress),

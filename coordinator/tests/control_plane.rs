@@ -491,7 +491,8 @@ async fn crowd(home: &Path, n_workers: u32) -> (ControlPlane, Vec<Option<Caller>
 
 /// Processor time of one heartbeat beside that many workers that wait, and of one task from its grant to its end.
 async fn costs(n_workers: u32) -> [u64; 2] {
-    const REPEATED: u32 = 500;
+    // Enough for a clock that moves by tens of milliseconds.
+    const REPEATED: u32 = 5_000;
     let home = tempfile::tempdir().expect("a directory");
     let (plane, workers) = crowd(home.path(), n_workers).await;
     let start = processor_time();

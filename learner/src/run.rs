@@ -262,7 +262,7 @@ impl Run {
         if !self.config().data.has_validation() {
             return Ok(());
         }
-        for version in [Some(self.state.version), self.checkpoints.best()].into_iter().flatten() {
+        for version in [Some(self.state.version), self.readable_best()?].into_iter().flatten() {
             if self.is_tested(version) {
                 continue;
             }

@@ -73,6 +73,18 @@ impl Run {
         }
     }
 
+    /// The best version whose checkpoint is whole, or that is the one reached.
+    pub(crate) fn readable_best(&mut self) -> Result<Option<u32>, LearnerError> {
+        loop {
+            let versions = self.checkpoints.versions()?;
+            let best = self.checkpoints.best().filter(|best| versions.contains(best));
+            let Some(version) = best.filter(|best| *best != self.state.version) else { return Ok(best) };
+            let Err(rejected) = self.checkpoints.check(version) else { return Ok(best) };
+            self.set_aside(&rejected)?;
+            self.settle();
+        }
+    }
+
     fn mark_best(&self, version: u32) -> Result<(), CheckpointError> {
         if self.checkpoints.best() == Some(version) { Ok(()) } else { self.checkpoints.mark_best(version) }
     }

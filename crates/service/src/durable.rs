@@ -109,6 +109,9 @@ pub fn write_directory<E: From<ServiceError>>(
 /// [`clear_leftovers`] finds it.
 fn clear(path: &Path) -> Result<(), ServiceError> {
     let Err(error) = remove_directory(path) else { return Ok(()) };
+    if !path.is_dir() {
+        return Err(error);
+    }
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = format!("{name}.{}{PARTIAL_SUFFIX}", since_epoch.as_nanos());

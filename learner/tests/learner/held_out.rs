@@ -1,6 +1,6 @@
 //! Validation prompts choose, test prompts report: which versions are looked at by which, and what is told of them.
 
-use crate::lab::{Delivery, Lab, Sample};
+use crate::lab::{Delivery, Lab, Sample, Shared};
 use config::{RunConfig, TaskKind, TaskSpec};
 use learner::evaluation::Evaluation;
 use learner::journal::Journal;
@@ -76,10 +76,15 @@ fn a_run_that_ended_is_not_tested_again_and_one_that_was_cut_short_is() {
 #[test]
 fn the_best_version_is_one_that_could_be_saved() {
     let lab = lab(|config| config.checkpoints.retry_minutes = 60.0);
+    let shared = Shared::default();
+    let mut run = lab.open(&shared).unwrap();
     // In the way of the checkpoint of version 2, which would be the best.
-    std::fs::create_dir_all(lab.directory().checkpoints()).unwrap();
-    std::fs::write(lab.directory().checkpoints().join("iteration-000002"), "notes").unwrap();
-    let summary = done(&lab);
+    std::fs::write(lab.directory().checkpoints().join(".iteration-000002.partial"), "").unwrap();
+    let worker = lab.spawn_worker(&shared, Delivery::InOrder, None, second_is_best);
+    let ended = run.run();
+    shared.inbox.stop();
+    worker.join().unwrap();
+    let Ok(Ended::Done(summary)) = ended else { panic!("{ended:?}") };
     assert_eq!(summary.best.map(|row| row.version), Some(3));
     assert_eq!(summary.best_adapter, lab.directory().best_adapter().display().to_string());
     assert_eq!(versions(&lab.directory().tests()), [(0, 2), (4, 2), (3, 2)]);

@@ -193,7 +193,8 @@ fn evaluation_rewards_may_change_and_what_is_compared_starts_anew() {
     let rows = evaluations(&lab);
     assert_eq!(rows.iter().map(|row| row.version).collect::<Vec<_>>(), [0, 2, 4]);
     assert_eq!((rows[1].gain, rows[2].gain), (0.25, 0.0), "the first by other rewards");
-    assert_eq!((summary.before, summary.best.map(|best| best.version)), (summary.after, Some(4)));
+    assert_eq!(summary.before, None, "nothing before was scored by these rewards");
+    assert_eq!([summary.after, summary.best].map(|row| row.map(|row| row.version)), [Some(4); 2]);
     lab.config.rewards[0].weight = 2.0;
     assert!(matches!(lab.open(&Shared::default()), Err(LearnerError::OtherConfig { .. })));
 }
