@@ -50,7 +50,7 @@ enum Command {
     /// Scores image files.
     Score(ScoreArgs),
     /// Says what a model is, and what is wrong with its folder, without reading its weights.
-    Inspect(InspectArgs),
+    Inspect(Box<InspectArgs>),
     /// Reads rewards as JSON from its standard input, as the coordinator writes them, and says whether they could be built here.
     InspectRewards,
     /// Says whether a device is here.
@@ -235,7 +235,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Parity(args) => run_parity(&args),
         Command::Sample(args) => run_sample(*args),
         Command::Score(args) => run_score(args),
-        Command::Inspect(args) => run_inspect(args),
+        Command::Inspect(args) => run_inspect(*args),
         Command::InspectRewards => run_inspect_rewards(),
         Command::InspectDevice { device } => {
             run_setup::open_device(device).map_err(BadInput::from_error)?;
