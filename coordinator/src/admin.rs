@@ -7,7 +7,7 @@ use crate::run_record::{RunLock, RunRecord, find_run};
 use crate::server::connect_admin;
 use crate::status;
 use proto::admin_client::AdminClient;
-use proto::{DownRequest, ScaleRequest, StatusRequest};
+use proto::{DownRequest, ScaleRequest, StatusReply, StatusRequest};
 use service::logging::LogFormat;
 use service::output::print_line;
 use service::{RunDirectory, ServiceError, durable};
@@ -27,13 +27,10 @@ pub async fn status(run: &str, format: LogFormat) -> Result<(), CoordinatorError
     let directory = absolute(find_run(run)?);
     let held_out = History::read(&directory).held_out();
     let text = match client_of(run).await {
-        Ok(mut client) => {
-            let reply = client.status(service::request(StatusRequest {}, DEADLINE)).await?.into_inner();
-            match format {
-                LogFormat::Text => status::living_text(&reply, &held_out, &directory),
-                LogFormat::Json => status::living_json(&reply, &held_out, &directory).to_string(),
-            }
-        }
+        Ok((_, reply)) => match format {
+            LogFormat::Text => status::living_text(&reply, &held_out, &directory),
+            LogFormat::Json => status::living_json(&reply, &held_out, &directory).to_string(),
+        },
         Err(CoordinatorError::NotLiving(path)) => {
             let record = RunRecord::read(&directory)?;
             let ending = record.ended.as_ref().ok_or(CoordinatorError::Killed(path))?;
@@ -67,7 +64,7 @@ fn age(path: &Path) -> Duration {
 /// # Errors
 /// If the run is unknown or does not live; a usage error if config or machine do not take so many.
 pub async fn scale(run: &str, workers: u32) -> Result<(), CoordinatorError> {
-    let mut client = client_of(run).await?;
+    let (mut client, _) = client_of(run).await?;
     let scaled = client.scale(service::request(ScaleRequest { workers }, DEADLINE)).await;
     scaled.map_err(|status| match status.code() {
         Code::ResourceExhausted => CoordinatorError::Usage(status.message().to_owned()),
@@ -83,7 +80,7 @@ pub async fn scale(run: &str, workers: u32) -> Result<(), CoordinatorError> {
 /// If the run is unknown or does not live.
 pub async fn down(run: &str) -> Result<(), CoordinatorError> {
     let directory = find_run(run)?;
-    let mut client = client_of(run).await?;
+    let (mut client, _) = client_of(run).await?;
     client.down(service::request(DownRequest {}, DEADLINE)).await?;
     print_line(format_args!("stopping {run}: what is in flight is finished first"));
     while RunLock::is_taken(&directory) {
@@ -93,8 +90,9 @@ pub async fn down(run: &str) -> Result<(), CoordinatorError> {
     Ok(())
 }
 
-/// The coordinator of a run. Its port may have passed to that of another run, which must not hear what is not meant for it.
-async fn client_of(run: &str) -> Result<AdminClient<Channel>, CoordinatorError> {
+/// The coordinator of a run, and what it says of itself. Its port may have passed to that of another run, which must not hear
+/// what is not meant for it.
+async fn client_of(run: &str) -> Result<(AdminClient<Channel>, StatusReply), CoordinatorError> {
     let directory = find_run(run)?;
     let record = RunRecord::read(&directory)?;
     let not_living = || CoordinatorError::NotLiving(directory.path().to_owned());
@@ -106,7 +104,7 @@ async fn client_of(run: &str) -> Result<AdminClient<Channel>, CoordinatorError> 
         other => other.into(),
     })?;
     let reply = client.status(service::request(StatusRequest {}, DEADLINE)).await?.into_inner();
-    if reply.run_id == record.run_id { Ok(client) } else { Err(not_living()) }
+    if reply.run_id == record.run_id { Ok((client, reply)) } else { Err(not_living()) }
 }
 
 /// Copies the adapter of a run.

@@ -101,11 +101,7 @@ impl Checkpoints {
     /// # Errors
     /// If they are not, or there is none.
     pub fn intact(&self, version: u32) -> Result<PathBuf, Rejected> {
-        let path = self.path(version);
-        match check(&path) {
-            Ok(()) => Ok(path),
-            Err(reason) => Err(Rejected { path, reason }),
-        }
+        self.check(version).map(|()| self.path(version))
     }
 
     /// Where the checkpoint of a version is or would be.

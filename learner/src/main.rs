@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use config::ComputeDevice;
 use learner::pretrain::{Folders, PretrainSettings};
@@ -145,19 +144,9 @@ fn run_export(args: &ExportArgs) -> anyhow::Result<u8> {
 fn run_pretrain(args: &PretrainArgs) -> anyhow::Result<u8> {
     logging::init(LogFormat::default(), "info")?;
     let settings = PretrainSettings::read(&args.settings).map_err(BadInput)?;
-    if args.before_wrong_captions.is_some() {
-        settings.check_before_wrong_captions().map_err(BadInput)?;
-    }
-    let folders =
-        [("--out", Some(&args.out)), ("--before-wrong-captions", args.before_wrong_captions.as_ref())];
-    for (flag, folder) in folders.into_iter().filter_map(|(flag, folder)| Some((flag, folder?))) {
-        if folder.exists() {
-            let there = anyhow!("{} is there already; remove it or give another {flag}", folder.display());
-            return Err(BadInput(there).into());
-        }
-    }
     let folders = Folders { out: &args.out, before_wrong_captions: args.before_wrong_captions.as_deref() };
-    pretrain::run(&args.settings, folders)?;
+    folders.check(&settings).map_err(BadInput)?;
+    pretrain::run(settings, folders)?;
     Ok(exit_code::DONE)
 }
 

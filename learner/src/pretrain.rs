@@ -42,23 +42,33 @@ pub struct Folders<'a> {
     pub before_wrong_captions: Option<&'a Path>,
 }
 
-/// Trains a pipeline as `settings_file` says and writes it to `folders.out`.
+impl Folders<'_> {
+    /// Checks that training by these settings can write them; errors name the flags.
+    ///
+    /// # Errors
+    /// If one is there already, or there is no trained pipeline before the first wrong caption.
+    pub fn check(&self, settings: &PretrainSettings) -> anyhow::Result<()> {
+        if self.before_wrong_captions.is_some() {
+            settings.check_before_wrong_captions()?;
+        }
+        let folders = [("--out", Some(self.out)), ("--before-wrong-captions", self.before_wrong_captions)];
+        for (flag, folder) in folders.into_iter().filter_map(|(flag, folder)| Some((flag, folder?))) {
+            if folder.exists() {
+                bail!("{} is there already; remove it or give another {flag}", folder.display());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Trains a pipeline and writes it to `folders.out`; the folders are checked.
 ///
 /// That folder can be used while training goes on: it holds the averaged weights as of the last line of progress.
 ///
 /// # Errors
-/// If the settings cannot be used, a folder is there already, or the loss is no longer finite; before the first line of
-/// progress nothing is left behind then.
-pub fn run(settings_file: &Path, folders: Folders<'_>) -> anyhow::Result<()> {
-    let settings = PretrainSettings::read(settings_file)?;
-    if folders.before_wrong_captions.is_some() {
-        settings.check_before_wrong_captions()?;
-    }
-    for folder in [folders.before_wrong_captions, Some(folders.out)].into_iter().flatten() {
-        if folder.exists() {
-            bail!("{} is there already; remove it or give another folder", folder.display());
-        }
-    }
+/// If a folder cannot be written, or the loss is no longer finite; before the first line of progress nothing is left behind
+/// then.
+pub fn run(settings: PretrainSettings, folders: Folders<'_>) -> anyhow::Result<()> {
     tch::set_num_threads(settings.threads);
     tch::manual_seed(settings.seed as i64);
     let mut transformer = None;

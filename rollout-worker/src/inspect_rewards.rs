@@ -4,7 +4,7 @@
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use config::{ComputeDevice, RewardInquiry, RewardInspection, RewardSection};
+use config::{RewardInquiry, RewardInspection, RewardSection};
 use models::weights::{Inventory, TensorSource};
 use rewards::Resources;
 use service::Hub;
@@ -17,10 +17,7 @@ const KNOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Looks at every reward.
 pub fn run(inquiry: &RewardInquiry, hub: &Hub) -> Vec<RewardInspection> {
-    let device = match inquiry.device {
-        ComputeDevice::Cpu => Device::Cpu,
-        ComputeDevice::Cuda(position) => Device::Cuda(position),
-    };
+    let device = run_setup::tensor_device(inquiry.device);
     let looked = inquiry.rewards.iter().map(|(key, section)| {
         let (mut inspection, server) = inspect(key, section, device, hub);
         if let (None, Some(url), true) = (&inspection.problem, server, inquiry.knock) {

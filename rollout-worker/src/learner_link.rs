@@ -71,9 +71,7 @@ pub fn failure(status: &Status) -> Failure {
         | Code::Unimplemented
         | Code::PermissionDenied
         | Code::Unauthenticated => Failure::Final(told),
-        // A line that is too slow for a push does not get faster: the task is given back after some attempts.
-        // A client whose own deadline has passed calls it cancelled.
-        Code::DataLoss | Code::Internal | Code::DeadlineExceeded | Code::Cancelled => Failure::Damaged(told),
+        Code::DataLoss | Code::Internal => Failure::Damaged(told),
         _ => Failure::Passing(told),
     }
 }

@@ -7,7 +7,7 @@ use proto::push_reply::Status as PushStatus;
 use proto::{MissingConditioningRequest, PushReply};
 use protocol::{Delivered, Failure, PushAction, PushError, PushEvent, Pushing};
 use service::WorkInHand;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::delivery::Delivery;
 use crate::learner_link::{LearnerLink, failure};
@@ -31,7 +31,7 @@ pub async fn push(
                 link.answered(work);
                 event_of(reply.status())
             }
-            Err(status) => PushEvent::Failed(failure(&status)),
+            Err(failure) => PushEvent::Failed(failure),
         };
         match pushing.on(event) {
             PushAction::End(outcome) => return outcome,
@@ -66,7 +66,7 @@ async fn attempt(
     delivery: &Delivery,
     with_next_latents: bool,
     work: &WorkInHand,
-) -> Result<PushReply, Status> {
+) -> Result<PushReply, Failure> {
     let mut client = link.client(work).await;
     let caller = link.membership().caller();
     let digests: Vec<Bytes> = delivery.embeddings.iter().map(|embedding| embedding.digest.clone()).collect();
@@ -74,8 +74,19 @@ async fn attempt(
         Vec::new()
     } else {
         let question = MissingConditioningRequest { caller: Some(caller.clone()), digests };
-        client.missing_conditioning(service::request(question, QUESTION_DEADLINE)).await?.into_inner().missing
+        let answer = client.missing_conditioning(service::request(question, QUESTION_DEADLINE)).await;
+        answer.map_err(|status| failure(&status))?.into_inner().missing
     };
     let messages = tokio_stream::iter(delivery.messages(caller, &missing, with_next_latents));
-    Ok(client.push(service::request(messages, PUSH_DEADLINE)).await?.into_inner())
+    let reply = client.push(service::request(messages, PUSH_DEADLINE)).await;
+    reply.map(tonic::Response::into_inner).map_err(|status| failure_of_push(&status))
+}
+
+/// What the status of a failed push means: as of any call, but a line that is too slow for it does not get faster. A client
+/// whose own deadline has passed calls it cancelled.
+fn failure_of_push(status: &Status) -> Failure {
+    match status.code() {
+        Code::DeadlineExceeded | Code::Cancelled => Failure::Damaged(status.message().to_owned()),
+        _ => failure(status),
+    }
 }

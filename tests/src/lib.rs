@@ -2,6 +2,8 @@
 //!
 //! Every run has a directory of its own, a free port, and a deadline; dropping it kills whatever is left of it.
 
+mod sources;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
+
+pub use sources::{Source, sources};
 
 /// How long any single run of these tests may take.
 const DEADLINE: Duration = Duration::from_secs(300);

@@ -3,6 +3,7 @@
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
+use tests::{Source, sources};
 
 const SERVICES: [&str; 3] = ["coordinator", "learner", "rollout-worker"];
 const WITHOUT_LIBTORCH: [&str; 8] =
@@ -91,27 +92,12 @@ fn the_protocol_neither_waits_nor_sends() {
     }
 }
 
-/// Sources of the services and crates, as paths below the repository with their texts.
-fn sources() -> Vec<(String, String)> {
-    let packages = ["proto", "crates", "rollout-worker", "learner", "coordinator"];
-    let mut open: Vec<_> = packages.iter().map(|name| tests::repository().join(name)).collect();
-    let mut found = Vec::new();
-    while let Some(path) = open.pop() {
-        if path.is_dir() {
-            open.extend(std::fs::read_dir(&path).expect("a folder").flatten().map(|entry| entry.path()));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let name = path.strip_prefix(tests::repository()).expect("below it").display().to_string();
-            found.push((name, std::fs::read_to_string(&path).expect("readable")));
-        }
-    }
+/// Sources of the services and crates.
+fn rust() -> Vec<Source> {
+    let mut found = sources("rs");
+    found.retain(|source| !source.path.starts_with("tests/"));
     assert!(found.len() > 100, "only {} files were looked at", found.len());
     found
-}
-
-/// What of a text is neither a comment nor a test at the end of the file.
-fn code(text: &str) -> String {
-    let text = text.split("#[cfg(test)]").next().unwrap_or_default();
-    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
 /// Two derivations of one thing that differ by a bit would break the first law in silence.
@@ -124,21 +110,15 @@ fn what_processes_must_derive_alike_is_said_once() {
         ("Purpose::Rollout", &["crates/run-setup/src/noise_keys.rs"]),
         ("Purpose::Evaluation", &["crates/run-setup/src/noise_keys.rs"]),
         // Which steps are trained.
-        (
-            "BranchSteps::Window {",
-            &["crates/config/src/step_draw.rs", "crates/config/src/importer/sections.rs"],
-        ),
+        ("BranchSteps::Window {", &["crates/config/src/step_draw.rs"]),
         // What a name of a device means.
         ("Cuda::is_available", &["crates/run-setup/src/device.rs"]),
     ];
     for (words, places) in once {
-        let found: Vec<String> = sources()
-            .into_iter()
-            .filter(|(name, text)| {
-                name.contains("/src/") && !name.ends_with("tests.rs") && code(text).contains(words)
-            })
-            .map(|(name, _)| name)
-            .collect();
+        let is_shipped = |path: &str| path.contains("/src/") && !path.ends_with("tests.rs");
+        let says =
+            |source: &Source| is_shipped(&source.path) && source.code().any(|line| line.contains(words));
+        let found: Vec<String> = rust().into_iter().filter(says).map(|source| source.path).collect();
         assert!(!found.is_empty(), "`{words}` is nowhere any more; this test must follow it");
         let others: Vec<_> = found.iter().filter(|name| !places.contains(&name.as_str())).collect();
         assert!(others.is_empty(), "`{words}` stands in {others:?} besides {places:?}");
@@ -148,12 +128,12 @@ fn what_processes_must_derive_alike_is_said_once() {
 /// What a server does by itself, it may forget: to turn off Nagle's delay, or to pause when there are no more descriptors.
 #[test]
 fn connections_are_accepted_in_one_place() {
-    for (name, text) in sources() {
+    for Source { path, text } in rust() {
         let accepts = ["serve_with_incoming", "TcpListenerStream", "TcpIncoming"];
-        let is_the_place = name == "crates/service/src/incoming.rs";
+        let is_the_place = path == "crates/service/src/incoming.rs";
         assert!(
             is_the_place || !accepts.iter().any(|word| text.contains(word)),
-            "{name} accepts connections by itself; use `service::serve`"
+            "{path} accepts connections by itself; use `service::serve`"
         );
     }
 }

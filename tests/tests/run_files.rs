@@ -48,7 +48,7 @@ fn a_run_whose_last_export_fails_is_not_done_until_that_is_mended() {
     let export = || coordinator_output(&["export", &directory, "--to", &to]);
     let refused = export();
     assert_eq!(refused.status.code(), Some(75), "{refused:?}");
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("--resume"), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("coordinator resume"), "{refused:?}");
     run.complete(&["--resume", "--workers", "1"]);
     assert_eq!(run.adapter_digests(), digests);
     assert!(export().status.success());

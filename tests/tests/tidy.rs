@@ -1,9 +1,8 @@
 //! The rules of writing that a text search can hold without false alarms.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Where the workspace's own sources are.
-const FOLDERS: [&str; 6] = ["proto", "crates", "rollout-worker", "learner", "coordinator", "tests"];
+use tests::{Source, sources};
 
 /// Lines of code that a file has at most, blank lines, comments and its tests aside.
 const MOST_LINES: usize = 400;
@@ -16,43 +15,10 @@ const LONGER: [(&str, &str); 1] =
 const EMPTY_NAMES: [&str; 8] =
     ["utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"];
 
-struct Source {
-    /// From the root of the repository.
-    path: String,
-    text: String,
-}
-
-impl Source {
-    /// The lines before the tests that stand in the file, without comments, blank lines and what strings hold.
-    fn code(&self) -> impl Iterator<Item = &str> {
-        let lines = self.text.lines().map(str::trim).take_while(|line| *line != "#[cfg(test)]");
-        lines.filter(|line| !line.is_empty() && !line.starts_with("//"))
-    }
-
-    /// Whether it is part of a library that others call, and so may not speak for itself.
-    fn is_library(&self) -> bool {
-        let apart = ["/main.rs", "/build.rs"].iter().any(|end| self.path.ends_with(end));
-        self.path.contains("/src/") && !apart && !self.path.starts_with("tests/")
-    }
-}
-
-/// All files with this ending, but for what builds leave behind.
-fn sources(ending: &str) -> Vec<Source> {
-    let root = tests::repository();
-    let mut open: Vec<PathBuf> = FOLDERS.iter().map(|folder| root.join(folder)).collect();
-    let mut found = Vec::new();
-    while let Some(path) = open.pop() {
-        if path.is_dir() {
-            if !path.ends_with("target") {
-                open.extend(std::fs::read_dir(&path).expect("a folder").flatten().map(|entry| entry.path()));
-            }
-        } else if path.extension().is_some_and(|extension| extension == ending) {
-            let name = path.strip_prefix(&root).expect("below the root").to_string_lossy().into_owned();
-            found.push(Source { path: name, text: std::fs::read_to_string(&path).expect("text") });
-        }
-    }
-    found.sort_by(|a, b| a.path.cmp(&b.path));
-    found
+/// Whether a file is part of a library that others call, and so may not speak for itself.
+fn is_library(source: &Source) -> bool {
+    let apart = ["/main.rs", "/build.rs"].iter().any(|end| source.path.ends_with(end));
+    source.path.contains("/src/") && !apart && !source.path.starts_with("tests/")
 }
 
 /// The Rust sources but this one, which names what it forbids.
@@ -107,7 +73,7 @@ fn nothing_is_left_for_later_or_silenced() {
 fn libraries_do_not_print() {
     let prints = |line: &str| ["println!(", "print!("].iter().any(|word| line.contains(word));
     let sources = rust();
-    let libraries = sources.iter().filter(|source| source.is_library());
+    let libraries = sources.iter().filter(|source| is_library(source));
     let lines_of = |source: &Source| source.code().filter(|line| prints(line)).map(str::to_owned).collect();
     let told = |source: &Source| {
         let lines: Vec<String> = lines_of(source);

@@ -2,7 +2,7 @@
 //!
 //! Source of the counts: TempFlow-GRPO (arXiv 2508.04324) with the trunk stopped after the last branch.
 
-use crate::{Algorithm, RunConfig, StepDraw};
+use crate::{Algorithm, RunConfig};
 
 /// What one iteration costs. A network evaluation is one guided evaluation of one latent.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,6 +11,8 @@ pub struct IterationCost {
     pub evaluations_per_seed: f64,
     /// Evaluations to sample the iteration.
     pub sampling_evaluations: f64,
+    /// Images decoded and scored, of one seed.
+    pub images_per_seed: usize,
     /// Images decoded and scored.
     pub images: f64,
     /// (seed, step) cells that the learner evaluates with gradients.
@@ -30,22 +32,24 @@ impl RunConfig {
     pub fn iteration_cost(&self) -> IterationCost {
         let sampling = &self.sampling;
         let n_seeds = (sampling.prompts_per_iteration * sampling.seeds_per_prompt) as f64;
-        let draw = StepDraw::new(&sampling.branch_steps, sampling.steps)
+        let draw = sampling
+            .step_draw()
             .expect("the branch steps of a validated config suit its steps; else this is a bug");
-        let (branches, n_trained) = (sampling.branches_per_seed as f64, draw.n_trained() as f64);
+        let branches = sampling.branches_per_seed;
         let (evaluations_per_seed, images_per_seed) = match sampling.algorithm {
             Algorithm::TempflowGrpo => {
                 let trunk = draw.mean_last() + 1.0;
                 let completions = draw.mean_sum(|step| (sampling.steps - 1 - step) as f64);
-                (trunk + branches * completions, branches * n_trained)
+                (trunk + branches as f64 * completions, branches * draw.n_trained())
             }
-            Algorithm::FlowGrpo => (sampling.steps as f64, 1.0),
+            Algorithm::FlowGrpo => (sampling.steps as f64, 1),
         };
-        let trained_cells = n_seeds * n_trained;
+        let trained_cells = n_seeds * draw.n_trained() as f64;
         IterationCost {
             evaluations_per_seed,
             sampling_evaluations: n_seeds * evaluations_per_seed,
-            images: n_seeds * images_per_seed,
+            images_per_seed,
+            images: n_seeds * images_per_seed as f64,
             trained_cells,
             updates: self.training.updates_per_iteration,
             training_forward_equivalents: trained_cells * self.forwards_per_cell(),

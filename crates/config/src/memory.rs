@@ -5,7 +5,7 @@
 //! says how many copies of a token's features are alive; those numbers, and what a CPU process holds besides, are
 //! calibrated by measurements of the SD3 family on a CPU (docs/measurements.md).
 
-use crate::{AdapterMethod, Algorithm, Dtype, ModelInspection, RunConfig};
+use crate::{AdapterMethod, Dtype, ModelInspection, RunConfig};
 
 /// Where a part of a process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,13 +182,8 @@ fn training_rows(config: &RunConfig) -> usize {
 /// Network rows in the fullest call of a training or an evaluation task, rows of guidance included.
 fn sampling_rows(config: &RunConfig, model: &ModelInspection) -> usize {
     let sampling = &config.sampling;
-    let per_seed = match sampling.algorithm {
-        Algorithm::TempflowGrpo => {
-            let n_seeds = (sampling.prompts_per_iteration * sampling.seeds_per_prompt) as f64;
-            (config.iteration_cost().images / n_seeds).ceil() as usize
-        }
-        Algorithm::FlowGrpo => 1,
-    };
+    // Where all branches are alive, or along a path, a seed has as many latents as it will have images.
+    let per_seed = config.iteration_cost().images_per_seed;
     let evaluated = config.evaluation.prompts_per_task * config.evaluation.images_per_prompt;
     let of_training = sampling.max_rows.min(per_seed * sampling.seeds_per_task) * model.rows_per_evaluation;
     let of_evaluation = sampling.max_rows.min(evaluated) * model.rows_per_held_out_evaluation;

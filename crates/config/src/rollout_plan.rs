@@ -40,8 +40,8 @@ impl RolloutPlan {
             }
             (Algorithm::TempflowGrpo | Algorithm::FlowGrpo, _) => {}
         }
-        let trained_steps = StepDraw::new(&BranchSteps::List(trained_steps), steps)?.draw(0, 0);
-        Ok(Self { algorithm, steps, trained_steps, branches })
+        let trained = StepDraw::new(&BranchSteps::List(trained_steps), steps)?;
+        Ok(Self { algorithm, steps, trained_steps: trained.drawable().to_vec(), branches })
     }
 
     /// The trained steps in rising order.
@@ -126,7 +126,7 @@ impl RunConfig {
     /// If steps, branch steps and branches contradict each other.
     pub fn rollout_plan(&self, iteration: u32) -> Result<RolloutPlan, RolloutPlanError> {
         let sampling = &self.sampling;
-        let trained = StepDraw::new(&sampling.branch_steps, sampling.steps)?.draw(self.run.seed, iteration);
+        let trained = sampling.step_draw()?.draw(self.run.seed, iteration);
         RolloutPlan::new(sampling.algorithm, sampling.steps, trained, sampling.branches_per_seed)
     }
 }

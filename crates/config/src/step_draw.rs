@@ -2,7 +2,7 @@
 //!
 //! The last step is never trained: its noise is so small that its Gaussian is a needle.
 
-use crate::BranchSteps;
+use crate::{BranchSteps, SamplingSection};
 use noise::{NoiseKey, Purpose, permutation};
 
 /// The steps that can be trained, and how an iteration's are drawn from them.
@@ -139,6 +139,16 @@ impl StepDraw {
 
     fn n_windows(&self, size: usize) -> usize {
         self.drawable.len() - size + 1
+    }
+}
+
+impl SamplingSection {
+    /// Its branch steps for its number of steps.
+    ///
+    /// # Errors
+    /// As [`StepDraw::new`].
+    pub fn step_draw(&self) -> Result<StepDraw, StepDrawError> {
+        StepDraw::new(&self.branch_steps, self.steps)
     }
 }
 

@@ -4,7 +4,7 @@ use crate::parse::{REWARD_LISTS, default_adapter};
 use crate::spelling::meant;
 use crate::{
     AdapterMethod, AdapterSection, Algorithm, ConfigProblem, Dtype, OnRewardHacking, REWARD_NAMES,
-    RewardSection, RunConfig, StepDraw, StepRule, StepWeight,
+    RewardSection, RunConfig, StepRule, StepWeight,
 };
 
 /// More of anything than a run can have; keeps products of counts and casts to 32 bits safe.
@@ -171,7 +171,7 @@ fn check_branch_steps(config: &RunConfig, checks: &mut Checks) {
     let sampling = &config.sampling;
     // Too few steps are reported as such.
     if (2..=MOST).contains(&sampling.steps)
-        && let Err(error) = StepDraw::new(&sampling.branch_steps, sampling.steps)
+        && let Err(error) = sampling.step_draw()
     {
         let problem = format!("is `{}`, with steps = {}: {}", error.branch_steps, error.steps, error.problem);
         checks.0.push(ConfigProblem::new("sampling.branch_steps", problem));

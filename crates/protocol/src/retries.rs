@@ -13,7 +13,7 @@ const MOST_FAILED_FETCHES: u32 = 10;
 pub enum Failure {
     /// The learner is away or restarting: try again, however long it takes.
     Passing(String),
-    /// The bytes were damaged, or the learner broke over them: try again, but not for ever.
+    /// The bytes did not arrive whole or in time, or the learner broke over them: try again, but not for ever.
     Damaged(String),
     /// The learner is of another run.
     Fenced(String),

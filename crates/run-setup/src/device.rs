@@ -21,20 +21,24 @@ pub enum DeviceError {
     },
 }
 
+/// The device of tensors, whether it is here or not.
+pub fn tensor_device(device: ComputeDevice) -> Device {
+    match device {
+        ComputeDevice::Cpu => Device::Cpu,
+        ComputeDevice::Cuda(position) => Device::Cuda(position),
+    }
+}
+
 /// The device of tensors.
 ///
 /// # Errors
 /// If it is not here.
 pub fn open_device(device: ComputeDevice) -> Result<Device, DeviceError> {
-    match device {
-        ComputeDevice::Cpu => Ok(Device::Cpu),
-        ComputeDevice::Cuda(_) if !Cuda::is_available() => Err(DeviceError::NoCuda(device)),
-        ComputeDevice::Cuda(position) => {
-            let n_devices = Cuda::device_count();
-            match (position as i64) < n_devices {
-                true => Ok(Device::Cuda(position)),
-                false => Err(DeviceError::NoSuchCuda { device, n_devices }),
-            }
+    match tensor_device(device) {
+        Device::Cuda(_) if !Cuda::is_available() => Err(DeviceError::NoCuda(device)),
+        Device::Cuda(position) if position as i64 >= Cuda::device_count() => {
+            Err(DeviceError::NoSuchCuda { device, n_devices: Cuda::device_count() })
         }
+        found => Ok(found),
     }
 }

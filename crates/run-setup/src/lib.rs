@@ -11,7 +11,7 @@ mod noise_levels;
 mod optimization;
 mod trained_steps;
 
-pub use device::{DeviceError, open_device};
+pub use device::{DeviceError, open_device, tensor_device};
 pub use networks::{decoder_options, element_type, lora_config, weight_options};
 pub use noise_keys::{adapter_key, evaluation_key, training_key};
 pub use noise_levels::{NoiseLevels, training_schedule};

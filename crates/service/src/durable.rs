@@ -99,10 +99,18 @@ pub fn write_directory<E: From<ServiceError>>(
     })?;
     sync_directory(parent(path))?;
     // The new directory has its name, whatever becomes of the old one.
-    if let Some(Err(error)) = replaced.map(|replaced| remove_directory(&replaced)) {
-        tracing::warn!("what stood at {} before cannot be removed yet: {error}", path.display());
+    if let Some(replaced) = replaced {
+        remove_or_leave(&replaced);
     }
     Ok(())
+}
+
+/// Removes what has no name that counts. It does no harm where it cannot be removed yet, as where it is still read over a
+/// network file system.
+fn remove_or_leave(path: &Path) {
+    if let Err(error) = remove_directory(path) {
+        tracing::warn!("a leftover cannot be removed yet: {error}");
+    }
 }
 
 /// Frees a hidden name. What cannot be removed, as where a file of it is still read over NFS, takes another one, under which
@@ -142,12 +150,7 @@ pub fn clear_leftovers(directory: &Path) -> Result<(), ServiceError> {
             }
             None if !hidden.ends_with(PARTIAL_SUFFIX) => continue,
             None if !path.is_dir() => fs::remove_file(&path).map_err(failed("remove", &path))?,
-            // It may still be read over a network file system; it does no harm.
-            Some(_) | None => {
-                if let Err(error) = remove_directory(&path) {
-                    tracing::warn!("a leftover cannot be removed yet: {error}");
-                }
-            }
+            Some(_) | None => remove_or_leave(&path),
         }
         sync_directory(directory)?;
     }

@@ -166,11 +166,9 @@ fn killed_at_any_change_of_a_file_a_run_ends_as_if_nothing_had_happened() {
         let scene = Scene::new();
         assert!(scene.is_killed_at(place), "{place}");
         // Everywhere, the next one is killed, too, on its way to where the first one was.
-        let again = if everywhere { 1 + place % 11 } else { 0 };
-        if everywhere {
-            scene.is_killed_at(again);
-        }
-        assert_same(&scene.end(&[]), &format!("{place}, {}, and {again}", changes[place - 1]));
+        let again = everywhere.then_some(1 + place % 11);
+        again.map(|again| scene.is_killed_at(again));
+        assert_same(&scene.end(&[]), &format!("{place}, {}, and {again:?}", changes[place - 1]));
     }
 }
 
