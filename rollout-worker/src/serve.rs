@@ -1,45 +1,26 @@
 //! A worker's life: join the run, then task after task until the run ends or somebody says stop.
 //!
-//! ```text
-//! coordinator ── task ──▶ weights ──▶ device thread ──▶ finisher: score, push ──▶ learner
-//!      ▲                                                    │
-//!      └───────────────────────── held ─────────────────────┘
-//! ```
-//!
-//! 1. While one task is scored and pushed the device samples the next, so that it waits neither for a reward nor for a
-//!    socket. A reward that does not answer holds its task, and with it, when the next is sampled, the worker.
-//! 2. A task is asked for only when there is room for its outcome: one is sampled, one finished, and nothing piles up.
-//! 3. However a task ends, the coordinator hears of it, or of this worker's end.
+//! What it does from task to task is decided by [`protocol::Errands`] and done by [`crate::hands`].
 
 use std::future::Future;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use config::{ComputeDevice, PromptSplit, RunConfig, TaskKind};
+use config::{ComputeDevice, PromptSplit, RunConfig};
 use models::{LoadOptions, ModelError};
 use proto::heartbeat_reply::Order;
 use proto::{JoinReply, Role};
-use protocol::Task;
-use service::{Hub, JoinDetails, Membership, PromptCopies, WorkInHand};
+use service::{Hub, JoinDetails, Membership, PromptCopies};
 use tch::Device;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
 use crate::bad_input::BadInput;
 use crate::device::DeviceThread;
 use crate::embedding_cache::{EmbeddingCache, EmbeddingSettings};
-use crate::finisher::Finisher;
 use crate::guided_model::GuidedModel;
-use crate::learner_link::LearnerLink;
+use crate::hands::Hands;
 use crate::scoring::Scorer;
-use crate::task::{Sampled, Sampler, TaskError};
-use crate::weights::WeightsCache;
-
-/// How long one request for a task waits for one.
-const TASK_WAIT: Duration = Duration::from_secs(10);
-/// How long a worker that was told to leave goes on trying to deliver.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
+use crate::task::Sampler;
 
 /// What a worker is told when it is started.
 #[derive(Clone, Debug)]
@@ -70,138 +51,42 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
     };
     let joined = until(&shutdown, Membership::join(&options.coordinator, details)).await;
     let Some((membership, reply)) = joined.transpose()? else { return Ok(()) };
-    let started = Worker::start(&reply, options.device, options.hub, membership.clone());
+    let stop = shutdown.child_token();
+    tokio::spawn(stop_when_ordered(membership.clone(), stop.clone()));
+    let started = start(&reply, options.device, options.hub, membership.clone());
     // Opening a model and embedding its prompts may take long; nothing is lost if it is not waited for.
-    let outcome = match until(&shutdown, started).await {
-        Some(Ok(worker)) => tokio::select! {
-            outcome = worker.work(shutdown) => outcome,
+    let outcome = match until(&stop, started).await {
+        Some(Ok(hands)) => tokio::select! {
+            outcome = hands.work(&stop) => outcome,
             error = membership.lost() => Err(error.into()),
         },
         Some(Err(error)) => Err(error),
         None => Ok(()),
     };
+    stop.cancel();
     membership.leave().await;
     outcome
 }
 
-/// Everything that lasts from task to task.
-struct Worker {
+/// Opens model and rewards, each on threads of its own.
+async fn start(
+    reply: &JoinReply,
+    device: Option<ComputeDevice>,
+    hub: Hub,
     membership: Membership,
-    weights: WeightsCache,
-    device: DeviceThread,
-    finisher: Finisher,
-}
-
-impl Worker {
-    async fn start(
-        reply: &JoinReply,
-        device: Option<ComputeDevice>,
-        hub: Hub,
-        membership: Membership,
-    ) -> anyhow::Result<Self> {
-        let mut config = RunConfig::from_toml(&reply.config).map_err(BadInput::from_error)?;
-        if let Some(device) = device {
-            config.resources.device = device;
-        }
-        let reward_device = run_setup::open_device(config.resources.device).map_err(BadInput::from_error)?;
-        let scorer = Scorer::start(&config, reward_device, &hub).await?;
-        let n_threads = config.resources.worker_threads;
-        let (told, prompts) = (membership.clone(), PromptCopies::of(reply));
-        let open = move || open_sampler(config, &hub, &prompts, &told).map_err(BadInput::from_error);
-        let device = DeviceThread::start(n_threads, open).await?;
-        tracing::info!("ready");
-        Ok(Self {
-            weights: WeightsCache::new(LearnerLink::new(membership.clone())),
-            finisher: Finisher::start(scorer, membership.clone()),
-            device,
-            membership,
-        })
+) -> anyhow::Result<Hands> {
+    let mut config = RunConfig::from_toml(&reply.config).map_err(BadInput::from_error)?;
+    if let Some(device) = device {
+        config.resources.device = device;
     }
-
-    /// Task after task, then what is still to be finished.
-    async fn work(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let stop = shutdown.child_token();
-        tokio::spawn(stop_when_ordered(self.membership.clone(), stop.clone()));
-        let outcome = self.take_tasks(&stop).await;
-        stop.cancel();
-        self.device.stop().await;
-        let finished = tokio::time::timeout(DRAIN_DEADLINE, self.finisher.close()).await;
-        let finished = finished.unwrap_or_else(|_| {
-            tracing::warn!(
-                "a reward or the learner was away too long; what was not delivered will be sampled again"
-            );
-            Ok(())
-        });
-        outcome.and(finished)
-    }
-
-    async fn take_tasks(&mut self, stop: &CancellationToken) -> anyhow::Result<()> {
-        loop {
-            // Without a place, finishing has failed, and says so when it is closed.
-            let Some(Some(place)) = until(stop, self.finisher.place()).await else { return Ok(()) };
-            let finishing: Vec<_> = self.finisher.unfinished().into_iter().map(Into::into).collect();
-            let task = until(stop, self.membership.next_task(&finishing, TASK_WAIT)).await.transpose()?;
-            let Some(task) = task else { return Ok(()) };
-            let Some((task, id)) = task.and_then(|task| task.id.map(|id| (task, id))) else { continue };
-            let task = match Task::try_from(task) {
-                Ok(task) => task,
-                Err(fault) => {
-                    let error = TaskError::from(fault);
-                    tracing::error!("cannot sample: {error}");
-                    self.membership.task_failed(id, &error.to_string(), error.is_the_tasks_fault()).await?;
-                    continue;
-                }
-            };
-            let name = task.name;
-            let (kind, iteration, index) = (kind_name(name.kind), name.iteration, name.index);
-            let span = tracing::info_span!("task", kind, iteration, index);
-            let (weights, device, membership) = (&mut self.weights, &self.device, &self.membership);
-            let work = Arc::new(membership.begin_work());
-            let sample = sample(weights, device, task, work, stop).instrument(span.clone());
-            match sample.await? {
-                Some(Ok(sampled)) => span.in_scope(|| place.accept(sampled)),
-                Some(Err(failure)) => membership.task_failed(id, &failure.reason, failure.poisonous).await?,
-                None => return Ok(()),
-            }
-        }
-    }
-}
-
-/// A task that ends without an outcome.
-struct Failure {
-    reason: String,
-    poisonous: bool,
-}
-
-/// Gets the weights and samples; `None` if told to stop before sampling began.
-async fn sample(
-    weights: &mut WeightsCache,
-    device: &DeviceThread,
-    task: Task,
-    work: Arc<WorkInHand>,
-    stop: &CancellationToken,
-) -> anyhow::Result<Option<Result<Sampled, Failure>>> {
-    let weights = match until(stop, weights.get(task.weights(), &work)).await {
-        Some(Ok(weights)) => weights,
-        Some(Err(error)) => {
-            tracing::error!("{error}");
-            return Ok(Some(Err(Failure { reason: error.to_string(), poisonous: false })));
-        }
-        None => return Ok(None),
-    };
-    let outcome = device.sample(task, weights, work).await?;
-    Ok(Some(outcome.map_err(|error| {
-        tracing::error!("cannot sample: {error}");
-        Failure { reason: error.to_string(), poisonous: true }
-    })))
-}
-
-fn kind_name(kind: TaskKind) -> &'static str {
-    match kind {
-        TaskKind::Train => "train",
-        TaskKind::Evaluate => "evaluate",
-        TaskKind::Test => "test",
-    }
+    let reward_device = run_setup::open_device(config.resources.device).map_err(BadInput::from_error)?;
+    let scorer = Scorer::start(&config, reward_device, &hub).await?;
+    let n_threads = config.resources.worker_threads;
+    let (told, prompts) = (membership.clone(), PromptCopies::of(reply));
+    let open = move || open_sampler(config, &hub, &prompts, &told).map_err(BadInput::from_error);
+    let device = DeviceThread::start(n_threads, open).await?;
+    tracing::info!("ready");
+    Ok(Hands::new(membership, device, scorer))
 }
 
 fn open_sampler(

@@ -4,6 +4,7 @@
 //! do what they are told. The services run these machines, and a simulator can run the same ones.
 
 mod backoff;
+mod errands;
 mod intake;
 mod member_link;
 mod names;
@@ -15,6 +16,7 @@ mod retries;
 mod task;
 
 pub use backoff::Backoff;
+pub use errands::{ErrandAction, ErrandEvent, Errands, Hand, TaskFailure};
 pub use intake::{Intake, Order, Standing, Taken};
 pub use member_link::{AfterCall, CallEnd, JoinEnd, Loss, MemberLink};
 pub use names::{NameFault, TaskName, WeightsName, WeightsRole, kind_from_wire, kind_to_wire};

@@ -1,0 +1,276 @@
+//! A worker's errands: its one hand samples a task, the other scores and delivers what was sampled before.
+//!
+//! ```text
+//! sampling:   Free ──▶ Asking ──▶ Fetching ──▶ Drawing ──▶ Free, and what was drawn waits for the other hand
+//!              ▲          └─ nothing ─┐ └─ failed ─┐ └─ failed ─▶ Telling ─┐
+//!              └──────────────────────┴────────────┴─────────────────────┘
+//! finishing:  Free ──▶ Scoring ──▶ Pushing ──▶ Telling ──▶ Free
+//! ```
+//!
+//! 1. While one task is scored and pushed the next is sampled, so that the device waits neither for a reward nor for a socket.
+//! 2. A task is asked for only when there is room for its outcome: one is sampled, one finished, and nothing piles up.
+//! 3. However a task ends, the coordinator is told, or the worker leaves.
+//! 4. A worker that is to leave asks for nothing more and fetches nothing more; what it draws and finishes it delivers, unless
+//!    that takes too long.
+
+use std::time::{Duration, Instant};
+
+use proto::TaskId;
+
+use crate::{Delivered, PushError, Task, TaskName, WeightsError, WeightsName};
+
+/// How long a worker that is to leave, and draws nothing any more, goes on trying to deliver.
+const DELIVERY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// One of the two things that a worker does at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hand {
+    /// Asks for tasks, fetches weights, draws.
+    Sampling,
+    /// Scores and pushes.
+    Finishing,
+}
+
+/// Why a task has no outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskFailure {
+    /// What happened.
+    pub reason: String,
+    /// Whether it would happen on any worker, since the fault is the task's.
+    pub poisonous: bool,
+}
+
+/// What a hand has come to, with weights `W`, images `S` and deliveries `D`.
+#[derive(Debug)]
+pub enum ErrandEvent<W, S, D> {
+    /// The coordinator answered; nothing if no task became free for a while.
+    Granted(Option<proto::Task>),
+    /// Weights came, or will not.
+    Fetched(Result<W, WeightsError>),
+    /// The images of a task are drawn.
+    Drawn(Result<S, TaskFailure>),
+    /// Images are scored.
+    Scored(Result<D, TaskFailure>),
+    /// The learner answered.
+    Pushed(Result<Delivered, PushError>),
+    /// The coordinator heard how a task ended.
+    Told(Hand),
+    /// A hand can do nothing more in this process.
+    Broken(Hand),
+    /// The worker is to leave.
+    Leave,
+}
+
+/// What a hand is to do next.
+#[derive(Debug, PartialEq)]
+pub enum ErrandAction<W, S, D> {
+    /// Sampling: ask for a task beside these, which are being finished.
+    Ask(Vec<TaskName>),
+    /// Sampling: fetch weights for the sake of a task.
+    Fetch(TaskName, WeightsName),
+    /// Sampling: draw a task's images.
+    Draw(Task, W),
+    /// Finishing: score images.
+    Score(TaskName, S),
+    /// Finishing: push a delivery.
+    Push(TaskName, D),
+    /// Tell the coordinator how a task ended: the learner holds it or wants it no more, or it failed.
+    Tell(Hand, TaskId, Result<(), TaskFailure>),
+    /// Sampling: drop what is waited for.
+    Abandon,
+}
+
+impl<W, S, D> ErrandAction<W, S, D> {
+    /// Whose action it is.
+    pub fn hand(&self) -> Hand {
+        match self {
+            Self::Ask(_) | Self::Fetch(..) | Self::Draw(..) | Self::Abandon => Hand::Sampling,
+            Self::Score(..) | Self::Push(..) => Hand::Finishing,
+            Self::Tell(hand, ..) => *hand,
+        }
+    }
+}
+
+/// What the sampling hand does.
+#[derive(Debug)]
+enum Sampling {
+    Free,
+    Asking,
+    Fetching(Box<Task>),
+    Drawing(TaskName),
+    Telling,
+}
+
+/// What a worker does, from task to task.
+#[derive(Debug)]
+pub struct Errands<S> {
+    sampling: Sampling,
+    drawn: Option<(TaskName, S)>,
+    finishing: Option<TaskName>,
+    is_leaving: bool,
+    is_broken: bool,
+    ends_by: Option<Instant>,
+}
+
+impl<S> Default for Errands<S> {
+    fn default() -> Self {
+        let sampling = Sampling::Free;
+        Self { sampling, drawn: None, finishing: None, is_leaving: false, is_broken: false, ends_by: None }
+    }
+}
+
+impl<S> Errands<S> {
+    /// What to do first.
+    pub fn begin<W, D>(&mut self) -> Vec<ErrandAction<W, S, D>> {
+        self.go_on()
+    }
+
+    /// Decides what follows from an event.
+    ///
+    /// # Panics
+    /// If a hand reports what it was not told to do.
+    pub fn on<W, D>(&mut self, event: ErrandEvent<W, S, D>, now: Instant) -> Vec<ErrandAction<W, S, D>> {
+        let mut actions: Vec<ErrandAction<W, S, D>> = match event {
+            ErrandEvent::Granted(task) => self.granted(task).into_iter().collect(),
+            ErrandEvent::Fetched(weights) => vec![self.fetched(weights)],
+            ErrandEvent::Drawn(outcome) => self.drawn(outcome).into_iter().collect(),
+            ErrandEvent::Scored(outcome) => vec![match outcome {
+                Ok(delivery) => ErrandAction::Push(self.finished(), delivery),
+                Err(failure) => self.tell_finished(Err(failure)),
+            }],
+            ErrandEvent::Pushed(outcome) => vec![self.tell_finished(match outcome {
+                // To the coordinator the one is as good as the other: nobody need run the task again.
+                Ok(Delivered::Held | Delivered::NotWanted) => Ok(()),
+                Err(error) => Err(TaskFailure { reason: error.to_string(), poisonous: error.is_poisonous() }),
+            })],
+            ErrandEvent::Told(Hand::Sampling) => {
+                self.sampling = Sampling::Free;
+                Vec::new()
+            }
+            ErrandEvent::Told(Hand::Finishing) => {
+                self.finishing = None;
+                Vec::new()
+            }
+            ErrandEvent::Broken(hand) => self.broken(hand).into_iter().collect(),
+            ErrandEvent::Leave => self.leave().into_iter().collect(),
+        };
+        actions.extend(self.go_on());
+        if self.is_leaving && matches!(self.sampling, Sampling::Free) {
+            self.ends_by.get_or_insert(now + DELIVERY_PATIENCE);
+        }
+        actions
+    }
+
+    /// Whether the worker was told to leave, or cannot go on.
+    pub fn is_leaving(&self) -> bool {
+        self.is_leaving
+    }
+
+    /// Until when a worker that leaves may try to deliver; nothing as long as it draws.
+    pub fn ends_by(&self) -> Option<Instant> {
+        self.ends_by
+    }
+
+    /// Whether there is nothing more to do: all is delivered, or cannot be, or it takes too long.
+    pub fn is_over(&self, now: Instant) -> bool {
+        let is_delivered =
+            matches!(self.sampling, Sampling::Free) && self.drawn.is_none() && self.finishing.is_none();
+        self.is_leaving && (is_delivered || self.is_broken || self.ends_by.is_some_and(|end| now >= end))
+    }
+
+    /// What hands that are free do next.
+    fn go_on<W, D>(&mut self) -> Vec<ErrandAction<W, S, D>> {
+        let mut actions = Vec::new();
+        if self.finishing.is_none()
+            && let Some((task, images)) = self.drawn.take()
+        {
+            self.finishing = Some(task);
+            actions.push(ErrandAction::Score(task, images));
+        }
+        if matches!(self.sampling, Sampling::Free) && self.drawn.is_none() && !self.is_leaving {
+            self.sampling = Sampling::Asking;
+            actions.push(ErrandAction::Ask(self.finishing.into_iter().collect()));
+        }
+        actions
+    }
+
+    fn granted<W, D>(&mut self, task: Option<proto::Task>) -> Option<ErrandAction<W, S, D>> {
+        assert!(matches!(self.sampling, Sampling::Asking), "granted unasked; this is a bug");
+        self.sampling = Sampling::Free;
+        let task = task?;
+        let id = task.id?;
+        match Task::try_from(task) {
+            Ok(task) => {
+                let fetch = ErrandAction::Fetch(task.name, task.weights());
+                self.sampling = Sampling::Fetching(Box::new(task));
+                Some(fetch)
+            }
+            Err(fault) => {
+                let failure = TaskFailure { reason: format!("malformed task: {fault}"), poisonous: true };
+                Some(self.tell_sampled(id, failure))
+            }
+        }
+    }
+
+    fn fetched<W, D>(&mut self, weights: Result<W, WeightsError>) -> ErrandAction<W, S, D> {
+        let Sampling::Fetching(task) = std::mem::replace(&mut self.sampling, Sampling::Free) else {
+            panic!("weights came unasked; this is a bug")
+        };
+        match weights {
+            Ok(weights) => {
+                self.sampling = Sampling::Drawing(task.name);
+                ErrandAction::Draw(*task, weights)
+            }
+            Err(error) => {
+                let failure = TaskFailure { reason: error.to_string(), poisonous: false };
+                self.tell_sampled(task.name.into(), failure)
+            }
+        }
+    }
+
+    fn drawn<W, D>(&mut self, outcome: Result<S, TaskFailure>) -> Option<ErrandAction<W, S, D>> {
+        let Sampling::Drawing(task) = self.sampling else { panic!("images came unasked; this is a bug") };
+        self.sampling = Sampling::Free;
+        match outcome {
+            Ok(images) => {
+                self.drawn = Some((task, images));
+                None
+            }
+            Err(failure) => Some(self.tell_sampled(task.into(), failure)),
+        }
+    }
+
+    fn broken<W, D>(&mut self, hand: Hand) -> Option<ErrandAction<W, S, D>> {
+        match hand {
+            Hand::Sampling => self.sampling = Sampling::Free,
+            // Whatever is drawn could not be delivered.
+            Hand::Finishing => (self.drawn, self.finishing, self.is_broken) = (None, None, true),
+        }
+        self.leave()
+    }
+
+    fn leave<W, D>(&mut self) -> Option<ErrandAction<W, S, D>> {
+        self.is_leaving = true;
+        let is_waiting = matches!(self.sampling, Sampling::Asking | Sampling::Fetching(_));
+        is_waiting.then(|| {
+            self.sampling = Sampling::Free;
+            ErrandAction::Abandon
+        })
+    }
+
+    fn tell_sampled<W, D>(&mut self, task: TaskId, failure: TaskFailure) -> ErrandAction<W, S, D> {
+        self.sampling = Sampling::Telling;
+        ErrandAction::Tell(Hand::Sampling, task, Err(failure))
+    }
+
+    fn tell_finished<W, D>(&self, outcome: Result<(), TaskFailure>) -> ErrandAction<W, S, D> {
+        ErrandAction::Tell(Hand::Finishing, self.finished().into(), outcome)
+    }
+
+    fn finished(&self) -> TaskName {
+        self.finishing.expect("only what is being finished is scored and pushed; else this is a bug")
+    }
+}
+
+#[cfg(test)]
+mod tests;
