@@ -2,7 +2,7 @@
 
 use crate::advice;
 use crate::error::CoordinatorError;
-use crate::lost_files::checkpoints;
+use crate::lost_files::{checkpoints, marked_best};
 use service::{Provenance, RunDirectory};
 use std::path::PathBuf;
 
@@ -16,7 +16,8 @@ pub fn provenances(directory: &RunDirectory) -> Vec<(PathBuf, Provenance)> {
     folders.filter_map(|folder| Provenance::read(&folder).map(|provenance| (folder, provenance))).collect()
 }
 
-/// Checks that what is exported of a run is of one version, of the newest checkpoint's if nobody is working on the run.
+/// Checks that what is exported of a run is of one version, and if nobody is working on the run of its checkpoint's, the
+/// newest or the best.
 ///
 /// # Errors
 /// If it is not, with the remedy.
@@ -29,7 +30,10 @@ pub fn check(directory: &RunDirectory, lives: bool) -> Result<(), CoordinatorErr
         }
     };
     let not_exported = |what: String| Err(CoordinatorError::NotExported(format!("{what}; {remedy}")));
-    for place in [directory.adapter(), directory.best_adapter()] {
+    let newest = checkpoints(directory).last().map(|(version, _)| *version);
+    let places =
+        [(directory.adapter(), "newest", newest), (directory.best_adapter(), "best", marked_best(directory))];
+    for (place, checkpoint, expected) in places {
         if place.join(FOLDERS[0]).exists() != place.join(FOLDERS[1]).exists() {
             return not_exported(format!("{} has only one of `peft` and `diffusers`", place.display()));
         }
@@ -43,15 +47,13 @@ pub fn check(directory: &RunDirectory, lives: bool) -> Result<(), CoordinatorErr
             let place = place.display();
             return not_exported(format!("{place}/{one} is of version {first}, {other} of version {second}"));
         }
-        let newest = checkpoints(directory).last().map(|(version, _)| *version);
-        if let ([(_, version), ..], Some(newest)) = (&versions[..], newest)
-            && place == directory.adapter()
-            && *version < newest
+        if let ([(_, version), ..], Some(expected)) = (&versions[..], expected)
+            && *version != expected
             && !lives
         {
             let place = place.display();
             return not_exported(format!(
-                "{place} is of version {version}, the newest checkpoint of {newest}"
+                "{place} is of version {version}, the {checkpoint} checkpoint of {expected}"
             ));
         }
     }
@@ -98,5 +100,7 @@ mod tests {
         export(&best, "diffusers", 2);
         assert_eq!(provenances(&directory).len(), 4);
         check(&directory, false).expect("the best may be an earlier one");
+        std::fs::write(directory.checkpoints().join("best"), "iteration-000003\n").expect("written");
+        assert!(refused(false).contains("is of version 2, the best checkpoint of 3"));
     }
 }

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ const PREFIX: &str = "iteration-";
 const DAMAGED_SUFFIX: &str = ".damaged";
 const MANIFEST: &str = "manifest.json";
 const BEST: &str = "best";
+/// How Linux says that a disk has lost what was written: EIO, EBADMSG, EUCLEAN.
+const LOST_SECTOR: [i32; 3] = [5, 74, 117];
 
 /// Why a checkpoint could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +72,34 @@ pub struct Newest {
     pub rejected: Vec<Rejected>,
 }
 
+/// Why a checkpoint cannot be used.
+enum Fault {
+    /// It is not what was written; an older one is taken.
+    Damage(String),
+    /// The file system refuses what it may grant another time: no word about the checkpoint, so no other one is taken.
+    Refused(io::Error),
+}
+
+impl Fault {
+    fn of(self, path: PathBuf) -> CheckpointError {
+        match self {
+            Self::Damage(reason) => Rejected { path, reason }.into(),
+            Self::Refused(source) => ServiceError::File { action: "read", path, source }.into(),
+        }
+    }
+}
+
+/// Tells a file that is lost or unreadable for good from one that cannot be read now.
+fn unreadable(what: &str, error: io::Error) -> Fault {
+    use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
+    let is_lost =
+        matches!(error.kind(), InvalidData | IsADirectory | NotADirectory | NotFound | UnexpectedEof);
+    match is_lost || error.raw_os_error().is_some_and(|code| LOST_SECTOR.contains(&code)) {
+        true => Fault::Damage(format!("{what} cannot be read: {error}")),
+        false => Fault::Refused(error),
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Manifest {
     files: BTreeMap<String, FileRecord>,
@@ -99,8 +130,8 @@ impl Checkpoints {
     /// The directory of a version's checkpoint, if its files are what its manifest says.
     ///
     /// # Errors
-    /// If they are not, or there is none.
-    pub fn intact(&self, version: u32) -> Result<PathBuf, Rejected> {
+    /// If they are not, there is none, or the file system refuses.
+    pub fn intact(&self, version: u32) -> Result<PathBuf, CheckpointError> {
         self.check(version).map(|()| self.path(version))
     }
 
@@ -129,14 +160,15 @@ impl Checkpoints {
     /// The newest checkpoint whose files are what its manifest says.
     ///
     /// # Errors
-    /// If the directory cannot be read, or it holds checkpoints but none is intact.
+    /// If the directory or a file of a checkpoint cannot be read, or there are checkpoints but none is intact.
     pub fn newest_intact(&self) -> Result<Newest, CheckpointError> {
         let mut rejected = Vec::new();
         for version in self.versions()?.into_iter().rev() {
             let path = self.path(version);
             match self.check(version) {
                 Ok(()) => return Ok(Newest { checkpoint: Some((version, path)), rejected }),
-                Err(damaged) => rejected.push(damaged),
+                Err(CheckpointError::Damaged(damaged)) => rejected.push(damaged),
+                Err(error) => return Err(error),
             }
         }
         match rejected.is_empty() {
@@ -148,22 +180,23 @@ impl Checkpoints {
     /// Checks that the files of a checkpoint are what its manifest says.
     ///
     /// # Errors
-    /// If one is not.
-    pub fn check(&self, version: u32) -> Result<(), Rejected> {
+    /// If one is not, or the file system refuses.
+    pub fn check(&self, version: u32) -> Result<(), CheckpointError> {
         let path = self.path(version);
-        check(&path).map_err(|reason| Rejected { path, reason })
+        check(&path).map_err(|fault| fault.of(path))
     }
 
     /// BLAKE3 of a file of a checkpoint, as its manifest has it.
     ///
     /// # Errors
-    /// If the manifest is damaged or does not have the file.
-    pub fn digest(&self, version: u32, file: &str) -> Result<String, Rejected> {
+    /// If the manifest is damaged or does not have the file, or the file system refuses.
+    pub fn digest(&self, version: u32, file: &str) -> Result<String, CheckpointError> {
         let path = self.path(version);
         let record = read_manifest(&path).and_then(|mut manifest| {
-            manifest.files.remove(file).ok_or_else(|| format!("its {MANIFEST} does not have {file}"))
+            let lacks = || Fault::Damage(format!("its {MANIFEST} does not have {file}"));
+            manifest.files.remove(file).ok_or_else(lacks)
         });
-        record.map(|record| record.blake3).map_err(|reason| Rejected { path, reason })
+        record.map(|record| record.blake3).map_err(|fault| fault.of(path))
     }
 
     /// Renames a damaged checkpoint, so that it is none any more; returns its new path.
@@ -239,7 +272,7 @@ fn write_manifest(directory: &Path) -> Result<(), CheckpointError> {
 }
 
 /// Size and digest of every file but the manifest.
-fn records(directory: &Path) -> std::io::Result<BTreeMap<String, FileRecord>> {
+fn records(directory: &Path) -> io::Result<BTreeMap<String, FileRecord>> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -256,15 +289,20 @@ fn records(directory: &Path) -> std::io::Result<BTreeMap<String, FileRecord>> {
     Ok(files)
 }
 
-fn read_manifest(directory: &Path) -> Result<Manifest, String> {
+fn read_manifest(directory: &Path) -> Result<Manifest, Fault> {
     let text =
-        fs::read(directory.join(MANIFEST)).map_err(|e| format!("its {MANIFEST} cannot be read: {e}"))?;
-    serde_json::from_slice(&text).map_err(|e| format!("its {MANIFEST} is damaged: {e}"))
+        fs::read(directory.join(MANIFEST)).map_err(|error| unreadable(&format!("its {MANIFEST}"), error))?;
+    serde_json::from_slice(&text)
+        .map_err(|error| Fault::Damage(format!("its {MANIFEST} is damaged: {error}")))
 }
 
-fn check(directory: &Path) -> Result<(), String> {
+fn check(directory: &Path) -> Result<(), Fault> {
     let manifest = read_manifest(directory)?;
-    let found = records(directory).map_err(|e| format!("its files cannot be read: {e}"))?;
+    let found = records(directory).map_err(|error| unreadable("one of its files", error))?;
+    compare(&manifest, &found).map_err(Fault::Damage)
+}
+
+fn compare(manifest: &Manifest, found: &BTreeMap<String, FileRecord>) -> Result<(), String> {
     for (name, expected) in &manifest.files {
         match found.get(name) {
             None => return Err(format!("{name} is missing")),

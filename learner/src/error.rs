@@ -84,7 +84,8 @@ pub enum LearnerError {
     },
     /// Everything is saved, but not exported.
     #[error(
-        "what was trained is saved but could not be exported; mend the cause and resume, nothing is trained again"
+        "what was trained is saved but could not be exported or recorded in full; mend the cause and resume, nothing is \
+         trained again"
     )]
     NotExported {
         /// What happened at the last attempt.

@@ -57,6 +57,9 @@ impl Folders<'_> {
                 bail!("{} is there already; remove it or give another {flag}", folder.display());
             }
         }
+        if self.before_wrong_captions == Some(self.out) {
+            bail!("--before-wrong-captions names the same folder as --out; give it another");
+        }
         Ok(())
     }
 }

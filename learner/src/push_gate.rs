@@ -1,6 +1,8 @@
 //! How many pushes there may be at a time, so that the memory for them is bounded.
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tonic::Status;
 
 /// Pushes whose bytes are received and checked at a time.
@@ -12,7 +14,7 @@ const ADMITTED_AT_ONCE: usize = 128;
 #[derive(Debug)]
 pub struct PushGate {
     admitted: Semaphore,
-    received: Semaphore,
+    received: Arc<Semaphore>,
 }
 
 impl Default for PushGate {
@@ -24,7 +26,7 @@ impl Default for PushGate {
 impl PushGate {
     /// A gate for so many pushes at a time, and among them so many whose bytes are received.
     pub fn new(n_admitted: usize, n_received: usize) -> Self {
-        Self { admitted: Semaphore::new(n_admitted), received: Semaphore::new(n_received) }
+        Self { admitted: Semaphore::new(n_admitted), received: Arc::new(Semaphore::new(n_received)) }
     }
 
     /// Lets a push wait for its turn, once its header was checked.
@@ -37,12 +39,13 @@ impl PushGate {
             .map_err(|_| Status::resource_exhausted("too many outcomes are being pushed; try again later"))
     }
 
-    /// Waits for a push's turn, once its first bytes are here: who sends none takes nobody's turn.
+    /// Waits for a push's turn, once its first bytes are here: who sends none takes nobody's turn. The turn goes with the
+    /// bytes wherever they are checked, also when the call that brought them is gone.
     ///
     /// # Errors
     /// None while the gate is there.
-    pub async fn turn(&self) -> Result<SemaphorePermit<'_>, Status> {
-        self.received.acquire().await.map_err(|error| Status::unavailable(error.to_string()))
+    pub async fn turn(&self) -> Result<OwnedSemaphorePermit, Status> {
+        self.received.clone().acquire_owned().await.map_err(|error| Status::unavailable(error.to_string()))
     }
 
     /// Pushes that could be let in beside those that are.

@@ -22,7 +22,7 @@ use crate::serve::chain;
 
 const STATE_FILE: &str = "state.json";
 /// The run config, for a run directory that has lost its own.
-const CONFIG_FILE: &str = "config.toml";
+pub(crate) const CONFIG_FILE: &str = "config.toml";
 /// The evaluations recorded so far, likewise.
 const EVALUATIONS_FILE: &str = "evaluations.jsonl";
 /// Those on the test prompts, likewise.
@@ -199,21 +199,26 @@ impl Run {
         self.state.seconds + self.opened.elapsed().as_secs_f64()
     }
 
+    /// The share of the run's seconds in which the learner did not wait for workers.
+    fn busy_share(&self, seconds: f64) -> f64 {
+        self.state.computing_seconds / seconds.max(f64::MIN_POSITIVE)
+    }
+
     /// Tells the coordinator how far the run is.
     pub(crate) fn tell_progress(&self) {
-        let (state, seconds) = (&self.state, self.seconds());
+        let (version, seconds) = (self.state.version, self.seconds());
         let (images, network_evaluations) = self.totals();
         let reward = self.records.metrics().last().map(|row| row.reward.mean);
         let held_out = self.records.evaluations().last().map(held_out);
         self.trainer.progress.update(|progress| {
-            progress.iteration = state.version;
+            progress.iteration = version;
             progress.iterations = self.config().run.iterations;
             progress.reward = reward;
             progress.held_out = held_out;
             progress.images = images;
             progress.network_evaluations = network_evaluations;
             progress.seconds = seconds;
-            progress.learner_busy = state.computing_seconds / seconds.max(f64::MIN_POSITIVE);
+            progress.learner_busy = self.busy_share(seconds);
         });
     }
 
@@ -245,7 +250,7 @@ impl Run {
             seconds,
             images,
             network_evaluations,
-            learner_busy: self.state.computing_seconds / seconds,
+            learner_busy: self.busy_share(seconds),
             // Both are known to the coordinator, which fills them in.
             worker_busy: 0.0,
             worker_busy_seconds: 0.0,

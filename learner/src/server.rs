@@ -13,6 +13,7 @@ use proto::{
 };
 use protocol::{Digest, Standing, TaskName, WeightsName};
 use service::{Assembly, Timely, shown};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -50,6 +51,13 @@ pub struct LearnerService {
     pub receiver: Arc<Receiver>,
     /// Bounds the pushes at a time.
     pub pushes: Arc<PushGate>,
+}
+
+/// A push that is here whole.
+struct Received {
+    header: PushHeader,
+    bytes: Vec<u8>,
+    _turn: OwnedSemaphorePermit,
 }
 
 /// The messages of a push.
@@ -99,11 +107,11 @@ impl Learner for LearnerService {
                     .map_err(|fault| refusal_status(name, Refusal::Faulty(fault)))?;
                 let _admitted = self.pushes.admit()?;
                 let first = next_part(&mut messages).await?;
-                let _turn = self.pushes.turn().await?;
+                let turn = self.pushes.turn().await?;
                 match self.inbox.standing(name) {
                     Standing::Wanted(..) => {
                         let bytes = receive_bytes(&header, name, first, &mut messages).await?;
-                        self.complete(header, bytes, task, name).await?
+                        self.complete(name, task, Received { header, bytes, _turn: turn }).await?
                     }
                     // Another worker was faster.
                     standing => unwanted(&standing, &mut messages).await,
@@ -158,14 +166,17 @@ impl LearnerService {
     /// Rebuilding and hashing take long, so they run beside the sockets.
     async fn complete(
         &self,
-        header: PushHeader,
-        bytes: Vec<u8>,
-        task: config::TaskSpec,
         name: TaskName,
+        task: config::TaskSpec,
+        received: Received,
     ) -> Result<PushStatus, Status> {
         let (receiver, embeddings) = (self.receiver.clone(), self.embeddings.clone());
-        let completed =
-            tokio::task::spawn_blocking(move || receiver.outcome(&header, &bytes, &task, &embeddings)).await;
+        // `received` is moved as a whole, so that its turn lasts as long as its bytes.
+        let outcome = move || {
+            let received = received;
+            receiver.outcome(&received.header, &received.bytes, &task, &embeddings)
+        };
+        let completed = tokio::task::spawn_blocking(outcome).await;
         match completed.map_err(|error| Status::internal(error.to_string()))? {
             Ok(outcome) => Ok(push_status(&self.inbox.hold(name, outcome))),
             Err(Refusal::NextLatentsNeeded) => {

@@ -27,7 +27,8 @@ impl Run {
         self.unsettled = self.try_to_settle().err();
         let Some(reason) = self.unsettled.as_ref().map(|error| chain(error)) else { return };
         if before.as_ref() != Some(&reason) {
-            self.trainer.progress.notice(format!("the exported adapter is not up to date: {reason}"));
+            let notice = format!("not all that follows from the newest checkpoint could be made: {reason}");
+            self.trainer.progress.notice(notice);
         }
     }
 
@@ -68,7 +69,8 @@ impl Run {
             }
             match self.checkpoints.check(version) {
                 Ok(()) => return Ok(Some(version)),
-                Err(rejected) => self.set_aside(&rejected)?,
+                Err(CheckpointError::Damaged(rejected)) => self.set_aside(&rejected)?,
+                Err(error) => return Err(error.into()),
             }
         }
     }
@@ -79,8 +81,11 @@ impl Run {
             let versions = self.checkpoints.versions()?;
             let best = self.checkpoints.best().filter(|best| versions.contains(best));
             let Some(version) = best.filter(|best| *best != self.state.version) else { return Ok(best) };
-            let Err(rejected) = self.checkpoints.check(version) else { return Ok(best) };
-            self.set_aside(&rejected)?;
+            match self.checkpoints.check(version) {
+                Ok(()) => return Ok(best),
+                Err(CheckpointError::Damaged(rejected)) => self.set_aside(&rejected)?,
+                Err(error) => return Err(error.into()),
+            }
             self.settle();
         }
     }

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::rc::Rc;
 
 use flow::{FlowError, Schedule};
-use models::adapter_file::SavedAdapter;
 use models::lora::LoraConfig;
 use models::saved_weights::SavedWeights;
 use models::weights::WeightOptions;
@@ -143,14 +142,6 @@ impl GuidedModel {
     /// If a name is missing, unexpected or of another shape.
     pub fn load_adapter(&mut self, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
         self.model.network_mut().load_adapter(tensors)
-    }
-
-    /// Reads an adapter and puts it into the network in place of any other; says what of the file was left out.
-    ///
-    /// # Errors
-    /// If it cannot be read, is not plain LoRA, or is not one of this network's.
-    pub fn open_adapter(&mut self, path: &Path) -> Result<Vec<String>, ModelError> {
-        SavedAdapter::load_into(path, self.model.network_mut()).map(|adapter| adapter.left_out)
     }
 
     /// Replaces the values of all parameters of the network.

@@ -6,7 +6,7 @@
 //! policy term = max(−w·A·ρ, −w·A·clamp(ρ, 1 − clip_below, 1 + clip_above))
 //! ```
 //!
-//! The maximum is pessimistic: a transition that already moved beyond the clip range in the direction its advantage
+//! The log ratio counts as at most ±20 here. The maximum is pessimistic: a transition that already moved beyond the clip range in the direction its advantage
 //! asks for has no gradient left; one that moved the other way keeps it. To this comes β times the divergence from the
 //! base model (the same network with its adapter off), unweighted:
 //!
@@ -27,6 +27,10 @@ use config::KlDenominator;
 use tch::{Kind, Tensor};
 
 use crate::TransitionCoefficients;
+
+/// Beyond it a ratio counts as this one, and has no gradient: far outside any clip range, and its exponential is finite, so
+/// that one worker's means, however false, do not end a run.
+const LARGEST_LOG_RATIO: f64 = 20.0;
 
 /// The numbers that bound a policy update.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,8 +56,6 @@ pub struct PolicyLoss {
     pub clip_fraction_above: Tensor,
     /// Share of rows with `1 − ρ > clip_below`, likewise.
     pub clip_fraction_below: Tensor,
-    /// Largest `|ρ − 1|`; 0 as long as the policy is the one that sampled.
-    pub max_ratio_deviation: Tensor,
 }
 
 impl ClippedObjective {
@@ -68,6 +70,7 @@ impl ClippedObjective {
         assert_eq!(log_ratio.size(), advantages.size(), "one advantage per transition; this is a bug");
         assert_eq!(log_ratio.size(), weights.size(), "one weight per transition; this is a bug");
         let weighted = -(weights * advantages.clamp(-self.advantage_clip, self.advantage_clip));
+        let log_ratio = log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO);
         let ratio = log_ratio.exp();
         let unclipped = &weighted * &ratio;
         let clipped = &weighted * ratio.clamp(1.0 - self.clip_below, 1.0 + self.clip_above);
@@ -81,7 +84,6 @@ impl ClippedObjective {
             approx_kl: log_ratio.square().mean(Kind::Float) * 0.5,
             clip_fraction_above: share(deviation.gt(self.clip_above)),
             clip_fraction_below: share(deviation.lt(-self.clip_below)),
-            max_ratio_deviation: deviation.abs().max(),
             ratio,
         }
     }
@@ -177,16 +179,29 @@ mod tests {
         assert_eq!(got.clip_fraction_above.double_value(&[]), 0.25);
         assert_eq!(got.clip_fraction_below.double_value(&[]), 0.5);
         assert!((got.approx_kl.double_value(&[]) - 0.5 * 38e-8 / 4.0).abs() < 1e-12);
-        assert!((got.max_ratio_deviation.double_value(&[]) - 4.99875e-4).abs() < 1e-6);
+        assert!(((&got.ratio - 1.0).abs().max().double_value(&[]) - 4.99875e-4).abs() < 1e-6);
     }
 
     #[test]
     fn on_policy_ratio_is_exactly_one() {
         let zeros = Tensor::zeros([6], (Kind::Float, tch::Device::Cpu));
         let got = OBJECTIVE.policy_loss(&zeros, &zeros.ones_like(), &zeros.ones_like());
-        assert_eq!(got.max_ratio_deviation.double_value(&[]), 0.0);
+        assert_eq!(got.ratio, zeros.ones_like());
         assert_eq!(got.clip_fraction_above.double_value(&[]), 0.0);
         assert_eq!(got.clip_fraction_below.double_value(&[]), 0.0);
+    }
+
+    #[test]
+    fn a_ratio_of_false_means_has_a_finite_loss_and_gradient() {
+        for (log_ratio, advantage) in [(1e30, -1.0), (1e30, 1.0), (-1e30, -1.0), (-1e30, 1.0), (100.0, -5.0)]
+        {
+            let log_ratio = single(log_ratio).set_requires_grad(true);
+            let got = OBJECTIVE.policy_loss(&log_ratio, &single(advantage), &single(1.0));
+            got.loss.backward();
+            let (loss, gradient) = (got.loss.double_value(&[]), log_ratio.grad().double_value(&[0]));
+            assert!(loss.is_finite() && gradient == 0.0, "{advantage}: {loss}, {gradient}");
+            assert!(got.approx_kl.double_value(&[]).is_finite());
+        }
     }
 
     #[test]
