@@ -9,8 +9,8 @@ use proto::Summary;
 use run_setup::{DeviceError, TrainedStepsError};
 use service::{ModelNotFound, ServiceError};
 
-use crate::checkpoint::CheckpointError;
-use crate::inbox::Stopped;
+use crate::exchange::inbox::Stopped;
+use crate::run::checkpoint::CheckpointError;
 
 /// Everything that ends the training thread before its time.
 #[derive(Debug, thiserror::Error)]
@@ -191,4 +191,10 @@ impl LearnerError {
             _ => None,
         }
     }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -4,6 +4,12 @@
 //! run. Rows are the truth of it: events are written anew from rows and grids at every opening, and a grid is there before
 //! its evaluation's row.
 
+pub mod evaluation;
+mod font;
+pub mod grid;
+pub mod journal;
+pub mod tensorboard;
+
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
@@ -11,13 +17,13 @@ use config::PromptRecord;
 use image::ImageReader;
 use service::{RunDirectory, ServiceError, durable};
 
-use crate::evaluation::Evaluation;
-use crate::grid::{self, Tile};
-use crate::journal::Journal;
-use crate::metrics::IterationMetrics;
-use crate::outcome::EvaluatedImages;
-use crate::serve::chain;
-use crate::tensorboard::{EventValue, EventWriter, Step, unix_seconds};
+use crate::error::chain;
+use crate::exchange::outcome::EvaluatedImages;
+use crate::records::evaluation::Evaluation;
+use crate::records::grid::{self, Tile};
+use crate::records::journal::Journal;
+use crate::records::tensorboard::{EventValue, EventWriter, Step, unix_seconds};
+use crate::training::metrics::IterationMetrics;
 
 /// Rows that a checkpoint holds a copy of, for files that have lost them.
 #[derive(Debug, Default)]

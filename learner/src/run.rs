@@ -8,31 +8,39 @@
 //! 3. What follows from checkpoints and records is made anew from them, see `settling`.
 //! 4. What is published is either in a checkpoint or will be computed again, to the last bit, by a resumed run.
 
+pub mod checkpoint;
+mod export;
+pub mod export_checkpoint;
+mod held_out;
+pub mod reward_hacking;
+mod saved_state;
+mod saving;
+mod settling;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use config::{
-    DataSection, OnRewardHacking, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec,
-};
+use config::{OnRewardHacking, RewardSection, RunConfig, TaskKind, TaskSpec};
 use proto::Summary;
 use protocol::{Order, WeightsName};
 use run_setup::TrainedSteps;
 use service::RunDirectory;
 use tch::Tensor;
 
-use crate::checkpoint::Checkpoints;
 use crate::error::LearnerError;
-use crate::evaluation::{self, Evaluation};
-use crate::inbox::{Outcome, Stopped};
-use crate::metrics::IterationMetrics;
-use crate::outcome::EvaluatedImages;
-use crate::policy::{self, NamedTensors};
-use crate::publications::Publications;
+use crate::exchange::inbox::{Outcome, Stopped};
+use crate::exchange::outcome::EvaluatedImages;
+use crate::exchange::publications::Publications;
+use crate::records::evaluation::{self, Evaluation};
 use crate::records::{self, Copies, Records};
-use crate::reward_hacking::{self, Hacked};
-use crate::saving::{self, SaveFailure, SavedState};
-use crate::trainer::Trainer;
+use crate::training::metrics::{self, IterationMetrics};
+use crate::training::policy::{self, NamedTensors};
+use crate::training::trainer::Trainer;
+use checkpoint::Checkpoints;
+pub use held_out::HeldOutPrompts;
+use reward_hacking::Hacked;
+use saved_state::SavedState;
 
 /// How a run left off.
 #[derive(Debug)]
@@ -64,6 +72,14 @@ pub struct Run {
     pub(crate) opened: Instant,
 }
 
+/// Checkpoints that cannot be written.
+pub(crate) struct SaveFailure {
+    /// Since when.
+    since: Instant,
+    /// Why the last could not.
+    reason: String,
+}
+
 impl Run {
     /// Continues from the newest intact checkpoint, or starts at version 0 where there is none.
     ///
@@ -90,7 +106,7 @@ impl Run {
             trainer.policy.load(path)?;
             trainer.updates = state.updates;
             earlier = state.read_earlier(path)?;
-            copies = saving::read_copies(path)?;
+            copies = saved_state::read_copies(path)?;
         } else if directory.has_records() {
             return Err(LearnerError::CheckpointsGone { directory: directory.path().to_owned() });
         }
@@ -304,7 +320,6 @@ impl Run {
             let Outcome::Evaluate(images) = taken else {
                 unreachable!("the inbox keeps evaluation outcomes under evaluation tasks; else this is a bug")
             };
-            self.check_rewards(task, &images)?;
             outcomes.push(*images);
         }
         Ok(outcomes)
@@ -377,7 +392,7 @@ impl Run {
     fn training_reward(&self, since: u32) -> Option<f64> {
         let rows = self.records.metrics().iter().filter(|row| row.iteration >= since);
         let rewards: Vec<f64> = rows.map(|row| row.reward.mean).collect();
-        (!rewards.is_empty()).then(|| evaluation::mean(rewards.into_iter()))
+        (!rewards.is_empty()).then(|| metrics::mean(rewards.into_iter()))
     }
 
     /// The evaluations of a version that are due before its iteration ends, and not recorded yet.
@@ -400,25 +415,6 @@ impl Run {
         self.records.tests().iter().any(is_it)
     }
 
-    fn check_rewards(&self, task: &TaskSpec, images: &EvaluatedImages) -> Result<(), LearnerError> {
-        let Some(image) = images.rewards.iter().position(|reward| !reward.is_finite()) else { return Ok(()) };
-        let line = task.prompts[image / task.n_seeds as usize];
-        Err(LearnerError::NonFinite {
-            quantity: "held-out reward",
-            iteration: task.iteration,
-            prompt: self
-                .held_out
-                .of(task.kind)
-                .prompts
-                .get(line as usize)
-                .map(|record| record.text.clone())
-                .unwrap_or_default(),
-            line,
-            seed: image as u32 % task.n_seeds,
-            step: "none".to_owned(),
-        })
-    }
-
     /// Keeps the new version for tasks that are sampled with it later or whose means are computed from it again, and drops
     /// what none is.
     fn remember_policy(&mut self) {
@@ -433,51 +429,6 @@ impl Run {
 
     pub(crate) fn config(&self) -> &RunConfig {
         &self.trainer.config
-    }
-}
-
-/// The prompts that are never trained on.
-#[derive(Debug)]
-pub struct HeldOutPrompts {
-    /// Evaluated all along, and what the best version is chosen by.
-    evaluated: HeldOutList,
-    /// Reported; absent where the former are.
-    test: Option<HeldOutList>,
-}
-
-#[derive(Debug)]
-struct HeldOutList {
-    prompts: Vec<PromptRecord>,
-    /// Names the list by what is in it.
-    digest: String,
-}
-
-impl HeldOutList {
-    fn new(prompts: Vec<PromptRecord>) -> Self {
-        Self { digest: service::prompt_digest(&prompts), prompts }
-    }
-}
-
-impl HeldOutPrompts {
-    /// The lists of a config; `read` is asked for each once.
-    ///
-    /// # Errors
-    /// If one cannot be read.
-    pub fn read<E>(
-        data: &DataSection,
-        read: impl Fn(PromptSplit) -> Result<Vec<PromptRecord>, E>,
-    ) -> Result<Self, E> {
-        let evaluated = HeldOutList::new(read(data.split_of(TaskKind::Evaluate))?);
-        let test =
-            if data.has_validation() { Some(HeldOutList::new(read(PromptSplit::Test)?)) } else { None };
-        Ok(Self { evaluated, test })
-    }
-
-    fn of(&self, kind: TaskKind) -> &HeldOutList {
-        match kind {
-            TaskKind::Test => self.test.as_ref().unwrap_or(&self.evaluated),
-            TaskKind::Evaluate | TaskKind::Train => &self.evaluated,
-        }
     }
 }
 

@@ -16,19 +16,19 @@ use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
-use crate::embeddings::Embeddings;
 use crate::error::LearnerError;
-use crate::gradient::Objective;
-use crate::inbox::Inbox;
-use crate::outcome::push_schema;
-use crate::policy::Policy;
+use crate::exchange::embeddings::Embeddings;
+use crate::exchange::inbox::Inbox;
+use crate::exchange::outcome::push_schema;
+use crate::exchange::publications::Publications;
+use crate::exchange::push_gate::PushGate;
+use crate::exchange::receive::Receiver;
+use crate::exchange::server::{LONGEST_CALL, LearnerService};
 use crate::progress::ProgressBoard;
-use crate::publications::Publications;
-use crate::push_gate::PushGate;
-use crate::receive::Receiver;
 use crate::run::{Ended, HeldOutPrompts, Run};
-use crate::server::{LONGEST_CALL, LearnerService};
-use crate::trainer::Trainer;
+use crate::training::gradient::Objective;
+use crate::training::policy::Policy;
+use crate::training::trainer::Trainer;
 
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Changes closer together than this share a report.
@@ -334,12 +334,6 @@ async fn report(membership: Membership, shared: Shared) -> String {
             () = tokio::time::sleep(REPORT_INTERVAL) => {}
         }
     }
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]

@@ -8,9 +8,9 @@ use std::time::Instant;
 use anyhow::Context;
 use config::RunConfig;
 use protocol::{Prompt, Task, TaskName};
-use rollout_worker::guided_model::GuidedModel;
+use rollout_worker::sampling::guided_model::GuidedModel;
+use rollout_worker::sampling::task::Sampler;
 use rollout_worker::scoring::{Listener, Scorer};
-use rollout_worker::task::Sampler;
 use service::Hub;
 
 /// Nobody is told how scoring goes on.

@@ -11,7 +11,10 @@
 //! 2. Scores belong to images by position: that of (seed, step, branch). Which scorer is done first changes nothing.
 //! 3. A failure is never a score: a task has all its scores, or is held, or fails.
 
+pub mod reward_resources;
+pub mod reward_thread;
 mod scorer_thread;
+pub mod scoring_report;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,9 +28,9 @@ use rewards::{PromptRecord, RewardError, RewardPart, Score, weighted_sum};
 use service::Hub;
 use tch::Device;
 
-use crate::delivery::{Delivery, WireTensor};
-use crate::reward_thread::{self, ScorerDied};
-use crate::task::{Sampled, TaskError};
+use crate::sampling::delivery::{Delivery, WireTensor};
+use crate::sampling::task::{Sampled, TaskError};
+use crate::scoring::reward_thread::{self, ScorerDied};
 pub use scorer_thread::Listener;
 use scorer_thread::{Batch, ScorerThread};
 

@@ -1,6 +1,6 @@
 //! A worker's life: join the run, then task after task until the run ends or somebody says stop.
 //!
-//! What it does from task to task is decided by [`protocol::Errands`] and done by [`crate::hands`].
+//! What it does from task to task is decided by [`protocol::Errands`] and done by [`crate::errands::hands`].
 
 use std::future::Future;
 use std::path::Path;
@@ -15,12 +15,12 @@ use tch::Device;
 use tokio_util::sync::CancellationToken;
 
 use crate::bad_input::BadInput;
-use crate::device::DeviceThread;
-use crate::embedding_cache::{EmbeddingCache, EmbeddingSettings};
-use crate::guided_model::GuidedModel;
-use crate::hands::Hands;
+use crate::errands::device::DeviceThread;
+use crate::errands::hands::Hands;
+use crate::sampling::embedding_cache::{EmbeddingCache, EmbeddingSettings};
+use crate::sampling::guided_model::GuidedModel;
+use crate::sampling::task::Sampler;
 use crate::scoring::Scorer;
-use crate::task::Sampler;
 
 /// What a worker is told when it is started.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use models::safetensors_file::{read_all, write};
-use rollout_worker::parity::{self, ParityOutcome};
+use rollout_worker::commands::parity::{self, ParityOutcome};
 use tch::Tensor;
 
 const RTOL: f64 = models::reference_case::TOLERANCE;

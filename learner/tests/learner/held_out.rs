@@ -2,8 +2,8 @@
 
 use crate::lab::{Delivery, Lab, Sample, Shared};
 use config::{RunConfig, TaskKind, TaskSpec};
-use learner::evaluation::Evaluation;
-use learner::journal::Journal;
+use learner::records::evaluation::Evaluation;
+use learner::records::journal::Journal;
 use learner::run::Ended;
 use proto::Summary;
 

@@ -2,8 +2,8 @@
 
 use crate::lab::{Delivery, Lab, Shared, metrics};
 use config::{AdapterMethod, Dtype, RunConfig};
-use learner::metrics::IterationMetrics;
 use learner::run::Ended;
+use learner::training::metrics::IterationMetrics;
 
 /// What the kernels of the worker add to every mean: enough to clip almost every transition.
 const WORKER_ERROR: f64 = 5e-3;

@@ -7,8 +7,8 @@ use crate::lab::{Lab, Sample, Shared, Worker, trajectories};
 use ::service::{Assembly, MESSAGE_LIMIT, connect, learner_client};
 use bytes::Bytes;
 use config::{TaskKind, TaskSpec};
-use learner::push_gate::PushGate;
-use learner::server::LearnerService;
+use learner::exchange::push_gate::PushGate;
+use learner::exchange::server::LearnerService;
 use proto::learner_client::LearnerClient;
 use proto::learner_server::LearnerServer;
 use proto::push_reply::Status as PushStatus;
@@ -352,7 +352,7 @@ async fn next_latents_that_cannot_be_rebuilt_are_asked_for() {
         means.expand(shape, false) + 0.5
     };
     let floats: Vec<f32> = Vec::try_from(&next.flatten(0, -1)).unwrap();
-    let hashes: Vec<u8> = floats.chunks(256).flat_map(learner::receive::hash_of).collect();
+    let hashes: Vec<u8> = floats.chunks(256).flat_map(learner::exchange::receive::hash_of).collect();
     let mut own_hashes = served.sample.tensor("next_hashes");
     own_hashes.copy_(&tch::Tensor::from_slice(&hashes).view(own_hashes.size().as_slice()));
     assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::NextLatentsNeeded);
@@ -389,7 +389,7 @@ async fn weights_arrive_as_their_manifest_says() {
     let Some(weights_reply::Part::Manifest(manifest)) = stream.message().await.unwrap().unwrap().part else {
         panic!("the manifest comes first")
     };
-    let n_bytes = learner::receive::announced_bytes(&manifest.tensors).unwrap();
+    let n_bytes = learner::exchange::receive::announced_bytes(&manifest.tensors).unwrap();
     let mut assembly = Assembly::new(n_bytes);
     while let Some(reply) = stream.message().await.unwrap() {
         let Some(weights_reply::Part::Chunk(chunk)) = reply.part else { panic!("chunks follow") };

@@ -5,8 +5,8 @@ use config::{
     AdvantageGroup, OnRewardHacking, RewardCombination, RewardSection, RunConfig, TaskKind, TaskSpec,
 };
 use learner::error::LearnerError;
-use learner::evaluation::Evaluation;
-use learner::journal::Journal;
+use learner::records::evaluation::Evaluation;
+use learner::records::journal::Journal;
 use learner::run::Ended;
 use tch::Tensor;
 

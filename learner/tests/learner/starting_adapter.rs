@@ -3,7 +3,7 @@
 use crate::lab::{Delivery, Lab};
 use config::RunConfig;
 use learner::error::LearnerError;
-use learner::policy::Policy;
+use learner::training::policy::Policy;
 use models::adapter_file::SavedAdapter;
 
 /// The adapter of a recorded update, as `save_pretrained` left it: rank 4, alpha 8.

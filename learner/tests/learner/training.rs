@@ -7,12 +7,12 @@ use config::{
 };
 use flow::{TransitionRows, kl_divergence, log_probability, repeat_for_branches, transition_mean};
 use learner::error::LearnerError;
-use learner::evaluation::Evaluation;
-use learner::gradient::{MeansBefore, TrainingTask};
-use learner::journal::Journal;
-use learner::outcome::Trajectories;
+use learner::exchange::outcome::Trajectories;
+use learner::records::evaluation::Evaluation;
+use learner::records::journal::Journal;
 use learner::run::Ended;
-use learner::trainer::Trainer;
+use learner::training::gradient::{MeansBefore, TrainingTask};
+use learner::training::trainer::Trainer;
 use models::{AdapterMode, Conditioning, Guidance};
 use protocol::WeightsName;
 use run_setup::TrainedSteps;

@@ -7,7 +7,7 @@ use rewards::{Persistence, PromptRecord, RewardError, RgbImage, Score, Verdict};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
 
-use crate::reward_thread::{self, OwnReward, ThreadOptions};
+use crate::scoring::reward_thread::{self, OwnReward, ThreadOptions};
 
 /// Pauses between attempts: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));

@@ -1,0 +1,173 @@
+//! The place between the network and the training thread: an intake that threads wait at.
+
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+use config::TaskKind;
+use proto::Wanted;
+use protocol::{Intake, Order, Standing, Taken, TaskName};
+use tokio::sync::watch;
+
+use crate::exchange::outcome::{EvaluatedImages, Trajectories};
+
+/// What a worker brings.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Of a training task.
+    Train(Box<Trajectories>),
+    /// Of an evaluation task.
+    Evaluate(Box<EvaluatedImages>),
+}
+
+/// The learner is told to leave, and what it waits for is not here.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("stopped before all tasks of the iteration arrived")]
+pub struct Stopped;
+
+/// What is wanted and what has arrived, shared between the service and the training thread.
+pub struct Inbox {
+    intake: Mutex<Intake<Outcome>>,
+    arrived: Condvar,
+    changes: watch::Sender<u64>,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self { intake: Mutex::default(), arrived: Condvar::new(), changes: watch::Sender::new(0) }
+    }
+}
+
+impl Inbox {
+    /// Starts wanting the tasks of an order, unless they are wanted already.
+    pub fn want(&self, kind: TaskKind, iteration: u32, order: Order) {
+        self.intake().want(kind, iteration, order);
+        self.changed();
+    }
+
+    /// Stops wanting the tasks of one kind and iteration, and drops what is left of them.
+    pub fn forget(&self, kind: TaskKind, iteration: u32) {
+        self.intake().forget(kind, iteration);
+        self.changed();
+    }
+
+    /// How a task stands.
+    pub fn standing(&self, task: TaskName) -> Standing {
+        self.intake().standing(task)
+    }
+
+    /// Keeps the outcome of a task if it is still wanted and nobody was faster; returns how the task stands then.
+    pub fn hold(&self, task: TaskName, outcome: Outcome) -> Standing {
+        let standing = self.intake().hold(task, outcome);
+        if standing == Standing::Held {
+            self.changed();
+        }
+        standing
+    }
+
+    /// Waits for the outcome of a task and takes it.
+    ///
+    /// # Errors
+    /// If the learner is told to leave and the outcome is not here.
+    ///
+    /// # Panics
+    /// If the task is not wanted or was taken before.
+    pub fn take(&self, kind: TaskKind, iteration: u32, index: usize) -> Result<Outcome, Stopped> {
+        let task = TaskName { iteration, kind, index: index as u32 };
+        let mut intake = self.intake();
+        loop {
+            match intake.take(task) {
+                Taken::Here(outcome) => return Ok(outcome),
+                Taken::Stopped => return Err(Stopped),
+                Taken::NotYet => {}
+            }
+            intake = self.arrived.wait(intake).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+    }
+
+    /// What the coordinator is told: everything wanted, and which of it is here.
+    pub fn wanted(&self) -> Vec<Wanted> {
+        self.intake().wanted()
+    }
+
+    /// Makes [`Self::take`] return without waiting from now on.
+    pub fn stop(&self) {
+        self.intake().stop();
+        self.changed();
+    }
+
+    /// Whether [`Self::stop`] was called.
+    pub fn is_stopping(&self) -> bool {
+        self.intake().is_stopping()
+    }
+
+    /// Changes whenever something is wanted, arrives or is forgotten.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn changed(&self) {
+        self.arrived.notify_all();
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    // A std mutex: it is held for look-ups only, never across an await.
+    fn intake(&self) -> MutexGuard<'_, Intake<Outcome>> {
+        self.intake.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use config::TaskSpec;
+
+    use super::*;
+
+    fn name(index: u32) -> TaskName {
+        TaskName { iteration: 4, kind: TaskKind::Evaluate, index }
+    }
+
+    fn outcome(reward: f32) -> Outcome {
+        Outcome::Evaluate(Box::new(EvaluatedImages { rewards: vec![reward], ..EvaluatedImages::default() }))
+    }
+
+    fn inbox() -> Arc<Inbox> {
+        let task = |index| TaskSpec {
+            kind: TaskKind::Evaluate,
+            iteration: 4,
+            index,
+            version: 4,
+            prompts: vec![index],
+            prompt_slot: 0,
+            first_seed: 0,
+            n_seeds: 1,
+        };
+        let inbox = Arc::new(Inbox::default());
+        inbox.want(TaskKind::Evaluate, 4, Order { tasks: vec![task(0), task(1)], steps: vec![] });
+        inbox
+    }
+
+    /// Takes the first task on a thread of its own.
+    fn taken_elsewhere(inbox: &Arc<Inbox>) -> std::thread::JoinHandle<Result<Outcome, Stopped>> {
+        let inbox = inbox.clone();
+        std::thread::spawn(move || inbox.take(TaskKind::Evaluate, 4, 0))
+    }
+
+    #[test]
+    fn taking_waits_for_the_outcome() {
+        let inbox = inbox();
+        let taker = taken_elsewhere(&inbox);
+        inbox.hold(name(1), outcome(1.0));
+        inbox.hold(name(0), outcome(5.0));
+        let Ok(Outcome::Evaluate(images)) = taker.join().unwrap() else { panic!("an evaluation was held") };
+        assert_eq!(images.rewards, [5.0]);
+    }
+
+    #[test]
+    fn a_stop_ends_the_waiting() {
+        let inbox = inbox();
+        let taker = taken_elsewhere(&inbox);
+        inbox.stop();
+        assert_eq!(taker.join().unwrap().unwrap_err(), Stopped);
+    }
+}

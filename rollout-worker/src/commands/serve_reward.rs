@@ -1,0 +1,197 @@
+//! `rollout-worker serve-reward`: hosts scorers for others, by `proto/reward.proto`.
+//!
+//! ```text
+//! calls ── a place in the queue ──▶ pixels arrive ──▶ queue ──▶ the scorer's thread ──▶ replies
+//! ```
+//!
+//! 1. A batch has its place before its pixels are taken, so that memory is bounded by the queue's length; and it has it
+//!    only once pixels come, so that streams that stand still keep no places.
+//! 2. One call is one batch: scores do not depend on who else asks.
+//! 3. A batch whose call has ended, by its deadline or because the caller has gone, is not scored.
+
+mod batch;
+mod hosted;
+mod replies;
+mod service;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ::service::Hub;
+use anyhow::Context;
+use config::{ComputeDevice, RewardSection};
+use proto::reward_server::RewardServer;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic_health::ServingStatus;
+
+use crate::bad_input::BadInput;
+use crate::scoring::reward_thread::{self, ThreadOptions};
+use hosted::Hosted;
+use service::RewardService;
+
+/// How long batches in hand may take once the server was told to end.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
+/// Longest call: a batch may wait for others, and scorers may be slow.
+const LONGEST_CALL: Duration = Duration::from_secs(24 * 3600);
+/// Connections that wait to be taken.
+const BACKLOG: u32 = 1024;
+
+/// What is hosted, and how.
+pub struct ServeRewardOptions {
+    /// The scorers with their options.
+    pub rewards: Vec<RewardSection>,
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// `cpu` or `cuda`.
+    pub device: ComputeDevice,
+    /// CPU threads of each scorer's tensor operations.
+    pub n_threads: usize,
+    /// Batches of each scorer that may wait.
+    pub max_queue: usize,
+    /// Where models are found by name.
+    pub hub: Hub,
+}
+
+/// How serving ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything that was taken was answered.
+    Drained,
+    /// Something was still in hand at the end of the time to drain.
+    CutOff,
+}
+
+/// The scorers called `names` with options as `KEY=VALUE`, or `NAME.KEY=VALUE` where there are several.
+///
+/// # Errors
+/// If a name is given twice, or an option is not of that form.
+pub fn choices(names: &[String], options: &[String]) -> anyhow::Result<Vec<RewardSection>> {
+    if let Some(twice) = names.iter().enumerate().find(|(index, name)| names[..*index].contains(name)) {
+        anyhow::bail!("reward `{}` is given twice; host it by another process", twice.1);
+    }
+    let [_, _, ..] = names else {
+        return names.iter().map(|name| Ok(config::reward_from_settings(name, options)?)).collect();
+    };
+    let mut own: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for option in options {
+        // Names have dots in them, as `hpsv2.1`.
+        let addressed = names.iter().find_map(|name| {
+            let setting = option.strip_prefix(name.as_str())?.strip_prefix('.')?;
+            Some((name.as_str(), setting.to_owned()))
+        });
+        let (name, setting) = addressed.with_context(|| {
+            let example = format!("{}.KEY=VALUE", names[0]);
+            format!("option `{option}` does not say of which reward it is; write `{example}`")
+        })?;
+        own.entry(name).or_default().push(setting);
+    }
+    let section = |name: &String| {
+        let settings = own.get(name.as_str()).map_or(&[][..], Vec::as_slice);
+        Ok(config::reward_from_settings(name, settings)?)
+    };
+    names.iter().map(section).collect()
+}
+
+/// Serves until `shutdown`; calls `ready` with the address once it can score.
+///
+/// # Errors
+/// [`BadInput`] if a scorer cannot be built or the address cannot be listened at; else if a scorer's thread dies.
+pub async fn run(
+    options: ServeRewardOptions,
+    shutdown: CancellationToken,
+    ready: impl FnOnce(SocketAddr),
+) -> anyhow::Result<Ended> {
+    // Taken before models are loaded, to fail early, but not listened at: until then there is nobody to wait for.
+    let socket = bind(options.listen).map_err(BadInput::from_error)?;
+    let Some(hosted) = shutdown.run_until_cancelled(open(options)).await.transpose()? else {
+        return Ok(Ended::Drained);
+    };
+    let listener = socket.listen(BACKLOG).context("listening")?;
+    ready(listener.local_addr().context("listening")?);
+    serve(listener, hosted, shutdown).await
+}
+
+fn bind(address: SocketAddr) -> anyhow::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address).with_context(|| format!("listening at {address}; is it in use?"))?;
+    Ok(socket)
+}
+
+async fn open(options: ServeRewardOptions) -> anyhow::Result<Vec<Hosted>> {
+    let ServeRewardOptions { rewards, device, n_threads, max_queue, hub, .. } = options;
+    let device = run_setup::open_device(device).map_err(BadInput::from_error)?;
+    let mut hosted = Vec::with_capacity(rewards.len());
+    for section in rewards {
+        let options = ThreadOptions { name: section.name.clone(), n_threads, max_queue };
+        hosted.push(Hosted::start(options, reward_thread::build(section, device, hub.clone())).await?);
+    }
+    Ok(hosted)
+}
+
+async fn serve(
+    listener: TcpListener,
+    hosted: Vec<Hosted>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<Ended> {
+    let mut deaths: JoinSet<()> = hosted.iter().map(Hosted::died).collect();
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<RewardServer<RewardService>>().await;
+    let going_away = shutdown.clone();
+    let stop = async move {
+        going_away.cancelled().await;
+        health.set_not_serving::<RewardServer<RewardService>>().await;
+        // The process as a whole, which is what probes ask about by default.
+        health.set_service_status("", ServingStatus::NotServing).await;
+    };
+    let service =
+        RewardServer::new(RewardService::new(hosted)).max_decoding_message_size(::service::MESSAGE_LIMIT);
+    let router = ::service::server(LONGEST_CALL).add_service(health_service).add_service(service);
+    let server = ::service::serve(router, listener, stop);
+    let drained_too_long = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(DRAIN_DEADLINE).await;
+    };
+    tokio::select! {
+        served = server => served.context("serving").map(|()| Ended::Drained),
+        Some(_) = deaths.join_next() => anyhow::bail!("a scorer's thread has died; its panic is above"),
+        () = drained_too_long => Ok(Ended::CutOff),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(names: &[&str], options: &[&str]) -> Result<Vec<(String, String)>, String> {
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let sections = choices(&owned(names), &owned(options)).map_err(|error| error.to_string())?;
+        Ok(sections
+            .iter()
+            .map(|reward| (reward.name.clone(), reward.options_as_json().to_string()))
+            .collect())
+    }
+
+    #[test]
+    fn options_go_to_the_only_scorer_or_to_the_one_they_name() {
+        let of = |name: &str, options: &str| (name.to_owned(), options.to_owned());
+        let one = chosen(&["deqa"], &["url=http://a.b:1", "batch_size=3"]).expect("well-formed");
+        assert_eq!(one, [of("deqa", r#"{"batch_size":3,"url":"http://a.b:1"}"#)]);
+        let two = chosen(&["shapes", "deqa"], &["deqa.url=http://a.b:1"]).expect("well-formed");
+        assert_eq!(two, [of("shapes", "{}"), of("deqa", r#"{"url":"http://a.b:1"}"#)]);
+        let dotted = chosen(&["shapes", "hpsv2.1"], &["hpsv2.1.batch_size=8"]).expect("well-formed");
+        assert_eq!(dotted[1], of("hpsv2.1", r#"{"batch_size":8}"#));
+    }
+
+    #[test]
+    fn options_of_nobody_and_names_given_twice_are_refused() {
+        let told = chosen(&["shapes", "deqa"], &["url=http://a.b:1"]).unwrap_err();
+        assert!(told.contains("does not say of which reward it is; write `shapes.KEY=VALUE`"), "{told}");
+        let told = chosen(&["shapes", "deqa", "shapes"], &[]).unwrap_err();
+        assert!(told.contains("reward `shapes` is given twice"), "{told}");
+        assert!(chosen(&["deqa"], &["url"]).unwrap_err().contains("malformed option `url`"));
+    }
+}

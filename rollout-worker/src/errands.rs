@@ -1,0 +1,7 @@
+//! What a worker does from task to task: fetch weights, draw, score, push, tell.
+
+pub mod device;
+pub mod hands;
+pub mod learner_link;
+pub mod push;
+pub mod weights;
