@@ -156,7 +156,12 @@ mod tests {
         // It waits by itself: a child of it would outlive it, and looks like it until it has become another program.
         learner.args(["-c", "read line", "--member-id", "learner"]).stdin(Stdio::piped()).stdout(log);
         let mut learner = learner.spawn().expect("started");
-        let living = stored_record(&directory, "demo").err().expect("refused");
+        // A process that has just begun another program has no arguments for a moment.
+        let refusal = || {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            stored_record(&directory, "demo").err()
+        };
+        let living = (0..500).find_map(|_| refusal()).expect("refused");
         learner.kill().expect("killed");
         learner.wait().expect("buried");
         assert_eq!(living.exit_code(), 2);
