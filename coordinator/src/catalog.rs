@@ -123,6 +123,8 @@ impl Catalog {
             prompt_slot: spec.prompt_slot,
             first_seed: spec.first_seed,
             n_seeds: spec.n_seeds,
+            // There is one.
+            learner_rank: 0,
         })
     }
 

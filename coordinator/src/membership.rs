@@ -12,8 +12,9 @@
 mod names;
 mod tally;
 
-use names::{LONGEST_MEMBER_ID, LONGEST_PLACE, check_words, role_in_words, role_named};
-use proto::{Caller, Role};
+use names::{LONGEST_MEMBER_ID, LONGEST_PLACE, check_build, check_words, role_in_words, role_named};
+use proto::{Caller, Process, Role};
+use protocol::{PROGRAM_VERSION, PROTOCOL_VERSION};
 use service::shown;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -45,12 +46,12 @@ pub struct Applicant {
     pub member_id: String,
     /// Empty at its first join.
     pub run_id: String,
+    /// Learner: its rank.
+    pub rank: u32,
     /// Learner: where workers reach it.
     pub address: String,
-    /// Process id on its host.
-    pub pid: u32,
-    /// Its host.
-    pub host: String,
+    /// Which process it is.
+    pub process: Process,
 }
 
 /// Why a message is not accepted.
@@ -92,6 +93,19 @@ pub enum Refusal {
         member_id: String,
         /// Whose it is.
         theirs: &'static str,
+    },
+    /// The process is of another build, which may round otherwise or misunderstand.
+    #[error(
+        "member `{member_id}` is version {theirs_program} and speaks protocol {theirs_protocol}; this coordinator is version \
+         {PROGRAM_VERSION} and speaks {PROTOCOL_VERSION}: start all programs of a run from one build"
+    )]
+    OtherBuild {
+        /// The sender.
+        member_id: String,
+        /// Its version.
+        theirs_program: String,
+        /// Its protocol's.
+        theirs_protocol: u32,
     },
     /// There are too many members.
     #[error("{MOST_LIVING} members are here already")]
@@ -158,6 +172,8 @@ pub struct Member {
     pub tasks_done: u64,
     /// What is wrong while it goes on, in its words.
     pub troubles: Vec<String>,
+    /// What it computes on, in its words; empty until it has said so.
+    pub device: String,
     /// Time of membership before the newest join.
     earlier: Duration,
     joined: Instant,
@@ -198,7 +214,7 @@ impl Members {
     /// # Errors
     /// If it is of another run or role, the place belongs to another living process, or there are too many members.
     pub fn join(&mut self, mut applicant: Applicant, now: Instant) -> Result<Caller, Refusal> {
-        applicant.host = shown(&applicant.host, LONGEST_PLACE);
+        applicant.process.host = shown(&applicant.process.host, LONGEST_PLACE);
         check_words(&applicant)?;
         self.check_applicant(&applicant)?;
         self.incarnation += 1;
@@ -210,6 +226,7 @@ impl Members {
             draining: false,
             tasks_done: earlier.map_or(0, |member| member.tasks_done),
             troubles: Vec::new(),
+            device: String::new(),
             earlier: earlier.map_or(Duration::ZERO, |member| member.present(now)),
             joined: now,
             applicant,
@@ -224,6 +241,7 @@ impl Members {
     }
 
     fn check_applicant(&self, applicant: &Applicant) -> Result<(), Refusal> {
+        check_build(applicant)?;
         let rejoins = !applicant.run_id.is_empty();
         if rejoins && applicant.run_id != self.run_id {
             return Err(self.other_run(&applicant.run_id));
@@ -237,11 +255,14 @@ impl Members {
         if known.is_none_or(|member| !member.is_living()) && self.tally.n_living >= MOST_LIVING {
             return Err(Refusal::Full);
         }
-        let same_process = |other: &Applicant| other.pid == applicant.pid && other.host == applicant.host;
+        let same_process = |other: &Applicant| other.process.nonce == applicant.process.nonce;
         let stuck =
             |other: &&Member| other.presence == Presence::Lost(Loss::Stuck) && same_process(&other.applicant);
         if self.members.get(&applicant.member_id).filter(stuck).is_some() {
-            return Err(Refusal::Stuck { member_id: applicant.member_id.clone(), pid: applicant.pid });
+            return Err(Refusal::Stuck {
+                member_id: applicant.member_id.clone(),
+                pid: applicant.process.pid,
+            });
         }
         let same_place = |other: &Applicant| {
             other.member_id == applicant.member_id
@@ -253,8 +274,8 @@ impl Members {
             // A newly started process replaces the one whose name it was given.
             Some(other) if rejoins || other.member_id != applicant.member_id => Err(Refusal::Taken {
                 member_id: other.member_id.clone(),
-                pid: other.pid,
-                host: other.host.clone(),
+                pid: other.process.pid,
+                host: other.process.host.clone(),
             }),
             _ => Ok(()),
         }
@@ -330,6 +351,13 @@ impl Members {
         Ok(member_id)
     }
 
+    /// Takes what a member computes on.
+    pub fn note_device(&mut self, member_id: &str, device: String) {
+        if let Some(member) = self.members.get_mut(member_id) {
+            member.device = device;
+        }
+    }
+
     /// Takes what is wrong at a member, and returns what of it is new and what is over.
     pub fn note_troubles(&mut self, member_id: &str, troubles: Vec<String>) -> (Vec<String>, Vec<String>) {
         let Some(member) = self.members.get_mut(member_id) else { return (Vec::new(), Vec::new()) };
@@ -373,7 +401,7 @@ impl Members {
 
     /// Ends a membership for a known reason; whether there was one with that process id to end.
     pub fn end(&mut self, member_id: &str, pid: u32, presence: Presence) -> bool {
-        let is_meant = |member: &&Member| member.is_living() && member.applicant.pid == pid;
+        let is_meant = |member: &&Member| member.is_living() && member.applicant.process.pid == pid;
         let is_there = self.members.get(member_id).filter(is_meant).is_some();
         if is_there {
             self.change(member_id, |member| member.presence = presence);

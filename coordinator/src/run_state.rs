@@ -6,10 +6,9 @@
 use crate::catalog::Catalog;
 use crate::membership::{Applicant, Loss, Member, Members, Presence, Refusal};
 use crate::tasks::{Asking, Failed, Grant, TaskBook, TaskCounts, Verdict, WantedTasks};
-use proto::heartbeat_reply::Order;
 use proto::{
-    Caller, Fatal, FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply, JoinRequest,
-    NextTaskRequest, Progress, ReportRequest, Role, StatusReply, Summary, TaskId, Wanted,
+    Caller, Drain, Fatal, FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply, JoinRequest,
+    NextTaskRequest, Order, Progress, ReportRequest, Role, StatusReply, Summary, TaskId, Wanted, order,
 };
 use protocol::{TaskName, kind_from_wire};
 use service::shown;
@@ -21,6 +20,8 @@ const MOST_NOTICES: usize = 1000;
 /// Likewise of a trouble, and troubles of one member: `status` shows those of all.
 const LONGEST_TROUBLE: usize = 300;
 const MOST_TROUBLES: usize = 8;
+/// Likewise of a device's name.
+const LONGEST_DEVICE: usize = 100;
 /// Tasks in hand that a message may name; a worker has two.
 const MOST_IN_HAND: usize = 8;
 
@@ -114,21 +115,18 @@ impl RunState {
     /// If it is refused.
     pub fn join(&mut self, request: &JoinRequest, now: Instant) -> Result<JoinReply, Refusal> {
         let role = request.role();
+        let process = request.process.clone().ok_or(Refusal::Malformed("which process joins?"))?;
+        let pid = process.pid;
         let applicant = Applicant {
             role,
             member_id: request.member_id.clone(),
             run_id: request.run_id.clone(),
+            rank: request.rank,
             address: request.address.clone(),
-            pid: request.pid,
-            host: request.host.clone(),
+            process,
         };
         let identity = self.members.join(applicant, now)?;
-        tracing::info!(
-            member = request.member_id,
-            pid = request.pid,
-            incarnation = identity.incarnation,
-            "joined"
-        );
+        tracing::info!(member = request.member_id, pid, incarnation = identity.incarnation, "joined");
         match role {
             Role::Learner => self.tasks.forget_learner(),
             _ => {
@@ -139,7 +137,7 @@ impl RunState {
             identity: Some(identity),
             config: self.catalog.config().to_toml(),
             run_directory: self.run_directory.clone(),
-            learner_address: self.learner_address(),
+            learner_addresses: self.learner_addresses(),
             lease_seconds: self.members.patience().lease.as_secs_f64(),
             prompt_digests: self.catalog.prompt_digests().clone(),
         })
@@ -159,11 +157,13 @@ impl RunState {
         }
         let (draining, role) = outcome?;
         if let Some(caller) = caller {
+            self.members.note_device(&caller.member_id, shown(&request.device, LONGEST_DEVICE));
             self.say_troubles(&caller.member_id, request.troubles);
         }
         let leaves = draining || if role == Role::Learner { self.learner_leaves() } else { self.is_ending() };
-        let order = if leaves { Order::Drain } else { Order::Continue };
-        Ok(HeartbeatReply { order: order.into(), learner_address: self.learner_address() })
+        let drain = leaves.then_some(Order { order: Some(order::Order::Drain(Drain {})) });
+        let orders = drain.into_iter().collect();
+        Ok(HeartbeatReply { orders, learner_addresses: self.learner_addresses() })
     }
 
     fn say_troubles(&mut self, member_id: &str, troubles: Vec<String>) {
@@ -420,7 +420,10 @@ impl RunState {
             role: applicant.role.into(),
             state: member.presence.as_str().to_owned(),
             address: applicant.address.clone(),
-            pid: applicant.pid,
+            pid: applicant.process.pid,
+            host: applicant.process.host.clone(),
+            device: member.device.clone(),
+            metrics_address: applicant.process.metrics_address.clone(),
             seconds_since_heartbeat: now.saturating_duration_since(member.last_heartbeat).as_secs_f64(),
             tasks_done: member.tasks_done,
             running: running.iter().map(|task| (*task).into()).collect(),
@@ -439,8 +442,9 @@ impl RunState {
         share(busy, present)
     }
 
-    fn learner_address(&self) -> String {
-        self.members.learner().map(|member| member.applicant.address.clone()).unwrap_or_default()
+    /// By rank.
+    fn learner_addresses(&self) -> Vec<String> {
+        self.members.learner().map(|member| member.applicant.address.clone()).into_iter().collect()
     }
 }
 

@@ -125,7 +125,10 @@ impl ControlPlane {
     /// Whether and how the process of that id is a member.
     pub fn presence(&self, member_id: &str, pid: u32) -> Option<Presence> {
         let of_process = |members: &Members| {
-            members.get(member_id).filter(|member| member.applicant.pid == pid).map(|member| member.presence)
+            members
+                .get(member_id)
+                .filter(|member| member.applicant.process.pid == pid)
+                .map(|member| member.presence)
         };
         self.read(|state| of_process(&state.members))
     }
@@ -244,7 +247,7 @@ impl Admin for ControlPlane {
 fn living_workers(members: &Members) -> Vec<u32> {
     let living = members.iter().filter(|member| member.is_living());
     let workers = living.filter(|member| member.applicant.role == Role::RolloutWorker);
-    workers.map(|member| member.applicant.pid).collect()
+    workers.map(|member| member.applicant.process.pid).collect()
 }
 
 impl From<Refusal> for Status {
@@ -255,6 +258,7 @@ impl From<Refusal> for Status {
             Refusal::Full => Self::unavailable(message),
             Refusal::OtherRun { .. }
             | Refusal::OtherRole { .. }
+            | Refusal::OtherBuild { .. }
             | Refusal::Taken { .. }
             | Refusal::Stuck { .. }
             | Refusal::Fenced { .. } => Self::failed_precondition(message),

@@ -82,10 +82,11 @@ fn member_text(member: &Member) -> String {
     let tasks: String = running(member).iter().map(|task| format!(" · {task}")).collect();
     let troubles: String = member.troubles.iter().map(|trouble| format!("\n    {trouble}")).collect();
     format!(
-        "  {:<12} {:<8} pid {:<8} heard {:.1} s ago · {} tasks · {:.0} % busy{tasks}{troubles}",
+        "  {:<12} {:<8} pid {:<8} {:<7} heard {:.1} s ago · {} tasks · {:.0} % busy{tasks}{troubles}",
         member.member_id,
         member.state,
         member.pid,
+        member.device,
         member.seconds_since_heartbeat,
         member.tasks_done,
         100.0 * member.busy,
@@ -104,6 +105,9 @@ pub fn living_json(reply: &StatusReply, held_out: &[HeldOut], run: &RunDirectory
             "state": member.state,
             "address": member.address,
             "pid": member.pid,
+            "host": member.host,
+            "device": member.device,
+            "metrics_address": member.metrics_address,
             "seconds_since_heartbeat": member.seconds_since_heartbeat,
             "tasks_done": member.tasks_done,
             "running": running(member),

@@ -7,7 +7,6 @@ use coordinator::run_state::{Ending, RunState};
 use coordinator::server::ControlPlane;
 use proto::coordinator_client::CoordinatorClient;
 use proto::coordinator_server::Coordinator;
-use proto::heartbeat_reply::Order;
 use proto::{
     Caller, Fatal, FinishTaskRequest, HeartbeatRequest, JoinRequest, LeaveRequest, NextTaskRequest,
     ReportRequest, Role, Summary, TaskId, Wanted,
@@ -29,6 +28,10 @@ struct Server {
     plane: ControlPlane,
     port: u16,
     runtime: Option<Runtime>,
+}
+
+fn process(pid: u32) -> Option<proto::Process> {
+    Some(protocol::process(u128::from(pid).to_le_bytes(), "here", pid))
 }
 
 impl Server {
@@ -64,8 +67,12 @@ impl Server {
     async fn member(&self, role: Role, member_id: &str, pid: u32) -> Member {
         let channel = service::connect(&self.address(), LONG).await.expect("connected");
         let mut client = service::coordinator_client(channel);
-        let request =
-            JoinRequest { pid, role: role.into(), member_id: member_id.to_owned(), ..JoinRequest::default() };
+        let request = JoinRequest {
+            process: process(pid),
+            role: role.into(),
+            member_id: member_id.to_owned(),
+            ..JoinRequest::default()
+        };
         let reply = client.join(request).await.expect("joined").into_inner();
         Member { client, caller: reply.identity }
     }
@@ -143,9 +150,11 @@ impl Member {
         self.client.report(request).await.expect("reported").into_inner().drain
     }
 
-    async fn heartbeat(&mut self) -> Result<Order, Status> {
+    /// Whether the member is told to leave.
+    async fn heartbeat(&mut self) -> Result<bool, Status> {
         let request = HeartbeatRequest { caller: self.caller.clone(), ..HeartbeatRequest::default() };
-        self.client.heartbeat(request).await.map(|reply| reply.into_inner().order())
+        let is_drain = |order: &proto::Order| matches!(order.order, Some(proto::order::Order::Drain(_)));
+        self.client.heartbeat(request).await.map(|reply| reply.into_inner().orders.iter().any(is_drain))
     }
 
     /// Lives, and does nothing else, until dropped.
@@ -239,7 +248,7 @@ async fn an_earlier_incarnation_is_fenced() {
     let mut old = server.member(Role::RolloutWorker, "a", 1).await;
     let mut new = server.member(Role::RolloutWorker, "a", 2).await;
     assert_eq!(old.heartbeat().await.expect_err("replaced").code(), Code::FailedPrecondition);
-    assert_eq!(new.heartbeat().await.expect("a member"), Order::Continue);
+    assert!(!new.heartbeat().await.expect("a member"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -289,7 +298,7 @@ async fn members_find_a_restarted_coordinator_and_it_learns_their_tasks() {
     let server = Server::start(home.path(), port, 2);
     learner.report(wants_training(0, &[3]), progress, Vec::new()).await.expect("reported after the outage");
     let mut standing = worker.standing();
-    standing.wait_for(|standing| standing.learner_address == "127.0.0.1:9").await.expect("heartbeat");
+    standing.wait_for(|standing| standing.learner_addresses == ["127.0.0.1:9"]).await.expect("heartbeat");
     while worker.caller() == before {
         tokio::time::sleep(LEASE / 10).await;
     }
@@ -313,13 +322,13 @@ async fn a_drain_stops_grants_and_reaches_the_workers_before_the_learner() {
     let mut admin = coordinator::server::connect_admin(server.port).await.expect("connected");
     admin.down(proto::DownRequest {}).await.expect("asked");
     assert_eq!(server.plane.ending().await, None, "stopped, not ended");
-    assert_eq!(worker.heartbeat().await.expect("a member"), Order::Drain);
+    assert!(worker.heartbeat().await.expect("a member"));
     assert_eq!(worker.next(Duration::ZERO).await.expect("a member"), None);
     assert!(!learner.report(wants_training(0, &[])).await, "the worker may have something to deliver yet");
-    assert_eq!(learner.heartbeat().await.expect("a member"), Order::Continue);
+    assert!(!learner.heartbeat().await.expect("a member"));
     worker.client.leave(LeaveRequest { caller: worker.caller.clone() }).await.expect("heard");
     assert!(learner.report(wants_training(0, &[])).await);
-    assert_eq!(learner.heartbeat().await.expect("a member"), Order::Drain);
+    assert!(learner.heartbeat().await.expect("a member"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -429,22 +438,25 @@ async fn nobody_takes_the_learners_name_and_status_stays_readable_whatever_membe
         service::coordinator_client(channel).join(request).await.map(drop)
     };
     let role = Role::RolloutWorker.into();
-    let request = JoinRequest { role, member_id: "learner".to_owned(), ..JoinRequest::default() };
+    let request =
+        JoinRequest { role, member_id: "learner".to_owned(), process: process(1), ..JoinRequest::default() };
     let refused = join(request.clone()).await.expect_err("it is the learner's");
     assert!(refused.message().contains("`learner` is that of a learner"), "{refused}");
     let mut learner = server.learner().await;
     join(request).await.expect_err("it is the learner's");
-    assert_eq!(learner.heartbeat().await.expect("undisturbed"), Order::Continue);
+    assert!(!learner.heartbeat().await.expect("undisturbed"));
 
     let giant = "\u{1b}[2J".repeat(7 << 18);
     for member_id in [giant.clone(), giant[..4000].to_owned()] {
-        let refused = join(JoinRequest { role, member_id, ..JoinRequest::default() }).await;
+        let refused =
+            join(JoinRequest { role, member_id, process: process(1), ..JoinRequest::default() }).await;
         assert!(refused.expect_err("no name").message().len() < 1000);
     }
     let mut worker = server.worker("a").await;
     let troubles = vec![giant[..100_000].to_owned(); 8];
     let caller = worker.caller.clone();
-    let request = HeartbeatRequest { caller, troubles, idle_seconds: f64::NAN };
+    let request =
+        HeartbeatRequest { caller, troubles, idle_seconds: f64::NAN, device: giant[..900].to_owned() };
     worker.client.heartbeat(request).await.expect("a member");
     learner.report(wants_training(0, &[])).await;
     let task = worker.next(LONG).await.expect("a member").expect("a task");
@@ -471,7 +483,8 @@ async fn crowd(home: &Path, n_workers: u32) -> (ControlPlane, Vec<Option<Caller>
     let catalog = Catalog::open(config).expect("prompts");
     let plane = ControlPlane::new(RunState::new(members, catalog, String::new(), Instant::now()));
     let join = |role: Role, member_id: String| {
-        let request = JoinRequest { role: role.into(), member_id, ..JoinRequest::default() };
+        let request =
+            JoinRequest { role: role.into(), member_id, process: process(1), ..JoinRequest::default() };
         plane.update(|state, now| state.join(&request, now)).expect("joined").identity
     };
     let learner = join(Role::Learner, "learner".to_owned());

@@ -43,6 +43,10 @@ struct Supervised {
     home: tempfile::TempDir,
 }
 
+fn process(pid: u32) -> Option<proto::Process> {
+    Some(protocol::process(u128::from(pid).to_le_bytes(), "here", pid))
+}
+
 impl Supervised {
     fn new(manner: &str, workers: usize) -> Self {
         let home = tempfile::tempdir().expect("a directory");
@@ -75,7 +79,8 @@ impl Supervised {
     fn join_all(&self) {
         for (member_id, pid) in self.supervisor.processes() {
             let role = if member_id == "learner" { Role::Learner } else { Role::RolloutWorker };
-            let request = JoinRequest { role: role.into(), member_id, pid, ..JoinRequest::default() };
+            let request =
+                JoinRequest { role: role.into(), member_id, process: process(pid), ..JoinRequest::default() };
             self.plane.update(|state, now| state.join(&request, now)).expect("joined");
         }
     }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::{PromptSplit, RunConfig};
-use proto::heartbeat_reply::Order;
 use proto::learner_server::LearnerServer;
 use proto::{Fatal, Role};
 use service::{
@@ -132,6 +131,7 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
     };
     let (membership, reply) = Membership::join(&options.coordinator, details).await?;
     let config = RunConfig::from_toml(&reply.config).map_err(ServeError::Config)?;
+    membership.computes_on(config.resources.device.to_string());
     let shared = Shared::default();
     let (receiver_ready, receiver) = oneshot::channel();
     let places = Places {
@@ -173,7 +173,7 @@ async fn wait_for_end(
     let told_to_leave = async {
         tokio::select! {
             () = shutdown.cancelled() => None,
-            _ = standing.wait_for(|standing| standing.order == Order::Drain) => None,
+            _ = standing.wait_for(|standing| standing.is_draining) => None,
             loss = membership.lost() => Some(loss.into()),
             breakdown = breakdown => Some(breakdown),
         }

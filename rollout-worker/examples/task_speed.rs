@@ -53,6 +53,7 @@ fn main() -> anyhow::Result<()> {
             prompt_slot: spec.prompt_slot,
             first_seed: spec.first_seed,
             n_seeds: spec.n_seeds,
+            learner_rank: 0,
         };
         let sampled = sampler.sample(&task, &|| ())?;
         let start = Instant::now();

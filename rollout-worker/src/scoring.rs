@@ -109,7 +109,13 @@ impl Scorer {
             ..PushHeader::default()
         };
         let tensors = sampled.tensors.into_iter().chain(scores).collect();
-        Ok(Delivery { header, tensors, embeddings: sampled.embeddings, next_latents: sampled.next_latents })
+        Ok(Delivery {
+            learner_rank: sampled.task.learner_rank,
+            header,
+            tensors,
+            embeddings: sampled.embeddings,
+            next_latents: sampled.next_latents,
+        })
     }
 
     /// All scorers at once, then the sum.

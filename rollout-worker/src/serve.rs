@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use config::{ComputeDevice, PromptSplit, RunConfig};
 use models::{LoadOptions, ModelError};
-use proto::heartbeat_reply::Order;
 use proto::{JoinReply, Role};
 use service::{Hub, JoinDetails, Membership, PromptCopies};
 use tch::Device;
@@ -80,6 +79,7 @@ async fn start(
         config.resources.device = device;
     }
     let reward_device = run_setup::open_device(config.resources.device).map_err(BadInput::from_error)?;
+    membership.computes_on(config.resources.device.to_string());
     let scorer = Scorer::start(&config, reward_device, &hub).await?;
     let n_threads = config.resources.worker_threads;
     let (told, prompts) = (membership.clone(), PromptCopies::of(reply));
@@ -167,7 +167,7 @@ fn cache_prompts(
 
 async fn stop_when_ordered(membership: Membership, stop: CancellationToken) {
     let mut standing = membership.standing();
-    let ordered = standing.wait_for(|standing| standing.order == Order::Drain);
+    let ordered = standing.wait_for(|standing| standing.is_draining);
     if until(&stop, ordered).await.is_some_and(|ordered| ordered.is_ok()) {
         tracing::info!("told to leave, finishing what is in flight");
         stop.cancel();

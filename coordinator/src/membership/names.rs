@@ -2,8 +2,9 @@
 
 use super::{Applicant, Refusal};
 use crate::launch::{LEARNER, worker_position};
-use proto::Role;
-use protocol::is_printable;
+use proto::{Process, Role};
+use protocol::{NONCE_BYTES, PROGRAM_VERSION, PROTOCOL_VERSION, is_printable};
+use service::shown;
 
 pub(super) const LONGEST_MEMBER_ID: usize = 100;
 /// Of hosts and addresses.
@@ -25,7 +26,30 @@ pub(super) fn check_words(applicant: &Applicant) -> Result<(), Refusal> {
     if address.len() > LONGEST_PLACE || !address.chars().all(is_printable) {
         return Err(Refusal::Malformed("an address is `host:port`, of at most 300 bytes"));
     }
+    let process = &applicant.process;
+    if process.nonce.len() != NONCE_BYTES {
+        return Err(Refusal::Malformed("a process has a nonce of 16 bytes"));
+    }
+    if process.metrics_address.len() > LONGEST_PLACE || !process.metrics_address.chars().all(is_printable) {
+        return Err(Refusal::Malformed("a metrics address is `host:port`, of at most 300 bytes"));
+    }
+    if applicant.rank != 0 {
+        return Err(Refusal::Malformed("there is one learner, of rank 0"));
+    }
     Ok(())
+}
+
+/// Checks that a process is of this build.
+pub(super) fn check_build(applicant: &Applicant) -> Result<(), Refusal> {
+    let Process { program_version, protocol_version, .. } = &applicant.process;
+    if (program_version.as_str(), *protocol_version) == (PROGRAM_VERSION, PROTOCOL_VERSION) {
+        return Ok(());
+    }
+    Err(Refusal::OtherBuild {
+        member_id: applicant.member_id.clone(),
+        theirs_program: shown(program_version, LONGEST_MEMBER_ID),
+        theirs_protocol: *protocol_version,
+    })
 }
 
 /// Whose a name is that the launcher gives.

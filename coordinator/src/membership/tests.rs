@@ -13,10 +13,15 @@ fn worker(member_id: &str, pid: u32) -> Applicant {
         role: Role::RolloutWorker,
         member_id: member_id.to_owned(),
         run_id: String::new(),
+        rank: 0,
         address: String::new(),
-        pid,
-        host: "here".to_owned(),
+        process: process(pid),
     }
+}
+
+/// A process whose nonce is as different from others' as its id.
+fn process(pid: u32) -> Process {
+    protocol::process(u128::from(pid).to_le_bytes(), "here", pid)
 }
 
 fn again(applicant: Applicant) -> Applicant {
@@ -93,7 +98,7 @@ fn there_is_one_learner() {
     members.join(learner("learner", 1), now).expect("joined");
     assert!(matches!(members.join(learner("other", 2), now), Err(Refusal::Taken { .. })));
     members.join(learner("learner", 3), now).expect("its successor");
-    assert_eq!(members.learner().expect("a learner").applicant.pid, 3);
+    assert_eq!(members.learner().expect("a learner").applicant.process.pid, 3);
 }
 
 #[test]
@@ -153,7 +158,7 @@ fn a_name_belongs_to_one_role() {
     assert!(matches!(members.join(worker("learner", 7), now), Err(Refusal::OtherRole { .. })), "nor then");
     assert!(matches!(members.join(learner("a", 7), now), Err(Refusal::OtherRole { .. })));
     members.join(learner("learner", 3), now).expect("the next learner");
-    assert_eq!(members.learner().expect("a learner").applicant.pid, 3);
+    assert_eq!(members.learner().expect("a learner").applicant.process.pid, 3);
 }
 
 #[test]
@@ -171,8 +176,9 @@ fn names_are_short_and_printable() {
     members.join(worker(&long[1..], 1), now).expect("long enough");
     members.join(worker("node-7.rack_2:gpu@3+x", 1), now).expect("what launchers write");
     let host = format!("\u{1b}{}", "h".repeat(1 << 20));
-    members.join(Applicant { host, ..worker("b", 1) }, now).expect("joined");
-    let shown = &members.get("b").expect("known").applicant.host;
+    let named = Process { host, ..process(1) };
+    members.join(Applicant { process: named, ..worker("b", 1) }, now).expect("joined");
+    let shown = &members.get("b").expect("known").applicant.process.host;
     assert!(shown.len() < 400 && !shown.contains('\u{1b}'), "{shown}");
 }
 
@@ -238,4 +244,40 @@ fn there_is_an_end_to_members() {
     members.expire(now + PATIENCE.lease * 2);
     assert_eq!((members.n_workers(), members.n_taking_tasks()), (0, 0));
     members.join(worker("one-more", 1), now).expect("room again");
+}
+
+#[test]
+fn processes_are_told_apart_by_their_nonces_alone() {
+    let (mut members, now) = (members(), Instant::now());
+    members.join(worker("a", 1), now).expect("joined");
+    // A container that is started again: the same id on a host of the same name.
+    let restarted =
+        Applicant { process: Process { nonce: vec![7; 16].into(), ..process(1) }, ..worker("a", 1) };
+    let refused = members.join(again(restarted.clone()), now).expect_err("the first one lives");
+    assert_eq!(refused.to_string(), "member `a` is process 1 on here now");
+    members.join(restarted, now).expect("it is newly started, and replaces the first");
+    members.join(again(worker("a", 1)), now).expect_err("it was replaced");
+}
+
+#[test]
+fn another_build_or_protocol_is_refused_with_both_versions() {
+    let (mut members, now) = (members(), Instant::now());
+    for odd in [
+        Process { program_version: "0.0.0".to_owned(), ..process(1) },
+        Process { protocol_version: 2, ..process(1) },
+        Process { program_version: "\u{1b}[2J".repeat(1 << 20), ..process(1) },
+    ] {
+        let refused = members.join(Applicant { process: odd, ..worker("a", 1) }, now).expect_err("refused");
+        let told = refused.to_string();
+        assert!(told.contains(&format!("version {PROGRAM_VERSION} and speaks {PROTOCOL_VERSION}")), "{told}");
+        assert!(told.len() < 500 && !told.contains('\u{1b}'), "{told}");
+    }
+    for odd in [
+        Applicant { process: Process { nonce: Vec::new().into(), ..process(1) }, ..worker("a", 1) },
+        Applicant { rank: 1, ..learner("learner", 1) },
+        Applicant { process: Process { metrics_address: "\n".to_owned(), ..process(1) }, ..worker("a", 1) },
+    ] {
+        let refused = members.join(odd, now).expect_err("refused");
+        assert!(matches!(refused, Refusal::Malformed(_)), "{refused}");
+    }
 }

@@ -9,6 +9,7 @@ mod intake;
 mod member_link;
 mod names;
 mod printable;
+mod process;
 mod push_fault;
 mod push_schema;
 pub mod push_tensors;
@@ -21,6 +22,7 @@ pub use intake::{Intake, Order, Standing, Taken};
 pub use member_link::{AfterCall, CallEnd, JoinEnd, Loss, MemberLink};
 pub use names::{NameFault, TaskName, WeightsName, WeightsRole, kind_from_wire, kind_to_wire};
 pub use printable::is_printable;
+pub use process::{NONCE_BYTES, PROGRAM_VERSION, PROTOCOL_VERSION, process};
 pub use push_fault::{PushFault, TensorForm};
 pub use push_schema::{Digest, PushSchema};
 pub use retries::{

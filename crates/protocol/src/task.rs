@@ -19,6 +19,8 @@ pub struct Task {
     pub first_seed: u32,
     /// Train: seeds of the prompt. Evaluate and test: images of every prompt.
     pub n_seeds: u32,
+    /// The rank of the learner that the outcome goes to.
+    pub learner_rank: u32,
 }
 
 /// A prompt of a task.
@@ -76,7 +78,7 @@ impl TryFrom<proto::Task> for Task {
     type Error = TaskFault;
 
     fn try_from(task: proto::Task) -> Result<Self, TaskFault> {
-        let proto::Task { id, version, prompts, prompt_slot, first_seed, n_seeds } = task;
+        let proto::Task { id, version, prompts, prompt_slot, first_seed, n_seeds, learner_rank } = task;
         let name = TaskName::try_from(&id.ok_or(NameFault::Missing)?)?;
         match (name.kind, prompts.len()) {
             (TaskKind::Train, 1) => {}
@@ -88,15 +90,15 @@ impl TryFrom<proto::Task> for Task {
             return Err(TaskFault::Seeds { first_seed, n_seeds });
         }
         let prompts = prompts.into_iter().map(Prompt::try_from).collect::<Result<_, _>>()?;
-        Ok(Self { name, version, prompts, prompt_slot, first_seed, n_seeds })
+        Ok(Self { name, version, prompts, prompt_slot, first_seed, n_seeds, learner_rank })
     }
 }
 
 impl From<Task> for proto::Task {
     fn from(task: Task) -> Self {
-        let Task { name, version, prompts, prompt_slot, first_seed, n_seeds } = task;
+        let Task { name, version, prompts, prompt_slot, first_seed, n_seeds, learner_rank } = task;
         let prompts = prompts.into_iter().map(proto::Prompt::from).collect();
-        Self { id: Some(name.into()), version, prompts, prompt_slot, first_seed, n_seeds }
+        Self { id: Some(name.into()), version, prompts, prompt_slot, first_seed, n_seeds, learner_rank }
     }
 }
 
@@ -135,6 +137,7 @@ mod tests {
             prompt_slot: 5,
             first_seed: 6,
             n_seeds: 7,
+            learner_rank: 1,
         }
     }
 

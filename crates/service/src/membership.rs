@@ -10,14 +10,14 @@ mod work_in_hand;
 use crate::connect::endpoint;
 use crate::{ServiceError, coordinator_client, request};
 use link::{CALL_DEADLINE, Link, State, heartbeats};
-use proto::heartbeat_reply::Order;
 use proto::{
-    Caller, Fatal, FinishTaskRequest, JoinReply, LeaveRequest, NextTaskRequest, Progress, ReportReply,
-    ReportRequest, Role, Summary, Task, TaskId, Wanted,
+    Caller, Fatal, FinishTaskRequest, JoinReply, LeaveRequest, NextTaskRequest, Process, Progress,
+    ReportReply, ReportRequest, Role, Summary, Task, TaskId, Wanted,
 };
-use protocol::{Loss, MemberLink};
+use protocol::{Loss, MemberLink, NONCE_BYTES};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -43,10 +43,10 @@ pub struct JoinDetails {
 /// What the coordinator last said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// `host:port` of the learner; empty while none has joined.
-    pub learner_address: String,
-    /// Go on, or finish what is in flight and leave.
-    pub order: Order,
+    /// `host:port` of the learners by rank; empty while that one has not joined.
+    pub learner_addresses: Vec<String>,
+    /// Whether to finish what is in flight and leave.
+    pub is_draining: bool,
 }
 
 /// A living membership; its heartbeat stops when the last clone is dropped.
@@ -68,12 +68,14 @@ impl Membership {
             running: Vec::new(),
             work: WorkClocks::default(),
             troubles: BTreeMap::new(),
+            device: String::new(),
         };
-        let standing = Standing { learner_address: String::new(), order: Order::Continue };
+        let standing = Standing { learner_addresses: Vec::new(), is_draining: false };
         let link = Arc::new(Link {
             address: address.to_owned(),
             client,
             details,
+            process: this_process(),
             state: Mutex::new(state),
             joining: tokio::sync::Mutex::new(()),
             standing: watch::Sender::new(standing),
@@ -108,6 +110,11 @@ impl Membership {
     /// stood still.
     pub fn begin_work(&self) -> WorkInHand {
         WorkInHand::begin(self.link.clone())
+    }
+
+    /// Lets the coordinator know, from the next heartbeat on, what this member computes on.
+    pub fn computes_on(&self, device: String) {
+        self.link.state().device = device;
     }
 
     /// Lets the coordinator know, from the next heartbeat on, what is wrong with `subject` while this member goes on.
@@ -236,4 +243,18 @@ impl Membership {
             tracing::debug!("goodbye not heard: {}", status.message());
         }
     }
+}
+
+/// What this process says of itself: the same whenever it joins, and unlike any other.
+fn this_process() -> Process {
+    static NONCE: LazyLock<[u8; NONCE_BYTES]> = LazyLock::new(|| {
+        let mut nonce = [0; NONCE_BYTES];
+        // Keys of a hash map are the one source of randomness in the standard library; nothing here need be secret.
+        let halves = nonce.chunks_exact_mut(8);
+        halves
+            .for_each(|half| half.copy_from_slice(&RandomState::new().build_hasher().finish().to_le_bytes()));
+        nonce
+    });
+    let host = nix::unistd::gethostname().map(|host| host.to_string_lossy().into_owned());
+    protocol::process(*NONCE, &host.unwrap_or_default(), std::process::id())
 }

@@ -1,7 +1,6 @@
 //! A member against a coordinator that goes away, forgets, refuses and orders.
 
 use proto::coordinator_server::{Coordinator, CoordinatorServer};
-use proto::heartbeat_reply::Order;
 use proto::*;
 use service::{JoinDetails, Membership, ServiceError};
 use std::net::SocketAddr;
@@ -21,7 +20,8 @@ struct StubState {
     incarnation: u64,
     last_join: Option<JoinRequest>,
     refuse: bool,
-    order: i32,
+    orders: Vec<Order>,
+    device: String,
     finished: Vec<TaskId>,
     idle_seconds: f64,
     troubles: Vec<String>,
@@ -106,12 +106,13 @@ impl Coordinator for Stub {
         &self,
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatReply>, Status> {
-        let HeartbeatRequest { caller, idle_seconds, troubles } = request.into_inner();
+        let HeartbeatRequest { caller, idle_seconds, troubles, device } = request.into_inner();
         self.fence(caller)?;
         self.state.lock().unwrap().idle_seconds = idle_seconds;
         self.state.lock().unwrap().troubles = troubles;
-        let order = self.state.lock().unwrap().order;
-        Ok(Response::new(HeartbeatReply { order, learner_address: "127.0.0.1:7".to_owned() }))
+        self.state.lock().unwrap().device = device;
+        let orders = self.state.lock().unwrap().orders.clone();
+        Ok(Response::new(HeartbeatReply { orders, learner_addresses: vec!["127.0.0.1:7".to_owned()] }))
     }
 
     async fn next_task(&self, request: Request<NextTaskRequest>) -> Result<Response<NextTaskReply>, Status> {
@@ -155,10 +156,19 @@ async fn heartbeats_bring_orders_and_the_learner_address() {
     let (address, _stop) = stub.serve().await;
     let membership = join(address, Duration::from_secs(9)).await;
     let mut standing = membership.standing();
-    standing.wait_for(|standing| standing.learner_address == "127.0.0.1:7").await.expect("heartbeat");
-    assert_eq!(standing.borrow().order, Order::Continue);
-    stub.state.lock().unwrap().order = Order::Drain.into();
-    standing.wait_for(|standing| standing.order == Order::Drain).await.expect("heartbeat");
+    standing.wait_for(|standing| standing.learner_addresses == ["127.0.0.1:7"]).await.expect("heartbeat");
+    assert!(!standing.borrow().is_draining);
+    // An order of a later version is passed over.
+    stub.state.lock().unwrap().orders = vec![Order { order: None }];
+    membership.computes_on("cuda:3".to_owned());
+    let heard = || stub.state.lock().unwrap().device == "cuda:3";
+    while !heard() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!standing.borrow().is_draining);
+    let drain = Order { order: Some(order::Order::Drain(Drain {})) };
+    stub.state.lock().unwrap().orders.push(drain);
+    standing.wait_for(|standing| standing.is_draining).await.expect("heartbeat");
 }
 
 #[tokio::test]

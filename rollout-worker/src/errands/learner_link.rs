@@ -29,10 +29,10 @@ impl LearnerLink {
         &self.membership
     }
 
-    /// A client of the learner, for the sake of `work`, as soon as there is one.
-    pub async fn client(&mut self, work: &WorkInHand) -> LearnerClient<Channel> {
+    /// A client of the learner of a rank, for the sake of `work`, as soon as there is one.
+    pub async fn client(&mut self, rank: u32, work: &WorkInHand) -> LearnerClient<Channel> {
         loop {
-            let address = self.membership.standing().borrow().learner_address.clone();
+            let address = self.address(rank);
             match &self.connection {
                 Some((connected, client)) if *connected == address => return client.clone(),
                 _ if address.is_empty() => self.pause(work).await,
@@ -45,6 +45,13 @@ impl LearnerLink {
                 },
             }
         }
+    }
+
+    /// Where the learner of a rank is; empty while nobody knows.
+    fn address(&self, rank: u32) -> String {
+        let standing = self.membership.standing();
+        let addresses = &standing.borrow().learner_addresses;
+        addresses.get(rank as usize).cloned().unwrap_or_default()
     }
 
     /// Waits before the next attempt, longer each time.

@@ -67,7 +67,7 @@ async fn attempt(
     with_next_latents: bool,
     work: &WorkInHand,
 ) -> Result<PushReply, Failure> {
-    let mut client = link.client(work).await;
+    let mut client = link.client(delivery.learner_rank, work).await;
     let caller = link.membership().caller();
     let digests: Vec<Bytes> = delivery.embeddings.iter().map(|embedding| embedding.digest.clone()).collect();
     let missing = if digests.is_empty() {

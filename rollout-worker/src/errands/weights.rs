@@ -17,6 +17,8 @@ use crate::errands::learner_link::{LearnerLink, failure};
 const KEPT_VERSIONS: usize = 3;
 /// No network is larger than this, in bytes.
 const SIZE_LIMIT: usize = 256 << 30;
+/// The rank of the learner that hands out weights.
+const WEIGHTS_RANK: u32 = 0;
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// One version of an adapter, or of the whole network, in one role.
@@ -102,7 +104,7 @@ impl WeightsCache {
         name: WeightsName,
         work: &WorkInHand,
     ) -> Result<TrainedWeights, FetchFailure> {
-        let mut client = self.link.client(work).await;
+        let mut client = self.link.client(WEIGHTS_RANK, work).await;
         let caller = Some(self.link.membership().caller());
         let (version, role) = (name.version, proto::WeightsRole::from(name.role));
         let message = WeightsRequest { caller, version, role: role.into() };

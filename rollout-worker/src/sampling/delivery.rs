@@ -29,6 +29,8 @@ pub struct WireEmbedding {
 /// Everything that may be sent of one task, however often that takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Delivery {
+    /// The rank of the learner that it goes to.
+    pub learner_rank: u32,
     /// The header, without caller and tensors.
     pub header: PushHeader,
     /// What is always sent.

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proto::coordinator_server::{Coordinator, CoordinatorServer};
-use proto::heartbeat_reply::Order;
 use proto::learner_server::{Learner, LearnerServer};
 use proto::push_reply::Status as PushStatus;
 use proto::*;
@@ -97,7 +96,7 @@ impl Coordinator for FakeCoordinator {
             identity: Some(identity),
             config: state.config.clone(),
             run_directory: String::new(),
-            learner_address: state.learner_address.clone(),
+            learner_addresses: vec![state.learner_address.clone()],
             lease_seconds: 0.5,
             ..JoinReply::default()
         }))
@@ -105,9 +104,9 @@ impl Coordinator for FakeCoordinator {
 
     async fn heartbeat(&self, _: Request<HeartbeatRequest>) -> Answer<HeartbeatReply> {
         let state = self.state();
-        let order = if state.drain { Order::Drain } else { Order::Continue };
-        let learner_address = state.learner_address.clone();
-        Ok(Response::new(HeartbeatReply { order: order.into(), learner_address }))
+        let drain = state.drain.then_some(Order { order: Some(order::Order::Drain(Drain {})) });
+        let learner_addresses = vec![state.learner_address.clone()];
+        Ok(Response::new(HeartbeatReply { orders: drain.into_iter().collect(), learner_addresses }))
     }
 
     async fn next_task(&self, request: Request<NextTaskRequest>) -> Answer<NextTaskReply> {

@@ -158,6 +158,7 @@ fn train(index: u32, version: u32) -> Task {
         prompt_slot: 1,
         first_seed: 2 * index,
         n_seeds: 2,
+        learner_rank: 0,
     }
 }
 
@@ -169,6 +170,7 @@ fn evaluate(version: u32) -> Task {
         prompt_slot: 0,
         first_seed: 0,
         n_seeds: 2,
+        learner_rank: 0,
     }
 }
 

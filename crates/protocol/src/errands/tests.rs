@@ -20,6 +20,7 @@ fn task(index: u32) -> proto::Task {
         prompt_slot: 0,
         first_seed: 0,
         n_seeds: 1,
+        learner_rank: 0,
     }
 }
 

@@ -4,8 +4,7 @@ use super::work_in_hand::WorkClocks;
 use super::{JoinDetails, Standing};
 use crate::{ServiceError, backoff, request};
 use proto::coordinator_client::CoordinatorClient;
-use proto::heartbeat_reply::Order;
-use proto::{Caller, HeartbeatRequest, JoinReply, JoinRequest, TaskId};
+use proto::{Caller, HeartbeatRequest, JoinReply, JoinRequest, Process, TaskId, order};
 use protocol::{AfterCall, Backoff, CallEnd, JoinEnd, Loss, MemberLink};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -21,6 +20,7 @@ pub(super) struct Link {
     pub(super) address: String,
     pub(super) client: CoordinatorClient<Channel>,
     pub(super) details: JoinDetails,
+    pub(super) process: Process,
     pub(super) state: Mutex<State>,
     /// Held while joining, so that callers fenced together join once.
     pub(super) joining: tokio::sync::Mutex<()>,
@@ -34,6 +34,8 @@ pub(super) struct State {
     pub(super) work: WorkClocks,
     /// What is wrong while the member goes on, by its subject.
     pub(super) troubles: BTreeMap<String, String>,
+    /// What it computes on; empty until that is known.
+    pub(super) device: String,
 }
 
 impl Link {
@@ -88,18 +90,17 @@ impl Link {
             role: self.details.role.into(),
             member_id: self.details.member_id.clone(),
             run_id: state.member.caller().run_id.clone(),
+            process: Some(self.process.clone()),
+            rank: 0,
             address: self.details.address.clone(),
-            pid: std::process::id(),
-            host: nix::unistd::gethostname()
-                .map(|host| host.to_string_lossy().into_owned())
-                .unwrap_or_default(),
             running: state.running.clone(),
         }
     }
 
     fn joined(&self, reply: &JoinReply) {
         tracing::info!(incarnation = self.state().member.caller().incarnation, "joined the run");
-        self.stand(Standing { learner_address: reply.learner_address.clone(), order: Order::Continue });
+        let learner_addresses = reply.learner_addresses.clone();
+        self.stand(Standing { learner_addresses, is_draining: false });
     }
 
     fn stand(&self, standing: Standing) {
@@ -163,7 +164,8 @@ impl Link {
         let state = self.state();
         let idle_seconds = state.work.idle(Instant::now()).as_secs_f64();
         let troubles = state.troubles.values().cloned().collect();
-        HeartbeatRequest { caller: Some(caller), idle_seconds, troubles }
+        let device = state.device.clone();
+        HeartbeatRequest { caller: Some(caller), idle_seconds, troubles, device }
     }
 
     async fn heartbeat(&self) -> Result<(), ServiceError> {
@@ -173,8 +175,9 @@ impl Link {
                 client.heartbeat(request(message, CALL_DEADLINE)).await
             })
             .await?;
-        let order = if reply.order() == Order::Drain { Order::Drain } else { Order::Continue };
-        self.stand(Standing { learner_address: reply.learner_address, order });
+        let is_draining =
+            reply.orders.iter().any(|order| matches!(order.order, Some(order::Order::Drain(_))));
+        self.stand(Standing { learner_addresses: reply.learner_addresses, is_draining });
         Ok(())
     }
 }
