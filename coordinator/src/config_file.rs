@@ -31,11 +31,16 @@ pub fn read_to_plan(args: &ConfigArgs) -> Result<(RunConfig, Vec<ConfigProblem>)
 }
 
 pub(crate) fn text(args: &ConfigArgs) -> Result<String, CoordinatorError> {
-    std::fs::read_to_string(&args.file).map_err(|error| {
+    config::read_settings(&args.file).map_err(|error| {
+        let advice = match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                format!("; write one with `coordinator init {}`", args.file.display())
+            }
+            _ => String::new(),
+        };
         CoordinatorError::Usage(format!(
-            "cannot read the run config {}: {error}; write one with `coordinator init {}`",
-            config::place(&args.file),
-            args.file.display()
+            "cannot read the run config {}: {error}{advice}",
+            config::place(&args.file)
         ))
     })
 }
@@ -141,7 +146,7 @@ pub fn init(preset: &str, path: &Path) -> Result<(), CoordinatorError> {
 /// A usage error if the YAML cannot be read or imported, or the file exists.
 pub fn import(yaml: &Path, path: &Path) -> Result<String, CoordinatorError> {
     let name = yaml.display().to_string();
-    let text = std::fs::read_to_string(yaml)
+    let text = config::read_settings(yaml)
         .map_err(|error| CoordinatorError::Usage(format!("cannot read {name}: {error}")))?;
     let import = config::import_flow_factory(&text, &name)
         .map_err(|error| CoordinatorError::Usage(error.to_string()))?;
@@ -185,6 +190,19 @@ mod tests {
         let error = init(preset, &path).expect_err("exists");
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("run.toml exists"), "{error}");
+    }
+
+    #[test]
+    fn a_config_that_is_no_file_is_refused_at_once() {
+        for read in [
+            |path: &Path| read(&args(path.to_owned(), &[])).map(drop),
+            |path: &Path| import(path, Path::new("unused")).map(drop),
+        ] {
+            let error = read(Path::new("/dev/zero")).expect_err("refused");
+            assert_eq!(error.exit_code(), 2);
+            let told = error.to_string();
+            assert!(told.contains("/dev/zero: it is a device, no file") && !told.contains("init"), "{told}");
+        }
     }
 
     #[test]

@@ -177,7 +177,7 @@ fn remove(path: &Path) -> Result<(), CoordinatorError> {
 
 fn recorded(directory: &RunDirectory) -> Result<Option<InputRecord>, CoordinatorError> {
     let path = directory.inputs();
-    let bytes = match std::fs::read(&path) {
+    let bytes = match config::read_whole(&path, config::MOST_SETTINGS_BYTES) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(CoordinatorError::File { action: "read", path, source }),

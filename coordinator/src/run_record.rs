@@ -80,7 +80,7 @@ impl RunRecord {
     pub fn read(directory: &RunDirectory) -> Result<Self, CoordinatorError> {
         let path = directory.run_file();
         let failed = |source| CoordinatorError::RecordLost { path: path.clone(), source };
-        let bytes = std::fs::read(&path).map_err(failed)?;
+        let bytes = config::read_whole(&path, config::MOST_SETTINGS_BYTES).map_err(failed)?;
         serde_json::from_slice(&bytes)
             .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))
     }

@@ -78,6 +78,14 @@ fn what_prompts_carry_in_vain_is_told() {
 }
 
 #[test]
+fn prompts_are_read_of_files_alone() {
+    let error = read_prompts(Path::new("/dev/zero")).expect_err("refused");
+    assert!(!error.is_absence());
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(cause.starts_with("it is a device, no file"), "{cause}");
+}
+
+#[test]
 fn an_empty_file_is_refused() {
     assert!(matches!(read("a.txt", "\n \n"), Err(PromptFileError::Empty { .. })));
 }
