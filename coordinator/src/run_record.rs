@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How the last life of a run ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -150,7 +150,8 @@ pub fn is_run(directory: &RunDirectory) -> bool {
 /// # Errors
 /// A usage error if there is no such run.
 pub fn find_run(run: &str) -> Result<RunDirectory, CoordinatorError> {
-    let candidates = [PathBuf::from(run), PathBuf::from("runs").join(run)];
+    let path = service::expand_path(Path::new(run));
+    let candidates = [path.clone(), Path::new("runs").join(path)];
     let found = candidates.iter().map(RunDirectory::new).find(is_run);
     found.ok_or_else(|| {
         let looked = candidates.map(|path| path.join("run.json").display().to_string()).join(" nor ");
@@ -196,5 +197,8 @@ mod tests {
     fn an_unknown_run_is_named_with_the_places_looked_at() {
         let error = find_run("no/such-run").expect_err("unknown").to_string();
         assert!(error.contains("no/such-run/run.json nor runs/no/such-run/run.json"), "{error}");
+        let error = find_run("$HOME/no/such-run").expect_err("unknown").to_string();
+        let expanded = service::expand_path(Path::new("~/no/such-run/run.json"));
+        assert!(error.contains(&format!("neither {} nor", expanded.display())), "{error}");
     }
 }

@@ -25,7 +25,7 @@ mod shown;
 pub mod shutdown;
 mod timely;
 
-pub use arguments::{MemberArguments, model_folder, path_argument, unprefixed_variables};
+pub use arguments::{MemberArguments, model_folder, path_argument, typed_path, unprefixed_variables};
 pub use backoff::backoff;
 pub use chunks::{Assembly, ChunkError, chunks};
 pub use connect::{
