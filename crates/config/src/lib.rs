@@ -8,6 +8,7 @@ mod derived_defaults;
 mod duration;
 mod identity;
 mod importer;
+mod kinds;
 mod memory;
 mod model_inspection;
 mod notation;
