@@ -3,6 +3,7 @@
 use crate::catalog::Catalog;
 use crate::cli::ConfigArgs;
 use crate::error::CoordinatorError;
+use crate::run_place;
 use config::{ConfigErrors, ConfigProblem, RunConfig, TaskKind};
 use service::Hub;
 use std::io::Write;
@@ -58,6 +59,7 @@ pub fn open(args: &ConfigArgs, hub: &Hub) -> Result<Catalog, CoordinatorError> {
     let (config, unavailable) = read_to_plan(args)?;
     let mut problems: Vec<String> = missing_model(&config.model.path, hub).into_iter().collect();
     problems.extend(unset_variables(&config));
+    problems.extend(run_place::check(&config).err().map(|error| error.to_string()));
     let origin = origin_of_paths(&config);
     match prompts(config) {
         Ok(catalog) if problems.is_empty() && unavailable.is_empty() => return Ok(catalog),

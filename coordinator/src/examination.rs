@@ -5,6 +5,7 @@ use crate::cli::ConfigArgs;
 use crate::config_file::{invalid, missing_model, origin_of_paths, prompts, text, unset_variables};
 use crate::error::CoordinatorError;
 use crate::inspection::{self, Servers};
+use crate::run_place;
 use config::{ConfigErrors, ConfigProblem, RunConfig};
 use service::Hub;
 use std::path::Path;
@@ -29,6 +30,9 @@ pub fn everything(
     findings.look_at_model(config, hub, programs);
     let catalog = findings.read_prompts(config);
     findings.found.extend(unset_variables(config));
+    if findings.are_sound(&["run.name", "run.directory"]) {
+        run_place::check(config).unwrap_or_else(|error| findings.take(error));
+    }
     match inspection::rewards(config, programs, servers) {
         Ok(rewards) => findings.found.extend(rewards.iter().filter_map(inspection::reward_problem)),
         Err(error) => findings.take(error),

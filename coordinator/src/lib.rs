@@ -21,6 +21,7 @@ pub mod launch;
 pub mod lost_files;
 pub mod opening;
 pub mod resume;
+pub mod run_place;
 pub mod run_record;
 pub mod up;
 

@@ -42,6 +42,8 @@ pub fn run_directory(config: &RunConfig) -> Result<RunDirectory, CoordinatorErro
 pub async fn open_run(args: &UpArgs, config: &RunConfig) -> Result<(OpenRun, TcpListener), CoordinatorError> {
     let directory = run_directory(config)?;
     let goes_on = goes_on(args, &directory)?;
+    // Before anything is made, so that a refusal leaves nothing behind.
+    let bound = if goes_on { None } else { Some(listen(args.options.port.unwrap_or(0)).await?) };
     directory.create()?;
     let lock = RunLock::take(&directory)?;
     let (mut record, notices) = match goes_on {
@@ -49,7 +51,10 @@ pub async fn open_run(args: &UpArgs, config: &RunConfig) -> Result<(OpenRun, Tcp
         false => (RunRecord::new(&config.run.name), Vec::new()),
     };
     record.working_directory = std::env::current_dir().ok();
-    let listener = listen(args.options.port.unwrap_or(record.port)).await?;
+    let listener = match bound {
+        Some(listener) => listener,
+        None => listen(args.options.port.unwrap_or(record.port)).await?,
+    };
     record.port = listener.local_addr().map_err(|error| port_error(record.port, &error))?.port();
     durable::write_file(&directory.config(), config.to_toml().as_bytes())?;
     record.write(&directory)?;
@@ -63,6 +68,14 @@ pub async fn open_run(args: &UpArgs, config: &RunConfig) -> Result<(OpenRun, Tcp
 pub fn check_run(args: &UpArgs, config: &RunConfig) -> Result<(), CoordinatorError> {
     let directory = run_directory(config)?;
     if goes_on(args, &directory)? { reopen(config, &directory).map(drop) } else { Ok(()) }
+}
+
+/// Whether the port that was asked for is free, for who leaves it to another process to open the run.
+///
+/// # Errors
+/// A usage error if it is not.
+pub async fn check_port(args: &UpArgs) -> Result<(), CoordinatorError> {
+    listen(args.options.port.unwrap_or(0)).await.map(drop)
 }
 
 /// Whether an earlier run goes on.
@@ -317,6 +330,8 @@ mod tests {
         let taken = bind(0).await.expect("a free port");
         let port = taken.local_addr().expect("bound").port().to_string();
         let message = refusal(&["--port", &port], &config(&home)).await;
+        assert_eq!(std::fs::read_dir(home.path()).expect("there").count(), 0, "nothing is left behind");
+        assert!(check_port(&args(&["--port", &port])).await.is_err());
         assert!(
             message.contains(&format!("port {port} is taken")) && message.contains("--port"),
             "{message}"

@@ -7,6 +7,7 @@ use crate::error::CoordinatorError;
 use crate::history::History;
 use crate::inspection::{self, Servers};
 use crate::opening::run_directory;
+use crate::run_place;
 use config::{ComputeDevice, HeldOutCounts, Plan, PromptSplit, Rate, RewardSection, RunConfig, TaskKind};
 use service::Hub;
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use std::time::Duration;
 /// If the config cannot be read, or there is something wrong with the model.
 pub fn plan(args: &ConfigArgs, hub: &Hub, programs: &Path) -> Result<(Plan, Vec<String>), CoordinatorError> {
     let (config, lacking) = config_file::read_to_plan(args)?;
+    run_place::check(&config)?;
     let mut notes: Vec<String> =
         lacking.iter().map(|problem| format!("`{}`: {}", problem.key, problem.message)).collect();
     let model = match config_file::missing_model(&config.model.path, hub) {
@@ -177,6 +179,18 @@ mod tests {
         assert_eq!(error.exit_code(), 2);
         let expected = "the model cannot be used: transformer/config.json is damaged";
         assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn a_run_directory_that_cannot_be_made_is_refused() {
+        let (home, mut args) = home("exit 1");
+        args.settings = vec!["model.path=./no/model".to_owned(), "run.directory=/proc/x".to_owned()];
+        let error = plan(&args, &Hub::at("no/cache"), home.path()).expect_err("no place");
+        assert_eq!(error.exit_code(), 2);
+        let opened = config_file::open(&args, &Hub::at("no/cache")).expect_err("no place");
+        for told in [error.to_string(), opened.to_string()] {
+            assert!(told.contains("`run.directory`: the run directory /proc/x/"), "{told}");
+        }
     }
 
     #[test]

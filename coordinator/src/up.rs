@@ -12,7 +12,7 @@ use crate::launch;
 use crate::launch::capacity::{self, Machine};
 use crate::launch::{LEARNER, LocalLauncher, Supervisor, worker_id};
 use crate::membership::{Members, Patience};
-use crate::opening::{OpenRun, check_run, open_run, run_directory};
+use crate::opening::{OpenRun, check_port, check_run, open_run, run_directory};
 use crate::run_record::RunEnding;
 use crate::run_state::{Ending, RunState};
 use crate::server::ControlPlane;
@@ -74,6 +74,9 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
     }
     let inputs = check_inputs(&args, &catalog, hub)?;
     if args.options.detach {
+        if !args.resume {
+            check_port(&args).await?;
+        }
         // The process that is detached finds and says the catalog's own.
         notes.iter().for_each(|note| display.say(note));
         return detach::start(&run_directory(catalog.config())?, args.typed_in.as_deref()).await;

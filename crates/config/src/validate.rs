@@ -37,6 +37,9 @@ const LONGEST_RETRY: f64 = 10_080.0;
 /// Longer than any run: a century.
 const MOST_HOURS: f64 = 876_000.0;
 
+/// Bytes of a run's name: it names a directory, and what is told from others by it is named with more behind.
+const LONGEST_RUN_NAME: usize = 200;
+
 /// Bytes of a reward's name.
 const LONGEST_REWARD_NAME: usize = 64;
 
@@ -93,6 +96,9 @@ fn check_run(config: &RunConfig, checks: &mut Checks) {
     checks.require(!name.is_empty(), "run.name", || "is missing; give the run a name".to_owned());
     checks.require(name.chars().all(is_plain) && !name.starts_with('.'), "run.name", || {
         format!("is `{name}`; use letters, digits, `-`, `_` and `.` (not first), since it names a directory")
+    });
+    checks.require(name.len() <= LONGEST_RUN_NAME, "run.name", || {
+        format!("has {} letters; at most {LONGEST_RUN_NAME} name a directory", name.len())
     });
     checks.count(config.run.iterations as usize, "run.iterations");
     let hours = config.run.max_hours;
@@ -496,7 +502,7 @@ mod tests {
 
     #[test]
     fn a_run_name_that_is_no_directory_is_refused() {
-        for name in ["", "a/b", "..", "a b"] {
+        for name in ["", "a/b", "..", "a b", &"a".repeat(201)] {
             assert!(
                 keys_of(|config| config.run.name = name.to_owned()).contains(&"run.name".to_owned()),
                 "{name}"
