@@ -1,5 +1,6 @@
 //! The commands about run configs: read and check one, write a new one, count what it costs.
 
+use crate::advice;
 use crate::catalog::Catalog;
 use crate::cli::ConfigArgs;
 use crate::error::CoordinatorError;
@@ -34,9 +35,7 @@ pub fn read_to_plan(args: &ConfigArgs) -> Result<(RunConfig, Vec<ConfigProblem>)
 pub(crate) fn text(args: &ConfigArgs) -> Result<String, CoordinatorError> {
     config::read_settings(&args.file).map_err(|error| {
         let advice = match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                format!("; write one with `coordinator init {}`", args.file.display())
-            }
+            std::io::ErrorKind::NotFound => format!("; write one with `{}`", advice::on("init", &args.file)),
             _ => String::new(),
         };
         CoordinatorError::Usage(format!(

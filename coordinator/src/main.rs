@@ -8,7 +8,7 @@ use coordinator::cli::{Cli, Command, UpArgs};
 use coordinator::display::Display;
 use coordinator::error::CoordinatorError;
 use coordinator::inspection::Servers;
-use coordinator::{admin, config_file, examination, launch, logs, planning, resume, up};
+use coordinator::{admin, advice, config_file, examination, launch, logs, planning, resume, up};
 use service::logging::LogFormat;
 use service::output::{StandardOutput, print_error_line, print_line, print_text};
 use service::{Hub, exit_code, logging};
@@ -78,5 +78,5 @@ async fn bring_up(args: UpArgs, hub: &Hub, format: LogFormat) -> Result<u8, Coor
 }
 
 fn say_written(file: &Path, next: &str) {
-    print_line(format_args!("wrote {}; next: `coordinator {next} {}`", file.display(), file.display()));
+    print_line(format_args!("wrote {}; next: `{}`", file.display(), advice::on(next, file)));
 }

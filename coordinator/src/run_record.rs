@@ -1,5 +1,6 @@
 //! `run.json`: how commands reach the coordinator of a run, and what a restarted coordinator must know.
 
+use crate::advice;
 use crate::error::CoordinatorError;
 use crate::launch::is_member_process;
 use crate::lost_files::checkpoints;
@@ -91,6 +92,11 @@ impl RunRecord {
         living.map(|(member_id, _)| member_id.clone()).collect()
     }
 
+    /// Whether the run has trained all of its iterations.
+    pub fn is_done(&self) -> bool {
+        matches!(self.ended, Some(RunEnding::Done { .. }))
+    }
+
     /// Writes the record, whole or not at all.
     ///
     /// # Errors
@@ -130,13 +136,16 @@ impl RunLock {
 }
 
 fn living(directory: &RunDirectory) -> String {
-    let run = directory.path().display();
     let process = match RunRecord::read(directory) {
         Ok(record) => format!(" (process {}, port {})", record.coordinator_pid, record.port),
         Err(_) => String::new(),
     };
+    let run = directory.path();
     format!(
-        "{run} has a living coordinator{process}; see `coordinator status {run}`, stop it with `coordinator down {run}`"
+        "{} has a living coordinator{process}; see `{}`, stop it with `{}`",
+        run.display(),
+        advice::on("status", run),
+        advice::on("down", run)
     )
 }
 
