@@ -191,7 +191,10 @@ mod tests {
         record.write(&directory).expect("written");
         for told in [down(run).await, scale(run, 2).await] {
             let told = told.expect_err("nobody lives").to_string();
-            assert!(told.contains("is done; `coordinator status") && told.contains("run.iterations=N"), "{told}");
+            assert!(
+                told.contains("is done; `coordinator status") && told.contains("run.iterations=N"),
+                "{told}"
+            );
         }
         status(run, LogFormat::Json).await.expect("it is shown how it ended");
     }

@@ -2,7 +2,6 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-use clap::Parser;
 use coordinator::branch::{Branching, branch};
 use coordinator::cli::{Cli, Command, UpArgs};
 use coordinator::display::Display;
@@ -17,7 +16,7 @@ use std::process::ExitCode;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = service::parse_arguments();
     match run(cli).await {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

@@ -107,7 +107,9 @@ fn is_stillborn(directory: &RunDirectory) -> bool {
 fn already_there(directory: &RunDirectory) -> String {
     let run = directory.path();
     let (state, command) = match RunRecord::read(directory) {
-        Ok(record) if record.is_done() => ("exists, and its run is done; go on beyond its end", advice::lengthen(run)),
+        Ok(record) if record.is_done() => {
+            ("exists, and its run is done; go on beyond its end", advice::lengthen(run))
+        }
         _ => ("exists; go on with it", advice::resume(run)),
     };
     format!(

@@ -284,7 +284,10 @@ mod tests {
         config_file::init("tempflow-tiny-cpu", &file).expect("written");
         let planned = |prompts: &str| {
             let settings = ["train", "validation", "test"].map(|list| format!("data.{list}={prompts}"));
-            time(&PlanArgs { config: ConfigArgs { file: file.clone(), settings: settings.into() }, rate: Some(1.0) })
+            time(&PlanArgs {
+                config: ConfigArgs { file: file.clone(), settings: settings.into() },
+                rate: Some(1.0),
+            })
         };
         assert!(planned("no/prompts.txt").expect("planned").contains("without evaluations"));
         let error = planned("/dev/zero").expect_err("refused");

@@ -76,7 +76,10 @@ mod tests {
         let long = home.path().join("a").join("b".repeat(300));
         for place in [Path::new("/proc/x"), &home.path().join("file"), &long] {
             let told = checked(place).expect_err("refused");
-            assert!(told.starts_with(&format!("`run.directory`: the run directory {}/", place.display())), "{told}");
+            assert!(
+                told.starts_with(&format!("`run.directory`: the run directory {}/", place.display())),
+                "{told}"
+            );
         }
         let mut config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
         (config.run.directory, config.run.name) = (home.path().to_owned(), "file".to_owned());

@@ -91,7 +91,7 @@ struct ServeArgs {
 }
 
 fn main() -> ExitCode {
-    match run(Args::parse()) {
+    match run(service::parse_arguments()) {
         Ok(code) => code.into(),
         Err(error) => {
             output::print_error_line(format_args!("error: {error:#}"));

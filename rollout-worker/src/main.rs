@@ -217,7 +217,7 @@ struct ServeRewardArgs {
 }
 
 fn main() -> ExitCode {
-    match run(Args::parse()) {
+    match run(service::parse_arguments()) {
         Ok(code) => code.into(),
         Err(error) => {
             output::print_error_line(format_args!("error: {error:#}"));
@@ -404,8 +404,7 @@ fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {
 
 fn run_serve_reward(args: ServeRewardArgs) -> anyhow::Result<u8> {
     logging::init(args.log_format, "info")?;
-    let mut rewards =
-        serve_reward::choices(&args.rewards, &args.options).map_err(BadInput::from_error)?;
+    let mut rewards = serve_reward::choices(&args.rewards, &args.options).map_err(BadInput::from_error)?;
     rewards.iter_mut().for_each(|reward| reward.expand_paths(service::expand_path));
     let options = ServeRewardOptions {
         rewards,

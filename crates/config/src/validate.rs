@@ -31,6 +31,9 @@ const MOST_TILES: usize = 1024;
 /// Rank of an adapter: no linear module of a network is wider.
 const MOST_RANK: i64 = 65_536;
 
+/// The largest number of 32 bits.
+const MOST_REAL: f64 = f32::MAX as f64;
+
 /// Minutes: a week.
 const LONGEST_RETRY: f64 = 10_080.0;
 
@@ -66,16 +69,25 @@ impl Checks {
     }
 
     fn positive(&mut self, value: f64, key: &str) {
-        self.require(value.is_finite() && value > 0.0, key, || format!("is {value}; it must be above 0"));
+        self.require(fits_tensors(value) && value > 0.0, key, || {
+            format!("is {value}; it must be above 0, and at most {MOST_REAL:e}, which is what tensors hold")
+        });
     }
 
     fn not_negative(&mut self, value: f64, key: &str) {
-        self.require(value.is_finite() && value >= 0.0, key, || format!("is {value}; it must be 0 or more"));
+        self.require(fits_tensors(value) && value >= 0.0, key, || {
+            format!("is {value}; it must be 0 or more, and at most {MOST_REAL:e}, which is what tensors hold")
+        });
     }
 
     fn below_one(&mut self, value: f64, key: &str) {
         self.require((0.0..1.0).contains(&value), key, || format!("is {value}; it must be in [0, 1)"));
     }
+}
+
+/// Whether a number is one in 32 bits, too.
+fn fits_tensors(value: f64) -> bool {
+    value.abs() <= MOST_REAL
 }
 
 /// Finds everything about the config that cannot work; whether files exist is not looked at.
@@ -251,7 +263,7 @@ fn check_training(config: &RunConfig, checks: &mut Checks) {
         (training.clip_range_lt, "training.clip_range_lt"),
         (training.clip_range_gt, "training.clip_range_gt"),
     ] {
-        checks.require(side.is_finite() && side >= 0.0, key, || {
+        checks.require(fits_tensors(side) && side >= 0.0, key, || {
             format!(
                 "is {side}; give a distance from 1 above 0, or 0 to clip as far as clip_range on this side"
             )
@@ -384,9 +396,9 @@ pub(crate) fn reward_lists(config: &RunConfig) -> impl Iterator<Item = (&'static
 fn check_rewards(list: &str, rewards: &[RewardSection], checks: &mut Checks) {
     for (position, reward) in rewards.iter().enumerate() {
         checks.require(
-            reward.weight.is_finite() && reward.weight != 0.0,
+            fits_tensors(reward.weight) && reward.weight != 0.0,
             &format!("{list}[{position}].weight"),
-            || format!("is {}; it must be finite and not 0", reward.weight),
+            || format!("is {}; it must not be 0, and at most {MOST_REAL:e} either way", reward.weight),
         );
         let name = format!("{list}[{position}].name");
         checks.require(!reward.name.is_empty(), &name, || "is empty; name a scorer".to_owned());
@@ -572,7 +584,9 @@ mod tests {
         });
         let absurd = |key: &str| {
             let setting = format!("{key}={}", u32::MAX);
-            RunConfig::from_toml_with(&config.to_toml(), &[setting]).err().map(|problems| problems.to_string())
+            RunConfig::from_toml_with(&config.to_toml(), &[setting])
+                .err()
+                .map(|problems| problems.to_string())
         };
         let unbounded: Vec<String> = counts
             .filter(|key| key != "run.seed")
@@ -686,6 +700,16 @@ mod tests {
         for (hours, is_good) in [(0.0, true), (0.5, true), (-1.0, false), (f64::INFINITY, false)] {
             assert_eq!(keys_of(|config| config.run.max_hours = hours).is_empty(), is_good, "{hours}");
         }
+    }
+
+    #[test]
+    fn numbers_that_tensors_cannot_hold_are_refused_as_such() {
+        let mut config = preset("tempflow-tiny-cpu").expect("a preset").config;
+        (config.sampling.guidance_scale, config.rewards[0].weight) = (1e39, -1e39);
+        let problems = validate(&config);
+        let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+        assert_eq!(keys, ["sampling.guidance_scale", "rewards[0].weight"]);
+        assert!(problems[0].message.contains("at most 3.4"), "{problems:?}");
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use crate::environment::expand_path;
 use crate::hub::{Hub, ModelNotFound};
 use crate::logging::LogFormat;
+use crate::output::end_unless_written;
+use clap::Parser;
 use clap::builder::{PathBufValueParser, TypedValueParser};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +20,18 @@ pub fn path_argument() -> impl TypedValueParser<Value = PathBuf> {
 /// The same where a relative path stays one.
 pub fn typed_path() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().map(|path| expand_path(&path))
+}
+
+/// The arguments of this process. Ends it where they are wrong, and where help or version were asked for: as a failure if
+/// they could not be written.
+pub fn parse_arguments<P: Parser>() -> P {
+    P::try_parse().unwrap_or_else(|answer| {
+        let printed = answer.print().and_then(|()| std::io::stdout().flush());
+        if !answer.use_stderr() {
+            end_unless_written(printed);
+        }
+        std::process::exit(answer.exit_code())
+    })
 }
 
 /// The folder of a model as a user names it, absolute; what [`Hub::resolve`] leaves alone is looked for from the working
@@ -67,7 +82,6 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
 
     #[derive(Debug, Parser)]
     struct Program {

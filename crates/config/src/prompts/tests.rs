@@ -86,6 +86,19 @@ fn prompts_are_read_of_files_alone() {
 }
 
 #[test]
+fn empty_prompts_are_refused_in_every_format() {
+    for (name, text) in [
+        ("a.jsonl", "\"a cat\"\n{\"prompt\":\"\"}\n"),
+        ("a.jsonl", "\"a cat\"\n\" \"\n"),
+        ("a.json", "[\"a cat\",\n\"\"]"),
+        ("a.csv", "prompt,n\n\"\",1\n"),
+    ] {
+        let message = refusal(name, text.as_bytes());
+        assert!(message.contains("line 2: `prompt` is empty"), "{name}: {message}");
+    }
+}
+
+#[test]
 fn an_empty_file_is_refused() {
     assert!(matches!(read("a.txt", "\n \n"), Err(PromptFileError::Empty { .. })));
 }
