@@ -137,7 +137,8 @@ pub struct UpArgs {
     /// Go on with a run that was stopped, with the settings of this file.
     #[arg(long)]
     pub resume: bool,
-    /// Goes on with prompts or model files other than those that the run began with; noted in its `inputs.json`.
+    /// Goes on with prompts or model files other than those that the run began with, or that nothing is left to compare
+    /// with; noted in its `inputs.json`.
     #[arg(long, requires = "resume")]
     pub accept_changed_data: bool,
     /// How.
@@ -156,7 +157,8 @@ pub struct ResumeArgs {
     /// A key on top of the run's own config, as in `--set run.iterations=300`; may be given often.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub settings: Vec<String>,
-    /// Goes on with prompts or model files other than those that the run began with; noted in its `inputs.json`.
+    /// Goes on with prompts or model files other than those that the run began with, or that nothing is left to compare
+    /// with; noted in its `inputs.json`.
     #[arg(long)]
     pub accept_changed_data: bool,
     /// How.

@@ -17,6 +17,7 @@ mod waiting_room;
 
 pub mod fingerprint;
 pub mod inputs;
+pub mod kept_inputs;
 pub mod launch;
 pub mod lost_files;
 pub mod opening;

@@ -3,6 +3,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use coordinator::branch::{Branching, branch};
+use coordinator::catalog::PromptSource;
 use coordinator::cli::{Cli, Command, UpArgs};
 use coordinator::display::Display;
 use coordinator::error::CoordinatorError;
@@ -53,8 +54,13 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
             say_written(&file, "validate");
         }
         Command::Validate(args) => {
-            let (catalog, notes) =
-                examination::everything(&args, &hub, &launch::programs()?, Servers::Knock)?;
+            let (catalog, notes) = examination::everything(
+                &args,
+                &hub,
+                &launch::programs()?,
+                Servers::Knock,
+                PromptSource::Config,
+            )?;
             let notes = notes.iter().chain(catalog.notes());
             notes.for_each(|note| print_error_line(format_args!("note: {note}")));
             print_line(format_args!("{} is valid", args.file.display()));

@@ -2,6 +2,7 @@
 
 use crate::advice;
 use crate::error::CoordinatorError;
+use crate::kept_inputs::InputRecord;
 use crate::launch::is_member_process;
 use crate::lost_files::checkpoints;
 use nix::fcntl::{Flock, FlockArg};
@@ -54,6 +55,9 @@ pub struct RunRecord {
     /// Where the coordinator was started, and what relative paths of the run's config are relative to.
     #[serde(default)]
     pub working_directory: Option<PathBuf>,
+    /// What the run reads, once more than in `inputs.json`. Earlier versions recorded none.
+    #[serde(default)]
+    pub inputs: Option<InputRecord>,
     /// Absent while the run lives, and where it was killed.
     pub ended: Option<RunEnding>,
 }
@@ -70,6 +74,7 @@ impl RunRecord {
             generation: 1,
             members: BTreeMap::new(),
             working_directory: None,
+            inputs: None,
             ended: None,
         }
     }
