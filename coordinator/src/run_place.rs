@@ -44,8 +44,10 @@ fn make_beside(path: &Path) -> io::Result<()> {
     }
     let there = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
     let trial = there.join(format!(".trial-{:016x}", RandomState::new().build_hasher().finish()));
-    std::fs::create_dir(&trial)?;
-    std::fs::remove_dir(&trial)
+    let tried = std::fs::create_dir(&trial).and_then(|()| std::fs::remove_dir(&trial));
+    tried.map_err(|error| {
+        io::Error::new(error.kind(), format!("no directory can be made in {} ({error})", there.display()))
+    })
 }
 
 #[cfg(test)]

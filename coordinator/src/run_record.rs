@@ -165,10 +165,19 @@ pub fn is_run(directory: &RunDirectory) -> bool {
 /// A usage error if there is no such run.
 pub fn find_run(run: &str) -> Result<RunDirectory, CoordinatorError> {
     let path = service::expand_path(Path::new(run));
-    let candidates = [path.clone(), Path::new("runs").join(path)];
+    let mut candidates = vec![path.clone(), Path::new("runs").join(path)];
+    // They are the same where the path is absolute.
+    candidates.dedup();
     let found = candidates.iter().map(RunDirectory::new).find(is_run);
     found.ok_or_else(|| {
-        let looked = candidates.map(|path| path.join("run.json").display().to_string()).join(" nor ");
+        let files: Vec<String> =
+            candidates.iter().map(|path| path.join("run.json").display().to_string()).collect();
+        if let [file] = files.as_slice() {
+            return CoordinatorError::Usage(format!(
+                "no run `{run}`: there is no {file}; give the run's directory"
+            ));
+        }
+        let looked = files.join(" nor ");
         let below =
             std::env::current_dir().map(|folder| format!(" in {}", folder.display())).unwrap_or_default();
         CoordinatorError::Usage(format!(
@@ -213,6 +222,6 @@ mod tests {
         assert!(error.contains("no/such-run/run.json nor runs/no/such-run/run.json"), "{error}");
         let error = find_run("$HOME/no/such-run").expect_err("unknown").to_string();
         let expanded = service::expand_path(Path::new("~/no/such-run/run.json"));
-        assert!(error.contains(&format!("neither {} nor", expanded.display())), "{error}");
+        assert!(error.contains(&format!("there is no {};", expanded.display())), "{error}");
     }
 }

@@ -2,6 +2,9 @@
 
 use toml::Value;
 
+/// What is said of a number that is too large for TOML.
+pub(crate) const ABOVE_WHOLE: &str = "above 2^63 − 1, the largest whole number that a config can hold";
+
 /// What is said of a value that its key cannot hold, by the default of the key; `None` where its kind is right.
 pub(crate) fn mismatch(default: &Value, given: &Value) -> Option<String> {
     match (default, given) {
@@ -18,7 +21,7 @@ pub(crate) fn mismatch(default: &Value, given: &Value) -> Option<String> {
     if let (true, Value::String(digits)) = (is_number, given)
         && is_whole(digits)
     {
-        return Some(format!("is {digits}, above 2^63 − 1, the largest whole number that a config can hold"));
+        return Some(format!("is {digits}, {ABOVE_WHOLE}"));
     }
     Some(format!("is {given}, {}, where {} is wanted", given_kind(given), wanted_kind(default)))
 }

@@ -136,7 +136,17 @@ pub(crate) fn default_adapter() -> AdapterSection {
 }
 
 fn parse_table(text: &str) -> Result<Table, ConfigProblem> {
-    text.parse::<Table>().map_err(|error| ConfigProblem::new("", format!("not valid TOML: {error}")))
+    text.parse::<Table>().map_err(|error| {
+        let told = error.to_string();
+        // The one kind of value that the parser reads and a table cannot hold.
+        let is_too_large =
+            ["invalid type: integer", "u64 value"].iter().any(|start| error.message().starts_with(start));
+        let told = match is_too_large {
+            true => told.replace(error.message(), kinds::ABOVE_WHOLE),
+            false => told,
+        };
+        ConfigProblem::new("", format!("not valid TOML: {told}"))
+    })
 }
 
 /// Puts `section.key=value` into the table.
@@ -411,6 +421,11 @@ mod tests {
         let found = problems(&tiny(), &["run.seed=9223372036854775808"]);
         assert!(
             found[0].message.starts_with("is 9223372036854775808, above 2^63 − 1, the largest"),
+            "{found:?}"
+        );
+        let found = problems("[run]\nseed = 9223372036854775808\n", &[]);
+        assert!(
+            found[0].message.contains("line 2") && found[0].message.contains("above 2^63 − 1"),
             "{found:?}"
         );
         let found = problems("[run]\nname = 2024\n", &[]);

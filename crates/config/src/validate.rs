@@ -69,25 +69,25 @@ impl Checks {
     }
 
     fn positive(&mut self, value: f64, key: &str) {
-        self.require(fits_tensors(value) && value > 0.0, key, || {
-            format!("is {value}; it must be above 0, and at most {MOST_REAL:e}, which is what tensors hold")
-        });
+        self.require(value.is_finite() && value > 0.0, key, || format!("is {value:?}; it must be above 0"));
     }
 
     fn not_negative(&mut self, value: f64, key: &str) {
-        self.require(fits_tensors(value) && value >= 0.0, key, || {
-            format!("is {value}; it must be 0 or more, and at most {MOST_REAL:e}, which is what tensors hold")
+        self.require(value.is_finite() && value >= 0.0, key, || {
+            format!("is {value:?}; it must be 0 or more")
+        });
+    }
+
+    /// A number that tensors are multiplied by, which have those of 32 bits; what is no number at all is reported as such.
+    fn held_by_tensors(&mut self, value: f64, key: &str) {
+        self.require(!value.is_finite() || value.abs() <= MOST_REAL, key, || {
+            format!("is {value:?}; it must be at most 3.4e38, the largest number that tensors hold")
         });
     }
 
     fn below_one(&mut self, value: f64, key: &str) {
-        self.require((0.0..1.0).contains(&value), key, || format!("is {value}; it must be in [0, 1)"));
+        self.require((0.0..1.0).contains(&value), key, || format!("is {value:?}; it must be in [0, 1)"));
     }
-}
-
-/// Whether a number is one in 32 bits, too.
-fn fits_tensors(value: f64) -> bool {
-    value.abs() <= MOST_REAL
 }
 
 /// Finds everything about the config that cannot work; whether files exist is not looked at.
@@ -99,6 +99,7 @@ pub fn validate(config: &RunConfig) -> Vec<ConfigProblem> {
     check_branch_steps(config, &mut checks);
     check_training(config, &mut checks);
     check_rest(config, &mut checks);
+    check_reals(config, &mut checks);
     checks.0
 }
 
@@ -213,6 +214,20 @@ fn check_sampling(config: &RunConfig, checks: &mut Checks) {
     );
 }
 
+fn check_reals(config: &RunConfig, checks: &mut Checks) {
+    for (value, key) in [
+        (config.sampling.guidance_scale, "sampling.guidance_scale"),
+        (config.sampling.noise_level, "sampling.noise_level"),
+        (config.evaluation.guidance_scale, "evaluation.guidance_scale"),
+        (config.adapter.alpha, "adapter.alpha"),
+    ] {
+        checks.held_by_tensors(value, key);
+    }
+    if let StepWeight::Constant(factor) = config.training.step_weight {
+        checks.held_by_tensors(factor, "training.step_weight");
+    }
+}
+
 /// All images of an iteration are tasks of one table, and their rewards are compared in memory.
 fn check_images(sampling: &SamplingSection, checks: &mut Checks) {
     let counts = [sampling.prompts_per_iteration, sampling.seeds_per_prompt, sampling.branches_per_seed];
@@ -263,7 +278,7 @@ fn check_training(config: &RunConfig, checks: &mut Checks) {
         (training.clip_range_lt, "training.clip_range_lt"),
         (training.clip_range_gt, "training.clip_range_gt"),
     ] {
-        checks.require(fits_tensors(side) && side >= 0.0, key, || {
+        checks.require(side.is_finite() && side >= 0.0, key, || {
             format!(
                 "is {side}; give a distance from 1 above 0, or 0 to clip as far as clip_range on this side"
             )
@@ -396,9 +411,9 @@ pub(crate) fn reward_lists(config: &RunConfig) -> impl Iterator<Item = (&'static
 fn check_rewards(list: &str, rewards: &[RewardSection], checks: &mut Checks) {
     for (position, reward) in rewards.iter().enumerate() {
         checks.require(
-            fits_tensors(reward.weight) && reward.weight != 0.0,
+            reward.weight.is_finite() && reward.weight != 0.0,
             &format!("{list}[{position}].weight"),
-            || format!("is {}; it must not be 0, and at most {MOST_REAL:e} either way", reward.weight),
+            || format!("is {}; it must be finite and not 0", reward.weight),
         );
         let name = format!("{list}[{position}].name");
         checks.require(!reward.name.is_empty(), &name, || "is empty; name a scorer".to_owned());
@@ -705,11 +720,11 @@ mod tests {
     #[test]
     fn numbers_that_tensors_cannot_hold_are_refused_as_such() {
         let mut config = preset("tempflow-tiny-cpu").expect("a preset").config;
-        (config.sampling.guidance_scale, config.rewards[0].weight) = (1e39, -1e39);
+        (config.sampling.guidance_scale, config.adapter.alpha) = (1e39, 1e300);
         let problems = validate(&config);
         let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
-        assert_eq!(keys, ["sampling.guidance_scale", "rewards[0].weight"]);
-        assert!(problems[0].message.contains("at most 3.4"), "{problems:?}");
+        assert_eq!(keys, ["sampling.guidance_scale", "adapter.alpha"]);
+        assert!(problems[0].message.starts_with("is 1e39; it must be at most 3.4e38"), "{problems:?}");
     }
 
     #[test]
