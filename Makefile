@@ -10,7 +10,7 @@ ARGS ?=
 help:
 	@echo 'make up        set up, build, and train the shipped task from start to end (CONFIG=..., ARGS=...)'
 	@echo 'make test      build and run all tests'
-	@echo 'make test-kills  kill the learner before every change of a file, one run each (most of an hour)'
+	@echo 'make test-kills  kill the learner before every change of a file, one run each (about 25 minutes)'
 	@echo 'make test-rounding  the tests of the crates with numbers, as libtorch rounds on other processors (CRATES=all for all)'
 	@echo 'make check     format, lints, docs, then all tests: what CI runs'
 	@echo 'make bench     measure sampling, training and rewards beside PyTorch'

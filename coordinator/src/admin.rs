@@ -31,7 +31,7 @@ pub async fn status(run: &str, format: LogFormat) -> Result<(), CoordinatorError
             LogFormat::Text => status::living_text(&reply, &held_out, &directory),
             LogFormat::Json => status::living_json(&reply, &held_out, &directory).to_string(),
         },
-        Err(CoordinatorError::NotLiving(path)) => {
+        Err(CoordinatorError::NotLiving(path) | CoordinatorError::Finished(path)) => {
             let record = RunRecord::read(&directory)?;
             let ending = record.ended.as_ref().ok_or(CoordinatorError::Killed(path))?;
             match format {
@@ -95,7 +95,10 @@ pub async fn down(run: &str) -> Result<(), CoordinatorError> {
 async fn client_of(run: &str) -> Result<(AdminClient<Channel>, StatusReply), CoordinatorError> {
     let directory = find_run(run)?;
     let record = RunRecord::read(&directory)?;
-    let not_living = || CoordinatorError::NotLiving(directory.path().to_owned());
+    let not_living = || match record.is_done() {
+        true => CoordinatorError::Finished(directory.path().to_owned()),
+        false => CoordinatorError::NotLiving(directory.path().to_owned()),
+    };
     if !RunLock::is_taken(&directory) {
         return Err(not_living());
     }
@@ -174,6 +177,26 @@ mod tests {
         let home = tempfile::tempdir().expect("a directory");
         RunRecord::new("demo").write(&RunDirectory::new(home.path())).expect("written");
         home
+    }
+
+    #[tokio::test]
+    async fn a_run_that_is_done_is_not_told_to_go_on_as_if_it_had_stopped() {
+        let home = run_with_record();
+        let directory = RunDirectory::new(home.path());
+        let run = home.path().to_str().expect("text");
+        let told = down(run).await.expect_err("nobody lives").to_string();
+        assert!(told.contains("does not live; go on with it by `coordinator resume"), "{told}");
+        let mut record = RunRecord::read(&directory).expect("readable");
+        record.ended = Some(crate::run_record::RunEnding::Done { summary: Box::default() });
+        record.write(&directory).expect("written");
+        for told in [down(run).await, scale(run, 2).await] {
+            let told = told.expect_err("nobody lives").to_string();
+            assert!(
+                told.contains("is done; `coordinator status") && told.contains("run.iterations=N"),
+                "{told}"
+            );
+        }
+        status(run, LogFormat::Json).await.expect("it is shown how it ended");
     }
 
     #[test]

@@ -19,7 +19,22 @@ pub fn resume_with(run: &Path, options: &UpOptions) -> String {
 
 /// Goes on with a run.
 pub fn resume(run: &Path) -> String {
-    format!("coordinator resume {}", quoted_path(run))
+    on("resume", run)
+}
+
+/// Goes on with a run that is done, beyond its end.
+pub fn lengthen(run: &Path) -> String {
+    format!("{} --set run.iterations=N", resume(run))
+}
+
+/// Branches off a run, with further words before the file that is to be written.
+pub fn branch_off(run: &Path, words: &str) -> String {
+    format!("{}{words} FILE", on("init --from", run))
+}
+
+/// A command of the coordinator about one run or file. All that are advised are made here.
+pub fn on(command: &str, path: &Path) -> String {
+    format!("coordinator {command} {}", quoted_path(path))
 }
 
 /// Shows the curves of a run.
@@ -29,24 +44,23 @@ pub fn tensorboard(run: &RunDirectory) -> String {
 
 /// How to follow and stop a run that no terminal shows.
 pub fn follow(run: &RunDirectory) -> String {
-    let path = quoted_path(run.path());
-    format!(
-        "follow it by `coordinator status {path}` and `coordinator logs {path} --follow`, stop it by `coordinator down \
-         {path}`"
-    )
+    let on = |command| on(command, run.path());
+    format!("follow it by `{}` and `{} --follow`, stop it by `{}`", on("status"), on("logs"), on("down"))
 }
 
 /// What a run that starts no workers waits for.
 pub fn without_workers(run: &RunDirectory, port: u16) -> String {
     format!(
-        "resources.workers is 0, so no worker is started here: `coordinator scale {} --workers N` starts some, others \
-         join by `rollout-worker serve --coordinator http://127.0.0.1:{port} --member-id NAME`",
-        quoted_path(run.path())
+        "resources.workers is 0, so no worker is started here: `{} --workers N` starts some, others join by \
+         `rollout-worker serve --coordinator http://127.0.0.1:{port} --member-id NAME`",
+        on("scale", run.path())
     )
 }
 
 fn quoted_path(path: &Path) -> String {
-    quoted(&path.display().to_string())
+    let text = path.display().to_string();
+    // It would be taken for a flag.
+    if text.starts_with('-') { quoted(&format!("./{text}")) } else { quoted(&text) }
 }
 
 /// A word as a shell takes it back.
@@ -73,6 +87,37 @@ mod tests {
             assert_eq!(String::from_utf8_lossy(&output.stdout), word);
         }
         assert_eq!(quoted("run.seed=7"), "run.seed=7");
+    }
+
+    #[test]
+    fn what_is_advised_about_a_path_is_quoted() {
+        let run = Path::new("my runs/a");
+        assert_eq!(on("plan", Path::new("-a.toml")), "coordinator plan ./-a.toml");
+        assert_eq!(lengthen(run), "coordinator resume 'my runs/a' --set run.iterations=N");
+        let branched = branch_off(run, " --checkpoint N");
+        assert_eq!(branched, "coordinator init --from 'my runs/a' --checkpoint N FILE");
+        let followed = follow(&RunDirectory::new(run));
+        assert_eq!(followed.matches("'my runs/a'").count(), 3, "{followed}");
+    }
+
+    #[test]
+    fn nobody_else_makes_commands_of_paths() {
+        let sources = [
+            include_str!("main.rs"),
+            include_str!("config_file.rs"),
+            include_str!("error.rs"),
+            include_str!("exported.rs"),
+            include_str!("opening.rs"),
+            include_str!("resume.rs"),
+            include_str!("run_record.rs"),
+            include_str!("up.rs"),
+        ];
+        let makes = |line: &&str| {
+            let command = line.split("`coordinator ").nth(1).and_then(|rest| rest.split('`').next());
+            command.is_some_and(|command| command.contains('{'))
+        };
+        let found: Vec<&str> = sources.iter().flat_map(|source| source.lines().filter(makes)).collect();
+        assert_eq!(found, Vec::<&str>::new());
     }
 
     #[test]

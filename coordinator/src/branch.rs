@@ -56,7 +56,7 @@ pub fn branch(branching: &Branching, file: &Path, programs: &Path) -> Result<Str
 fn config_of(run: &RunDirectory, settings: &[String]) -> Result<RunConfig, CoordinatorError> {
     let path = run.config();
     let failed = |source| CoordinatorError::File { action: "read", path: path.clone(), source };
-    let text = std::fs::read_to_string(&path).map_err(failed)?;
+    let text = config::read_settings(&path).map_err(failed)?;
     let read = |text: &str, settings: &[String]| {
         RunConfig::from_toml_with(text, settings)
             .map_err(|problems| CoordinatorError::Config { path: path.clone(), problems })

@@ -1,6 +1,7 @@
 //! From the name of a task to the task itself: what the config and the prompt files make of it.
 
 use crate::drawn_tasks::DrawnTasks;
+use crate::kept_inputs::{KeptInputs, KeptPrompts};
 use config::{
     PromptFileError, PromptLists, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec,
     prompt_file, read_prompts,
@@ -18,18 +19,24 @@ pub struct Catalog {
     drawn: DrawnTasks,
 }
 
+/// Where the prompts of a run are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PromptSource {
+    /// In the files that the config names.
+    Config,
+    /// There, or where they are gone in the copies of the run, which goes on.
+    Run,
+}
+
 /// What is wrong with the prompts of a config, list by list.
 #[derive(Debug)]
-pub struct PromptErrors(Vec<(PromptSplit, PromptFileError)>);
+pub struct PromptErrors(Vec<(PromptSplit, String)>);
 
 impl std::fmt::Display for PromptErrors {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (position, (split, error)) in self.0.iter().enumerate() {
             let separator = if position == 0 { "" } else { "\n" };
             write!(f, "{separator}`{}`: {error}", split.key())?;
-            if let Some(cause) = std::error::Error::source(error) {
-                write!(f, ": {cause}")?;
-            }
         }
         Ok(())
     }
@@ -43,9 +50,28 @@ impl Catalog {
     /// # Errors
     /// All lists that are missing, empty or malformed, or lack metadata that a reward needs.
     pub fn open(config: RunConfig) -> Result<Self, PromptErrors> {
+        Self::open_by(config, |config, split, notes| read_list(config, split, notes).map_err(in_words))
+    }
+
+    /// Reads the prompts of a run that goes on: where the files that its config names are gone, from the run's copies.
+    ///
+    /// # Errors
+    /// As [`Catalog::open`], and if such a copy is lost or damaged, too.
+    pub fn open_again(config: RunConfig, kept: &KeptInputs) -> Result<Self, PromptErrors> {
+        Self::open_by(config, |config, split, notes| match read_list(config, split, notes) {
+            Err(error @ PromptFileError::Unreadable { .. }) => instead_of(error, split, kept, notes),
+            Err(error) if error.is_absence() => instead_of(error, split, kept, notes),
+            read => read.map_err(in_words),
+        })
+    }
+
+    fn open_by(
+        config: RunConfig,
+        read: impl Fn(&RunConfig, PromptSplit, &mut Vec<String>) -> Result<Vec<PromptRecord>, String>,
+    ) -> Result<Self, PromptErrors> {
         let (mut lists, mut notes, mut errors) = (Vec::new(), Vec::new(), Vec::new());
         for split in config.data.splits() {
-            match read_list(&config, split, &mut notes) {
+            match read(&config, split, &mut notes) {
                 Ok(records) => lists.push((split, records)),
                 Err(error) => errors.push((split, error)),
             }
@@ -162,6 +188,31 @@ impl Catalog {
     fn records(&self, kind: TaskKind) -> &[PromptRecord] {
         self.lists.of(self.config.data.split_of(kind))
     }
+}
+
+/// The run's copy of a list whose own file cannot be read.
+fn instead_of(
+    error: PromptFileError,
+    split: PromptSplit,
+    kept: &KeptInputs,
+    notes: &mut Vec<String>,
+) -> Result<Vec<PromptRecord>, String> {
+    let (error, copy) = (in_words(error), kept.copy_name(split));
+    match kept.prompts(split) {
+        KeptPrompts::Whole(records) => {
+            notes.push(format!("`{}`: {error}; the run goes on with its own copy, {copy}", split.key()));
+            Ok(records)
+        }
+        KeptPrompts::Lost(_) => {
+            Err(format!("{error}; nor is the run's own copy whole, {copy}: put one of the two back"))
+        }
+        KeptPrompts::Absent => Err(error),
+    }
+}
+
+/// An error with its cause.
+fn in_words(error: PromptFileError) -> String {
+    format!("{:#}", anyhow::Error::from(error))
 }
 
 fn read_list(

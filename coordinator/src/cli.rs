@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use service::logging::LogFormat;
+use service::typed_path;
 use std::path::PathBuf;
 
 /// Seconds that anything can be waited for: a year, which clocks can add to any time.
@@ -73,14 +74,16 @@ pub enum Command {
         #[arg(long)]
         list: bool,
         /// Where to write it.
-        #[arg(required_unless_present = "list")]
+        #[arg(required_unless_present = "list", value_parser = typed_path())]
         file: Option<PathBuf>,
     },
     /// Makes a run config of a Flow-Factory YAML and reports what became of every key.
     Import {
         /// The YAML.
+        #[arg(value_parser = typed_path())]
         yaml: PathBuf,
         /// Where to write the run config.
+        #[arg(value_parser = typed_path())]
         file: PathBuf,
     },
     /// Checks a run config and all that it names: files, model, prompts, rewards and their servers, device.
@@ -92,7 +95,7 @@ pub enum Command {
         /// Directory of the run, or its name below `runs/`.
         run: String,
         /// Where to.
-        #[arg(long)]
+        #[arg(long, value_parser = typed_path())]
         to: PathBuf,
     },
 }
@@ -101,6 +104,7 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct ConfigArgs {
     /// The run config.
+    #[arg(value_parser = typed_path())]
     pub file: PathBuf,
     /// A key on top of the file, as in `--set run.seed=7`; may be given often.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
@@ -133,7 +137,8 @@ pub struct UpArgs {
     /// Go on with a run that was stopped, with the settings of this file.
     #[arg(long)]
     pub resume: bool,
-    /// Goes on with prompts or model files other than those that the run began with; noted in its `inputs.json`.
+    /// Goes on with prompts or model files other than those that the run began with, or that nothing is left to compare
+    /// with; noted in its `inputs.json`.
     #[arg(long, requires = "resume")]
     pub accept_changed_data: bool,
     /// How.
@@ -152,7 +157,8 @@ pub struct ResumeArgs {
     /// A key on top of the run's own config, as in `--set run.iterations=300`; may be given often.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub settings: Vec<String>,
-    /// Goes on with prompts or model files other than those that the run began with; noted in its `inputs.json`.
+    /// Goes on with prompts or model files other than those that the run began with, or that nothing is left to compare
+    /// with; noted in its `inputs.json`.
     #[arg(long)]
     pub accept_changed_data: bool,
     /// How.
@@ -213,5 +219,31 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn paths_in_quotes_are_expanded() {
+        let home = service::expand_path("~".as_ref());
+        for line in [
+            &["validate", "~/a.toml"][..],
+            &["export", "a", "--to", "$HOME/a.toml"],
+            &["init", "${HOME}/a.toml"],
+            &["import", "~/a.yaml", "~/a.toml"],
+            &["up", "~/a.toml"],
+        ] {
+            let parsed = Cli::try_parse_from(["coordinator"].iter().chain(line)).expect("valid");
+            let path = match parsed.command {
+                Command::Validate(args) => args.file,
+                Command::Up(args) => args.config.file,
+                Command::Export { to, .. } => to,
+                Command::Init { file, .. } => file.expect("given"),
+                Command::Import { yaml, file } => {
+                    assert_eq!(yaml, home.join("a.yaml"));
+                    file
+                }
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(path, home.join("a.toml"), "{line:?}");
+        }
     }
 }

@@ -1,8 +1,13 @@
 //! The commands about run configs: read and check one, write a new one, count what it costs.
 
-use crate::catalog::Catalog;
+use crate::advice;
+use crate::catalog::{Catalog, PromptSource};
 use crate::cli::ConfigArgs;
 use crate::error::CoordinatorError;
+use crate::kept_inputs::KeptInputs;
+use crate::opening::run_directory;
+use crate::run_place;
+use crate::run_record::is_run;
 use config::{ConfigErrors, ConfigProblem, RunConfig, TaskKind};
 use service::Hub;
 use std::io::Write;
@@ -31,11 +36,14 @@ pub fn read_to_plan(args: &ConfigArgs) -> Result<(RunConfig, Vec<ConfigProblem>)
 }
 
 pub(crate) fn text(args: &ConfigArgs) -> Result<String, CoordinatorError> {
-    std::fs::read_to_string(&args.file).map_err(|error| {
+    config::read_settings(&args.file).map_err(|error| {
+        let advice = match error.kind() {
+            std::io::ErrorKind::NotFound => format!("; write one with `{}`", advice::on("init", &args.file)),
+            _ => String::new(),
+        };
         CoordinatorError::Usage(format!(
-            "cannot read the run config {}: {error}; write one with `coordinator init {}`",
-            config::place(&args.file),
-            args.file.display()
+            "cannot read the run config {}: {error}{advice}",
+            config::place(&args.file)
         ))
     })
 }
@@ -49,12 +57,13 @@ pub(crate) fn invalid(args: &ConfigArgs, problems: ConfigErrors) -> CoordinatorE
 /// # Errors
 /// As [`read`], and if a prompt file or the model is missing or malformed, or there are fewer prompts than asked for: all of
 /// it is named at once, beside rewards that this build lacks.
-pub fn open(args: &ConfigArgs, hub: &Hub) -> Result<Catalog, CoordinatorError> {
+pub fn open(args: &ConfigArgs, hub: &Hub, source: PromptSource) -> Result<Catalog, CoordinatorError> {
     let (config, unavailable) = read_to_plan(args)?;
     let mut problems: Vec<String> = missing_model(&config.model.path, hub).into_iter().collect();
     problems.extend(unset_variables(&config));
+    problems.extend(run_place::check(&config).err().map(|error| error.to_string()));
     let origin = origin_of_paths(&config);
-    match prompts(config) {
+    match prompts(config, source) {
         Ok(catalog) if problems.is_empty() && unavailable.is_empty() => return Ok(catalog),
         Ok(_) if problems.is_empty() => return Err(invalid(args, ConfigErrors(unavailable))),
         Ok(_) => {}
@@ -75,8 +84,13 @@ pub(crate) fn origin_of_paths(config: &RunConfig) -> Option<String> {
 }
 
 /// The config with its prompts, or all that is wrong with these.
-pub(crate) fn prompts(config: RunConfig) -> Result<Catalog, Vec<String>> {
-    let catalog = Catalog::open(config).map_err(|errors| vec![errors.to_string()])?;
+pub(crate) fn prompts(config: RunConfig, source: PromptSource) -> Result<Catalog, Vec<String>> {
+    let run = run_directory(&config).ok().filter(|run| source == PromptSource::Run && is_run(run));
+    let opened = match run {
+        Some(run) => Catalog::open_again(config, &KeptInputs::of(&run)),
+        None => Catalog::open(config),
+    };
+    let catalog = opened.map_err(|errors| vec![errors.to_string()])?;
     match too_few_prompts(&catalog) {
         Some(problem) => Err(vec![problem]),
         None => Ok(catalog),
@@ -141,7 +155,7 @@ pub fn init(preset: &str, path: &Path) -> Result<(), CoordinatorError> {
 /// A usage error if the YAML cannot be read or imported, or the file exists.
 pub fn import(yaml: &Path, path: &Path) -> Result<String, CoordinatorError> {
     let name = yaml.display().to_string();
-    let text = std::fs::read_to_string(yaml)
+    let text = config::read_settings(yaml)
         .map_err(|error| CoordinatorError::Usage(format!("cannot read {name}: {error}")))?;
     let import = config::import_flow_factory(&text, &name)
         .map_err(|error| CoordinatorError::Usage(error.to_string()))?;
@@ -185,6 +199,19 @@ mod tests {
         let error = init(preset, &path).expect_err("exists");
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("run.toml exists"), "{error}");
+    }
+
+    #[test]
+    fn a_config_that_is_no_file_is_refused_at_once() {
+        for read in [
+            |path: &Path| read(&args(path.to_owned(), &[])).map(drop),
+            |path: &Path| import(path, Path::new("unused")).map(drop),
+        ] {
+            let error = read(Path::new("/dev/zero")).expect_err("refused");
+            assert_eq!(error.exit_code(), 2);
+            let told = error.to_string();
+            assert!(told.contains("/dev/zero: it is a device, no file") && !told.contains("init"), "{told}");
+        }
     }
 
     #[test]
@@ -237,7 +264,7 @@ mod tests {
             // Plain text has none of the metadata that `shapes` looks at.
             let text = std::fs::read_to_string(&path).expect("readable");
             std::fs::write(&path, text.replace("\"shapes\"", "\"jpeg_compressibility\"")).expect("written");
-            open(&args, &Hub::at("no/cache"))
+            open(&args, &Hub::at("no/cache"), PromptSource::Config)
                 .map(|_| ())
                 .map_err(|error| (error.exit_code(), error.to_string()))
         };
@@ -259,7 +286,8 @@ mod tests {
         let text = std::fs::read_to_string(&path).expect("readable");
         std::fs::write(&path, text.replace("name = \"geneval\"", "name = \"nobody\"")).expect("written");
         let settings = ["model.path=./no/model", "data.train=no/prompts.txt"];
-        let error = open(&args(path, &settings), &Hub::at("no/cache")).expect_err("missing");
+        let error =
+            open(&args(path, &settings), &Hub::at("no/cache"), PromptSource::Config).expect_err("missing");
         let message = error.to_string();
         for word in ["no/model/model_index.json", "no/prompts.txt", "`nobody` is not available"] {
             assert!(message.contains(word), "{word} is not in {message}");
@@ -273,7 +301,8 @@ mod tests {
         let path = home.path().join("run.toml");
         init(config::preset_names()[0], &path).expect("written");
         let settings = ["model.path=./no/model", "data.train=no/prompts.txt"];
-        let error = open(&args(path, &settings), &Hub::at("no/cache")).expect_err("missing");
+        let error =
+            open(&args(path, &settings), &Hub::at("no/cache"), PromptSource::Config).expect_err("missing");
         let message = error.to_string();
         assert!(
             message.contains("no/model/model_index.json")
@@ -302,7 +331,8 @@ mod tests {
         ];
         let mut args = args(path, &[]);
         args.settings = settings.into();
-        let message = open(&args, &Hub::at("no/cache")).expect_err("faulty").to_string();
+        let message =
+            open(&args, &Hub::at("no/cache"), PromptSource::Config).expect_err("faulty").to_string();
         let here = std::env::current_dir().expect("a folder").display().to_string();
         for expected in [
             format!("`model.path`: no/model/at/all/model_index.json (relative to {here}) is missing"),
@@ -316,7 +346,8 @@ mod tests {
             assert!(message.contains(&expected), "`{expected}` is not in\n{message}");
         }
         args.settings = vec!["data.test=$NOT_SET_BY_ANYBODY/test.txt".to_owned()];
-        let message = open(&args, &Hub::at("no/cache")).expect_err("not set").to_string();
+        let message =
+            open(&args, &Hub::at("no/cache"), PromptSource::Config).expect_err("not set").to_string();
         let expected = "`data.test`: cannot read the prompt file $NOT_SET_BY_ANYBODY/test.txt (the environment variable \
                         `NOT_SET_BY_ANYBODY` is not set): No such file";
         assert!(message.contains(expected), "{message}");

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use proto::{HeldOut, Summary};
 use serde_json::json;
 use service::logging::LogFormat;
+use service::visible;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -95,8 +96,8 @@ impl Display {
     /// Says something once.
     pub fn say(&self, line: &str) {
         match &self.style {
-            Style::Live(bar) => bar.println(line),
-            Style::Plain => print_line(line),
+            Style::Live(bar) => bar.println(visible(line)),
+            Style::Plain => print_line(&visible(line)),
             Style::Json => print_line(&json!({ "message": line }).to_string()),
         }
     }

@@ -94,6 +94,14 @@ pub enum CoordinatorError {
     /// The run has no living coordinator.
     #[error("the run in {} does not live; go on with it by `{}`", .0.display(), advice::resume(.0))]
     NotLiving(PathBuf),
+    /// The run has no living coordinator since it is done.
+    #[error(
+        "the run in {} is done; `{}` shows what it came to, and `{}` goes on beyond its end",
+        .0.display(),
+        advice::on("status", .0),
+        advice::lengthen(.0)
+    )]
+    Finished(PathBuf),
     /// Nor did its last coordinator note how it ended.
     #[error(
         "the coordinator of the run in {} was killed before it could note how the run ended; go on with it by `{}`",

@@ -1,10 +1,11 @@
 //! Everything that a run needs, looked at in one go: its config and what that names.
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, PromptSource};
 use crate::cli::ConfigArgs;
 use crate::config_file::{invalid, missing_model, origin_of_paths, prompts, text, unset_variables};
 use crate::error::CoordinatorError;
 use crate::inspection::{self, Servers};
+use crate::run_place;
 use config::{ConfigErrors, ConfigProblem, RunConfig};
 use service::Hub;
 use std::path::Path;
@@ -20,6 +21,7 @@ pub fn everything(
     hub: &Hub,
     programs: &Path,
     servers: Servers,
+    prompts: PromptSource,
 ) -> Result<(Catalog, Vec<String>), CoordinatorError> {
     let (mut config, faults) = RunConfig::examine(&text(args)?, &args.settings);
     let Some(config) = config.as_mut() else { return Err(invalid(args, ConfigErrors(faults))) };
@@ -27,8 +29,11 @@ pub fn everything(
     let config = &*config;
     let mut findings = Findings { faults, ..Findings::default() };
     findings.look_at_model(config, hub, programs);
-    let catalog = findings.read_prompts(config);
+    let catalog = findings.read_prompts(config, prompts);
     findings.found.extend(unset_variables(config));
+    if findings.are_sound(&["run.name", "run.directory"]) {
+        run_place::check(config).unwrap_or_else(|error| findings.take(error));
+    }
     match inspection::rewards(config, programs, servers) {
         Ok(rewards) => findings.found.extend(rewards.iter().filter_map(inspection::reward_problem)),
         Err(error) => findings.take(error),
@@ -87,11 +92,11 @@ impl Findings {
         }
     }
 
-    fn read_prompts(&mut self, config: &RunConfig) -> Option<Catalog> {
+    fn read_prompts(&mut self, config: &RunConfig, source: PromptSource) -> Option<Catalog> {
         if !self.are_sound(&["data.", "rewards", "evaluation_rewards"]) {
             return None;
         }
-        prompts(config.clone()).map_err(|problems| self.found.extend(problems)).ok()
+        prompts(config.clone(), source).map_err(|problems| self.found.extend(problems)).ok()
     }
 
     fn into_error(self, args: &ConfigArgs) -> Option<CoordinatorError> {

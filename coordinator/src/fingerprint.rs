@@ -51,7 +51,8 @@ impl Fingerprint {
     /// If a file cannot be read.
     pub fn of_pipeline(folder: &Path) -> Result<Self, CoordinatorError> {
         const INDEX: &str = "model_index.json";
-        let index = fs::read(folder.join(INDEX)).map_err(unreadable(&folder.join(INDEX)))?;
+        let index = config::read_whole(&folder.join(INDEX), config::MOST_SETTINGS_BYTES)
+            .map_err(unreadable(&folder.join(INDEX)))?;
         let index: serde_json::Map<String, serde_json::Value> =
             serde_json::from_slice(&index).unwrap_or_default();
         Self::of_those(folder, |name| name == INDEX || index.contains_key(name))
@@ -118,7 +119,7 @@ fn add(
 }
 
 fn mark(path: &Path, name: &str) -> Result<(String, FileMark), CoordinatorError> {
-    let mark = File::open(path).and_then(look_at).map_err(unreadable(path))?;
+    let mark = config::open_regular(path).and_then(look_at).map_err(unreadable(path))?;
     Ok((name.to_owned(), mark))
 }
 

@@ -86,7 +86,8 @@ impl History {
 }
 
 fn rows<T: DeserializeOwned>(path: &Path) -> Vec<T> {
-    rows_of(&std::fs::read_to_string(path).unwrap_or_default())
+    let bytes = config::read_whole(path, config::MOST_RECORD_BYTES).unwrap_or_default();
+    rows_of(&String::from_utf8_lossy(&bytes))
 }
 
 fn rows_of<T: DeserializeOwned>(text: &str) -> Vec<T> {

@@ -1,17 +1,19 @@
 //! What a run reads beside its config, and that it goes on with what it began with.
 //!
-//! Prompts are compared with the copies in the run directory, which all other processes read; files of models with what
-//! `inputs.json` tells of them. A change is refused by name, unless it is wished for; then it is noted there for good.
+//! Prompts are compared with the copies in the run directory, which all other processes read, or with the digests of those
+//! that are lost; files of models with what `inputs.json` tells of them. A change is refused by name, and so is what nothing
+//! is left to compare with, unless it is wished for; then it is noted there for good.
 
 use crate::catalog::Catalog;
 use crate::cli::UpArgs;
 use crate::error::CoordinatorError;
 use crate::fingerprint::Fingerprint;
+use crate::kept_inputs::{AcceptedChange, InputRecord, KeptInputs, KeptPrompts, PromptMark};
+use crate::lost_files::checkpoints;
 use crate::opening::OpenRun;
 use crate::run_record::RunRecord;
-use config::{PromptLists, PromptRecord, PromptSplit, RunConfig, prompts_as_json_lines, read_prompts};
-use serde::{Deserialize, Serialize};
-use service::{Hub, RunDirectory, durable, write_prompts};
+use config::{PromptLists, PromptRecord, PromptSplit, RunConfig, prompts_as_json_lines};
+use service::{Hub, RunDirectory, write_prompts};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -26,28 +28,15 @@ pub struct Inputs<'a> {
     files: BTreeMap<String, Fingerprint>,
 }
 
-/// What `inputs.json` holds.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct InputRecord {
-    files: BTreeMap<String, Fingerprint>,
-    /// Changes that were accepted, in order.
-    #[serde(default)]
-    accepted: Vec<AcceptedChange>,
-}
-
-impl InputRecord {
-    fn write(&self, directory: &RunDirectory) -> Result<(), CoordinatorError> {
-        let text = serde_json::to_vec_pretty(self).expect("a record has a JSON form; else this is a bug");
-        Ok(durable::write_file(&directory.inputs(), &text)?)
-    }
-}
-
-/// A change that somebody wished for.
-#[derive(Debug, Serialize, Deserialize)]
-struct AcceptedChange {
-    /// Start of the coordinator at which it was.
-    generation: u64,
-    change: String,
+/// What has become of a run's inputs since it began.
+#[derive(Debug, Default)]
+struct Comparison {
+    /// What is another.
+    changes: Vec<String>,
+    /// What cannot be compared any more.
+    losses: Vec<String>,
+    /// What was lost and is made good.
+    notices: Vec<String>,
 }
 
 impl<'a> Inputs<'a> {
@@ -73,18 +62,22 @@ impl<'a> Inputs<'a> {
     /// Finds out whether the run in a directory can go on with these, without touching anything.
     ///
     /// # Errors
-    /// A usage error if something is not what the run began with and nobody has wished for that, or if members live that
-    /// know only what was before.
+    /// A usage error if something is not what the run began with, or nothing is left to tell, and nobody has wished for that;
+    /// or if members live that know only what was before.
     pub fn check(&self, args: &UpArgs, directory: &RunDirectory) -> Result<(), CoordinatorError> {
-        let changes = if args.resume { self.changes(directory)? } else { Vec::new() };
-        if changes.is_empty() {
+        let Comparison { changes, losses, notices: _ } = self.compare(args, directory);
+        let listed = [&changes[..], &losses].concat().join("\n  ");
+        if listed.is_empty() {
             return Ok(());
         }
-        let listed = changes.join("\n  ");
         if !args.accept_changed_data {
+            let run = directory.path().display();
+            let problem = match changes.is_empty() {
+                true => format!("{run} has lost what tells whether it would go on with what it began with"),
+                false => format!("{run} did not begin with what it would go on with"),
+            };
             return Err(CoordinatorError::Usage(format!(
-                "{} did not begin with what it would go on with:\n  {listed}\nput it back, or go on knowingly by `{FLAG}`",
-                directory.path().display()
+                "{problem}:\n  {listed}\nput it back, or go on knowingly by `{FLAG}`"
             )));
         }
         let living = RunRecord::read(directory).map(|record| record.living_members()).unwrap_or_default();
@@ -101,52 +94,97 @@ impl<'a> Inputs<'a> {
     ///
     /// # Errors
     /// As [`Inputs::check`], and if a file cannot be written.
-    pub fn settle(&self, args: &UpArgs, opened: &OpenRun) -> Result<Vec<String>, CoordinatorError> {
-        let (directory, generation) = (&opened.directory, opened.record.generation);
-        self.check(args, directory)?;
-        let changes = if args.resume { self.changes(directory)? } else { Vec::new() };
-        let earlier = if args.resume { recorded(directory)? } else { None };
-        let mut record = earlier.unwrap_or_default();
-        let accepted = changes.iter().map(|change| AcceptedChange { generation, change: change.clone() });
-        record.accepted.extend(accepted);
-        if !changes.is_empty() {
-            // Before the copies, which no longer tell of the change.
-            record.write(directory)?;
-        }
+    pub fn settle(&self, args: &UpArgs, opened: &mut OpenRun) -> Result<Vec<String>, CoordinatorError> {
+        let (directory, generation) = (opened.directory.clone(), opened.record.generation);
+        self.check(args, &directory)?;
+        let Comparison { changes, losses, notices } = self.compare(args, &directory);
+        let accepted = [changes, losses].concat();
+        let mut record = match args.resume {
+            true => KeptInputs::of(&directory).record.unwrap_or_default(),
+            false => InputRecord::default(),
+        };
+        let noted = accepted.iter().map(|change| AcceptedChange { generation, change: change.clone() });
+        record.accepted.extend(noted);
+        record.files.clone_from(&self.files);
+        let mark = |(split, records): (PromptSplit, _)| (split.to_string(), PromptMark::of(records));
+        record.prompts = Some(self.lists.iter().map(mark).collect());
+        // Before the copies: those that do not fit it are made anew of what does.
+        record.write(&directory)?;
+        opened.record.inputs = Some(record);
+        opened.record.write(&directory)?;
         for split in PromptSplit::ALL {
             match self.lists.of(split) {
                 [] => remove(&directory.prompts(split))?,
-                records => write_prompts(directory, split, records)?,
+                records => write_prompts(&directory, split, records)?,
             }
         }
-        record.files.clone_from(&self.files);
-        // After the copies, of which it says that they are complete.
-        record.write(directory)?;
-        Ok(changes)
+        opened.notices.extend(notices);
+        Ok(accepted)
     }
 
-    /// Everything that is not as the run in a directory has it. What that has no record of is taken as it is.
-    fn changes(&self, directory: &RunDirectory) -> Result<Vec<String>, CoordinatorError> {
-        let (mut changes, record) = (Vec::new(), recorded(directory)?);
-        // Written last, the record says that all copies were made.
-        let is_complete = record.is_some() && directory.prompt_folder().is_dir();
-        for split in PromptSplit::ALL {
-            let Some(then) = copy(directory, split)?.or(is_complete.then(Vec::new)) else { continue };
-            let change = change_of_list(&then, self.lists.of(split));
-            changes.extend(change.map(|change| format!("`{}`: {change}", split.key())));
+    /// Everything that is not as the run in a directory has it, if it goes on.
+    fn compare(&self, args: &UpArgs, directory: &RunDirectory) -> Comparison {
+        let mut found = Comparison::default();
+        if !args.resume {
+            return found;
         }
-        let Some(record) = record else { return Ok(changes) };
-        for (key, now) in &self.files {
-            let Some(then) = record.files.get(key) else { continue };
-            let mut found = then.changes(now);
+        let kept = KeptInputs::of(directory);
+        for split in PromptSplit::ALL {
+            found.compare_prompts(split, &kept, self.lists.of(split));
+        }
+        match &kept.record {
+            Some(record) => found.changes.extend(self.changes_of_files(record)),
+            None => {
+                let keys: Vec<String> = self.files.keys().map(|key| format!("`{key}`")).collect();
+                found.losses.push(format!(
+                    "{}: neither {} nor {} tells any more what its files were",
+                    keys.join(", "),
+                    directory.inputs().display(),
+                    directory.run_file().display()
+                ));
+            }
+        }
+        if checkpoints(directory).is_empty() && !directory.has_records() {
+            // Nothing has been trained of what is lost, as where the first start was interrupted.
+            found.losses.clear();
+        }
+        found.notices.extend(kept.notice);
+        found
+    }
+
+    fn changes_of_files(&self, record: &InputRecord) -> Vec<String> {
+        let changes = |(key, now): (&String, &Fingerprint)| {
+            let mut found = record.files.get(key)?.changes(now);
             let more = found.len().saturating_sub(NAMED_CHANGES);
             found.truncate(NAMED_CHANGES);
             found.extend((more > 0).then(|| format!("and {more} more files")));
-            if !found.is_empty() {
-                changes.push(format!("`{key}`: {}", found.join(", ")));
-            }
+            (!found.is_empty()).then(|| format!("`{key}`: {}", found.join(", ")))
+        };
+        self.files.iter().filter_map(changes).collect()
+    }
+}
+
+impl Comparison {
+    fn compare_prompts(&mut self, split: PromptSplit, kept: &KeptInputs, now: &[PromptRecord]) {
+        let (key, copy) = (split.key(), kept.copy_name(split));
+        let changed = |change: String| format!("`{key}`: {change}");
+        match kept.prompts(split) {
+            KeptPrompts::Whole(then) => self.changes.extend(change_of_list(&then, now).map(changed)),
+            KeptPrompts::Absent => self.changes.extend(change_of_list(&[], now).map(changed)),
+            KeptPrompts::Lost(Some(mark)) if mark == PromptMark::of(now) => self.notices.push(format!(
+                "{copy} is lost or damaged; it is made anew of `{key}`, which is what the run began with"
+            )),
+            KeptPrompts::Lost(Some(mark)) => self.changes.push(changed(format!(
+                "these {} prompts are not the {} that the run began with, and which differ cannot be told, since {copy} is \
+                 lost or damaged",
+                now.len(),
+                mark.count
+            ))),
+            KeptPrompts::Lost(None) if now.is_empty() => {}
+            KeptPrompts::Lost(None) => self.losses.push(changed(format!(
+                "{copy} is lost or damaged, and nothing else tells which prompts the run began with"
+            ))),
         }
-        Ok(changes)
     }
 }
 
@@ -173,33 +211,6 @@ fn remove(path: &Path) -> Result<(), CoordinatorError> {
         }
         Ok(()) | Err(_) => Ok(()),
     }
-}
-
-fn recorded(directory: &RunDirectory) -> Result<Option<InputRecord>, CoordinatorError> {
-    let path = directory.inputs();
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(CoordinatorError::File { action: "read", path, source }),
-    };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
-        CoordinatorError::Usage(format!(
-            "{} is damaged ({error}); remove it to go on with the model's files as they are",
-            path.display()
-        ))
-    })
-}
-
-/// The prompts that a run keeps for a purpose, if it does.
-fn copy(directory: &RunDirectory, split: PromptSplit) -> Result<Option<Vec<PromptRecord>>, CoordinatorError> {
-    let path = directory.prompts(split);
-    if !path.exists() {
-        return Ok(None);
-    }
-    read_prompts(&path).map(Some).map_err(|error| {
-        let error = format!("{:#}", anyhow::Error::from(error));
-        CoordinatorError::Usage(format!("{error}; remove {} to take the prompts as they are", path.display()))
-    })
 }
 
 fn change_of_list(then: &[PromptRecord], now: &[PromptRecord]) -> Option<String> {

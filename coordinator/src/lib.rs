@@ -17,10 +17,12 @@ mod waiting_room;
 
 pub mod fingerprint;
 pub mod inputs;
+pub mod kept_inputs;
 pub mod launch;
 pub mod lost_files;
 pub mod opening;
 pub mod resume;
+pub mod run_place;
 pub mod run_record;
 pub mod up;
 

@@ -122,7 +122,7 @@ struct Log {
 
 impl Log {
     fn open(path: &Path, tail: Option<usize>) -> io::Result<Self> {
-        let mut file = File::open(path)?;
+        let mut file = config::open_regular(path)?;
         if let Some(tail) = tail {
             let start = start_of_last_lines(&mut file, tail)?;
             file.seek(SeekFrom::Start(start))?;

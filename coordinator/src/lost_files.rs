@@ -57,7 +57,7 @@ pub fn restore_config(directory: &RunDirectory) -> Result<Option<String>, Coordi
 
 fn read_config(path: PathBuf) -> Result<RunConfig, CoordinatorError> {
     let failed = |source| CoordinatorError::File { action: "read", path: path.clone(), source };
-    let text = std::fs::read_to_string(&path).map_err(failed)?;
+    let text = config::read_settings(&path).map_err(failed)?;
     RunConfig::from_toml(&text).map_err(|problems| CoordinatorError::Config { path, problems })
 }
 
@@ -72,7 +72,7 @@ pub fn checkpoints(directory: &RunDirectory) -> Vec<(u32, PathBuf)> {
 
 /// Version of the checkpoint that is marked as the best.
 pub fn marked_best(directory: &RunDirectory) -> Option<u32> {
-    version_of(std::fs::read_to_string(directory.checkpoints().join("best")).ok()?.trim())
+    version_of(config::read_settings(&directory.checkpoints().join("best")).ok()?.trim())
 }
 
 fn version_of(checkpoint: &str) -> Option<u32> {

@@ -2,13 +2,13 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-use clap::Parser;
 use coordinator::branch::{Branching, branch};
+use coordinator::catalog::PromptSource;
 use coordinator::cli::{Cli, Command, UpArgs};
 use coordinator::display::Display;
 use coordinator::error::CoordinatorError;
 use coordinator::inspection::Servers;
-use coordinator::{admin, config_file, examination, launch, logs, planning, resume, up};
+use coordinator::{admin, advice, config_file, examination, launch, logs, planning, resume, up};
 use service::logging::LogFormat;
 use service::output::{StandardOutput, print_error_line, print_line, print_text};
 use service::{Hub, exit_code, logging};
@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = service::parse_arguments();
     match run(cli).await {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -54,8 +54,13 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
             say_written(&file, "validate");
         }
         Command::Validate(args) => {
-            let (catalog, notes) =
-                examination::everything(&args, &hub, &launch::programs()?, Servers::Knock)?;
+            let (catalog, notes) = examination::everything(
+                &args,
+                &hub,
+                &launch::programs()?,
+                Servers::Knock,
+                PromptSource::Config,
+            )?;
             let notes = notes.iter().chain(catalog.notes());
             notes.for_each(|note| print_error_line(format_args!("note: {note}")));
             print_line(format_args!("{} is valid", args.file.display()));
@@ -78,5 +83,5 @@ async fn bring_up(args: UpArgs, hub: &Hub, format: LogFormat) -> Result<u8, Coor
 }
 
 fn say_written(file: &Path, next: &str) {
-    print_line(format_args!("wrote {}; next: `coordinator {next} {}`", file.display(), file.display()));
+    print_line(format_args!("wrote {}; next: `{}`", file.display(), advice::on(next, file)));
 }

@@ -42,6 +42,8 @@ pub fn run_directory(config: &RunConfig) -> Result<RunDirectory, CoordinatorErro
 pub async fn open_run(args: &UpArgs, config: &RunConfig) -> Result<(OpenRun, TcpListener), CoordinatorError> {
     let directory = run_directory(config)?;
     let goes_on = goes_on(args, &directory)?;
+    // Before anything is made, so that a refusal leaves nothing behind.
+    let bound = if goes_on { None } else { Some(listen(args.options.port.unwrap_or(0)).await?) };
     directory.create()?;
     let lock = RunLock::take(&directory)?;
     let (mut record, notices) = match goes_on {
@@ -49,7 +51,10 @@ pub async fn open_run(args: &UpArgs, config: &RunConfig) -> Result<(OpenRun, Tcp
         false => (RunRecord::new(&config.run.name), Vec::new()),
     };
     record.working_directory = std::env::current_dir().ok();
-    let listener = listen(args.options.port.unwrap_or(record.port)).await?;
+    let listener = match bound {
+        Some(listener) => listener,
+        None => listen(args.options.port.unwrap_or(record.port)).await?,
+    };
     record.port = listener.local_addr().map_err(|error| port_error(record.port, &error))?.port();
     durable::write_file(&directory.config(), config.to_toml().as_bytes())?;
     record.write(&directory)?;
@@ -63,6 +68,14 @@ pub async fn open_run(args: &UpArgs, config: &RunConfig) -> Result<(OpenRun, Tcp
 pub fn check_run(args: &UpArgs, config: &RunConfig) -> Result<(), CoordinatorError> {
     let directory = run_directory(config)?;
     if goes_on(args, &directory)? { reopen(config, &directory).map(drop) } else { Ok(()) }
+}
+
+/// Whether the port that was asked for is free, for who leaves it to another process to open the run.
+///
+/// # Errors
+/// A usage error if it is not.
+pub async fn check_port(args: &UpArgs) -> Result<(), CoordinatorError> {
+    listen(args.options.port.unwrap_or(0)).await.map(drop)
 }
 
 /// Whether an earlier run goes on.
@@ -92,11 +105,17 @@ fn is_stillborn(directory: &RunDirectory) -> bool {
 }
 
 fn already_there(directory: &RunDirectory) -> String {
+    let run = directory.path();
+    let (state, command) = match RunRecord::read(directory) {
+        Ok(record) if record.is_done() => {
+            ("exists, and its run is done; go on beyond its end", advice::lengthen(run))
+        }
+        _ => ("exists; go on with it", advice::resume(run)),
+    };
     format!(
-        "the run directory {} exists; go on with it by `{}` (or by `--resume`, with the settings of this file), choose \
-         another name by `--set run.name=NAME`, or remove it",
-        directory.path().display(),
-        advice::resume(directory.path())
+        "the run directory {} {state} by `{command}` (or by `--resume`, with the settings of this file), choose another \
+         name by `--set run.name=NAME`, or remove it",
+        run.display()
     )
 }
 
@@ -140,12 +159,13 @@ fn another_run(directory: &RunDirectory, differences: &Differences) -> Coordinat
         [] => String::new(),
         others => format!("so do\n  {}\n", others.join("\n  ")),
     };
-    let run = directory.path().display();
+    let run = directory.path();
     CoordinatorError::Usage(format!(
-        "{first} differs from what {run} was started with, and decides what it trains\n{others}put that back, leave the \
-         file and its settings out by `{}`, or branch off by `coordinator init --from {run} FILE`; what may change is {}, \
-         and {} of a reward",
-        advice::resume(directory.path()),
+        "{first} differs from what {} was started with, and decides what it trains\n{others}put that back, leave the \
+         file and its settings out by `{}`, or branch off by `{}`; what may change is {}, and {} of a reward",
+        run.display(),
+        advice::resume(run),
+        advice::branch_off(run, ""),
         config::CHANGEABLE_KEYS.join(", "),
         config::CONNECTION_OPTIONS.join(", "),
     ))
@@ -155,10 +175,12 @@ fn another_run(directory: &RunDirectory, differences: &Differences) -> Coordinat
 fn too_few_iterations(config: &RunConfig, directory: &RunDirectory) -> Option<String> {
     let (wanted, done) = (config.run.iterations, checkpoints(directory).last()?.0);
     (wanted < done).then(|| {
-        let run = directory.path().display();
+        let run = directory.path();
         format!(
-            "`run.iterations` is {wanted}, but {done} are done in {run}: set it to {done} to end the run there, or branch \
-             off an earlier checkpoint by `coordinator init --from {run} --checkpoint N FILE`"
+            "`run.iterations` is {wanted}, but {done} are done in {}: set it to {done} to end the run there, or branch off \
+             an earlier checkpoint by `{}`",
+            run.display(),
+            advice::branch_off(run, " --checkpoint N")
         )
     })
 }
@@ -219,6 +241,19 @@ mod tests {
         let told = refusal(&[], &config).await;
         let advice = format!("coordinator resume {}", directory.path().display());
         assert!(told.contains(&advice) && told.contains("--resume"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn a_run_that_is_done_is_told_to_go_beyond_its_end() {
+        let home = tempfile::tempdir().expect("a directory");
+        let config = config(&home);
+        let mut opened = open_run(&args(&[]), &config).await.expect("new").0;
+        opened.record.ended = Some(crate::run_record::RunEnding::Done { summary: Box::default() });
+        opened.record.write(&opened.directory).expect("written");
+        std::fs::create_dir(opened.directory.checkpoints().join("iteration-000001")).expect("created");
+        drop(opened);
+        let told = refusal(&[], &config).await;
+        assert!(told.contains("its run is done") && told.contains("--set run.iterations=N`"), "{told}");
     }
 
     #[tokio::test]
@@ -317,6 +352,8 @@ mod tests {
         let taken = bind(0).await.expect("a free port");
         let port = taken.local_addr().expect("bound").port().to_string();
         let message = refusal(&["--port", &port], &config(&home)).await;
+        assert_eq!(std::fs::read_dir(home.path()).expect("there").count(), 0, "nothing is left behind");
+        assert!(check_port(&args(&["--port", &port])).await.is_err());
         assert!(
             message.contains(&format!("port {port} is taken")) && message.contains("--port"),
             "{message}"

@@ -7,8 +7,10 @@ use crate::error::CoordinatorError;
 use crate::history::History;
 use crate::inspection::{self, Servers};
 use crate::opening::run_directory;
+use crate::run_place;
 use config::{ComputeDevice, HeldOutCounts, Plan, PromptSplit, Rate, RewardSection, RunConfig, TaskKind};
 use service::Hub;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ use std::time::Duration;
 /// If the config cannot be read, or there is something wrong with the model.
 pub fn plan(args: &ConfigArgs, hub: &Hub, programs: &Path) -> Result<(Plan, Vec<String>), CoordinatorError> {
     let (config, lacking) = config_file::read_to_plan(args)?;
+    run_place::check(&config)?;
     let mut notes: Vec<String> =
         lacking.iter().map(|problem| format!("`{}`: {}", problem.key, problem.message)).collect();
     let model = match config_file::missing_model(&config.model.path, hub) {
@@ -41,25 +44,39 @@ pub fn plan(args: &ConfigArgs, hub: &Hub, programs: &Path) -> Result<(Plan, Vec<
 /// How long the run will take, at the rate given or else the run's own so far.
 ///
 /// # Errors
-/// If the config or its held-out prompts cannot be read.
+/// If the config cannot be read, or prompts that are there cannot.
 pub fn time(args: &PlanArgs) -> Result<String, CoordinatorError> {
     let (config, _) = config_file::read_to_plan(&args.config)?;
+    let counts = count_prompts(&config)?;
     let own = || Some(Rate::OfRun(History::read(&run_directory(&config).ok()?).evaluations_per_second()?));
     let Some(rate) = args.rate.map(Rate::OfWorker).or_else(own) else {
         return Ok("time: not known without a rate; give `--rate`, the network evaluations per second that \
                    `rollout-worker sample` tells, or plan again when the run has begun\n"
             .to_owned());
     };
-    // Prompts that are not there yet are named by `validate`; without them, training is what takes the time.
-    let count = |split| {
-        let file = config::prompt_file(config.data.path(split), split);
-        file.and_then(|file| config::read_prompts(&file)).map_or(0, |prompts| prompts.len())
-    };
+    let count = |split| counts.get(&split).copied().unwrap_or_default();
     let held_out = HeldOutCounts {
         evaluated: count(config.data.split_of(TaskKind::Evaluate)),
         tested: if config.data.has_validation() { count(PromptSplit::Test) } else { 0 },
     };
     Ok(time_text(&config, held_out, rate))
+}
+
+/// How many prompts there are. Those that are not there yet are named by `validate`; without them, training is what takes
+/// the time.
+fn count_prompts(config: &RunConfig) -> Result<BTreeMap<PromptSplit, usize>, CoordinatorError> {
+    let count = |split: PromptSplit| {
+        let file = config::prompt_file(config.data.path(split), split);
+        match file.and_then(|file| config::read_prompts(&file)) {
+            Ok(prompts) => Ok((split, prompts.len())),
+            Err(error) if error.is_absence() => Ok((split, 0)),
+            Err(error) => {
+                let problem = format!("`{}`: {:#}", split.key(), anyhow::Error::from(error));
+                Err(CoordinatorError::Usage(problem))
+            }
+        }
+    };
+    config.data.splits().into_iter().map(count).collect()
 }
 
 fn time_text(config: &RunConfig, held_out: HeldOutCounts, rate: Rate) -> String {
@@ -137,6 +154,7 @@ fn reward_notes(config: &RunConfig, programs: &Path) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::PromptSource;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
@@ -162,6 +180,19 @@ mod tests {
         assert_eq!(error.exit_code(), 2);
         let expected = "the model cannot be used: transformer/config.json is damaged";
         assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn a_run_directory_that_cannot_be_made_is_refused() {
+        let (home, mut args) = home("exit 1");
+        args.settings = vec!["model.path=./no/model".to_owned(), "run.directory=/proc/x".to_owned()];
+        let error = plan(&args, &Hub::at("no/cache"), home.path()).expect_err("no place");
+        assert_eq!(error.exit_code(), 2);
+        let opened =
+            config_file::open(&args, &Hub::at("no/cache"), PromptSource::Config).expect_err("no place");
+        for told in [error.to_string(), opened.to_string()] {
+            assert!(told.contains("`run.directory`: the run directory /proc/x/"), "{told}");
+        }
     }
 
     #[test]
@@ -246,6 +277,25 @@ mod tests {
         fs::write(home.path().join("a/metrics.jsonl"), format!("{row}\n")).expect("written");
         let own = planned(None);
         assert!(own.contains("1500.0 network evaluations/s, as this run has gone"), "{own}");
+    }
+
+    #[test]
+    fn prompts_that_are_not_there_yet_are_none_but_what_is_no_file_is_refused() {
+        let home = tempfile::tempdir().expect("a directory");
+        let file = home.path().join("run.toml");
+        config_file::init("tempflow-tiny-cpu", &file).expect("written");
+        let planned = |prompts: &str| {
+            let settings = ["train", "validation", "test"].map(|list| format!("data.{list}={prompts}"));
+            time(&PlanArgs {
+                config: ConfigArgs { file: file.clone(), settings: settings.into() },
+                rate: Some(1.0),
+            })
+        };
+        assert!(planned("no/prompts.txt").expect("planned").contains("without evaluations"));
+        let error = planned("/dev/zero").expect_err("refused");
+        assert_eq!(error.exit_code(), 2);
+        let told = error.to_string();
+        assert!(told.contains("`data.train`: ") && told.contains("it is a device, no file"), "{told}");
     }
 
     #[test]

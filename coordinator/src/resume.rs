@@ -52,7 +52,7 @@ pub fn arguments(args: ResumeArgs) -> Result<UpArgs, CoordinatorError> {
 /// The settings that tell a run where it is, if it has been moved.
 fn new_place(directory: &RunDirectory) -> Result<Vec<String>, CoordinatorError> {
     let path = directory.config();
-    let text = std::fs::read_to_string(&path).map_err(|source| CoordinatorError::File {
+    let text = config::read_settings(&path).map_err(|source| CoordinatorError::File {
         action: "read",
         path: path.clone(),
         source,

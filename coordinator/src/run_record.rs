@@ -1,6 +1,8 @@
 //! `run.json`: how commands reach the coordinator of a run, and what a restarted coordinator must know.
 
+use crate::advice;
 use crate::error::CoordinatorError;
+use crate::kept_inputs::InputRecord;
 use crate::launch::is_member_process;
 use crate::lost_files::checkpoints;
 use nix::fcntl::{Flock, FlockArg};
@@ -11,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How the last life of a run ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,6 +55,9 @@ pub struct RunRecord {
     /// Where the coordinator was started, and what relative paths of the run's config are relative to.
     #[serde(default)]
     pub working_directory: Option<PathBuf>,
+    /// What the run reads, once more than in `inputs.json`. Earlier versions recorded none.
+    #[serde(default)]
+    pub inputs: Option<InputRecord>,
     /// Absent while the run lives, and where it was killed.
     pub ended: Option<RunEnding>,
 }
@@ -69,6 +74,7 @@ impl RunRecord {
             generation: 1,
             members: BTreeMap::new(),
             working_directory: None,
+            inputs: None,
             ended: None,
         }
     }
@@ -80,7 +86,7 @@ impl RunRecord {
     pub fn read(directory: &RunDirectory) -> Result<Self, CoordinatorError> {
         let path = directory.run_file();
         let failed = |source| CoordinatorError::RecordLost { path: path.clone(), source };
-        let bytes = std::fs::read(&path).map_err(failed)?;
+        let bytes = config::read_whole(&path, config::MOST_SETTINGS_BYTES).map_err(failed)?;
         serde_json::from_slice(&bytes)
             .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))
     }
@@ -89,6 +95,11 @@ impl RunRecord {
     pub fn living_members(&self) -> Vec<String> {
         let living = self.members.iter().filter(|(member_id, pid)| is_member_process(**pid, member_id));
         living.map(|(member_id, _)| member_id.clone()).collect()
+    }
+
+    /// Whether the run has trained all of its iterations.
+    pub fn is_done(&self) -> bool {
+        matches!(self.ended, Some(RunEnding::Done { .. }))
     }
 
     /// Writes the record, whole or not at all.
@@ -130,13 +141,16 @@ impl RunLock {
 }
 
 fn living(directory: &RunDirectory) -> String {
-    let run = directory.path().display();
     let process = match RunRecord::read(directory) {
         Ok(record) => format!(" (process {}, port {})", record.coordinator_pid, record.port),
         Err(_) => String::new(),
     };
+    let run = directory.path();
     format!(
-        "{run} has a living coordinator{process}; see `coordinator status {run}`, stop it with `coordinator down {run}`"
+        "{} has a living coordinator{process}; see `{}`, stop it with `{}`",
+        run.display(),
+        advice::on("status", run),
+        advice::on("down", run)
     )
 }
 
@@ -150,10 +164,20 @@ pub fn is_run(directory: &RunDirectory) -> bool {
 /// # Errors
 /// A usage error if there is no such run.
 pub fn find_run(run: &str) -> Result<RunDirectory, CoordinatorError> {
-    let candidates = [PathBuf::from(run), PathBuf::from("runs").join(run)];
+    let path = service::expand_path(Path::new(run));
+    let mut candidates = vec![path.clone(), Path::new("runs").join(path)];
+    // They are the same where the path is absolute.
+    candidates.dedup();
     let found = candidates.iter().map(RunDirectory::new).find(is_run);
     found.ok_or_else(|| {
-        let looked = candidates.map(|path| path.join("run.json").display().to_string()).join(" nor ");
+        let files: Vec<String> =
+            candidates.iter().map(|path| path.join("run.json").display().to_string()).collect();
+        if let [file] = files.as_slice() {
+            return CoordinatorError::Usage(format!(
+                "no run `{run}`: there is no {file}; give the run's directory"
+            ));
+        }
+        let looked = files.join(" nor ");
         let below =
             std::env::current_dir().map(|folder| format!(" in {}", folder.display())).unwrap_or_default();
         CoordinatorError::Usage(format!(
@@ -196,5 +220,8 @@ mod tests {
     fn an_unknown_run_is_named_with_the_places_looked_at() {
         let error = find_run("no/such-run").expect_err("unknown").to_string();
         assert!(error.contains("no/such-run/run.json nor runs/no/such-run/run.json"), "{error}");
+        let error = find_run("$HOME/no/such-run").expect_err("unknown").to_string();
+        let expanded = service::expand_path(Path::new("~/no/such-run/run.json"));
+        assert!(error.contains(&format!("there is no {};", expanded.display())), "{error}");
     }
 }

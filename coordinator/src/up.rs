@@ -1,6 +1,6 @@
 //! `coordinator up`: brings a run to life, follows it, and takes it down again.
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, PromptSource};
 use crate::cli::{Place, UpArgs};
 use crate::config_file;
 use crate::display::Display;
@@ -12,7 +12,7 @@ use crate::launch;
 use crate::launch::capacity::{self, Machine};
 use crate::launch::{LEARNER, LocalLauncher, Supervisor, worker_id};
 use crate::membership::{Members, Patience};
-use crate::opening::{OpenRun, check_run, open_run, run_directory};
+use crate::opening::{OpenRun, check_port, check_run, open_run, run_directory};
 use crate::run_record::RunEnding;
 use crate::run_state::{Ending, RunState};
 use crate::server::ControlPlane;
@@ -59,9 +59,10 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
     }
     // Found now, what is wrong costs a second; found by a worker, the start of a run. Servers may come up meanwhile.
     let config_args = with_workers(&args).config;
+    let prompts = if args.resume { PromptSource::Run } else { PromptSource::Config };
     let (catalog, notes) = match args.options.dry_run || args.options.detached {
-        true => (config_file::open(&config_args, hub)?, Vec::new()),
-        false => examination::everything(&config_args, hub, &launch::programs()?, Servers::Later)?,
+        true => (config_file::open(&config_args, hub, prompts)?, Vec::new()),
+        false => examination::everything(&config_args, hub, &launch::programs()?, Servers::Later, prompts)?,
     };
     if args.options.dry_run {
         catalog.notes().iter().for_each(|note| display.say(note));
@@ -74,13 +75,16 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
     }
     let inputs = check_inputs(&args, &catalog, hub)?;
     if args.options.detach {
+        if !args.resume {
+            check_port(&args).await?;
+        }
         // The process that is detached finds and says the catalog's own.
         notes.iter().for_each(|note| display.say(note));
         return detach::start(&run_directory(catalog.config())?, args.typed_in.as_deref()).await;
     }
     notes.iter().chain(catalog.notes()).for_each(|note| display.say(note));
-    let (opened, listener) = open_run(&args, catalog.config()).await?;
-    for change in inputs.settle(&args, &opened)? {
+    let (mut opened, listener) = open_run(&args, catalog.config()).await?;
+    for change in inputs.settle(&args, &mut opened)? {
         display.say(&format!("accepted: {change}"));
     }
     Run::start(&args, catalog, opened, listener, display)?.follow().await

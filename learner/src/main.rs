@@ -40,12 +40,13 @@ enum Command {
 #[derive(clap::Args)]
 struct ExportArgs {
     /// Directory of the run.
+    #[arg(value_parser = path_argument())]
     run: PathBuf,
     /// Iterations of the checkpoint; the newest if not given.
     #[arg(long)]
     checkpoint: Option<u32>,
     /// Folder to write; it must not exist.
-    #[arg(long)]
+    #[arg(long, value_parser = path_argument())]
     to: PathBuf,
 }
 
@@ -58,7 +59,7 @@ struct PretrainArgs {
     #[arg(long, value_parser = path_argument())]
     out: PathBuf,
     /// Folder for the pipeline as it was before the first wrong caption; it must not exist.
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", value_parser = path_argument())]
     before_wrong_captions: Option<PathBuf>,
 }
 
@@ -90,7 +91,7 @@ struct ServeArgs {
 }
 
 fn main() -> ExitCode {
-    match run(Args::parse()) {
+    match run(service::parse_arguments()) {
         Ok(code) => code.into(),
         Err(error) => {
             output::print_error_line(format_args!("error: {error:#}"));

@@ -181,7 +181,7 @@ struct InspectArgs {
     #[arg(long, requires = "rank")]
     target: Vec<String>,
     /// The adapter that training goes on from: a PEFT folder, or a LoRA file as diffusers writes it.
-    #[arg(long, requires = "rank")]
+    #[arg(long, requires = "rank", value_parser = path_argument())]
     start_from: Option<PathBuf>,
     /// Side in pixels of the tiles that images are decoded in; whole if not given.
     #[arg(long)]
@@ -217,7 +217,7 @@ struct ServeRewardArgs {
 }
 
 fn main() -> ExitCode {
-    match run(Args::parse()) {
+    match run(service::parse_arguments()) {
         Ok(code) => code.into(),
         Err(error) => {
             output::print_error_line(format_args!("error: {error:#}"));
@@ -393,7 +393,9 @@ fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {
     tch::set_num_threads(i32::from(args.threads));
     let device = run_setup::open_device(args.device).map_err(BadInput::from_error)?;
     let resources = reward_resources(device, hub());
-    let reward = config::reward_from_settings(&args.reward, &args.options).map_err(BadInput::from_error)?;
+    let mut reward =
+        config::reward_from_settings(&args.reward, &args.options).map_err(BadInput::from_error)?;
+    reward.expand_paths(service::expand_path);
     let options =
         ScoreOptions { reward, images: args.images, prompts: args.prompts, json: args.json, resources };
     score::run(&options, &mut StandardOutput)?;
@@ -402,8 +404,10 @@ fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {
 
 fn run_serve_reward(args: ServeRewardArgs) -> anyhow::Result<u8> {
     logging::init(args.log_format, "info")?;
+    let mut rewards = serve_reward::choices(&args.rewards, &args.options).map_err(BadInput::from_error)?;
+    rewards.iter_mut().for_each(|reward| reward.expand_paths(service::expand_path));
     let options = ServeRewardOptions {
-        rewards: serve_reward::choices(&args.rewards, &args.options).map_err(BadInput::from_error)?,
+        rewards,
         listen: args.listen,
         device: args.device,
         n_threads: args.threads.into(),

@@ -38,6 +38,15 @@ impl Home {
 
     /// Opens the run as `coordinator up` with these flags does; what was accepted, or the refusal.
     async fn up(&self, flags: &[&str]) -> Result<Vec<String>, String> {
+        self.open(flags).await.map(|(accepted, _)| accepted)
+    }
+
+    /// Goes on with the run; what there is to say of that, or the refusal.
+    async fn resume(&self) -> Result<Vec<String>, String> {
+        self.open(&["--resume"]).await.map(|(_, said)| said)
+    }
+
+    async fn open(&self, flags: &[&str]) -> Result<(Vec<String>, Vec<String>), String> {
         let line = ["coordinator", "up", "run.toml"].iter().chain(flags);
         let Command::Up(args) = Cli::try_parse_from(line).expect("valid flags").command else {
             panic!("not `up`")
@@ -46,11 +55,26 @@ impl Home {
             assert_eq!(error.exit_code(), 2, "{error}");
             error.to_string()
         };
-        let catalog = Catalog::open(self.config.clone()).expect("prompts");
+        let kept = KeptInputs::of(&self.directory());
+        let catalog = match args.resume {
+            true => Catalog::open_again(self.config.clone(), &kept).map_err(|errors| errors.to_string())?,
+            false => Catalog::open(self.config.clone()).expect("prompts"),
+        };
         let inputs = Inputs::of(&catalog, &Hub::at("no/cache")).map_err(refused)?;
         inputs.check(&args, &self.directory()).map_err(refused)?;
-        let (opened, _) = open_run(&args, &self.config).await.map_err(refused)?;
-        inputs.settle(&args, &opened).map_err(refused)
+        let (mut opened, _) = open_run(&args, &self.config).await.map_err(refused)?;
+        let accepted = inputs.settle(&args, &mut opened).map_err(refused)?;
+        Ok((accepted, [catalog.notes(), &opened.notices].concat()))
+    }
+
+    /// Makes something depend on what the run has read.
+    fn train(&self) {
+        fs::create_dir(self.directory().checkpoints().join("iteration-000001")).expect("created");
+    }
+
+    fn remove(&self, path: PathBuf) {
+        let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        removed.expect("removed");
     }
 
     fn directory(&self) -> RunDirectory {
@@ -100,7 +124,7 @@ async fn a_change_that_is_wished_for_is_noted_for_good() {
     home.write("model/vae/config.json", "[]");
     home.up(&["--resume", "--accept-changed-data"]).await.expect("accepted");
     assert_eq!(home.up(&["--resume"]).await, Ok(vec![]), "it is what the run goes on with now");
-    let record = recorded(&home.directory()).expect("readable").expect("a record");
+    let record = KeptInputs::of(&home.directory()).record.expect("a record");
     let changes: Vec<_> =
         record.accepted.iter().map(|accepted| (accepted.generation, &accepted.change)).collect();
     let expected = [
@@ -155,21 +179,125 @@ async fn an_adapter_and_the_models_of_rewards_are_part_of_what_a_run_reads() {
 }
 
 #[tokio::test]
-async fn what_a_run_has_no_record_of_is_taken_as_it_is() {
+async fn prompts_whose_copies_are_lost_are_compared_by_their_digests() {
     let home = Home::new();
     assert_eq!(home.up(&[]).await, Ok(vec![]));
-    fs::remove_file(home.directory().inputs()).expect("removed");
-    home.write("model/vae/config.json", "[]");
-    assert_eq!(home.up(&["--resume"]).await, Ok(vec![]));
-    fs::remove_dir_all(home.directory().prompt_folder()).expect("removed");
-    home.write("train.txt", "a bat\n");
-    assert_eq!(home.up(&["--resume"]).await, Ok(vec![]));
-    // A start that was interrupted before its record was whole.
-    fs::remove_file(home.directory().inputs()).expect("removed");
-    fs::remove_file(home.directory().prompts(PromptSplit::Test)).expect("removed");
-    assert_eq!(home.up(&["--resume"]).await, Ok(vec![]));
+    home.train();
+    home.remove(home.directory().prompt_folder());
+    let said = home.resume().await.expect("as it was").join("\n");
+    assert!(said.contains("train.jsonl is lost or damaged; it is made anew of `data.train`"), "{said}");
+    assert!(home.copied(PromptSplit::Train).contains("a dog"));
+    for damage in [None, Some("{\"prompt\": \"a bat\"}\n"), Some("{")] {
+        home.write("train.txt", "a cat\na bat\n");
+        match damage {
+            None => home.remove(home.directory().prompt_folder()),
+            Some(text) => fs::write(home.directory().prompts(PromptSplit::Train), text).expect("written"),
+        }
+        let refusal = home.up(&["--resume"]).await.expect_err("changed");
+        assert!(
+            refusal.contains("`data.train`: these 2 prompts are not the 2 that the run began with"),
+            "{refusal}"
+        );
+        home.write("train.txt", "a cat\na dog\n");
+        assert_eq!(home.up(&["--resume"]).await, Ok(vec![]));
+    }
+    assert_eq!(home.resume().await, Ok(vec![]), "all is whole again");
+}
+
+#[tokio::test]
+async fn digests_that_are_lost_once_are_put_back() {
+    let home = Home::new();
+    assert_eq!(home.up(&[]).await, Ok(vec![]));
+    home.train();
+    let before = fs::read(home.directory().inputs()).expect("digests");
+    for lost in [home.directory().inputs(), home.directory().run_file()] {
+        home.write("model/vae/config.json", "[]");
+        home.remove(lost.clone());
+        let refusal = home.up(&["--resume"]).await.expect_err("changed");
+        assert!(refusal.contains("`model.path`: vae/config.json has other content"), "{refusal}");
+        home.write("model/vae/config.json", "{}");
+        let said = home.resume().await.expect("as it was").join("\n");
+        assert!(said.contains(&format!("{} is lost or damaged", lost.display())), "{said}");
+        assert_eq!(fs::read(home.directory().inputs()).expect("digests"), before);
+        assert_eq!(home.resume().await, Ok(vec![]));
+    }
     fs::write(home.directory().inputs(), "{").expect("written");
-    assert!(home.up(&["--resume"]).await.expect_err("damaged").contains("inputs.json is damaged"));
+    assert_eq!(home.resume().await.expect("as it was").len(), 1);
+}
+
+#[tokio::test]
+async fn what_nothing_is_left_to_compare_with_is_refused_unless_it_is_wished_for() {
+    let home = Home::new();
+    assert_eq!(home.up(&[]).await, Ok(vec![]));
+    let lose = || {
+        home.remove(home.directory().inputs());
+        home.remove(home.directory().run_file());
+        home.remove(home.directory().prompts(PromptSplit::Train));
+    };
+    lose();
+    assert_eq!(home.up(&["--resume"]).await, Ok(vec![]), "nothing has been trained of it");
+    home.train();
+    lose();
+    let refusal = home.up(&["--resume"]).await.expect_err("nothing to compare with");
+    for expected in [
+        "has lost what tells whether it would go on with what it began with",
+        "`data.train`: ",
+        "train.jsonl is lost or damaged, and nothing else tells which prompts",
+        "`model.path`: neither ",
+        "--accept-changed-data",
+    ] {
+        assert!(refusal.contains(expected), "{refusal}");
+    }
+    assert!(!refusal.contains("data.test"), "{refusal}");
+    let accepted = home.up(&["--resume", "--accept-changed-data"]).await.expect("wished for");
+    assert_eq!(accepted.len(), 2);
+    let record = KeptInputs::of(&home.directory()).record.expect("a record");
+    assert_eq!(record.accepted.len(), 2);
+    assert_eq!(home.up(&["--resume"]).await, Ok(vec![]));
+}
+
+#[tokio::test]
+async fn a_run_goes_on_with_its_own_copies_where_the_files_are_gone() {
+    let mut home = Home::new();
+    assert_eq!(home.up(&[]).await, Ok(vec![]));
+    home.train();
+    home.remove(home.config.data.train.clone());
+    home.config.data.test = home.folder.path().join("nowhere");
+    let said = home.resume().await.expect("it has copies").join("\n");
+    for expected in
+        ["`data.train`: cannot read the prompt file", "`data.test`: ", "goes on with its own copy"]
+    {
+        assert!(said.contains(expected), "{said}");
+    }
+    assert!(home.copied(PromptSplit::Train).contains("a dog"));
+    home.remove(home.directory().prompts(PromptSplit::Train));
+    let refusal = home.up(&["--resume"]).await.expect_err("neither is there");
+    assert!(
+        refusal.contains("train.txt: ") && refusal.contains("nor is the run's own copy whole"),
+        "{refusal}"
+    );
+    assert!(!refusal.contains("data.test"), "{refusal}");
+}
+
+#[tokio::test]
+async fn a_record_of_an_earlier_version_is_taken_for_what_it_holds() {
+    let home = Home::new();
+    assert_eq!(home.up(&[]).await, Ok(vec![]));
+    home.train();
+    let downgrade = || {
+        let mut record = KeptInputs::of(&home.directory()).record.expect("a record");
+        record.prompts = None;
+        record.write(&home.directory()).expect("written");
+    };
+    downgrade();
+    assert_eq!(home.resume().await, Ok(vec![]));
+    downgrade();
+    home.write("test.txt", "an owl\n");
+    let refusal = home.up(&["--resume"]).await.expect_err("changed");
+    assert!(refusal.contains("prompt 1 was \"a fox\" and is \"an owl\""), "{refusal}");
+    home.remove(home.directory().prompt_folder());
+    let refusal = home.up(&["--resume"]).await.expect_err("lost");
+    assert!(refusal.contains("nothing else tells which prompts"), "{refusal}");
 }
 
 #[test]
@@ -178,7 +306,7 @@ fn the_first_difference_of_two_lists_is_named() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.jsonl");
         fs::write(&path, text).expect("written");
-        read_prompts(&path).expect("valid")
+        config::read_prompts(&path).expect("valid")
     };
     let (one, two) = (list("\"a\"\n\"b\"\n"), list("\"a\"\n{\"prompt\": \"b\", \"tag\": \"x\"}\n"));
     assert_eq!(change_of_list(&one, &one), None);

@@ -4,6 +4,7 @@
 //! makes single keys accountable: each given value is tried alone in an otherwise valid section.
 
 use crate::derived_defaults::{DerivedDefault, derived_defaults};
+use crate::kinds;
 use crate::spelling::meant;
 use crate::validate::{unavailable_rewards, validate};
 use crate::{AdapterSection, RewardSection, RunConfig};
@@ -135,10 +136,20 @@ pub(crate) fn default_adapter() -> AdapterSection {
 }
 
 fn parse_table(text: &str) -> Result<Table, ConfigProblem> {
-    text.parse::<Table>().map_err(|error| ConfigProblem::new("", format!("not valid TOML: {error}")))
+    text.parse::<Table>().map_err(|error| {
+        let told = error.to_string();
+        // The one kind of value that the parser reads and a table cannot hold.
+        let is_too_large =
+            ["invalid type: integer", "u64 value"].iter().any(|start| error.message().starts_with(start));
+        let told = match is_too_large {
+            true => told.replace(error.message(), kinds::ABOVE_WHOLE),
+            false => told,
+        };
+        ConfigProblem::new("", format!("not valid TOML: {told}"))
+    })
 }
 
-/// Puts `section.key=value` into the table; a value that is no TOML stands for itself as a string.
+/// Puts `section.key=value` into the table.
 fn apply_setting(given: &mut Table, setting: &str) -> Result<(), ConfigProblem> {
     let malformed = || {
         ConfigProblem::new(
@@ -150,7 +161,7 @@ fn apply_setting(given: &mut Table, setting: &str) -> Result<(), ConfigProblem> 
     };
     let (path, text) = setting.split_once('=').ok_or_else(malformed)?;
     let (section, key) = path.trim().split_once('.').ok_or_else(malformed)?;
-    let value = value_of(text);
+    let value = setting_value(section, key, text);
     if REWARD_LISTS.contains(&section) {
         return Err(ConfigProblem::new(path, "rewards cannot be set one by one; write them into the file"));
     }
@@ -161,6 +172,17 @@ fn apply_setting(given: &mut Table, setting: &str) -> Result<(), ConfigProblem> 
             Ok(())
         }
         _ => Err(ConfigProblem::new(section, format!("is not a section; write `[{section}]`"))),
+    }
+}
+
+/// The value of a setting: whatever is typed where the key holds a text, so that a run may be called 2024 and steps may be
+/// `2`; else as TOML has it.
+fn setting_value(section: &str, key: &str, text: &str) -> Value {
+    let default = defaults().remove(section).and_then(|section| section.get(key).cloned());
+    match (default, value_of(text)) {
+        (_, value @ Value::String(_)) => value,
+        (Some(Value::String(_)), _) => Value::String(text.trim().to_owned()),
+        (_, value) => value,
     }
 }
 
@@ -270,7 +292,10 @@ fn merge_key(section_name: &str, defaults: &Table, key: &str, value: Value) -> R
         integer_to_float(&mut trial, key);
     }
     let outcome = try_section(section_name, trial.clone());
-    outcome.map_err(|message| ConfigProblem::new(format!("{section_name}.{key}"), message))?;
+    outcome.map_err(|message| {
+        let message = kinds::mismatch(&defaults[key], &trial[key]).unwrap_or(message);
+        ConfigProblem::new(format!("{section_name}.{key}"), message)
+    })?;
     Ok(trial.remove(key).expect("inserted above"))
 }
 
@@ -355,6 +380,57 @@ mod tests {
             ["run.seed=7".to_owned(), "run.name=other".to_owned(), "training.kl_beta=1".to_owned()];
         let config = RunConfig::from_toml_with(&tiny(), &settings).expect("valid");
         assert_eq!((config.run.seed, config.run.name.as_str(), config.training.kl_beta), (7, "other", 1.0));
+    }
+
+    #[test]
+    fn a_setting_is_taken_as_a_text_where_the_key_holds_one() {
+        let settings = [
+            "run.name=2024",
+            "sampling.branch_steps=2",
+            "training.step_weight=none",
+            "data.train=1e3",
+            "model.variant= true ",
+            "data.test=\"7\"",
+        ];
+        let settings = settings.map(str::to_owned);
+        let config = RunConfig::from_toml_with(&tiny(), &settings).expect("valid");
+        assert_eq!((config.run.name.as_str(), config.model.variant.as_str()), ("2024", "true"));
+        assert_eq!(config.sampling.branch_steps, crate::BranchSteps::List(vec![2]));
+        assert_eq!(config.data.train, std::path::Path::new("1e3"));
+        assert_eq!(config.data.test, std::path::Path::new("7"));
+    }
+
+    #[test]
+    fn a_value_of_another_kind_is_told_with_the_kind_that_is_wanted() {
+        let settings = [
+            ("run.seed=1.5", "is 1.5, a number with a fraction, where a whole number is wanted"),
+            ("run.lag=-1", "is -1, where a whole number of 0 or more is wanted"),
+            ("ema.interval=true", "is true, a yes or no, where a whole number is wanted"),
+            ("checkpoints.every=5000000000", "is 5000000000, above 2^32 − 1"),
+            ("run.iterations=many", "is \"many\", a text, where a whole number is wanted"),
+            ("sampling.guidance_scale=high", "is \"high\", a text, where a number is wanted"),
+            ("model.random_weights=1", "is 1, a whole number, where true or false is wanted"),
+            ("adapter.targets=attn.to_q", "is \"attn.to_q\", a text, where a list in brackets is wanted"),
+        ];
+        let found = problems(&tiny(), &settings.map(|(setting, _)| setting));
+        for (setting, expected) in settings {
+            let key = setting.split('=').next().expect("a key");
+            let told = found.iter().any(|problem| problem.key == key && problem.message.contains(expected));
+            assert!(told, "{expected} is not in {found:?}");
+        }
+        let found = problems(&tiny(), &["run.seed=9223372036854775808"]);
+        assert!(
+            found[0].message.starts_with("is 9223372036854775808, above 2^63 − 1, the largest"),
+            "{found:?}"
+        );
+        let found = problems("[run]\nseed = 9223372036854775808\n", &[]);
+        assert!(
+            found[0].message.contains("line 2") && found[0].message.contains("above 2^63 − 1"),
+            "{found:?}"
+        );
+        let found = problems("[run]\nname = 2024\n", &[]);
+        let expected = "is 2024, a whole number, where a text in quotes is wanted";
+        assert!(found.iter().any(|problem| problem.message == expected), "{found:?}");
     }
 
     #[test]

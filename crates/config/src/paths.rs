@@ -104,6 +104,18 @@ pub fn unexpanded(path: &Path) -> Option<String> {
     }
 }
 
+impl RewardSection {
+    /// Expands every option that is a path.
+    pub fn expand_paths(&mut self, expand: impl Fn(&Path) -> PathBuf) {
+        let options = REWARD_PATH_OPTIONS.iter().filter(|_| !self.is_judge());
+        for option in options.copied().collect::<Vec<_>>() {
+            if let Some(Value::String(path)) = self.options.get_mut(option) {
+                *path = expand(Path::new(path.as_str())).display().to_string();
+            }
+        }
+    }
+}
+
 impl RunConfig {
     /// Expands every path of the config.
     pub fn expand_paths(&mut self, expand: impl Fn(&Path) -> PathBuf) {
@@ -111,13 +123,7 @@ impl RunConfig {
             *path = expand(path);
         }
         let rewards = self.rewards.iter_mut().chain(&mut self.evaluation_rewards);
-        for reward in rewards.filter(|reward| !reward.is_judge()) {
-            for option in REWARD_PATH_OPTIONS {
-                if let Some(Value::String(path)) = reward.options.get_mut(option) {
-                    *path = expand(Path::new(path.as_str())).display().to_string();
-                }
-            }
-        }
+        rewards.for_each(|reward| reward.expand_paths(&expand));
     }
 
     fn path_keys(&mut self) -> [(&'static str, &mut PathBuf); 7] {

@@ -8,6 +8,7 @@ mod rows;
 mod table;
 
 use crate::paths::place;
+use crate::regular_file::{MOST_PROMPT_BYTES, read_whole};
 use crate::{DataSection, RewardSection, TaskKind, scorers};
 use format::{KNOWN_ENDINGS, PromptFormat};
 pub use lists::{PromptLists, prompts_as_json_lines};
@@ -77,6 +78,17 @@ pub enum PromptFileError {
         /// The file.
         path: PathBuf,
     },
+}
+
+impl PromptFileError {
+    /// Whether there is nothing where prompts should be, rather than something that is at fault.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::Unreadable { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            Self::AmbiguousFolder { found, .. } => found.is_empty(),
+            Self::Malformed { .. } | Self::Empty { .. } | Self::UnknownFormat { .. } => false,
+        }
+    }
 }
 
 /// What is wrong with a line of a prompt file.
@@ -212,11 +224,11 @@ pub fn unused_prompt_keys(path: &Path, records: &[PromptRecord]) -> Vec<String> 
 /// Reads a prompt file.
 ///
 /// # Errors
-/// If the file cannot be read, its ending is unknown, it holds no prompt, or has malformed lines (each named by its number).
+/// If the file cannot be read, is no regular file, its ending is unknown, it holds no prompt, or has malformed lines (each named by its number).
 pub fn read_prompts(path: &Path) -> Result<Vec<PromptRecord>, PromptFileError> {
     let format =
         PromptFormat::of(path).ok_or_else(|| PromptFileError::UnknownFormat { path: path.to_owned() })?;
-    let bytes = std::fs::read(path)
+    let bytes = read_whole(path, MOST_PROMPT_BYTES)
         .map_err(|source| PromptFileError::Unreadable { path: path.to_owned(), source })?;
     let named = |problem: Problem| format!("line {}: {}", problem.line, problem.message);
     let text = decoding::decode(&bytes)

@@ -3,8 +3,8 @@
 use crate::parse::{REWARD_LISTS, default_adapter};
 use crate::spelling::meant;
 use crate::{
-    AdapterMethod, AdapterSection, Algorithm, ConfigProblem, Dtype, OnRewardHacking, REWARD_NAMES,
-    RewardSection, RunConfig, StepRule, StepWeight,
+    AdapterMethod, AdapterSection, Algorithm, ConfigProblem, Dtype, EvaluationSection, OnRewardHacking,
+    REWARD_NAMES, RewardSection, RunConfig, SamplingSection, StepRule, StepWeight,
 };
 
 /// More of anything than a run can have; keeps products of counts and casts to 32 bits safe.
@@ -13,11 +13,35 @@ pub(crate) const MOST: usize = 1_000_000;
 /// Tokens of a prompt's text; no text encoder of a pipeline is given more than 1024.
 const MOST_TOKENS: usize = 4096;
 
+/// Threads of one process: above the cores of any machine, and each is a thread of the system, with a stack of its own.
+const MOST_THREADS: usize = 1024;
+
+/// Side of an image: as 32-bit floats, one of that size has 3 GB.
+const MOST_PIXELS: i64 = 16_384;
+
+/// Denoising steps: models know a thousand noise levels, between which more steps hardly move.
+const MOST_STEPS: usize = 10_000;
+
+/// Images of one prompt in an evaluation, which are in memory together with those of the other prompts of a task.
+const MOST_IMAGES_PER_PROMPT: usize = 10_000;
+
+/// Images of a grid, which is drawn in memory before it is written.
+const MOST_TILES: usize = 1024;
+
+/// Rank of an adapter: no linear module of a network is wider.
+const MOST_RANK: i64 = 65_536;
+
+/// The largest number of 32 bits.
+const MOST_REAL: f64 = f32::MAX as f64;
+
 /// Minutes: a week.
 const LONGEST_RETRY: f64 = 10_080.0;
 
 /// Longer than any run: a century.
 const MOST_HOURS: f64 = 876_000.0;
+
+/// Bytes of a run's name: it names a directory, and what is told from others by it is named with more behind.
+const LONGEST_RUN_NAME: usize = 200;
 
 /// Bytes of a reward's name.
 const LONGEST_REWARD_NAME: usize = 64;
@@ -37,16 +61,32 @@ impl Checks {
         self.require((1..=MOST).contains(&value), key, || format!("is {value}; it must be 1 to {MOST}"));
     }
 
+    /// A count with a bound of its own, and the reason for that.
+    fn count_to(&mut self, most: usize, value: usize, key: &str, reason: &str) {
+        self.require((1..=most).contains(&value), key, || {
+            format!("is {value}; it must be 1 to {most}, since {reason}")
+        });
+    }
+
     fn positive(&mut self, value: f64, key: &str) {
-        self.require(value.is_finite() && value > 0.0, key, || format!("is {value}; it must be above 0"));
+        self.require(value.is_finite() && value > 0.0, key, || format!("is {value:?}; it must be above 0"));
     }
 
     fn not_negative(&mut self, value: f64, key: &str) {
-        self.require(value.is_finite() && value >= 0.0, key, || format!("is {value}; it must be 0 or more"));
+        self.require(value.is_finite() && value >= 0.0, key, || {
+            format!("is {value:?}; it must be 0 or more")
+        });
+    }
+
+    /// A number that tensors are multiplied by, which have those of 32 bits; what is no number at all is reported as such.
+    fn held_by_tensors(&mut self, value: f64, key: &str) {
+        self.require(!value.is_finite() || value.abs() <= MOST_REAL, key, || {
+            format!("is {value:?}; it must be at most 3.4e38, the largest number that tensors hold")
+        });
     }
 
     fn below_one(&mut self, value: f64, key: &str) {
-        self.require((0.0..1.0).contains(&value), key, || format!("is {value}; it must be in [0, 1)"));
+        self.require((0.0..1.0).contains(&value), key, || format!("is {value:?}; it must be in [0, 1)"));
     }
 }
 
@@ -59,6 +99,7 @@ pub fn validate(config: &RunConfig) -> Vec<ConfigProblem> {
     check_branch_steps(config, &mut checks);
     check_training(config, &mut checks);
     check_rest(config, &mut checks);
+    check_reals(config, &mut checks);
     checks.0
 }
 
@@ -69,7 +110,10 @@ fn check_run(config: &RunConfig, checks: &mut Checks) {
     checks.require(name.chars().all(is_plain) && !name.starts_with('.'), "run.name", || {
         format!("is `{name}`; use letters, digits, `-`, `_` and `.` (not first), since it names a directory")
     });
-    checks.require(config.run.iterations >= 1, "run.iterations", || "is 0; it must be at least 1".to_owned());
+    checks.require(name.len() <= LONGEST_RUN_NAME, "run.name", || {
+        format!("has {} letters; at most {LONGEST_RUN_NAME} name a directory", name.len())
+    });
+    checks.count(config.run.iterations as usize, "run.iterations");
     let hours = config.run.max_hours;
     checks.require((0.0..=MOST_HOURS).contains(&hours), "run.max_hours", || {
         format!("is {hours}; it must be 0 (no limit) to {MOST_HOURS}")
@@ -120,7 +164,9 @@ fn check_adapter(adapter: &AdapterSection, checks: &mut Checks) {
         });
         return;
     }
-    checks.require(adapter.rank >= 1, "adapter.rank", || format!("is {}", adapter.rank));
+    checks.require((1..=MOST_RANK).contains(&adapter.rank), "adapter.rank", || {
+        format!("is {}; it must be 1 to {MOST_RANK}, since no module is wider", adapter.rank)
+    });
     checks.positive(adapter.alpha, "adapter.alpha");
     checks.require(!adapter.targets.is_empty(), "adapter.targets", || {
         "is empty; name the modules that get an adapter, such as `attn.to_q`".to_owned()
@@ -129,9 +175,6 @@ fn check_adapter(adapter: &AdapterSection, checks: &mut Checks) {
 
 fn check_sampling(config: &RunConfig, checks: &mut Checks) {
     let sampling = &config.sampling;
-    checks.require(sampling.steps >= 2, "sampling.steps", || {
-        format!("is {}; at least 2 are needed, since the last step is never trained", sampling.steps)
-    });
     checks.not_negative(sampling.guidance_scale, "sampling.guidance_scale");
     checks.require(sampling.height >= 1, "sampling.height", || format!("is {}", sampling.height));
     checks.require(sampling.width >= 1, "sampling.width", || format!("is {}", sampling.width));
@@ -141,8 +184,8 @@ fn check_sampling(config: &RunConfig, checks: &mut Checks) {
         "sampling.noise_level",
         || format!("is {}; with step_rule = \"cps\" it must be at most 1", sampling.noise_level),
     );
+    check_steps(sampling.steps, "sampling.steps", checks);
     for (value, key) in [
-        (sampling.steps, "sampling.steps"),
         (sampling.prompts_per_iteration, "sampling.prompts_per_iteration"),
         (sampling.seeds_per_prompt, "sampling.seeds_per_prompt"),
         (sampling.branches_per_seed, "sampling.branches_per_seed"),
@@ -151,11 +194,15 @@ fn check_sampling(config: &RunConfig, checks: &mut Checks) {
     ] {
         checks.count(value, key);
     }
-    checks.require(sampling.vae_tile >= 0, "sampling.vae_tile", || {
-        format!("is {}; give the side of a tile in pixels, or 0 to decode images whole", sampling.vae_tile)
+    check_images(sampling, checks);
+    checks.require((0..=MOST_PIXELS).contains(&sampling.vae_tile), "sampling.vae_tile", || {
+        format!(
+            "is {}; give the side of a tile in pixels, at most {MOST_PIXELS}, or 0 to decode images whole",
+            sampling.vae_tile
+        )
     });
-    checks.require(sampling.height.max(sampling.width) <= 65_536, "sampling.height", || {
-        format!("and width are {} and {}; at most 65536", sampling.height, sampling.width)
+    checks.require(sampling.height.max(sampling.width) <= MOST_PIXELS, "sampling.height", || {
+        format!("and width are {} and {}; at most {MOST_PIXELS}", sampling.height, sampling.width)
     });
     checks.require(sampling.seeds_per_task <= sampling.seeds_per_prompt, "sampling.seeds_per_task", || {
         format!("is {}, more than seeds_per_prompt = {}", sampling.seeds_per_task, sampling.seeds_per_prompt)
@@ -167,10 +214,50 @@ fn check_sampling(config: &RunConfig, checks: &mut Checks) {
     );
 }
 
+fn check_reals(config: &RunConfig, checks: &mut Checks) {
+    for (value, key) in [
+        (config.sampling.guidance_scale, "sampling.guidance_scale"),
+        (config.sampling.noise_level, "sampling.noise_level"),
+        (config.evaluation.guidance_scale, "evaluation.guidance_scale"),
+        (config.adapter.alpha, "adapter.alpha"),
+    ] {
+        checks.held_by_tensors(value, key);
+    }
+    if let StepWeight::Constant(factor) = config.training.step_weight {
+        checks.held_by_tensors(factor, "training.step_weight");
+    }
+}
+
+/// All images of an iteration are tasks of one table, and their rewards are compared in memory.
+fn check_images(sampling: &SamplingSection, checks: &mut Checks) {
+    let counts = [sampling.prompts_per_iteration, sampling.seeds_per_prompt, sampling.branches_per_seed];
+    // Too large ones are reported one by one.
+    if counts.iter().any(|&count| count > MOST) {
+        return;
+    }
+    let n_images: usize = counts.iter().product();
+    checks.require(n_images <= MOST, "sampling.prompts_per_iteration", || {
+        format!(
+            "is {}, which with seeds_per_prompt = {} and branches_per_seed = {} makes {n_images} images of a step in one \
+             iteration; at most {MOST} can be held and compared, so lower one of the three",
+            counts[0], counts[1], counts[2]
+        )
+    });
+}
+
+fn check_steps(steps: usize, key: &str, checks: &mut Checks) {
+    checks.require((2..=MOST_STEPS).contains(&steps), key, || {
+        format!(
+            "is {steps}; it must be 2, since the last step is never trained, to {MOST_STEPS}, since a model knows a \
+             thousand noise levels"
+        )
+    });
+}
+
 fn check_branch_steps(config: &RunConfig, checks: &mut Checks) {
     let sampling = &config.sampling;
     // Too few steps are reported as such.
-    if (2..=MOST).contains(&sampling.steps)
+    if (2..=MOST_STEPS).contains(&sampling.steps)
         && let Err(error) = sampling.step_draw()
     {
         let problem = format!("is `{}`, with steps = {}: {}", error.branch_steps, error.steps, error.problem);
@@ -255,17 +342,8 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
         check_rewards(list, rewards, checks);
     }
     checks.0.extend(unavailable_rewards(config));
+    check_evaluation(&config.evaluation, checks);
     check_hacking(config, checks);
-    checks.count(config.evaluation.every as usize, "evaluation.every");
-    checks.require(config.evaluation.steps >= 2, "evaluation.steps", || {
-        format!("is {}; at least 2 are needed", config.evaluation.steps)
-    });
-    checks.require(config.evaluation.steps <= MOST, "evaluation.steps", || {
-        format!("is {}; it must be at most {MOST}", config.evaluation.steps)
-    });
-    checks.not_negative(config.evaluation.guidance_scale, "evaluation.guidance_scale");
-    checks.count(config.evaluation.images_per_prompt, "evaluation.images_per_prompt");
-    checks.count(config.evaluation.prompts_per_task, "evaluation.prompts_per_task");
     checks.count(config.checkpoints.every as usize, "checkpoints.every");
     checks.count(config.checkpoints.keep_last, "checkpoints.keep_last");
     let minutes = config.checkpoints.retry_minutes;
@@ -284,8 +362,25 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
             "is bfloat16, which is only of use with resources.device = \"cuda\"; write `float32`".to_owned()
         });
     }
-    checks.count(config.resources.worker_threads, "resources.worker_threads");
-    checks.count(config.resources.learner_threads, "resources.learner_threads");
+    let reason = "each is a thread of the system, and no machine has more cores";
+    checks.count_to(MOST_THREADS, config.resources.worker_threads, "resources.worker_threads", reason);
+    checks.count_to(MOST_THREADS, config.resources.learner_threads, "resources.learner_threads", reason);
+}
+
+fn check_evaluation(evaluation: &EvaluationSection, checks: &mut Checks) {
+    checks.count(evaluation.every as usize, "evaluation.every");
+    check_steps(evaluation.steps, "evaluation.steps", checks);
+    checks.not_negative(evaluation.guidance_scale, "evaluation.guidance_scale");
+    let reason = "a task has all of them in memory";
+    let images = evaluation.images_per_prompt;
+    checks.count_to(MOST_IMAGES_PER_PROMPT, images, "evaluation.images_per_prompt", reason);
+    checks.count(evaluation.prompts_per_task, "evaluation.prompts_per_task");
+    checks.require(evaluation.prompts <= MOST, "evaluation.prompts", || {
+        format!("is {}; it must be 0 (all that there are) to {MOST}", evaluation.prompts)
+    });
+    checks.require(evaluation.grid <= MOST_TILES, "evaluation.grid", || {
+        format!("is {}; it must be 0 to {MOST_TILES}, since a grid is drawn in memory", evaluation.grid)
+    });
 }
 
 /// To stop at reward hacking there must be something that tells it.
@@ -434,7 +529,7 @@ mod tests {
 
     #[test]
     fn a_run_name_that_is_no_directory_is_refused() {
-        for name in ["", "a/b", "..", "a b"] {
+        for name in ["", "a/b", "..", "a b", &"a".repeat(201)] {
             assert!(
                 keys_of(|config| config.run.name = name.to_owned()).contains(&"run.name".to_owned()),
                 "{name}"
@@ -491,6 +586,46 @@ mod tests {
         };
         let expected = ["sampling.prompts_per_iteration", "sampling.branches_per_seed", "resources.workers"];
         assert_eq!(keys_of(absurd), expected);
+    }
+
+    #[test]
+    fn every_count_of_a_config_has_an_upper_bound() {
+        let config = preset("tempflow-tiny-cpu").expect("a preset").config;
+        let table: toml::Table = config.to_toml().parse().expect("TOML");
+        let sections = table.iter().filter_map(|(section, keys)| Some((section, keys.as_table()?)));
+        let counts = sections.flat_map(|(section, keys)| {
+            let whole = keys.iter().filter(|(_, value)| value.is_integer());
+            whole.map(move |(key, _)| format!("{section}.{key}"))
+        });
+        let absurd = |key: &str| {
+            let setting = format!("{key}={}", u32::MAX);
+            RunConfig::from_toml_with(&config.to_toml(), &[setting])
+                .err()
+                .map(|problems| problems.to_string())
+        };
+        let unbounded: Vec<String> = counts
+            .filter(|key| key != "run.seed")
+            .filter(|key| !absurd(key).is_some_and(|told| told.contains(&u32::MAX.to_string())))
+            .collect();
+        assert_eq!(unbounded, Vec::<String>::new());
+    }
+
+    #[test]
+    fn threads_and_images_that_no_machine_has_are_refused_with_the_reason() {
+        let told = |change: fn(&mut RunConfig)| {
+            let mut config = preset("tempflow-tiny-cpu").expect("a preset").config;
+            change(&mut config);
+            validate(&config).into_iter().map(|problem| problem.message).collect::<Vec<_>>().join("\n")
+        };
+        let threads = told(|config| config.resources.worker_threads = 1_000_000);
+        assert_eq!(
+            threads,
+            "is 1000000; it must be 1 to 1024, since each is a thread of the system, and no machine has more cores"
+        );
+        let images = told(|config| {
+            (config.sampling.prompts_per_iteration, config.sampling.seeds_per_prompt) = (10_000, 10_000);
+        });
+        assert!(images.contains("images of a step in one iteration; at most 1000000"), "{images}");
     }
 
     #[test]
@@ -580,6 +715,16 @@ mod tests {
         for (hours, is_good) in [(0.0, true), (0.5, true), (-1.0, false), (f64::INFINITY, false)] {
             assert_eq!(keys_of(|config| config.run.max_hours = hours).is_empty(), is_good, "{hours}");
         }
+    }
+
+    #[test]
+    fn numbers_that_tensors_cannot_hold_are_refused_as_such() {
+        let mut config = preset("tempflow-tiny-cpu").expect("a preset").config;
+        (config.sampling.guidance_scale, config.adapter.alpha) = (1e39, 1e300);
+        let problems = validate(&config);
+        let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+        assert_eq!(keys, ["sampling.guidance_scale", "adapter.alpha"]);
+        assert!(problems[0].message.starts_with("is 1e39; it must be at most 3.4e38"), "{problems:?}");
     }
 
     #[test]

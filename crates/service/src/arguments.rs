@@ -1,15 +1,37 @@
 //! What every member of a run is told on its command line.
 
+use crate::environment::expand_path;
 use crate::hub::{Hub, ModelNotFound};
 use crate::logging::LogFormat;
-use clap::builder::{OsStringValueParser, TypedValueParser};
+use crate::output::end_unless_written;
+use clap::Parser;
+use clap::builder::{PathBufValueParser, TypedValueParser};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Parses the path of a file or folder on this machine and makes it absolute, so that whatever is said of it later says
-/// where it was looked for.
+/// where it was looked for. Expanded as a config's paths are: a shell leaves what is in quotes alone, as in
+/// `--out="~/images"`.
 pub fn path_argument() -> impl TypedValueParser<Value = PathBuf> {
-    OsStringValueParser::new().try_map(std::path::absolute)
+    typed_path().try_map(std::path::absolute)
+}
+
+/// The same where a relative path stays one.
+pub fn typed_path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(|path| expand_path(&path))
+}
+
+/// The arguments of this process. Ends it where they are wrong, and where help or version were asked for: as a failure if
+/// they could not be written.
+pub fn parse_arguments<P: Parser>() -> P {
+    P::try_parse().unwrap_or_else(|answer| {
+        let printed = answer.print().and_then(|()| std::io::stdout().flush());
+        if !answer.use_stderr() {
+            end_unless_written(printed);
+        }
+        std::process::exit(answer.exit_code())
+    })
 }
 
 /// The folder of a model as a user names it, absolute; what [`Hub::resolve`] leaves alone is looked for from the working
@@ -18,7 +40,7 @@ pub fn path_argument() -> impl TypedValueParser<Value = PathBuf> {
 /// # Errors
 /// If it reads as a repository that the cache does not have.
 pub fn model_folder(model: &Path, hub: &Hub) -> Result<PathBuf, ModelNotFound> {
-    let folder = hub.resolve(model)?;
+    let folder = hub.resolve(&expand_path(model))?;
     Ok(std::path::absolute(&folder).unwrap_or(folder))
 }
 
@@ -60,7 +82,6 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
 
     #[derive(Debug, Parser)]
     struct Program {
@@ -93,6 +114,9 @@ mod tests {
         assert_eq!(out("a/b").expect("a path"), here.join("a/b"));
         assert_eq!(out("/a/b").expect("a path"), PathBuf::from("/a/b"));
         assert!(out("").expect_err("refused").to_string().contains("--out"));
+        let home = expand_path(Path::new("~"));
+        assert_eq!(out("~/a").expect("a path"), home.join("a"));
+        assert_eq!(out("$HOME/a").expect("a path"), home.join("a"));
     }
 
     #[test]
@@ -100,6 +124,8 @@ mod tests {
         let (here, hub) = (std::env::current_dir().expect("a directory"), Hub::at("/nowhere"));
         assert_eq!(model_folder(Path::new("./tiny"), &hub).expect("left alone"), here.join("./tiny"));
         assert_eq!(model_folder(Path::new("/tiny"), &hub).expect("left alone"), PathBuf::from("/tiny"));
+        assert!(model_folder(Path::new("~/tiny"), &hub).expect("left alone").is_absolute());
+        assert_eq!(model_folder(Path::new("~/tiny"), &hub).expect("found"), expand_path(Path::new("~/tiny")));
         let error = model_folder(Path::new("org/tiny"), &hub).expect_err("nowhere").to_string();
         assert!(error.contains(&here.display().to_string()), "{error}");
     }

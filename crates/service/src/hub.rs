@@ -95,7 +95,7 @@ impl Hub {
     fn find(&self, model: &Path, repository: &Repository) -> Result<PathBuf, ModelNotFound> {
         let Repository { name, revision } = *repository;
         let folder = PathBuf::from(format!("models--{}", name.replace('/', "--")));
-        let reference = std::fs::read_to_string(self.cache.join(&folder).join("refs").join(revision));
+        let reference = config::read_settings(&self.cache.join(&folder).join("refs").join(revision));
         // A full commit needs no reference.
         let commit = reference.as_deref().map_or(revision, str::trim);
         let snapshot = folder.join("snapshots").join(commit);

@@ -25,7 +25,9 @@ mod shown;
 pub mod shutdown;
 mod timely;
 
-pub use arguments::{MemberArguments, model_folder, path_argument, unprefixed_variables};
+pub use arguments::{
+    MemberArguments, model_folder, parse_arguments, path_argument, typed_path, unprefixed_variables,
+};
 pub use backoff::backoff;
 pub use chunks::{Assembly, ChunkError, chunks};
 pub use connect::{
@@ -39,5 +41,5 @@ pub use membership::{JoinDetails, Membership, Standing, WorkInHand};
 pub use prompt_copies::{PromptCopies, PromptCopyError, prompt_digest, write_prompts};
 pub use provenance::Provenance;
 pub use run_directory::RunDirectory;
-pub use shown::shown;
+pub use shown::{shown, visible};
 pub use timely::{NEXT_MESSAGE, Timely, taken_in_time};

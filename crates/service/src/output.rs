@@ -4,7 +4,7 @@
 //! instead, without a word and with [`exit_code::READER_GONE`], as the system ends programs that do not look. What a
 //! process has to say while it serves others is no reason to end it: see `logging`.
 
-use crate::exit_code;
+use crate::{exit_code, visible};
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 
@@ -18,10 +18,11 @@ pub fn print_text(text: impl Display) {
     end_unless_written(write_now(&mut io::stdout().lock(), format_args!("{text}")));
 }
 
-/// Says something on standard error, or to nobody where that is closed.
+/// Says something on standard error, or to nobody where that is closed. It may hold what was typed or read: a terminal is
+/// shown, not told, what is in it.
 pub fn print_error_line(text: impl Display) {
     // There is no place left to tell of it.
-    let _ = write_now(&mut io::stderr().lock(), format_args!("{text}\n"));
+    let _ = write_now(&mut io::stderr().lock(), format_args!("{}\n", visible(&text.to_string())));
 }
 
 /// Standard output for whatever takes a writer; writing never fails but ends the program.
@@ -46,7 +47,8 @@ fn write_now(output: &mut impl Write, text: std::fmt::Arguments<'_>) -> io::Resu
     output.flush()
 }
 
-fn end_unless_written(outcome: io::Result<()>) {
+/// Ends the process unless what it was asked for was written.
+pub(crate) fn end_unless_written(outcome: io::Result<()>) {
     let Err(error) = outcome else { return };
     if error.kind() != ErrorKind::BrokenPipe {
         print_error_line(format_args!("error: cannot write to standard output: {error}"));

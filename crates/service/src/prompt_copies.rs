@@ -82,7 +82,7 @@ pub fn write_prompts(
     records: &[PromptRecord],
 ) -> Result<(), ServiceError> {
     let (path, text) = (directory.prompts(split), config::prompts_as_json_lines(records));
-    if std::fs::read(&path).is_ok_and(|bytes| bytes == text.as_bytes()) {
+    if config::read_whole(&path, config::MOST_PROMPT_BYTES).is_ok_and(|bytes| bytes == text.as_bytes()) {
         return Ok(());
     }
     durable::create_directory(&directory.prompt_folder())?;

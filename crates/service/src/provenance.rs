@@ -19,7 +19,10 @@ pub struct Provenance {
 impl Provenance {
     /// That of a folder, if it says so.
     pub fn read(folder: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(folder.join(PROVENANCE_FILE)).ok()?).ok()
+        serde_json::from_slice(
+            &config::read_whole(&folder.join(PROVENANCE_FILE), config::MOST_SETTINGS_BYTES).ok()?,
+        )
+        .ok()
     }
 
     /// Notes it in a folder.

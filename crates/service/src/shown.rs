@@ -19,6 +19,19 @@ pub fn shown(text: &str, n_most: usize) -> String {
     shown
 }
 
+/// A text of one or several lines with escapes for what a terminal would obey or hide.
+pub fn visible(text: &str) -> String {
+    let is_shown = |character| is_printable(character) || matches!(character, '\n' | '\t');
+    let mut visible = String::with_capacity(text.len());
+    for character in text.chars() {
+        match is_shown(character) {
+            true => visible.push(character),
+            false => visible.extend(character.escape_default()),
+        }
+    }
+    visible
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -29,6 +42,7 @@ mod tests {
         assert_eq!(shown("a\u{1b}[2Jb\nc\u{202e}", 100), "a\\u{1b}[2Jb\\nc\\u{202e}");
         assert_eq!(shown("äbcdef", 3), "äbc… (7 bytes in all)");
         assert_eq!(shown("abc", 3), "abc");
+        assert_eq!(visible("a\tb\nschön \u{1b}[31mred\r\u{9b}"), "a\tb\nschön \\u{1b}[31mred\\r\\u{9b}");
         let long = "x".repeat(7 << 20);
         assert!(shown(&long, 100).len() < 150);
     }

@@ -107,8 +107,7 @@ impl PretrainSettings {
     /// # Errors
     /// If it cannot be read, has unknown keys, or values out of range.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = config::read_settings(path).with_context(|| format!("cannot read {}", path.display()))?;
         let settings: Self = toml::from_str(&text)
             .with_context(|| format!("{} is not a pretraining config", path.display()))?;
         settings.check().with_context(|| format!("{} cannot be used", path.display()))?;

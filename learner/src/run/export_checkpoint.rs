@@ -48,7 +48,7 @@ pub fn run(run: &Path, version: Option<u32>, to: &Path, hub: &Hub) -> anyhow::Re
 /// The run config that a checkpoint was written under.
 fn read_config(checkpoint: &Path) -> anyhow::Result<RunConfig> {
     let path = checkpoint.join(CONFIG_FILE);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = config::read_settings(&path).with_context(|| format!("cannot read {}", path.display()))?;
     RunConfig::from_toml(&text).with_context(|| format!("{} is not a valid run config", path.display()))
 }
 

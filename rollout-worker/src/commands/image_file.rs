@@ -62,6 +62,8 @@ fn is_hidden(path: &Path) -> bool {
 /// # Errors
 /// If it cannot be read or decoded.
 pub fn read(path: &Path) -> anyhow::Result<RgbImage> {
+    // To open a pipe is to wait for who writes to it.
+    config::open_regular(path).with_context(|| format!("cannot read the image {}", path.display()))?;
     let opened = image::open(path);
     let image =
         opened.map_err(|error| anyhow::anyhow!("cannot read the image {}: {error}", path.display()))?;

@@ -34,6 +34,7 @@ impl RecordedRun {
     /// # Errors
     /// If there is no such run, or its config cannot be read.
     pub fn open(run: &Path) -> anyhow::Result<Self> {
+        let run = &service::expand_path(run);
         let places = [run.to_owned(), Path::new(RUNS).join(run)].map(|path| std::path::absolute(&path));
         let places = places.into_iter().collect::<Result<Vec<_>, _>>().context("finding the run")?;
         let Some(directory) = places.iter().map(RunDirectory::new).find(|place| place.config().is_file())

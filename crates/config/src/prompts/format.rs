@@ -31,7 +31,7 @@ pub(super) const KNOWN_ENDINGS: &str = ".txt (one prompt a line), .jsonl, .ndjso
      `prompt`)";
 
 impl PromptFormat {
-    /// The format of a file; a name without an ending, such as a pipe's, stands for plain text.
+    /// The format of a file; a name without an ending stands for plain text.
     pub(super) fn of(path: &Path) -> Option<Self> {
         match path.extension() {
             None => Some(Self::Text),

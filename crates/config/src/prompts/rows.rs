@@ -7,6 +7,9 @@ use super::format::PromptFormat;
 use super::table::table_rows;
 use serde_json::{Map, Value};
 
+/// There is nothing to draw.
+pub(super) const EMPTY: &str = "`prompt` is empty; write what is to be drawn, or remove the line";
+
 /// A prompt and what came with it, or what is wrong with it.
 pub(super) type Row = Result<(String, Value), Problem>;
 
@@ -79,11 +82,13 @@ fn json_rows(text: &str) -> Vec<Row> {
 fn row_of(value: Value, line: usize) -> Row {
     let problem = |message: String| Err(Problem { line, message });
     let fields = match value {
+        Value::String(prompt) if prompt.trim().is_empty() => return problem(EMPTY.to_owned()),
         Value::String(prompt) => return Ok((prompt, Value::Object(Map::new()))),
         Value::Object(fields) => fields,
         _ => return problem("neither a string nor an object; write {\"prompt\": \"…\"}".to_owned()),
     };
     match fields.get("prompt") {
+        Some(Value::String(prompt)) if prompt.trim().is_empty() => problem(EMPTY.to_owned()),
         Some(Value::String(prompt)) => Ok((prompt.clone(), Value::Object(fields))),
         Some(_) => problem("`prompt` is not a string".to_owned()),
         None => {

@@ -1,7 +1,7 @@
 //! Prompts in a table: fields separated by commas or tabs and quoted where they hold one, a line end or a quote.
 
 use super::Problem;
-use super::rows::Row;
+use super::rows::{EMPTY, Row};
 use serde_json::{Map, Value};
 
 /// The column that holds prompts, in any case.
@@ -88,7 +88,7 @@ impl Header {
         }
         let prompt = record[self.prompt].trim();
         if prompt.is_empty() {
-            return Err(format!("`{PROMPT_COLUMN}` is empty"));
+            return Err(EMPTY.to_owned());
         }
         let named = self.names.iter().zip(record).filter(|(name, _)| !name.is_empty());
         let mut metadata: Map<String, Value> =

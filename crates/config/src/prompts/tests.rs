@@ -78,6 +78,27 @@ fn what_prompts_carry_in_vain_is_told() {
 }
 
 #[test]
+fn prompts_are_read_of_files_alone() {
+    let error = read_prompts(Path::new("/dev/zero")).expect_err("refused");
+    assert!(!error.is_absence());
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(cause.starts_with("it is a device, no file"), "{cause}");
+}
+
+#[test]
+fn empty_prompts_are_refused_in_every_format() {
+    for (name, text) in [
+        ("a.jsonl", "\"a cat\"\n{\"prompt\":\"\"}\n"),
+        ("a.jsonl", "\"a cat\"\n\" \"\n"),
+        ("a.json", "[\"a cat\",\n\"\"]"),
+        ("a.csv", "prompt,n\n\"\",1\n"),
+    ] {
+        let message = refusal(name, text.as_bytes());
+        assert!(message.contains("line 2: `prompt` is empty"), "{name}: {message}");
+    }
+}
+
+#[test]
 fn an_empty_file_is_refused() {
     assert!(matches!(read("a.txt", "\n \n"), Err(PromptFileError::Empty { .. })));
 }

@@ -26,6 +26,13 @@ impl WeightFile {
     /// # Errors
     /// If it is missing, damaged or of another format.
     pub(crate) fn open(path: &Path) -> Result<Self, ModelError> {
+        if path.exists() && !path.is_file() && !path.is_dir() {
+            // To open a pipe is to wait for who writes to it.
+            return Err(ModelError::io(
+                path,
+                std::io::Error::other("it is a pipe, a socket or a device, no file"),
+            ));
+        }
         let is_torch = |ending: &str| path.extension().is_some_and(|extension| extension == ending);
         match TORCH_ENDINGS.into_iter().any(is_torch) {
             true => Ok(Self::Torch(TorchFile::open(path)?)),
