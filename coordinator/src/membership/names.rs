@@ -1,7 +1,7 @@
 //! What a process may say of itself: names that can be logged, kept and shown.
 
 use super::{Applicant, Refusal};
-use crate::launch::{LEARNER, worker_position};
+use crate::launch::MemberName;
 use proto::Role;
 use protocol::is_printable;
 
@@ -30,10 +30,7 @@ pub(super) fn check_words(applicant: &Applicant) -> Result<(), Refusal> {
 
 /// Whose a name is that the launcher gives.
 pub(super) fn role_named(member_id: &str) -> Option<Role> {
-    match member_id {
-        LEARNER => Some(Role::Learner),
-        _ => worker_position(member_id).map(|_| Role::RolloutWorker),
-    }
+    MemberName::parse(member_id).map(MemberName::role)
 }
 
 /// A role for people.
