@@ -98,20 +98,17 @@ fn what_ended_is_started_again_after_a_pause_that_grows() {
 #[test]
 fn who_ends_early_without_having_worked_is_given_up_in_the_end() {
     let mut keeper = Keeper::default();
-    let (mut now, mut lives) = (Instant::now(), 0);
-    let given_up = loop {
-        let starts = keeper.decide(run(0), &BTreeMap::new(), now);
+    let mut now = Instant::now();
+    // What the first life did is no work of the others.
+    let ended = || BTreeMap::from([(Learner, Sight { work_done: 1, ..exited(Learner, 1) })]);
+    for life in 1..=6 {
+        assert_eq!(keeper.decide(run(0), &BTreeMap::new(), now), [Action::Start(Learner)]);
         now += Duration::from_secs(11);
-        if starts.is_empty() {
-            continue;
-        }
-        lives += 1;
-        let actions = keeper.decide(run(0), &BTreeMap::from([(Learner, exited(Learner, 1))]), now);
-        if let [Action::Forget(Learner), Action::GiveUp(report)] = &actions[..] {
-            break report.clone();
-        }
-    };
-    assert_eq!((lives, given_up.code, given_up.is_bad_input()), (6, Some(1), false));
+        let actions: Vec<String> = keeper.decide(run(0), &ended(), now).iter().map(words).collect();
+        let expected = if life < 6 { "forget learner" } else { "forget learner, give up learner" };
+        assert_eq!(actions.join(", "), expected, "life {life}");
+        now += Duration::from_secs(11);
+    }
 }
 
 #[test]
@@ -157,30 +154,21 @@ fn who_is_no_member_for_too_long_is_killed_until_it_has_ended() {
 }
 
 #[test]
-fn who_was_adopted_has_less_time_to_join_and_counts_all_work_as_its_own() {
+fn who_was_adopted_is_not_started_again_and_has_less_time_to_join() {
     let start = Instant::now();
-    let adopted = || {
-        let mut keeper = Keeper::default();
-        [Learner, Worker(7)].iter().for_each(|&member| keeper.adopt(member, start));
-        keeper
-    };
-    let both = |sight: &Sight| [(Learner, sight.clone()), (Worker(7), sight.clone())];
+    let mut keeper = Keeper::default();
+    [Learner, Worker(1)].iter().for_each(|&member| keeper.adopt(member, start));
+    let adopted = [(Learner, silent()), (Worker(1), living())];
+    let both = [(Learner, silent()), (Worker(0), silent()), (Worker(1), living())];
     check_from(
-        adopted(),
-        start,
-        &[(
-            0,
-            run(8),
-            &both(&silent())[..1],
-            "start worker-0, start worker-1, start worker-2, start worker-3, start worker-4, start worker-5, start worker-6",
-        )],
-    );
-    check_from(
-        adopted(),
+        keeper,
         start,
         &[
-            (10_000, run(0), &both(&silent())[..1], ""),
-            (10_001, run(0), &both(&silent()), "kill learner, kill worker-7"),
+            (0, run(2), &adopted, "start worker-0"),
+            (10_000, run(2), &both, ""),
+            (10_001, run(2), &both, "kill learner"),
+            (10_100, run(2), &[(Learner, exited(Learner, None)), both[1].clone()], "forget learner"),
+            (10_300, run(2), &both[1..], "start learner"),
         ],
     );
 }
