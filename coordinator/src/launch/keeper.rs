@@ -3,10 +3,11 @@
 //! Invariants:
 //! 1. A member is started only where its earlier life has been seen to end.
 //! 2. A member that cannot be helped by starting it again is given up, which ends the run.
-//! 3. Who is told to leave is asked to end once, after a grace, and killed [`KILL_GRACE`] later.
+//! 3. Who is told to leave is asked to end once, after a grace, and killed a while later.
 //! 4. Once nobody is wanted, nobody is started.
 
-use super::{ExitReport, MemberName, Observed, RestartDecision, RestartHistory, Signal};
+use super::restart::{RestartDecision, RestartHistory};
+use super::{ExitReport, MemberName, Observed, Signal};
 use crate::membership::{Loss, Presence};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -17,7 +17,6 @@ use std::path::PathBuf;
 
 pub use keeper::{Action, Keeper, Roster, Sight};
 pub use local::{LocalLauncher, is_member_process, living_processes, programs};
-pub use restart::{RestartDecision, RestartHistory};
 pub use supervisor::Supervisor;
 
 /// A place where the members of a run can run.

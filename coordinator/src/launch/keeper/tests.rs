@@ -249,10 +249,10 @@ impl Dice {
 }
 
 /// What really becomes of a member, which the keeper only sees.
-#[derive(Clone)]
 struct Reality {
     sight: Sight,
     runs_since: Instant,
+    is_asked: bool,
 }
 
 /// A place whose members do what they like, short of ignoring to be killed.
@@ -261,6 +261,7 @@ struct World {
     now: Instant,
     members: BTreeMap<MemberName, Reality>,
     short_lives: BTreeMap<MemberName, u32>,
+    /// Done by each, now and when it was last started.
     work: BTreeMap<MemberName, (u64, u64)>,
     has_given_up: bool,
 }
@@ -314,12 +315,16 @@ impl World {
                 work.1 = work.0;
                 let sight = if self.dice.throw(3) == 0 { pending() } else { silent() };
                 let sight = Sight { work_done: work.0, ..sight };
-                let earlier = self.members.insert(member, Reality { sight, runs_since: self.now });
+                let reality = Reality { sight, runs_since: self.now, is_asked: false };
+                let earlier = self.members.insert(member, reality);
                 assert!(earlier.is_none(), "{member} was there already");
             }
             Action::Signal(member, signal) => {
                 let reality = self.members.get_mut(&member).expect("it is there");
-                let obeys = signal == Signal::Kill || self.dice.throw(2) == 0;
+                let is_asked = signal == Signal::Terminate;
+                assert!(!(is_asked && reality.is_asked), "{member} is asked twice");
+                reality.is_asked |= is_asked;
+                let obeys = !is_asked || self.dice.throw(2) == 0;
                 reality.sight = if obeys { exited(member, None) } else { reality.sight.clone() };
                 reality.sight.work_done = self.work[&member].0;
             }
