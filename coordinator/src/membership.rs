@@ -399,9 +399,11 @@ impl Members {
         forgotten.filter_map(|(_, (_, member_id))| self.members.remove(&member_id)).collect()
     }
 
-    /// Ends a membership for a known reason; whether there was one with that process id to end.
-    pub fn end(&mut self, member_id: &str, pid: u32, presence: Presence) -> bool {
-        let is_meant = |member: &&Member| member.is_living() && member.applicant.process.pid == pid;
+    /// Ends the membership of a process for a known reason; whether there was one to end.
+    pub fn end(&mut self, applicant: &Applicant, presence: Presence) -> bool {
+        let Applicant { member_id, process, .. } = applicant;
+        let is_meant =
+            |member: &&Member| member.is_living() && member.applicant.process.nonce == process.nonce;
         let is_there = self.members.get(member_id).filter(is_meant).is_some();
         if is_there {
             self.change(member_id, |member| member.presence = presence);

@@ -3,7 +3,7 @@
 use crate::advice;
 use crate::error::CoordinatorError;
 use crate::kept_inputs::InputRecord;
-use crate::launch::is_member_process;
+use crate::launch::{Handle, is_member_process};
 use crate::lost_files::checkpoints;
 use nix::fcntl::{Flock, FlockArg};
 use proto::Summary;
@@ -50,8 +50,8 @@ pub struct RunRecord {
     pub coordinator_pid: u32,
     /// Counts the starts of the coordinator.
     pub generation: u64,
-    /// Process id of each member that was started and has not been seen to end.
-    pub members: BTreeMap<String, u32>,
+    /// How a launcher finds each member again that was started and has not been seen to end.
+    pub members: BTreeMap<String, Handle>,
     /// Where the coordinator was started, and what relative paths of the run's config are relative to.
     #[serde(default)]
     pub working_directory: Option<PathBuf>,
@@ -93,7 +93,7 @@ impl RunRecord {
 
     /// Members whose processes still live.
     pub fn living_members(&self) -> Vec<String> {
-        let living = self.members.iter().filter(|(member_id, pid)| is_member_process(**pid, member_id));
+        let living = self.members.iter().filter(|(member_id, handle)| is_member_process(**handle, member_id));
         living.map(|(member_id, _)| member_id.clone()).collect()
     }
 
@@ -195,7 +195,7 @@ mod tests {
         let home = tempfile::tempdir().expect("a directory");
         let directory = RunDirectory::new(home.path());
         let mut record = RunRecord::new("demo");
-        record.members.insert("learner".to_owned(), 7);
+        record.members.insert("learner".to_owned(), Handle(7));
         let summary = Summary { gain: 0.25, adapter: "runs/demo/adapter".to_owned(), ..Summary::default() };
         record.ended = Some(RunEnding::Done { summary: Box::new(summary) });
         record.write(&directory).expect("written");

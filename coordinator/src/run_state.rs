@@ -315,9 +315,9 @@ impl RunState {
     }
 
     /// Notes that the launcher saw a member's process end.
-    pub fn exited(&mut self, member_id: &str, pid: u32, now: Instant) {
-        if self.members.end(member_id, pid, Presence::Lost(Loss::Exited)) {
-            self.lost(member_id, now);
+    pub fn exited(&mut self, applicant: &Applicant, now: Instant) {
+        if self.members.end(applicant, Presence::Lost(Loss::Exited)) {
+            self.lost(&applicant.member_id, now);
         }
     }
 

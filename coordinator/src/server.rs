@@ -1,7 +1,7 @@
 //! The coordinator's services over gRPC: reads the clock, asks the state, waits where a caller is to wait.
 
 use crate::launch::capacity::{self, Machine};
-use crate::membership::{Members, Presence, Refusal};
+use crate::membership::{Members, Refusal};
 use crate::rates::Rates;
 use crate::run_state::{Ending, RunState, Snapshot};
 use crate::waiting_room::WaitingRoom;
@@ -120,17 +120,6 @@ impl ControlPlane {
 
     fn rates(&self) -> MutexGuard<'_, Rates> {
         self.rates.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Whether and how the process of that id is a member.
-    pub fn presence(&self, member_id: &str, pid: u32) -> Option<Presence> {
-        let of_process = |members: &Members| {
-            members
-                .get(member_id)
-                .filter(|member| member.applicant.process.pid == pid)
-                .map(|member| member.presence)
-        };
-        self.read(|state| of_process(&state.members))
     }
 
     /// Waits until the run has ended or members are asked to leave.

@@ -10,7 +10,7 @@ use crate::inputs::Inputs;
 use crate::inspection::Servers;
 use crate::launch;
 use crate::launch::capacity::{self, Machine};
-use crate::launch::{LEARNER, LocalLauncher, Supervisor, worker_id};
+use crate::launch::{Launcher, LocalLauncher, Roster, Supervisor};
 use crate::membership::{Members, Patience};
 use crate::opening::{OpenRun, check_port, check_run, open_run, run_directory};
 use crate::run_record::RunEnding;
@@ -18,7 +18,6 @@ use crate::run_state::{Ending, RunState};
 use crate::server::ControlPlane;
 use crate::{advice, detach};
 use config::RunConfig;
-use nix::sys::signal::Signal;
 use service::output::print_line;
 use service::{Hub, exit_code, shutdown};
 use std::time::{Duration, Instant};
@@ -33,8 +32,6 @@ const TICK: Duration = Duration::from_millis(100);
 const DONE_GRACE: Duration = Duration::from_secs(10);
 /// Time for processes to say why they fail, once the run has.
 const FAILED_GRACE: Duration = Duration::from_secs(2);
-/// Time between asking a process to end and making it.
-const KILL_GRACE: Duration = Duration::from_secs(10);
 
 /// Why processes are being stopped.
 enum Stop {
@@ -110,12 +107,9 @@ fn dry_run(args: &UpArgs, catalog: &Catalog, hub: &Hub) -> Result<u8, Coordinato
     let config = catalog.config();
     let directory = run_directory(config)?;
     print_line(format_args!("run directory: {}", directory.path().display()));
-    let launcher = LocalLauncher::new(args.options.port.unwrap_or(0), directory.clone())?;
-    let workers = (0..config.resources.workers as u32).map(worker_id);
-    for member_id in std::iter::once(LEARNER.to_owned()).chain(workers) {
-        let (program, log) = (launcher.program(&member_id), directory.log_of(&member_id));
-        print_line(format_args!("{program}\n  log: {}", log.display()));
-    }
+    let launcher = LocalLauncher::new(args.options.port.unwrap_or(0), directory)?;
+    let wanted = Roster::Run { workers: config.resources.workers as u32 };
+    wanted.members().for_each(|member| print_line(launcher.describe(member)));
     Ok(exit_code::DONE)
 }
 
@@ -280,7 +274,7 @@ impl Run {
         }
     }
 
-    /// Waits for processes to end by themselves, then asks them, then makes them.
+    /// Waits until no process is left.
     async fn stop_processes(&mut self, stop: &Stop) {
         let grace = match stop {
             Stop::Ended(Ending::Done(_)) => DONE_GRACE,
@@ -288,23 +282,15 @@ impl Run {
             Stop::Ended(Ending::Failed { .. }) | Stop::Broken(_) => FAILED_GRACE,
         };
         self.plane.update(|state, _| state.drain());
-        let start = Instant::now();
-        let mut asked = false;
         loop {
             let now = Instant::now();
-            self.supervisor.bury(now);
+            let is_hurried = *self.signals.borrow() > 1;
+            self.supervisor.take_down((!is_hurried).then_some(grace), now);
             self.record_processes();
             if self.supervisor.processes().is_empty() {
                 return;
             }
             self.show(now);
-            let waited = now.duration_since(start);
-            if *self.signals.borrow() > 1 || waited > grace + KILL_GRACE {
-                self.supervisor.signal_all(Signal::SIGKILL);
-            } else if waited >= grace && !asked {
-                self.supervisor.signal_all(Signal::SIGTERM);
-                asked = true;
-            }
             tokio::time::sleep(TICK).await;
         }
     }

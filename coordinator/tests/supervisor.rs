@@ -2,7 +2,7 @@
 
 use coordinator::catalog::Catalog;
 use coordinator::error::CoordinatorError;
-use coordinator::launch::{LocalLauncher, Supervisor, is_member_process};
+use coordinator::launch::{Handle, LocalLauncher, Supervisor, is_member_process};
 use coordinator::membership::{Members, Patience};
 use coordinator::run_state::RunState;
 use coordinator::server::ControlPlane;
@@ -61,8 +61,8 @@ impl Supervised {
     fn tick_until(
         &mut self,
         now: Instant,
-        wish: impl Fn(&BTreeMap<String, u32>) -> bool,
-    ) -> BTreeMap<String, u32> {
+        wish: impl Fn(&BTreeMap<String, Handle>) -> bool,
+    ) -> BTreeMap<String, Handle> {
         loop {
             self.supervisor.keep_alive(now).expect("kept alive");
             let processes = self.supervisor.processes();
@@ -77,7 +77,7 @@ impl Supervised {
 impl Supervised {
     /// Makes members of all processes, which cannot do so themselves.
     fn join_all(&self) {
-        for (member_id, pid) in self.supervisor.processes() {
+        for (member_id, Handle(pid)) in self.supervisor.processes() {
             let role = if member_id == "learner" { Role::Learner } else { Role::RolloutWorker };
             let request =
                 JoinRequest { role: role.into(), member_id, process: process(pid), ..JoinRequest::default() };
@@ -88,15 +88,14 @@ impl Supervised {
 
 impl Drop for Supervised {
     fn drop(&mut self) {
-        self.supervisor.signal_all(Signal::SIGKILL);
         while !self.supervisor.processes().is_empty() {
-            self.supervisor.bury(Instant::now());
+            self.supervisor.take_down(None, Instant::now());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
-fn kill_process(pid: u32) {
+fn kill_process(Handle(pid): Handle) {
     kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("killed");
 }
 
@@ -169,11 +168,31 @@ fn processes_of_an_earlier_coordinator_are_taken_over_but_not_their_namesakes() 
     let directory = RunDirectory::new(run.home.path());
     let launcher = LocalLauncher::with_programs(programs("sleeps"), 1, directory).expect("programs");
     let mut second = Supervisor::new(launcher, run.plane.clone());
-    let strangers = BTreeMap::from([("learner".to_owned(), std::process::id())]);
-    assert!(second.adopt(&strangers, now).is_empty());
+    for stranger in [0, 1, std::process::id(), u32::MAX, u32::MAX - 1] {
+        let strangers = BTreeMap::from([("learner".to_owned(), Handle(stranger))]);
+        assert!(second.adopt(&strangers, now).is_empty(), "{stranger} is taken over");
+    }
     assert_eq!(second.adopt(&started, now), ["learner", "worker-0"]);
     second.keep_alive(now).expect("kept alive");
     assert_eq!(second.processes(), started, "nothing is started twice");
+}
+
+#[test]
+fn a_member_of_another_run_is_left_alone() {
+    let mut run = Supervised::new("sleeps", 0);
+    let mut other = Supervised::new("sleeps", 0);
+    let now = Instant::now();
+    let is_started = |processes: &BTreeMap<String, Handle>| {
+        processes.get("learner").is_some_and(|&learner| is_member_process(learner, "learner"))
+    };
+    let theirs = other.tick_until(now, is_started);
+    assert!(
+        run.supervisor.adopt(&theirs, now).is_empty(),
+        "ids are used again, after a restart of the host too"
+    );
+    run.supervisor.take_down(None, now);
+    other.supervisor.keep_alive(now).expect("kept alive");
+    assert_eq!(other.supervisor.processes(), theirs);
 }
 
 #[test]

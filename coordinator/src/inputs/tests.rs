@@ -144,7 +144,7 @@ async fn living_members_must_not_learn_of_a_change_by_surprise() {
     member.args(["-c", "read line", "learner", "--member-id", "learner"]).stdin(std::process::Stdio::piped());
     let mut member = member.spawn().expect("a process");
     let mut record = RunRecord::read(&home.directory()).expect("a record");
-    record.members.insert("learner".to_owned(), member.id());
+    record.members.insert("learner".to_owned(), crate::launch::Handle(member.id()));
     record.write(&home.directory()).expect("written");
     let lives = !record.living_members().is_empty();
     let outcome = home.up(&["--resume", "--accept-changed-data"]).await;

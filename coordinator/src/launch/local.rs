@@ -1,83 +1,36 @@
-//! Processes on this machine: each in a group of its own, its output appended to `logs/<member>.log`.
+//! Processes on this machine: each in a group of its own, its output appended to `logs/<member>.log`. Their handles are
+//! process ids.
 
-use super::LEARNER;
+use super::{ExitReport, Handle, Launcher, MemberName, Observed, Signal};
 use crate::error::CoordinatorError;
-use nix::sys::signal::{Signal, killpg};
+use crate::membership::Applicant;
+use nix::sys::signal::{Signal as SystemSignal, killpg};
 use nix::unistd::Pid;
 use service::RunDirectory;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// Last bytes of a log that are looked at for its last lines.
 const TAIL_BYTES: u64 = 16 * 1024;
 const TAIL_LINES: usize = 15;
-
-/// A program with its arguments.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Program {
-    /// The executable.
-    pub path: PathBuf,
-    /// What it is given.
-    pub arguments: Vec<String>,
-}
-
-impl fmt::Display for Program {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.path.display(), self.arguments.join(" "))
-    }
-}
-
-/// How a member's process ended.
-#[derive(Clone, Debug)]
-pub struct ExitReport {
-    /// Whose process.
-    pub member_id: String,
-    /// Its process id.
-    pub pid: u32,
-    /// Its exit code; `None` if a signal ended it or it was nobody's child.
-    pub code: Option<i32>,
-    /// How long it lived under this coordinator.
-    pub lived: Duration,
-    /// How it ended, in words.
-    pub how: String,
-    /// Its log.
-    pub log: PathBuf,
-    /// The last lines of its log.
-    pub last_lines: Vec<String>,
-}
-
-impl ExitReport {
-    /// Whether the exit code says that the process was given bad input.
-    pub fn is_bad_input(&self) -> bool {
-        self.code == Some(service::exit_code::BAD_USAGE.into())
-    }
-}
-
-impl fmt::Display for ExitReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}; the end of its log, {}:", self.member_id, self.how, self.log.display())?;
-        self.last_lines.iter().try_for_each(|line| write!(f, "\n  {line}"))
-    }
-}
 
 /// Starts, signals and buries the processes of one run.
 pub struct LocalLauncher {
     programs: PathBuf,
     coordinator: String,
     directory: RunDirectory,
-    processes: BTreeMap<String, Process>,
+    processes: BTreeMap<MemberName, Process>,
 }
 
 struct Process {
     pid: u32,
-    since: Instant,
     /// `None` for one that an earlier coordinator started.
     child: Option<Child>,
+    /// Once it has ended.
+    report: Option<ExitReport>,
 }
 
 /// The folder of this program, where the others of the project are too.
@@ -124,96 +77,128 @@ impl LocalLauncher {
         Ok(Self { programs, coordinator, directory, processes: BTreeMap::new() })
     }
 
-    /// What is started for a member.
-    pub fn program(&self, member_id: &str) -> Program {
-        let name = if member_id == LEARNER { "learner" } else { "rollout-worker" };
-        let arguments = ["serve", "--coordinator", &self.coordinator, "--member-id", member_id];
-        Program { path: self.programs.join(name), arguments: arguments.map(str::to_owned).into() }
+    fn program(&self, member: MemberName) -> PathBuf {
+        self.programs.join(match member {
+            MemberName::Learner => "learner",
+            MemberName::Worker(_) => "rollout-worker",
+        })
     }
 
-    /// Starts a member and returns its process id.
-    ///
-    /// # Errors
-    /// If its log cannot be opened or the process not be started.
-    pub fn spawn(&mut self, member_id: &str, now: Instant) -> Result<u32, CoordinatorError> {
+    fn arguments(&self, member: MemberName) -> [String; 5] {
+        let member_id = member.to_string();
+        ["serve", "--coordinator", &self.coordinator, "--member-id", &member_id].map(str::to_owned)
+    }
+
+    fn log(&self, member: MemberName) -> PathBuf {
+        self.directory.log_of(&member.to_string())
+    }
+}
+
+impl Launcher for LocalLauncher {
+    fn describe(&self, member: MemberName) -> String {
+        let (program, arguments) = (self.program(member), self.arguments(member).join(" "));
+        format!("{} {arguments}\n  log: {}", program.display(), self.log(member).display())
+    }
+
+    fn start(&mut self, member: MemberName) -> Result<(), CoordinatorError> {
         use std::os::unix::process::CommandExt;
-        let log = self.directory.log_of(member_id);
+        let log = self.log(member);
         let failed = |source| CoordinatorError::File { action: "open", path: log.clone(), source };
         let output = OpenOptions::new().create(true).append(true).open(&log).map_err(failed)?;
         let errors = output.try_clone().map_err(failed)?;
-        let program = self.program(member_id);
-        let child = Command::new(&program.path)
-            .args(&program.arguments)
+        let program = self.program(member);
+        let child = Command::new(&program)
+            .args(self.arguments(member))
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
             // A group of its own: Ctrl-C on the terminal reaches the coordinator alone, which then drains.
             .process_group(0)
             .spawn()
-            .map_err(|source| CoordinatorError::Spawn { program: program.path.clone(), source })?;
+            .map_err(|source| CoordinatorError::Spawn { program, source })?;
         let pid = child.id();
-        tracing::info!(member = member_id, pid, "started");
-        self.processes.insert(member_id.to_owned(), Process { pid, since: now, child: Some(child) });
-        Ok(pid)
+        tracing::info!(member = member.to_string(), pid, "started");
+        self.processes.insert(member, Process { pid, child: Some(child), report: None });
+        Ok(())
     }
 
-    /// Takes over a process that an earlier coordinator started; whether it still lives.
-    pub fn adopt(&mut self, member_id: &str, pid: u32, now: Instant) -> bool {
-        let living = is_member_process(pid, member_id);
+    fn adopt(&mut self, member: MemberName, handle: Handle) -> bool {
+        let process = Process { pid: handle.0, child: None, report: None };
+        let living = process.is_there(member, &self.directory);
         if living {
-            self.processes.insert(member_id.to_owned(), Process { pid, since: now, child: None });
+            self.processes.insert(member, process);
         }
         living
     }
 
-    /// Process ids of all members that live, as far as known.
-    pub fn processes(&self) -> BTreeMap<String, u32> {
-        self.processes.iter().map(|(member_id, process)| (member_id.clone(), process.pid)).collect()
-    }
-
-    /// Sends a signal to all processes of a member's group.
-    pub fn signal(&self, member_id: &str, signal: Signal) {
-        if let Some(process) = self.processes.get(member_id) {
-            // It may have ended a moment ago; `poll` sees that.
+    /// Reaches all processes of the member's group.
+    fn signal(&mut self, member: MemberName, signal: Signal) {
+        let signal = match signal {
+            Signal::Terminate => SystemSignal::SIGTERM,
+            Signal::Kill => SystemSignal::SIGKILL,
+        };
+        let process = self.processes.get(&member);
+        if let Some(process) = process.filter(|process| process.is_there(member, &self.directory)) {
+            // It may have ended a moment ago; `observe` sees that.
             let _ = killpg(Pid::from_raw(process.pid as i32), signal);
         }
     }
 
-    /// Reports the processes that have ended since the last call.
-    pub fn poll(&mut self, now: Instant) -> Vec<ExitReport> {
-        let mut reports = Vec::new();
-        let directory = &self.directory;
-        self.processes.retain(|member_id, process| match process.ended(member_id) {
-            Some((code, how)) => {
-                let log = directory.log_of(member_id);
-                let lived = now.saturating_duration_since(process.since);
+    fn observe(&mut self) -> BTreeMap<MemberName, Observed> {
+        for (&member, process) in &mut self.processes {
+            if let Some((code, how)) = process.ended(member, &self.directory) {
+                let member_id = member.to_string();
+                tracing::info!(member = member_id, pid = process.pid, "{how}");
+                let log = self.directory.log_of(&member_id);
                 let last_lines = last_lines(&log);
-                let (member_id, pid) = (member_id.clone(), process.pid);
-                reports.push(ExitReport { member_id, pid, code, lived, how, log, last_lines });
-                false
+                process.report = Some(ExitReport { member, code, how, log, last_lines });
             }
-            None => true,
-        });
-        reports
+        }
+        let observed = |process: &Process| process.report.clone().map_or(Observed::Running, Observed::Exited);
+        self.processes.iter().map(|(&member, process)| (member, observed(process))).collect()
+    }
+
+    fn forget(&mut self, member: MemberName) {
+        self.processes.remove(&member);
+    }
+
+    fn handles(&self) -> BTreeMap<MemberName, Handle> {
+        self.processes.iter().map(|(&member, process)| (member, Handle(process.pid))).collect()
+    }
+
+    fn is_own(&self, member: MemberName, applicant: &Applicant) -> bool {
+        self.processes.get(&member).is_some_and(|process| process.pid == applicant.process.pid)
     }
 }
 
 impl Process {
-    /// The exit code and the manner of its end, if it has ended.
-    fn ended(&mut self, member_id: &str) -> Option<(Option<i32>, String)> {
+    /// Whether its id is still its own, and not that of a stranger: a child keeps it until it is buried.
+    fn is_there(&self, member: MemberName, directory: &RunDirectory) -> bool {
+        match self.child {
+            Some(_) => self.report.is_none(),
+            None => directory.logs().canonicalize().is_ok_and(|logs| {
+                member_of_process(self.pid, &logs).is_some_and(|member_id| member_id == member.to_string())
+            }),
+        }
+    }
+
+    /// The exit code and the manner of its end, if it has ended just now.
+    fn ended(&mut self, member: MemberName, directory: &RunDirectory) -> Option<(Option<i32>, String)> {
+        if self.report.is_some() {
+            return None;
+        }
         match &mut self.child {
             Some(child) => {
                 let status = child.try_wait().ok().flatten()?;
                 Some((status.code(), format!("ended with {status}")))
             }
-            None if is_member_process(self.pid, member_id) => None,
-            None => Some((None, "ended".to_owned())),
+            None => (!self.is_there(member, directory)).then(|| (None, "ended".to_owned())),
         }
     }
 }
 
-/// Whether a process is what its id stood for when it was noted; ids are used again.
-pub fn is_member_process(pid: u32, member_id: &str) -> bool {
+/// Whether the process of that id was started as that member, of this run or another; ids are used again.
+pub fn is_member_process(Handle(pid): Handle, member_id: &str) -> bool {
     let Ok(command_line) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
         return false;
     };
@@ -221,17 +206,23 @@ pub fn is_member_process(pid: u32, member_id: &str) -> bool {
     words.windows(2).any(|pair| pair == [b"--member-id".as_slice(), member_id.as_bytes()])
 }
 
+/// As which member of a run a process writes to one of these logs, if it was started as that.
+fn member_of_process(pid: u32, logs: &Path) -> Option<String> {
+    // A group of number 0 is one's own, and 1 or a negative one would be everybody.
+    i32::try_from(pid).ok().filter(|&group| group > 1)?;
+    let log = std::fs::read_link(format!("/proc/{pid}/fd/1")).ok()?;
+    // The end of the name may say that the file was deleted.
+    let member_id = log.file_stem()?.to_str()?.to_owned();
+    let is_member = log.parent() == Some(logs) && is_member_process(Handle(pid), &member_id);
+    is_member.then_some(member_id)
+}
+
 /// Members of a run whose processes write to its logs, and their process ids: for when nothing else tells of them.
 pub fn living_processes(directory: &RunDirectory) -> Vec<(String, u32)> {
     let Ok(logs) = directory.logs().canonicalize() else { return Vec::new() };
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let member = |pid: u32| {
-        let log = std::fs::read_link(format!("/proc/{pid}/fd/1")).ok()?;
-        let member_id = log.file_stem()?.to_str()?.to_owned();
-        let is_member = log.parent() == Some(&logs) && is_member_process(pid, &member_id);
-        is_member.then_some((member_id, pid))
-    };
-    processes.filter_map(|entry| member(entry.file_name().to_str()?.parse().ok()?)).collect()
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid| Some((member_of_process(pid, &logs)?, pid))).collect()
 }
 
 fn last_lines(log: &Path) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! What a process may say of itself: names that can be logged, kept and shown.
 
 use super::{Applicant, Refusal};
-use crate::launch::{LEARNER, worker_position};
+use crate::launch::MemberName;
 use proto::{Process, Role};
 use protocol::{NONCE_BYTES, PROGRAM_VERSION, PROTOCOL_VERSION, is_printable};
 use service::shown;
@@ -54,10 +54,7 @@ pub(super) fn check_build(applicant: &Applicant) -> Result<(), Refusal> {
 
 /// Whose a name is that the launcher gives.
 pub(super) fn role_named(member_id: &str) -> Option<Role> {
-    match member_id {
-        LEARNER => Some(Role::Learner),
-        _ => worker_position(member_id).map(|_| Role::RolloutWorker),
-    }
+    MemberName::parse(member_id).map(MemberName::role)
 }
 
 /// A role for people.

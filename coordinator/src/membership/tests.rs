@@ -69,7 +69,7 @@ fn a_replaced_process_cannot_come_back_while_its_successor_lives() {
     let refusal = members.join(again(worker("a", 1)), now).expect_err("replaced");
     assert_eq!(refusal.to_string(), "member `a` is process 2 on here now");
     members.join(again(worker("a", 2)), now).expect("the successor may");
-    assert!(members.end("a", 2, Presence::Lost(Loss::Exited)));
+    assert!(members.end(&worker("a", 2), Presence::Lost(Loss::Exited)));
     members.join(again(worker("a", 1)), now).expect("the place is free");
 }
 
@@ -154,7 +154,7 @@ fn a_name_belongs_to_one_role() {
     members.join(learner("learner", 1), now).expect("joined");
     members.join(worker("a", 2), now).expect("joined");
     assert!(matches!(members.join(worker("learner", 7), now), Err(Refusal::OtherRole { .. })));
-    assert!(members.end("learner", 1, Presence::Lost(Loss::Exited)));
+    assert!(members.end(&learner("learner", 1), Presence::Lost(Loss::Exited)));
     assert!(matches!(members.join(worker("learner", 7), now), Err(Refusal::OtherRole { .. })), "nor then");
     assert!(matches!(members.join(learner("a", 7), now), Err(Refusal::OtherRole { .. })));
     members.join(learner("learner", 3), now).expect("the next learner");
@@ -212,7 +212,7 @@ fn whoever_comes_and_goes_memory_is_bounded_and_the_numbers_hold() {
         let caller = members.join(worker(&format!("passing-{number}"), number), now).expect("joined");
         match number % 3 {
             0 => drop(members.leave(Some(&caller), now).expect("left")),
-            1 => assert!(members.end(&caller.member_id, number, Presence::Lost(Loss::Exited))),
+            1 => assert!(members.end(&worker(&caller.member_id, number), Presence::Lost(Loss::Exited))),
             _ => {
                 members.drain(&caller.member_id);
                 members.heartbeat(Some(&caller), PATIENCE.task_deadline * 2, now).expect_err("stuck");
