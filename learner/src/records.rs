@@ -20,10 +20,10 @@ use service::{RunDirectory, ServiceError, durable};
 use crate::error::chain;
 use crate::exchange::outcome::EvaluatedImages;
 use crate::records::evaluation::Evaluation;
-use crate::records::grid::{self, Tile};
 use crate::records::journal::Journal;
 use crate::records::tensorboard::{EventValue, EventWriter, Step, unix_seconds};
 use crate::training::metrics::IterationMetrics;
+use grid::Tile;
 
 /// Rows that a checkpoint holds a copy of, for files that have lost them.
 #[derive(Debug, Default)]

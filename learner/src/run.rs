@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use config::{OnRewardHacking, RewardSection, RunConfig, TaskKind, TaskSpec};
+use config::{OnRewardHacking, RewardSection, RunConfig, TaskKind};
 use proto::Summary;
 use protocol::{Order, WeightsName};
 use run_setup::TrainedSteps;
@@ -32,7 +32,7 @@ use crate::error::LearnerError;
 use crate::exchange::inbox::{Outcome, Stopped};
 use crate::exchange::outcome::EvaluatedImages;
 use crate::exchange::publications::Publications;
-use crate::records::evaluation::{self, Evaluation};
+use crate::records::evaluation::Evaluation;
 use crate::records::{self, Copies, Records};
 use crate::training::metrics::{self, IterationMetrics};
 use crate::training::policy::{self, NamedTensors};
@@ -55,21 +55,21 @@ pub enum Ended {
 pub struct Run {
     /// Trains one iteration at a time.
     pub trainer: Trainer,
-    pub(crate) publications: Arc<Publications>,
-    pub(crate) held_out: HeldOutPrompts,
-    pub(crate) checkpoints: Checkpoints,
-    pub(crate) records: Records,
-    pub(crate) directory: RunDirectory,
-    pub(crate) state: SavedState,
+    publications: Arc<Publications>,
+    held_out: HeldOutPrompts,
+    checkpoints: Checkpoints,
+    records: Records,
+    directory: RunDirectory,
+    state: SavedState,
     /// Versions of the policy that wanted tasks are sampled with: earlier ones and this, as workers get them.
-    pub(crate) earlier: BTreeMap<u32, NamedTensors>,
+    earlier: BTreeMap<u32, NamedTensors>,
     /// Version of the newest checkpoint.
-    pub(crate) saved: Option<u32>,
+    saved: Option<u32>,
     /// Why no checkpoint could be written since.
-    pub(crate) save_failure: Option<SaveFailure>,
+    save_failure: Option<SaveFailure>,
     /// Why not everything that follows from checkpoints and evaluations could be made.
-    pub(crate) unsettled: Option<LearnerError>,
-    pub(crate) opened: Instant,
+    unsettled: Option<LearnerError>,
+    opened: Instant,
 }
 
 /// Checkpoints that cannot be written.
@@ -336,7 +336,13 @@ impl Run {
         let settings = &self.config().evaluation;
         let (images_per_prompt, grid) = (settings.images_per_prompt, settings.grid);
         let size = (self.config().sampling.height, self.config().sampling.width);
-        let tiles = records::tiles(&self.held_out.evaluated.prompts, outcomes, size, images_per_prompt, grid);
+        let tiles = records::tiles(
+            &self.held_out.of(TaskKind::Evaluate).prompts,
+            outcomes,
+            size,
+            images_per_prompt,
+            grid,
+        );
         let evaluation = self.evaluation(version, outcomes);
         tracing::info!(
             version,

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::LearnerError;
+use crate::error::{LearnerError, chain};
 use crate::exchange::embeddings::Embeddings;
 use crate::exchange::inbox::Inbox;
 use crate::exchange::outcome::push_schema;

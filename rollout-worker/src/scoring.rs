@@ -30,7 +30,7 @@ use tch::Device;
 
 use crate::sampling::delivery::{Delivery, WireTensor};
 use crate::sampling::task::{Sampled, TaskError};
-use crate::scoring::reward_thread::{self, ScorerDied};
+use reward_thread::ScorerDied;
 pub use scorer_thread::Listener;
 use scorer_thread::{Batch, ScorerThread};
 

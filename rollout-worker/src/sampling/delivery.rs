@@ -127,8 +127,13 @@ mod tests {
         for (embeddings, n_sent) in [([embedding(1), embedding(1)], 1), ([embedding(1), embedding(2)], 2)] {
             let missing: Vec<Bytes> = embeddings.iter().map(|embedding| embedding.digest.clone()).collect();
             let header = PushHeader::default();
-            let delivery =
-                Delivery { header, tensors: vec![], embeddings: embeddings.to_vec(), next_latents: None };
+            let delivery = Delivery {
+                learner_rank: 0,
+                header,
+                tensors: vec![],
+                embeddings: embeddings.to_vec(),
+                next_latents: None,
+            };
             let first = delivery.messages(Caller::default(), &missing, false).next().expect("a header");
             let Some(push_request::Part::Header(header)) = first.part else { panic!("no header") };
             assert_eq!(header.tensors.len(), n_sent);
