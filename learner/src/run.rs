@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use config::{OnRewardHacking, RewardSection, RunConfig, TaskKind};
 use proto::Summary;
-use protocol::{Order, WeightsName};
+use protocol::{TaskSet, WeightsName};
 use run_setup::TrainedSteps;
 use service::RunDirectory;
 use tch::Tensor;
@@ -218,7 +218,7 @@ impl Run {
         for iteration in iteration..ahead {
             let steps = TrainedSteps::new(config, &self.trainer.schedule, iteration)?.on_the_wire();
             let tasks = config.train_tasks(self.trainer.prompts.len(), iteration);
-            inbox.want(TaskKind::Train, iteration, Order { tasks, steps });
+            inbox.want(TaskKind::Train, iteration, TaskSet { tasks, steps });
         }
         self.trainer.progress.update(|progress| progress.iteration = iteration);
         Ok(())
@@ -306,7 +306,7 @@ impl Run {
         let tensors = self.trainer.policy.for_workers(average);
         self.publications.publish(WeightsName::average(version), &tensors)?;
         let tasks = self.config().evaluation_tasks(kind, self.held_out.of(kind).prompts.len(), version);
-        self.trainer.inbox.want(kind, version, Order { tasks, steps: Vec::new() });
+        self.trainer.inbox.want(kind, version, TaskSet { tasks, steps: Vec::new() });
         Ok(())
     }
 

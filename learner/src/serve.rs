@@ -21,7 +21,7 @@ use crate::exchange::inbox::Inbox;
 use crate::exchange::outcome::push_schema;
 use crate::exchange::publications::Publications;
 use crate::exchange::push_gate::PushGate;
-use crate::exchange::receive::Receiver;
+use crate::exchange::receive::OutcomeReader;
 use crate::exchange::server::{LONGEST_CALL, LearnerService};
 use crate::progress::ProgressBoard;
 use crate::run::{Ended, HeldOutPrompts, Run};
@@ -246,7 +246,7 @@ fn spawn_training(
     config: RunConfig,
     places: Places,
     shared: Shared,
-    receiver_ready: oneshot::Sender<Receiver>,
+    receiver_ready: oneshot::Sender<OutcomeReader>,
 ) -> oneshot::Receiver<Result<Ended, LearnerError>> {
     let (ended_sender, ended) = oneshot::channel();
     std::thread::spawn(move || {
@@ -261,7 +261,7 @@ fn train(
     config: RunConfig,
     places: Places,
     shared: Shared,
-    receiver_ready: oneshot::Sender<Receiver>,
+    receiver_ready: oneshot::Sender<OutcomeReader>,
 ) -> Result<Ended, LearnerError> {
     tch::set_num_threads(config.resources.learner_threads as i32);
     tch::set_num_interop_threads(1);
@@ -269,7 +269,7 @@ fn train(
     let policy = Policy::open(&config, &hub.resolve(&config.model.path)?)?;
     let latent_shape = policy.model().latent_shape(config.sampling.height, config.sampling.width)?;
     let schedule = run_setup::training_schedule(&config, policy.model())?;
-    let receiver = Receiver {
+    let receiver = OutcomeReader {
         schema: push_schema(&config, policy.model(), latent_shape.clone()),
         run_seed: config.run.seed,
         stds: run_setup::move_stds(&config, &schedule)?,
@@ -298,7 +298,7 @@ async fn accept(
     listener: TcpListener,
     run_id: String,
     shared: Shared,
-    receiver: oneshot::Receiver<Receiver>,
+    receiver: oneshot::Receiver<OutcomeReader>,
 ) -> String {
     // Without it the training thread has ended, and says so itself.
     let Ok(receiver) = receiver.await else { return std::future::pending().await };

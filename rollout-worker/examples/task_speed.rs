@@ -17,8 +17,8 @@ use service::Hub;
 struct Unheard;
 
 impl Listener for Unheard {
-    fn held(&self, _: &str, _: &str) {}
-    fn released(&self, _: &str) {}
+    fn unreachable(&self, _: &str, _: &str) {}
+    fn reachable(&self, _: &str) {}
 }
 
 fn main() -> anyhow::Result<()> {

@@ -13,7 +13,7 @@ const LINE_WIDTH: usize = 110;
 /// key written); neither carries `#`.
 pub(crate) fn commented_toml(config: &RunConfig, header: &str, comments: &[(&str, String)]) -> String {
     let sections = Table::try_from(config).expect("every field has a TOML form; anything else is a bug");
-    let mut defaults = parse::defaults();
+    let mut defaults = defaults::defaults();
     for DerivedDefault { section, key, value } in derived_defaults(&sections) {
         defaults[section][key] = value;
     }

@@ -4,6 +4,7 @@ mod branch;
 mod commented;
 mod compute_device;
 mod cost;
+mod defaults;
 mod derived_defaults;
 mod duration;
 mod identity;

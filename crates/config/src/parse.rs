@@ -3,6 +3,7 @@
 //! Every problem is collected before anything is reported, so that a user mends a config in one go. The trick that
 //! makes single keys accountable: each given value is tried alone in an otherwise valid section.
 
+use crate::defaults::{REWARD_LISTS, defaults};
 use crate::derived_defaults::{DerivedDefault, derived_defaults};
 use crate::kinds;
 use crate::spelling::meant;
@@ -11,9 +12,6 @@ use crate::{AdapterSection, RewardSection, RunConfig};
 use serde::de::DeserializeOwned;
 use std::fmt;
 use toml::{Table, Value};
-
-/// Keys of the lists of rewards.
-pub(crate) const REWARD_LISTS: [&str; 2] = ["rewards", "evaluation_rewards"];
 
 /// One thing wrong with a config.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,19 +118,6 @@ pub(crate) fn read(text: &str, settings: &[String]) -> (Option<RunConfig>, Vec<C
             (None, problems)
         }
     }
-}
-
-/// The defaults as a table, section by section.
-pub(crate) fn defaults() -> Table {
-    parse_table(include_str!("defaults.toml"))
-        .expect("the built-in defaults are valid TOML; else this is a bug")
-}
-
-/// The adapter of a run config that says nothing about it.
-pub(crate) fn default_adapter() -> AdapterSection {
-    let mut defaults = defaults();
-    let adapter = defaults.remove("adapter").and_then(|adapter| adapter.try_into().ok());
-    adapter.expect("the built-in defaults have an adapter; else this is a bug")
 }
 
 fn parse_table(text: &str) -> Result<Table, ConfigProblem> {

@@ -1,6 +1,6 @@
 //! Ranges and contradictions of a run config.
 
-use crate::parse::{REWARD_LISTS, default_adapter};
+use crate::defaults::{REWARD_LISTS, default_adapter};
 use crate::spelling::meant;
 use crate::{
     AdapterMethod, AdapterSection, Algorithm, ConfigProblem, Dtype, EvaluationSection, OnRewardHacking,

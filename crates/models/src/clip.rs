@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 use self::config::ClipConfig;
 pub use self::open_clip::OpenClipConfig;
 use crate::ModelError;
-use crate::clip_encoder::ClipNames;
+use crate::clip_encoder::{ClipNames, unit_length};
 use crate::clip_text::{ClipHead, ClipTextConfig, ClipTextModel, POSITION_IDS as TEXT_POSITION_IDS};
 use crate::clip_vision::{ClipVisionConfig, ClipVisionModel, POSITION_IDS as VISION_POSITION_IDS};
 use crate::weights::{Scope, WeightOptions, Weights};
@@ -99,9 +99,20 @@ impl ClipModel {
     }
 }
 
-/// Divides each row by its Euclidean length, in float32.
-pub(crate) fn unit_length(features: &Tensor) -> Tensor {
-    let wide = features.to_kind(Kind::Float);
-    let length = wide.norm_scalaropt_dim(2, [-1_i64], true);
-    wide / length
+impl ClipVisionModel {
+    /// Opens `config.json` and the image encoder's part of `model.safetensors` in the folder of a CLIP model.
+    ///
+    /// # Errors
+    /// If a file is missing or malformed, the model is no CLIP model, or the tensors are not those of the configuration.
+    pub fn open(dir: &Path, options: &WeightOptions) -> Result<Self, ModelError> {
+        let path = dir.join("config.json");
+        let config = ClipConfig::read(&path)?;
+        let encoder = config.vision().encoder(&path, "vision_config.")?;
+        let weights = Weights::open(dir, "model", options)?;
+        let sizes = (config.vision(), encoder);
+        let model = Self::new(&weights.scope(""), sizes, config.projection_dim, ClipNames::Transformers);
+        weights.ignore(&["text_model.", "text_projection.", "logit_scale", VISION_POSITION_IDS]);
+        weights.finish()?;
+        Ok(model)
+    }
 }

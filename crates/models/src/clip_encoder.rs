@@ -196,3 +196,10 @@ impl ClipEncoder {
         EncoderOutput { penultimate, last }
     }
 }
+
+/// Divides each row by its Euclidean length, in float32.
+pub(crate) fn unit_length(features: &Tensor) -> Tensor {
+    let wide = features.to_kind(Kind::Float);
+    let length = wide.norm_scalaropt_dim(2, [-1_i64], true);
+    wide / length
+}

@@ -10,10 +10,8 @@ use serde::Deserialize;
 use tch::Tensor;
 
 use crate::ModelError;
-use crate::clip::config::ClipConfig;
-use crate::clip::unit_length;
 use crate::clip_encoder::{
-    Attending, ClipEncoder, ClipNames, EncoderConfig, check_heads, find_activation, placed,
+    Attending, ClipEncoder, ClipNames, EncoderConfig, check_heads, find_activation, placed, unit_length,
 };
 use crate::layers::{LayerNorm, Linear};
 use crate::sizes::{check_layers, check_product, check_sizes};
@@ -122,22 +120,6 @@ pub struct ClipVisionModel {
 }
 
 impl ClipVisionModel {
-    /// Opens `config.json` and the image encoder's part of `model.safetensors` in the folder of a CLIP model.
-    ///
-    /// # Errors
-    /// If a file is missing or malformed, the model is no CLIP model, or the tensors are not those of the configuration.
-    pub fn open(dir: &Path, options: &WeightOptions) -> Result<Self, ModelError> {
-        let path = dir.join("config.json");
-        let config = ClipConfig::read(&path)?;
-        let encoder = config.vision().encoder(&path, "vision_config.")?;
-        let weights = Weights::open(dir, "model", options)?;
-        let sizes = (config.vision(), encoder);
-        let model = Self::new(&weights.scope(""), sizes, config.projection_dim, ClipNames::Transformers);
-        weights.ignore(&["text_model.", "text_projection.", "logit_scale", POSITION_IDS]);
-        weights.finish()?;
-        Ok(model)
-    }
-
     pub(crate) fn new(
         scope: &Scope,
         (config, encoder): (ClipVisionConfig, EncoderConfig),

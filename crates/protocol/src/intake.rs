@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 /// Tasks of one kind and iteration.
 #[derive(Debug)]
-pub struct Order {
+pub struct TaskSet {
     /// All of them, by index.
     pub tasks: Vec<TaskSpec>,
     /// Training only: the trained steps, in rising order.
@@ -20,7 +20,7 @@ pub struct Order {
 
 /// How a task stands with the learner.
 #[derive(Debug, PartialEq)]
-pub enum Standing {
+pub enum TaskStanding {
     /// Wanted and not here yet; with the trained steps.
     Wanted(TaskSpec, Vec<u32>),
     /// Here, or taken already.
@@ -43,15 +43,15 @@ pub enum Taken<T> {
 /// The place where outcomes `T` wait for training.
 #[derive(Debug)]
 pub struct Intake<T> {
-    orders: BTreeMap<OrderName, Shelf<T>>,
+    sets: BTreeMap<SetName, Shelf<T>>,
     is_stopping: bool,
 }
 
-type OrderName = (u32, TaskKind);
+type SetName = (u32, TaskKind);
 
 #[derive(Debug)]
 struct Shelf<T> {
-    order: Order,
+    set: TaskSet,
     slots: Vec<Slot<T>>,
 }
 
@@ -64,43 +64,43 @@ enum Slot<T> {
 
 impl<T> Default for Intake<T> {
     fn default() -> Self {
-        Self { orders: BTreeMap::new(), is_stopping: false }
+        Self { sets: BTreeMap::new(), is_stopping: false }
     }
 }
 
 impl<T> Intake<T> {
-    /// Starts wanting the tasks of an order, unless they are wanted already.
-    pub fn want(&mut self, kind: TaskKind, iteration: u32, order: Order) {
-        let slots = order.tasks.iter().map(|_| Slot::Empty).collect();
-        self.orders.entry((iteration, kind)).or_insert(Shelf { order, slots });
+    /// Starts wanting the tasks of a set, unless they are wanted already.
+    pub fn want(&mut self, kind: TaskKind, iteration: u32, set: TaskSet) {
+        let slots = set.tasks.iter().map(|_| Slot::Empty).collect();
+        self.sets.entry((iteration, kind)).or_insert(Shelf { set, slots });
     }
 
     /// Stops wanting the tasks of one kind and iteration, and drops what is left of them.
     pub fn forget(&mut self, kind: TaskKind, iteration: u32) {
-        self.orders.remove(&(iteration, kind));
+        self.sets.remove(&(iteration, kind));
     }
 
     /// How a task stands.
-    pub fn standing(&self, task: TaskName) -> Standing {
-        let Some(shelf) = self.orders.get(&(task.iteration, task.kind)) else { return Standing::NotWanted };
+    pub fn standing(&self, task: TaskName) -> TaskStanding {
+        let Some(shelf) = self.sets.get(&(task.iteration, task.kind)) else { return TaskStanding::NotWanted };
         let index = task.index as usize;
         match shelf.slots.get(index) {
             Some(Slot::Empty) => {
-                Standing::Wanted(shelf.order.tasks[index].clone(), shelf.order.steps.clone())
+                TaskStanding::Wanted(shelf.set.tasks[index].clone(), shelf.set.steps.clone())
             }
-            Some(Slot::Held(_) | Slot::Taken) => Standing::Held,
-            None => Standing::NotWanted,
+            Some(Slot::Held(_) | Slot::Taken) => TaskStanding::Held,
+            None => TaskStanding::NotWanted,
         }
     }
 
     /// Keeps the outcome of a task if it is still wanted and nobody was faster; returns how the task stands then.
-    pub fn hold(&mut self, task: TaskName, outcome: T) -> Standing {
+    pub fn hold(&mut self, task: TaskName, outcome: T) -> TaskStanding {
         match self.slot(task) {
             Some(slot @ Slot::Empty) => *slot = Slot::Held(outcome),
             Some(Slot::Held(_) | Slot::Taken) => {}
-            None => return Standing::NotWanted,
+            None => return TaskStanding::NotWanted,
         }
-        Standing::Held
+        TaskStanding::Held
     }
 
     /// Takes the outcome of a task if it is here.
@@ -120,17 +120,17 @@ impl<T> Intake<T> {
 
     /// What the coordinator is told: everything wanted, and which of it is here.
     pub fn wanted(&self) -> Vec<Wanted> {
-        let wanted = |((iteration, kind), shelf): (&OrderName, &Shelf<T>)| Wanted {
+        let wanted = |((iteration, kind), shelf): (&SetName, &Shelf<T>)| Wanted {
             kind: kind_to_wire(*kind).into(),
             iteration: *iteration,
-            version: shelf.order.tasks.first().map_or(0, |task| task.version),
+            version: shelf.set.tasks.first().map_or(0, |task| task.version),
             held: (0..)
                 .zip(&shelf.slots)
                 .filter(|(_, slot)| !matches!(slot, Slot::Empty))
                 .map(|(index, _)| index)
                 .collect(),
         };
-        self.orders.iter().map(wanted).collect()
+        self.sets.iter().map(wanted).collect()
     }
 
     /// From now on what is not here is not waited for.
@@ -144,7 +144,7 @@ impl<T> Intake<T> {
     }
 
     fn slot(&mut self, task: TaskName) -> Option<&mut Slot<T>> {
-        self.orders.get_mut(&(task.iteration, task.kind))?.slots.get_mut(task.index as usize)
+        self.sets.get_mut(&(task.iteration, task.kind))?.slots.get_mut(task.index as usize)
     }
 }
 
@@ -171,19 +171,19 @@ mod tests {
 
     fn intake() -> Intake<u32> {
         let mut intake = Intake::default();
-        intake.want(TaskKind::Evaluate, 4, Order { tasks: vec![task(0), task(1)], steps: vec![] });
+        intake.want(TaskKind::Evaluate, 4, TaskSet { tasks: vec![task(0), task(1)], steps: vec![] });
         intake
     }
 
     #[test]
     fn the_first_outcome_of_a_task_wins() {
         let mut intake = intake();
-        assert_eq!(intake.standing(name(4, 1)), Standing::Wanted(task(1), vec![]));
+        assert_eq!(intake.standing(name(4, 1)), TaskStanding::Wanted(task(1), vec![]));
         assert_eq!(intake.take(name(4, 1)), Taken::NotYet);
-        assert_eq!(intake.hold(name(4, 1), 1), Standing::Held);
-        assert_eq!(intake.hold(name(4, 1), 2), Standing::Held);
+        assert_eq!(intake.hold(name(4, 1), 1), TaskStanding::Held);
+        assert_eq!(intake.hold(name(4, 1), 2), TaskStanding::Held);
         assert_eq!(intake.take(name(4, 1)), Taken::Here(1));
-        assert_eq!(intake.hold(name(4, 1), 3), Standing::Held, "taken counts as held");
+        assert_eq!(intake.hold(name(4, 1), 3), TaskStanding::Held, "taken counts as held");
         assert_eq!(intake.wanted()[0].held, [1]);
     }
 
@@ -191,7 +191,7 @@ mod tests {
     fn wanting_again_keeps_what_is_here() {
         let mut intake = intake();
         intake.hold(name(4, 0), 1);
-        intake.want(TaskKind::Evaluate, 4, Order { tasks: vec![task(0), task(1)], steps: vec![] });
+        intake.want(TaskKind::Evaluate, 4, TaskSet { tasks: vec![task(0), task(1)], steps: vec![] });
         assert_eq!(intake.take(name(4, 0)), Taken::Here(1));
     }
 
@@ -200,14 +200,14 @@ mod tests {
         let mut intake = intake();
         let train = TaskName { kind: TaskKind::Train, ..name(4, 0) };
         for other in [name(3, 0), name(4, 2), train] {
-            assert_eq!(intake.standing(other), Standing::NotWanted);
-            assert_eq!(intake.hold(other, 1), Standing::NotWanted);
+            assert_eq!(intake.standing(other), TaskStanding::NotWanted);
+            assert_eq!(intake.hold(other, 1), TaskStanding::NotWanted);
         }
         intake.forget(TaskKind::Evaluate, 4);
-        assert_eq!(intake.standing(name(4, 0)), Standing::NotWanted);
+        assert_eq!(intake.standing(name(4, 0)), TaskStanding::NotWanted);
         assert_eq!(
             intake.hold(name(4, 0), 1),
-            Standing::NotWanted,
+            TaskStanding::NotWanted,
             "a push that was under way comes too late"
         );
         assert!(intake.wanted().is_empty());
@@ -220,7 +220,7 @@ mod tests {
         intake.stop();
         assert_eq!(intake.take(name(4, 0)), Taken::Stopped);
         assert_eq!(intake.take(name(4, 1)), Taken::Here(1));
-        assert_eq!(intake.hold(name(4, 0), 2), Standing::Held);
+        assert_eq!(intake.hold(name(4, 0), 2), TaskStanding::Held);
         assert_eq!(intake.take(name(4, 0)), Taken::Here(2));
     }
 }

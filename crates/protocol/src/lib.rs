@@ -18,7 +18,7 @@ mod task;
 
 pub use backoff::Backoff;
 pub use errands::{ErrandAction, ErrandEvent, Errands, Hand, TaskFailure};
-pub use intake::{Intake, Order, Standing, Taken};
+pub use intake::{Intake, Taken, TaskSet, TaskStanding};
 pub use member_link::{AfterCall, CallEnd, JoinEnd, Loss, MemberLink};
 pub use names::{NameFault, TaskName, WeightsName, WeightsRole, kind_from_wire, kind_to_wire};
 pub use printable::is_printable;

@@ -99,6 +99,27 @@ pub enum PushFault {
         /// Extras of it.
         n_extras: usize,
     },
+    /// A tensor of no size.
+    #[error("tensor `{0}` is announced with an impossible shape or element type")]
+    Size(String),
+    /// More bytes than can be counted.
+    #[error("the tensors are too large together")]
+    TooLarge,
+    /// Fewer bytes than announced.
+    #[error("the bytes end inside tensor `{0}`")]
+    EndsInside(String),
+    /// A chunk of so many bytes.
+    #[error("a chunk has {0} bytes; at most 1 MiB is allowed")]
+    Chunk(usize),
+    /// The push begins again.
+    #[error("there is a second header")]
+    SecondHeader,
+    /// Next latents that are not what their hashes say.
+    #[error("`next_latents` have other hashes than `next_hashes`")]
+    Hashes,
+    /// An embedding that no text has.
+    #[error("{0}")]
+    Conditioning(String),
     /// A number that would end the run.
     #[error("tensor `{tensor}` holds {number} at {place:?}")]
     Number {

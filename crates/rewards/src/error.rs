@@ -6,7 +6,7 @@ use models::ModelError;
 use scenes::ImageError;
 use thiserror::Error;
 
-use crate::ocr::OcrError;
+use crate::ocr::tesseract::OcrError;
 use crate::remote::RemoteError;
 use crate::resources::ModelLookupError;
 

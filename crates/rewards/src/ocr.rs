@@ -14,7 +14,7 @@
 //!
 //! Source: `OcrScorer` of Flow-GRPO (October 2025), with PaddleOCR in the place of Tesseract.
 
-mod tesseract;
+pub(crate) mod tesseract;
 
 use std::cell::Cell;
 use std::path::PathBuf;

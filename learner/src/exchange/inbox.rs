@@ -4,7 +4,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 
 use config::TaskKind;
 use proto::Wanted;
-use protocol::{Intake, Order, Standing, Taken, TaskName};
+use protocol::{Intake, Taken, TaskName, TaskSet, TaskStanding};
 use tokio::sync::watch;
 
 use crate::exchange::outcome::{EvaluatedImages, Trajectories};
@@ -37,9 +37,9 @@ impl Default for Inbox {
 }
 
 impl Inbox {
-    /// Starts wanting the tasks of an order, unless they are wanted already.
-    pub fn want(&self, kind: TaskKind, iteration: u32, order: Order) {
-        self.intake().want(kind, iteration, order);
+    /// Starts wanting the tasks of a set, unless they are wanted already.
+    pub fn want(&self, kind: TaskKind, iteration: u32, set: TaskSet) {
+        self.intake().want(kind, iteration, set);
         self.changed();
     }
 
@@ -50,14 +50,14 @@ impl Inbox {
     }
 
     /// How a task stands.
-    pub fn standing(&self, task: TaskName) -> Standing {
+    pub fn standing(&self, task: TaskName) -> TaskStanding {
         self.intake().standing(task)
     }
 
     /// Keeps the outcome of a task if it is still wanted and nobody was faster; returns how the task stands then.
-    pub fn hold(&self, task: TaskName, outcome: Outcome) -> Standing {
+    pub fn hold(&self, task: TaskName, outcome: Outcome) -> TaskStanding {
         let standing = self.intake().hold(task, outcome);
-        if standing == Standing::Held {
+        if standing == TaskStanding::Held {
             self.changed();
         }
         standing
@@ -143,7 +143,7 @@ mod tests {
             n_seeds: 1,
         };
         let inbox = Arc::new(Inbox::default());
-        inbox.want(TaskKind::Evaluate, 4, Order { tasks: vec![task(0), task(1)], steps: vec![] });
+        inbox.want(TaskKind::Evaluate, 4, TaskSet { tasks: vec![task(0), task(1)], steps: vec![] });
         inbox
     }
 

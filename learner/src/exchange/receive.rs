@@ -1,6 +1,7 @@
 //! From the bytes of a push to what training takes: tensors split, embeddings kept, next latents rebuilt and checked.
 
 use flow::next_latents_on_host;
+use models::tensor_bytes::byte_length;
 use noise::standard_normal;
 use proto::{PushHeader, TensorInfo};
 use protocol::push_tensors::{self, HASH_BYTES, embedding_part_of, extra_of, latent_hash};
@@ -16,7 +17,7 @@ use crate::exchange::outcome::{EvaluatedImages, Trajectories};
 
 /// What the numbers of a push are checked and completed with.
 #[derive(Debug)]
-pub struct Receiver {
+pub struct OutcomeReader {
     /// What pushes hold.
     pub schema: PushSchema,
     /// Seed of the run, which keys the noise.
@@ -37,16 +38,13 @@ pub enum Refusal {
     /// It is not what the config and the model imply.
     #[error(transparent)]
     Faulty(#[from] PushFault),
-    /// The push contradicts itself.
-    #[error("{0}")]
-    Invalid(String),
 }
 
 impl From<EmbeddingError> for Refusal {
     fn from(error: EmbeddingError) -> Self {
         match error {
             EmbeddingError::Damaged(problem) => Self::Incomplete(problem),
-            EmbeddingError::Impossible(problem) => Self::Invalid(problem),
+            EmbeddingError::Impossible(problem) => Self::Faulty(PushFault::Conditioning(problem)),
         }
     }
 }
@@ -56,7 +54,7 @@ struct Parts<'a> {
     parts: Vec<(&'a TensorInfo, &'a [u8])>,
 }
 
-impl Receiver {
+impl OutcomeReader {
     /// Turns the bytes that `header` announced, which has been checked, into an outcome. Embeddings that come along are kept
     /// if everything else is right, too.
     ///
@@ -134,9 +132,7 @@ impl Receiver {
         match (all_match, parts.has(push_tensors::NEXT_LATENTS)) {
             (false, false) => return Err(Refusal::NextLatentsNeeded),
             (false, true) => {
-                return Err(Refusal::Invalid(
-                    "`next_latents` have other hashes than `next_hashes`".to_owned(),
-                ));
+                return Err(PushFault::Hashes.into());
             }
             (true, _) => {}
         }
@@ -198,10 +194,10 @@ fn extras(parts: &Parts) -> Result<Vec<(String, Vec<f32>)>, Refusal> {
 ///
 /// # Errors
 /// If a tensor's shape or element type is impossible.
-pub fn announced_bytes(tensors: &[TensorInfo]) -> Result<usize, String> {
-    let length = |info| models::tensor_bytes::byte_length(info).map_err(|e| e.to_string());
+pub fn announced_bytes(tensors: &[TensorInfo]) -> Result<usize, PushFault> {
     tensors.iter().try_fold(0_usize, |total, info| {
-        total.checked_add(length(info)?).ok_or_else(|| "the tensors are too large together".to_owned())
+        let length = byte_length(info).map_err(|_| PushFault::Size(info.name.clone()))?;
+        total.checked_add(length).ok_or(PushFault::TooLarge)
     })
 }
 
@@ -211,17 +207,16 @@ pub fn hash_of(latent: &[f32]) -> [u8; HASH_BYTES] {
 }
 
 fn digest_of(bytes: &[u8]) -> Result<Digest, Refusal> {
-    bytes.try_into().map_err(|_| Refusal::Invalid(format!("a digest has 32 bytes, not {}", bytes.len())))
+    bytes.try_into().map_err(|_| PushFault::Digest.into())
 }
 
 impl<'a> Parts<'a> {
     fn split(infos: &'a [TensorInfo], mut bytes: &'a [u8]) -> Result<Self, Refusal> {
         let mut parts = Vec::with_capacity(infos.len());
         for info in infos {
-            let length = announced_bytes(std::slice::from_ref(info)).map_err(Refusal::Invalid)?;
-            let (own, rest) = bytes
-                .split_at_checked(length)
-                .ok_or_else(|| Refusal::Invalid(format!("the bytes end inside tensor `{}`", info.name)))?;
+            let length = announced_bytes(std::slice::from_ref(info))?;
+            let (own, rest) =
+                bytes.split_at_checked(length).ok_or_else(|| PushFault::EndsInside(info.name.clone()))?;
             parts.push((info, own));
             bytes = rest;
         }
@@ -234,7 +229,7 @@ impl<'a> Parts<'a> {
 
     fn find(&self, name: &str) -> Result<(&'a TensorInfo, &'a [u8]), Refusal> {
         let found = self.parts.iter().find(|(info, _)| info.name == name);
-        found.copied().ok_or_else(|| Refusal::Invalid(format!("tensor `{name}` is missing")))
+        found.copied().ok_or_else(|| PushFault::Missing(name.to_owned()).into())
     }
 
     fn bytes(&self, name: &str) -> Result<&'a [u8], Refusal> {

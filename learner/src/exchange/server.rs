@@ -11,7 +11,7 @@ use proto::{
     Caller, Chunk, MissingConditioningReply, MissingConditioningRequest, PushHeader, PushReply, PushRequest,
     WeightsReply, WeightsRequest, push_request, weights_reply,
 };
-use protocol::{Digest, Standing, TaskName, WeightsName};
+use protocol::{Digest, PushFault, TaskName, TaskStanding, WeightsName};
 use service::{Assembly, Timely, shown};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_stream::Stream;
@@ -21,7 +21,7 @@ use crate::exchange::embeddings::Embeddings;
 use crate::exchange::inbox::Inbox;
 use crate::exchange::publications::Publications;
 use crate::exchange::push_gate::PushGate;
-use crate::exchange::receive::{Receiver, Refusal, announced_bytes};
+use crate::exchange::receive::{OutcomeReader, Refusal, announced_bytes};
 
 /// Bytes of the largest chunk that the wire allows.
 const CHUNK_LIMIT: usize = 1024 * 1024;
@@ -48,7 +48,7 @@ pub struct LearnerService {
     /// Weights that can be fetched.
     pub publications: Arc<Publications>,
     /// Checks and completes what is pushed.
-    pub receiver: Arc<Receiver>,
+    pub receiver: Arc<OutcomeReader>,
     /// Bounds the pushes at a time.
     pub pushes: Arc<PushGate>,
 }
@@ -96,11 +96,11 @@ impl Learner for LearnerService {
         let id = header.task.as_ref().ok_or_else(|| Status::invalid_argument("the header names no task"))?;
         // A kind that is unknown here is none that is wanted.
         let Ok(name) = TaskName::try_from(id) else {
-            let status = unwanted(&Standing::NotWanted, &mut messages).await;
+            let status = unwanted(&TaskStanding::NotWanted, &mut messages).await;
             return Ok(Response::new(PushReply { status: status.into() }));
         };
         let status = match self.inbox.standing(name) {
-            Standing::Wanted(task, steps) => {
+            TaskStanding::Wanted(task, steps) => {
                 self.receiver
                     .schema
                     .check(&header, &task, &steps)
@@ -109,7 +109,7 @@ impl Learner for LearnerService {
                 let first = next_part(&mut messages).await?;
                 let turn = self.pushes.turn().await?;
                 match self.inbox.standing(name) {
-                    Standing::Wanted(..) => {
+                    TaskStanding::Wanted(..) => {
                         let bytes = receive_bytes(&header, name, first, &mut messages).await?;
                         self.complete(name, task, Received { header, bytes, _turn: turn }).await?
                     }
@@ -195,7 +195,8 @@ async fn receive_bytes(
     first: Option<push_request::Part>,
     messages: &mut Messages,
 ) -> Result<Vec<u8>, Status> {
-    let expected = announced_bytes(&header.tensors).map_err(|problem| refused(name, &problem))?;
+    let faulty = |fault: PushFault| refusal_status(name, fault.into());
+    let expected = announced_bytes(&header.tensors).map_err(faulty)?;
     let mut assembly = Assembly::new(expected);
     let damaged = |error: service::ChunkError| {
         tracing::warn!(task = %name, "damaged push: {error}");
@@ -208,11 +209,10 @@ async fn receive_bytes(
                 assembly.accept(&chunk).map_err(damaged)?;
             }
             Some(push_request::Part::Chunk(chunk)) => {
-                let n_bytes = chunk.data.len();
-                return Err(refused(name, &format!("a chunk has {n_bytes} bytes; at most 1 MiB is allowed")));
+                return Err(faulty(PushFault::Chunk(chunk.data.len())));
             }
             Some(push_request::Part::Digest(digest)) => return assembly.finish(&digest).map_err(damaged),
-            Some(push_request::Part::Header(_)) => return Err(refused(name, "there is a second header")),
+            Some(push_request::Part::Header(_)) => return Err(faulty(PushFault::SecondHeader)),
             None => return Err(Status::data_loss("the push ends without a digest; push again")),
         }
         part = next_part(messages).await?;
@@ -227,16 +227,16 @@ async fn next_part(messages: &mut Messages) -> Result<Option<push_request::Part>
 }
 
 /// Reads what is of no use to the end, so that the reply is not lost to a stream that is reset.
-async fn unwanted(standing: &Standing, messages: &mut Messages) -> PushStatus {
+async fn unwanted(standing: &TaskStanding, messages: &mut Messages) -> PushStatus {
     let to_the_end = async { while let Ok(Some(_)) = messages.next().await {} };
     let _ = tokio::time::timeout(UNWANTED_DEADLINE, to_the_end).await;
     push_status(standing)
 }
 
-fn push_status(standing: &Standing) -> PushStatus {
+fn push_status(standing: &TaskStanding) -> PushStatus {
     match standing {
-        Standing::Held => PushStatus::Held,
-        Standing::NotWanted | Standing::Wanted(..) => PushStatus::NotWanted,
+        TaskStanding::Held => PushStatus::Held,
+        TaskStanding::NotWanted | TaskStanding::Wanted(..) => PushStatus::NotWanted,
     }
 }
 
@@ -245,10 +245,8 @@ fn refusal_status(name: TaskName, refusal: Refusal) -> Status {
     let problem = refusal.to_string();
     match refusal {
         Refusal::Incomplete(_) => Status::data_loss(shown(&problem, LONGEST_PROBLEM)),
-        Refusal::NextLatentsNeeded | Refusal::Faulty(_) | Refusal::Invalid(_) => refused(name, &problem),
+        Refusal::NextLatentsNeeded | Refusal::Faulty(_) => {
+            Status::invalid_argument(format!("{name}: {}", shown(&problem, LONGEST_PROBLEM)))
+        }
     }
-}
-
-fn refused(name: TaskName, problem: &str) -> Status {
-    Status::invalid_argument(format!("{name}: {}", shown(problem, LONGEST_PROBLEM)))
 }

@@ -13,7 +13,7 @@ use learner::exchange::embeddings::Embeddings;
 use learner::exchange::inbox::{Inbox, Outcome};
 use learner::exchange::outcome::{Trajectories, push_schema};
 use learner::exchange::publications::Publications;
-use learner::exchange::receive::{Receiver, hash_of};
+use learner::exchange::receive::{OutcomeReader, hash_of};
 use learner::progress::ProgressBoard;
 use learner::records::journal::Journal;
 use learner::run::{Ended, HeldOutPrompts, Run};
@@ -26,7 +26,7 @@ use models::weights::WeightOptions;
 use models::{AdapterMode, Conditioning, Guidance, LoadOptions, TextToImageModel, pipeline, tensor_bytes};
 use noise::{NoiseKey, standard_normal};
 use proto::{PushHeader, TaskCost, TensorInfo};
-use protocol::{Standing, TaskName, WeightsName, kind_from_wire};
+use protocol::{TaskName, TaskStanding, WeightsName, kind_from_wire};
 use run_setup::{TrainedSteps, training_key};
 use tch::{Device, Kind, Tensor};
 
@@ -218,7 +218,7 @@ pub struct Worker {
     model: Box<dyn TextToImageModel>,
     prompts: Vec<config::PromptRecord>,
     /// The learner's side of the wire.
-    pub receiver: Receiver,
+    pub receiver: OutcomeReader,
     error: f64,
     loaded: Option<u32>,
 }
@@ -255,7 +255,7 @@ impl Worker {
         }
         let schedule = run_setup::training_schedule(config, model.as_ref()).unwrap();
         let latent_shape = model.latent_shape(config.sampling.height, config.sampling.width).unwrap();
-        let receiver = Receiver {
+        let receiver = OutcomeReader {
             schema: push_schema(config, model.as_ref(), latent_shape),
             run_seed: config.run.seed,
             stds: run_setup::move_stds(config, &schedule).unwrap(),
@@ -271,8 +271,8 @@ impl Worker {
             (0..last).map(move |index| TaskName { iteration: wanted.iteration, kind, index })
         });
         ids.filter_map(|id| match inbox.standing(id) {
-            Standing::Wanted(task, _) => Some((id, task)),
-            Standing::Held | Standing::NotWanted => None,
+            TaskStanding::Wanted(task, _) => Some((id, task)),
+            TaskStanding::Held | TaskStanding::NotWanted => None,
         })
         .collect()
     }

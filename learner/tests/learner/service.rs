@@ -16,7 +16,7 @@ use proto::{
     Caller, MissingConditioningRequest, PushHeader, PushRequest, WeightsRequest, WeightsRole, push_request,
     weights_reply,
 };
-use protocol::{Order, WeightsName};
+use protocol::{TaskSet, WeightsName};
 use run_setup::TrainedSteps;
 use tokio_stream::StreamExt;
 use tokio_util::task::AbortOnDropHandle;
@@ -43,7 +43,7 @@ impl Served {
         let tasks = lab.config.train_tasks(3, 0);
         let task = tasks[1].clone();
         let steps = TrainedSteps::new(&lab.config, &trainer.schedule, 0).unwrap().on_the_wire();
-        shared.inbox.want(TaskKind::Train, 0, Order { tasks, steps });
+        shared.inbox.want(TaskKind::Train, 0, TaskSet { tasks, steps });
         let mut worker = Worker::new(&lab.config);
         let sample = worker.sample(&task, &shared.publications).unwrap();
         let pushes = Arc::new(PushGate::new(3, 1));
@@ -224,7 +224,7 @@ async fn pushes_that_stand_still_take_nobodys_turn() {
     served.shared.inbox.forget(TaskKind::Train, 0);
     let tasks = vec![TaskSpec { index: 0, ..served.task.clone() }, served.task.clone()];
     let steps = served.sample.header.steps.clone();
-    served.shared.inbox.want(TaskKind::Train, 0, Order { tasks, steps });
+    served.shared.inbox.want(TaskKind::Train, 0, TaskSet { tasks, steps });
     let _third = standing_still(&served.client, header);
     while served.pushes.n_free_places() > 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;

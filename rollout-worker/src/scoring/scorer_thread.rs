@@ -26,9 +26,9 @@ pub struct Batch {
 /// Who hears of scoring while it goes on.
 pub trait Listener: Send + Sync {
     /// A batch is held because its scorer fails.
-    fn held(&self, scorer: &str, problem: &str);
+    fn unreachable(&self, scorer: &str, problem: &str);
     /// The scorer answers again, or its batch was given up.
-    fn released(&self, scorer: &str);
+    fn reachable(&self, scorer: &str);
 }
 
 /// Scores of one batch that are being made.
@@ -118,13 +118,13 @@ impl Service {
                     if !std::mem::replace(&mut is_held, true) {
                         tracing::warn!(reward = self.name, "held until this is mended: {error}");
                     }
-                    listener.held(&self.name, &error.to_string());
+                    listener.unreachable(&self.name, &error.to_string());
                     pause(backoff.next_pause(), command);
                 }
             }
         };
         if is_held {
-            listener.released(&self.name);
+            listener.reachable(&self.name);
         }
         outcome
     }
@@ -173,11 +173,11 @@ mod tests {
     struct Heard(Mutex<Vec<String>>);
 
     impl Listener for Heard {
-        fn held(&self, scorer: &str, problem: &str) {
+        fn unreachable(&self, scorer: &str, problem: &str) {
             self.0.lock().unwrap().push(format!("{scorer} held: {problem}"));
         }
 
-        fn released(&self, scorer: &str) {
+        fn reachable(&self, scorer: &str) {
             self.0.lock().unwrap().push(format!("{scorer} released"));
         }
     }

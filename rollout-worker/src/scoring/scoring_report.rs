@@ -31,13 +31,13 @@ impl ScoringReport {
 }
 
 impl Listener for ScoringReport {
-    fn held(&self, scorer: &str, problem: &str) {
+    fn unreachable(&self, scorer: &str, problem: &str) {
         self.hear();
         self.membership
             .troubled(scorer, format!("tasks wait for reward `{scorer}`, which is asked again: {problem}"));
     }
 
-    fn released(&self, scorer: &str) {
+    fn reachable(&self, scorer: &str) {
         self.hear();
         self.membership.relieved(scorer);
     }
