@@ -1,7 +1,8 @@
 //! A run config as TOML that a person goes on editing: what differs from the defaults, and a comment where one is due.
 
+use crate::RunConfig;
+use crate::defaults::defaults;
 use crate::derived_defaults::{DerivedDefault, derived_defaults};
-use crate::{RunConfig, parse};
 use toml::{Table, Value};
 
 /// Longest line of a list or comment.
@@ -13,7 +14,7 @@ const LINE_WIDTH: usize = 110;
 /// key written); neither carries `#`.
 pub(crate) fn commented_toml(config: &RunConfig, header: &str, comments: &[(&str, String)]) -> String {
     let sections = Table::try_from(config).expect("every field has a TOML form; anything else is a bug");
-    let mut defaults = defaults::defaults();
+    let mut defaults = defaults();
     for DerivedDefault { section, key, value } in derived_defaults(&sections) {
         defaults[section][key] = value;
     }

@@ -8,7 +8,7 @@ use crate::derived_defaults::{DerivedDefault, derived_defaults};
 use crate::kinds;
 use crate::spelling::meant;
 use crate::validate::{unavailable_rewards, validate};
-use crate::{AdapterSection, RewardSection, RunConfig};
+use crate::{RewardSection, RunConfig};
 use serde::de::DeserializeOwned;
 use std::fmt;
 use toml::{Table, Value};

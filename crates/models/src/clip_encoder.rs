@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::layers::{Activation, LayerNorm, Linear};

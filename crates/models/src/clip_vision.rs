@@ -15,7 +15,7 @@ use crate::clip_encoder::{
 };
 use crate::layers::{LayerNorm, Linear};
 use crate::sizes::{check_layers, check_product, check_sizes};
-use crate::weights::{Init, Scope, WeightOptions, Weights};
+use crate::weights::{Init, Scope};
 
 /// Older versions of transformers stored the numbers 0, 1, 2, ….
 pub(crate) const POSITION_IDS: &str = "vision_model.embeddings.position_ids";
