@@ -1,8 +1,8 @@
 //! What of a run is exported, and whether it is what its newest checkpoint has.
 
 use crate::advice;
+use crate::checkpoint_list::{checkpoints, marked_best};
 use crate::error::CoordinatorError;
-use crate::lost_files::{checkpoints, marked_best};
 use service::{Provenance, RunDirectory};
 use std::path::PathBuf;
 

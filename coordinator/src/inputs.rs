@@ -5,11 +5,12 @@
 //! is left to compare with, unless it is wished for; then it is noted there for good.
 
 use crate::catalog::Catalog;
+use crate::checkpoint_list::checkpoints;
 use crate::cli::UpArgs;
 use crate::error::CoordinatorError;
 use crate::fingerprint::Fingerprint;
-use crate::kept_inputs::{AcceptedChange, InputRecord, KeptInputs, KeptPrompts, PromptMark};
-use crate::lost_files::checkpoints;
+use crate::input_record::{AcceptedChange, InputRecord, PromptMark};
+use crate::kept_inputs::{KeptInputs, KeptPrompts};
 use crate::opening::OpenRun;
 use crate::run_record::RunRecord;
 use config::{PromptLists, PromptRecord, PromptSplit, RunConfig, prompts_as_json_lines};

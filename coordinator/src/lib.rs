@@ -15,7 +15,9 @@ pub mod run_state;
 pub mod server;
 mod waiting_room;
 
+pub mod checkpoint_list;
 pub mod fingerprint;
+pub mod input_record;
 pub mod inputs;
 pub mod kept_inputs;
 pub mod launch;

@@ -1,6 +1,7 @@
 //! What becomes of a run whose directory has lost a small file: checkpoints have a copy of the config, and the record of
 //! its processes is made anew where none of them lives.
 
+use crate::checkpoint_list::checkpoints;
 use crate::error::CoordinatorError;
 use crate::launch::living_processes;
 use crate::run_record::RunRecord;
@@ -59,24 +60,6 @@ fn read_config(path: PathBuf) -> Result<RunConfig, CoordinatorError> {
     let failed = |source| CoordinatorError::File { action: "read", path: path.clone(), source };
     let text = config::read_settings(&path).map_err(failed)?;
     RunConfig::from_toml(&text).map_err(|problems| CoordinatorError::Config { path, problems })
-}
-
-/// Checkpoint directories with their versions, in rising order.
-pub fn checkpoints(directory: &RunDirectory) -> Vec<(u32, PathBuf)> {
-    let entries = std::fs::read_dir(directory.checkpoints()).into_iter().flatten().flatten();
-    let numbered = |path: PathBuf| Some((version_of(path.file_name()?.to_str()?)?, path));
-    let mut checkpoints: Vec<(u32, PathBuf)> = entries.filter_map(|entry| numbered(entry.path())).collect();
-    checkpoints.sort();
-    checkpoints
-}
-
-/// Version of the checkpoint that is marked as the best.
-pub fn marked_best(directory: &RunDirectory) -> Option<u32> {
-    version_of(config::read_settings(&directory.checkpoints().join("best")).ok()?.trim())
-}
-
-fn version_of(checkpoint: &str) -> Option<u32> {
-    checkpoint.strip_prefix("iteration-")?.parse().ok()
 }
 
 /// The record of a run that is to go on, or a new one where it is lost.

@@ -1,11 +1,13 @@
 //! Opening the directory of a run, new or to go on with: lock, resolved config, record, port.
 
 use crate::advice;
+use crate::checkpoint_list::checkpoints;
 use crate::cli::UpArgs;
 use crate::error::CoordinatorError;
 use crate::launch::living_processes;
-use crate::lost_files::{checkpoints, stored_config, stored_record};
+use crate::lost_files::{stored_config, stored_record};
 use crate::resume::{Differences, compare};
+use crate::run_place::run_directory;
 use crate::run_record::{RunLock, RunRecord, is_run};
 use crate::server::bind;
 use config::RunConfig;
@@ -22,16 +24,6 @@ pub struct OpenRun {
     pub lock: RunLock,
     /// What had to be put back.
     pub notices: Vec<String>,
-}
-
-/// The directory of a config's run, absolute.
-///
-/// # Errors
-/// If the working directory is gone.
-pub fn run_directory(config: &RunConfig) -> Result<RunDirectory, CoordinatorError> {
-    let path = config.run.directory.join(&config.run.name);
-    let failed = |source| CoordinatorError::File { action: "resolve", path: path.clone(), source };
-    Ok(RunDirectory::new(std::path::absolute(&path).map_err(failed)?))
 }
 
 /// Opens the run of a config and the socket at which its members reach this process. Nothing of an existing run is touched before it is clear that it may go on.

@@ -4,7 +4,7 @@
 use crate::cli::{ConfigArgs, ResumeArgs, UpArgs};
 use crate::error::CoordinatorError;
 use crate::lost_files::restore_config;
-use crate::opening::run_directory;
+use crate::run_place::run_directory;
 use crate::run_record::{RunRecord, find_run};
 use config::RunConfig;
 use service::RunDirectory;

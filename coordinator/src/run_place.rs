@@ -1,9 +1,9 @@
 //! Whether the directory of a run can be made, found out before anything else of the run is.
 
 use crate::error::CoordinatorError;
-use crate::opening::run_directory;
 use config::RunConfig;
 use nix::unistd::{AccessFlags, access};
+use service::RunDirectory;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -48,6 +48,16 @@ fn make_beside(path: &Path) -> io::Result<()> {
     tried.map_err(|error| {
         io::Error::new(error.kind(), format!("no directory can be made in {} ({error})", there.display()))
     })
+}
+
+/// The directory of a config's run, absolute.
+///
+/// # Errors
+/// If the working directory is gone.
+pub fn run_directory(config: &RunConfig) -> Result<RunDirectory, CoordinatorError> {
+    let path = config.run.directory.join(&config.run.name);
+    let failed = |source| CoordinatorError::File { action: "resolve", path: path.clone(), source };
+    Ok(RunDirectory::new(std::path::absolute(&path).map_err(failed)?))
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! `run.json`: how commands reach the coordinator of a run, and what a restarted coordinator must know.
 
 use crate::advice;
+use crate::checkpoint_list::checkpoints;
 use crate::error::CoordinatorError;
-use crate::kept_inputs::InputRecord;
+use crate::input_record::InputRecord;
 use crate::launch::{Handle, is_member_process};
-use crate::lost_files::checkpoints;
 use nix::fcntl::{Flock, FlockArg};
 use proto::Summary;
 use serde::{Deserialize, Serialize};

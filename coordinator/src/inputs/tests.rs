@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::cli::{Cli, Command};
-use crate::opening::{open_run, run_directory};
+use crate::opening::open_run;
+use crate::run_place::run_directory;
 use clap::Parser;
 use std::fs;
 
