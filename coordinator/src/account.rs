@@ -1,9 +1,9 @@
 //! What is said of a run, in words and as JSON: how far it is, what an evaluation came to, how it ended. Pure.
 
 use crate::rates::Rates;
+use crate::results::{HeldOutReward, RunProgress, RunSummary, ScoreChange};
 use crate::run_record::RunEnding;
 use crate::run_state::Snapshot;
-use proto::{HeldOut, Progress, ScoreChange, Summary};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
@@ -48,7 +48,7 @@ pub fn progress_line(snapshot: &Snapshot, rates: &Rates, room: Room) -> String {
 }
 
 /// The totals of a run on one line, without what was not measured yet.
-pub fn totals_line(progress: &Progress) -> String {
+pub fn totals_line(progress: &RunProgress) -> String {
     let mut parts = Vec::new();
     parts.extend(progress.reward.map(|reward| format!("reward {reward:.4}")));
     parts.extend(progress.held_out.map(|newest| format!("held-out {}", held_out_text(&newest))));
@@ -61,12 +61,12 @@ pub fn totals_line(progress: &Progress) -> String {
 }
 
 /// A line for a held-out evaluation.
-pub fn evaluation_line(held_out: &HeldOut) -> String {
+pub fn evaluation_line(held_out: &HeldOutReward) -> String {
     format!("evaluated version {}: held-out reward {}", held_out.version, held_out_text(held_out))
 }
 
 /// A record for a held-out evaluation.
-pub fn evaluation_json(held_out: &HeldOut) -> Value {
+pub fn evaluation_json(held_out: &HeldOutReward) -> Value {
     json!({ "evaluation": held_out })
 }
 
@@ -99,10 +99,10 @@ pub fn progress_json(snapshot: &Snapshot, rates: &Rates) -> Value {
 }
 
 /// The table at the end of a run.
-pub fn summary_table(summary: &Summary) -> String {
+pub fn summary_table(summary: &RunSummary) -> String {
     let per_second = |count: u64| if summary.seconds > 0.0 { count as f64 / summary.seconds } else { 0.0 };
     let held_out =
-        |held_out: Option<HeldOut>| held_out.map_or("not measured".to_owned(), |h| held_out_text(&h));
+        |held_out: Option<HeldOutReward>| held_out.map_or("not measured".to_owned(), |h| held_out_text(&h));
     let gain = match (summary.before, summary.after) {
         (Some(_), Some(_)) => {
             format!("{:.4} ± {:.4} ({} prompts)", summary.gain, summary.gain_standard_error, summary.prompts)
@@ -125,7 +125,7 @@ pub fn summary_table(summary: &Summary) -> String {
     if !summary.reward_hacking.is_empty() {
         rows.push(("reward hacking seen in", summary.reward_hacking.join(", ")));
     }
-    let version = |row: HeldOut| format!("{}, {}", row.version, held_out_text(&row));
+    let version = |row: HeldOutReward| format!("{}, {}", row.version, held_out_text(&row));
     rows.extend(summary.best.map(|row| (best, version(row))));
     rows.extend([
         ("time", clock(seconds(summary.seconds))),
@@ -155,7 +155,7 @@ fn score_change(score: &ScoreChange) -> String {
 }
 
 /// The coordinator counts workers' time since it was started, which after a resume is not the whole run.
-fn workers_busy(summary: &Summary) -> String {
+fn workers_busy(summary: &RunSummary) -> String {
     let share = format!("{:.0} %", 100.0 * summary.worker_busy);
     match summary.worker_busy_seconds < summary.seconds {
         true => format!(
@@ -179,7 +179,7 @@ pub fn ending_text(ending: &RunEnding) -> String {
 }
 
 /// A reward and its standard error.
-pub fn held_out_text(held_out: &HeldOut) -> String {
+pub fn held_out_text(held_out: &HeldOutReward) -> String {
     format!("{:.4} ± {:.4}", held_out.reward, held_out.standard_error)
 }
 
@@ -198,24 +198,24 @@ pub fn clock(time: Duration) -> String {
 mod tests {
     use super::*;
 
-    fn held_out(version: u32, reward: f64) -> Option<HeldOut> {
-        Some(HeldOut { version, reward, standard_error: 0.01 })
+    fn held_out(version: u32, reward: f64) -> Option<HeldOutReward> {
+        Some(HeldOutReward { version, reward, standard_error: 0.01 })
     }
 
     fn snapshot() -> Snapshot {
-        let progress = Progress {
+        let progress = RunProgress {
             iteration: 3,
             iterations: 10,
             phase: "sampling".to_owned(),
             reward: Some(0.25),
             held_out: held_out(2, 0.5),
-            ..Progress::default()
+            ..RunProgress::default()
         };
         Snapshot { progress, workers: 2, workers_wanted: 3, ..Snapshot::default() }
     }
 
-    fn summary() -> Summary {
-        Summary {
+    fn summary() -> RunSummary {
+        RunSummary {
             before: held_out(0, 0.4),
             after: held_out(150, 0.6),
             best: held_out(90, 0.65),
@@ -228,7 +228,7 @@ mod tests {
             worker_busy_seconds: 601.0,
             adapter: "runs/demo/adapter".to_owned(),
             best_adapter: "runs/demo/adapter/best".to_owned(),
-            ..Summary::default()
+            ..RunSummary::default()
         }
     }
 
@@ -306,7 +306,7 @@ mod tests {
             after,
             after_standard_error: 0.02,
         };
-        let mut summary = Summary { scores: vec![score("shapes", 0.75)], ..summary() };
+        let mut summary = RunSummary { scores: vec![score("shapes", 0.75)], ..summary() };
         assert!(!summary_table(&summary).contains("shapes"), "it is the reward");
         summary.scores.push(score("pickscore", 0.25));
         summary.reward_hacking = vec!["pickscore".to_owned()];
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn the_table_says_what_the_workers_share_covers() {
-        let table = summary_table(&Summary { worker_busy_seconds: 65.0, ..summary() });
+        let table = summary_table(&RunSummary { worker_busy_seconds: 65.0, ..summary() });
         assert!(table.contains("88 % of the last 1:05, since the run was resumed"), "{table}");
     }
 

@@ -5,9 +5,9 @@ use crate::account::{
 };
 use crate::error::CoordinatorError;
 use crate::rates::Rates;
+use crate::results::{HeldOutReward, RunSummary};
 use crate::run_state::Snapshot;
 use indicatif::{ProgressBar, ProgressStyle};
-use proto::{HeldOut, Summary};
 use serde_json::json;
 use service::logging::LogFormat;
 use service::visible;
@@ -71,7 +71,7 @@ impl Display {
 
     /// Shows how far the run is; cheap to call often.
     pub fn update(&mut self, snapshot: &Snapshot, rates: &Rates, now: Instant) {
-        let is_new = |evaluation: &HeldOut| self.shown_evaluation != Some(evaluation.version);
+        let is_new = |evaluation: &HeldOutReward| self.shown_evaluation != Some(evaluation.version);
         if let Some(evaluation) = snapshot.progress.held_out.filter(is_new) {
             self.shown_evaluation = Some(evaluation.version);
             match &self.style {
@@ -110,7 +110,7 @@ impl Display {
     }
 
     /// Shows how the run came out.
-    pub fn summary(&self, summary: &Summary) {
+    pub fn summary(&self, summary: &RunSummary) {
         self.close();
         match self.style {
             Style::Json => print_line(&json!({ "summary": fields(summary) }).to_string()),

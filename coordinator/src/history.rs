@@ -1,6 +1,6 @@
 //! What the files of a run tell of it so far: `metrics.jsonl` and `evaluations.jsonl`, which the learner writes.
 
-use proto::HeldOut;
+use crate::results::HeldOutReward;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use service::RunDirectory;
@@ -51,8 +51,8 @@ impl History {
     }
 
     /// The held-out rewards so far, in the order of versions.
-    pub fn held_out(&self) -> Vec<HeldOut> {
-        let held_out = |row: &EvaluationRow| HeldOut {
+    pub fn held_out(&self) -> Vec<HeldOutReward> {
+        let held_out = |row: &EvaluationRow| HeldOutReward {
             version: row.version,
             reward: row.reward,
             standard_error: row.standard_error,

@@ -11,9 +11,11 @@ pub mod membership;
 
 pub mod catalog;
 mod drawn_tasks;
+pub mod results;
 pub mod run_state;
 pub mod server;
 mod waiting_room;
+mod wire;
 
 pub mod checkpoint_list;
 pub mod fingerprint;

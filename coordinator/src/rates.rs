@@ -79,12 +79,17 @@ impl Rates {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::results::RunProgress;
     use crate::tasks::TaskCounts;
-    use proto::Progress;
 
     fn snapshot(iteration: u32, held: u32, images: u64) -> Snapshot {
         Snapshot {
-            progress: Progress { iteration, images, network_evaluations: images * 5, ..Progress::default() },
+            progress: RunProgress {
+                iteration,
+                images,
+                network_evaluations: images * 5,
+                ..RunProgress::default()
+            },
             tasks: TaskCounts { waiting: 10 - held, leased: 0, held },
             ..Snapshot::default()
         }

@@ -5,8 +5,8 @@ use crate::checkpoint_list::checkpoints;
 use crate::error::CoordinatorError;
 use crate::input_record::InputRecord;
 use crate::launch::{Handle, is_member_process};
+use crate::results::RunSummary;
 use nix::fcntl::{Flock, FlockArg};
-use proto::Summary;
 use serde::{Deserialize, Serialize};
 use service::{RunDirectory, durable};
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ pub enum RunEnding {
     /// All iterations are trained and evaluated.
     Done {
         /// What they came to.
-        summary: Box<Summary>,
+        summary: Box<RunSummary>,
     },
     /// It could not go on.
     Failed {
@@ -30,7 +30,7 @@ pub enum RunEnding {
         reason: String,
         /// What it came to, where it ended itself in good order.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        summary: Option<Box<Summary>>,
+        summary: Option<Box<RunSummary>>,
     },
     /// It was asked to stop.
     Stopped {
@@ -196,11 +196,43 @@ mod tests {
         let directory = RunDirectory::new(home.path());
         let mut record = RunRecord::new("demo");
         record.members.insert("learner".to_owned(), Handle(7));
-        let summary = Summary { gain: 0.25, adapter: "runs/demo/adapter".to_owned(), ..Summary::default() };
+        let summary =
+            RunSummary { gain: 0.25, adapter: "runs/demo/adapter".to_owned(), ..RunSummary::default() };
         record.ended = Some(RunEnding::Done { summary: Box::new(summary) });
         record.write(&directory).expect("written");
         assert_eq!(RunRecord::read(&directory).expect("readable"), record);
         assert_ne!(RunRecord::new("demo").run_id, record.run_id);
+    }
+
+    #[test]
+    fn what_scripts_read_of_a_record_keeps_its_keys() {
+        let golden = include_str!("../tests/golden/run.json");
+        let record: RunRecord = serde_json::from_str(golden).expect("readable");
+        assert_eq!(serde_json::to_string_pretty(&record).expect("JSON") + "\n", golden);
+    }
+
+    /// Before scores, reward hacking and test prompts were told, and before the inputs were recorded.
+    #[test]
+    fn the_record_of_an_earlier_version_is_read() {
+        let [earlier, newest]: [RunRecord; 2] =
+            [include_str!("../tests/golden/earlier_run.json"), include_str!("../tests/golden/run.json")]
+                .map(|text| serde_json::from_str(text).expect("readable"));
+        let summary = |record: &RunRecord| match &record.ended {
+            Some(RunEnding::Done { summary }) => summary.clone(),
+            other => panic!("{other:?}"),
+        };
+        let expected = RunSummary {
+            best: None,
+            best_adapter: String::new(),
+            scores: Vec::new(),
+            reward_hacking: Vec::new(),
+            is_of_test_prompts: false,
+            ..*summary(&newest)
+        };
+        assert_eq!((*summary(&earlier), earlier.members["learner"]), (expected, Handle(11)));
+        let failed: RunEnding =
+            serde_json::from_str(r#"{"how": "failed", "reason": "a NaN"}"#).expect("read");
+        assert_eq!(failed, RunEnding::Failed { reason: "a NaN".to_owned(), summary: None });
     }
 
     #[test]

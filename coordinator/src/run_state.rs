@@ -5,10 +5,11 @@
 
 use crate::catalog::Catalog;
 use crate::membership::{Applicant, Loss, Member, Members, Presence, Refusal};
+use crate::results::{RunProgress, RunSummary};
 use crate::tasks::{Asking, Failed, Grant, TaskBook, TaskCounts, Verdict, WantedTasks};
 use proto::{
     Caller, Drain, Fatal, FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply, JoinRequest,
-    NextTaskRequest, Order, Progress, ReportRequest, Role, StatusReply, Summary, TaskId, Wanted, order,
+    NextTaskRequest, Order, ReportRequest, Role, StatusReply, TaskId, Wanted, order,
 };
 use protocol::{TaskName, kind_from_wire};
 use service::shown;
@@ -29,7 +30,7 @@ const MOST_IN_HAND: usize = 8;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ending {
     /// All iterations are trained and evaluated.
-    Done(Box<Summary>),
+    Done(Box<RunSummary>),
     /// It cannot go on.
     Failed {
         /// Why.
@@ -37,7 +38,7 @@ pub enum Ending {
         /// Whether config, model or prompts are at fault.
         bad_input: bool,
         /// What it came to, where it ended itself in good order.
-        summary: Option<Box<Summary>>,
+        summary: Option<Box<RunSummary>>,
     },
 }
 
@@ -45,7 +46,7 @@ pub enum Ending {
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// What the learner last reported.
-    pub progress: Progress,
+    pub progress: RunProgress,
     /// Tasks of the iterations at work.
     pub tasks: TaskCounts,
     /// Living rollout workers.
@@ -64,7 +65,7 @@ pub struct RunState {
     catalog: Catalog,
     run_directory: String,
     started: Instant,
-    progress: Progress,
+    progress: RunProgress,
     /// What the learner wanted a user to hear of, each said once.
     notices: Vec<String>,
     workers_wanted: u32,
@@ -87,10 +88,10 @@ impl RunState {
     /// The state before anybody has joined.
     pub fn new(members: Members, catalog: Catalog, run_directory: String, now: Instant) -> Self {
         let config = catalog.config();
-        let progress = Progress {
+        let progress = RunProgress {
             iterations: config.run.iterations,
             phase: "starting".to_owned(),
-            ..Progress::default()
+            ..RunProgress::default()
         };
         let workers_wanted = config.resources.workers as u32;
         let tasks = TaskBook::default();
@@ -249,7 +250,8 @@ impl RunState {
         let wanted: Vec<_> = request.wanted.iter().map(|set| self.wanted(set)).collect::<Result<_, _>>()?;
         self.tasks.report(&wanted, now);
         if let Some(progress) = request.progress {
-            self.progress = Progress { phase: shown(&progress.phase, LONGEST_TEXT), ..progress };
+            let phase = shown(&progress.phase, LONGEST_TEXT);
+            self.progress = RunProgress { phase, ..progress.into() };
         }
         for notice in request.notices {
             let notice = shown(&notice, LONGEST_TEXT);
@@ -268,11 +270,11 @@ impl RunState {
     }
 
     /// The learner's summary with what it cannot know.
-    fn completed(&self, summary: Summary, now: Instant) -> Summary {
-        Summary {
+    fn completed(&self, summary: proto::Summary, now: Instant) -> RunSummary {
+        RunSummary {
             worker_busy: self.worker_busy(now),
             worker_busy_seconds: now.saturating_duration_since(self.started).as_secs_f64(),
-            ..summary
+            ..summary.into()
         }
     }
 
@@ -378,7 +380,7 @@ impl RunState {
     }
 
     /// What the learner last reported.
-    pub fn progress(&self) -> &Progress {
+    pub fn progress(&self) -> &RunProgress {
         &self.progress
     }
 
@@ -399,7 +401,7 @@ impl RunState {
         StatusReply {
             run_id: self.members.run_id().to_owned(),
             run_name: self.catalog.config().run.name.clone(),
-            progress: Some(self.progress.clone()),
+            progress: Some(self.progress.clone().into()),
             members: self.members.iter().map(|member| self.member_status(member, now)).collect(),
             tasks_queued: tasks.waiting,
             tasks_running: tasks.leased,

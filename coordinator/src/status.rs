@@ -2,8 +2,9 @@
 
 use crate::account::{clock, ending_text, fields, held_out_text, totals_line};
 use crate::advice;
+use crate::results::{HeldOutReward, RunProgress};
 use crate::run_record::{RunEnding, RunRecord};
-use proto::{HeldOut, Member, StatusReply};
+use proto::{Member, StatusReply};
 use protocol::TaskName;
 use serde_json::{Value, json};
 use service::RunDirectory;
@@ -13,8 +14,8 @@ use std::time::Duration;
 const SHOWN_HELD_OUT: usize = 10;
 
 /// What a living coordinator answered and the run has recorded, for people.
-pub fn living_text(reply: &StatusReply, held_out: &[HeldOut], run: &RunDirectory) -> String {
-    let progress = reply.progress.clone().unwrap_or_default();
+pub fn living_text(reply: &StatusReply, held_out: &[HeldOutReward], run: &RunDirectory) -> String {
+    let progress = RunProgress::from(reply.progress.clone().unwrap_or_default());
     let left = match reply.seconds_left.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
         Some(left) => format!("ETA {}", clock(left)),
         None => "ETA not known yet".to_owned(),
@@ -39,7 +40,7 @@ pub fn living_text(reply: &StatusReply, held_out: &[HeldOut], run: &RunDirectory
 }
 
 /// The held-out rewards so far, of a long run the first and the newest; nothing where there is none.
-fn history_text(held_out: &[HeldOut]) -> Option<String> {
+fn history_text(held_out: &[HeldOutReward]) -> Option<String> {
     let mut lines: Vec<String> = held_out
         .iter()
         .map(|evaluation| format!("  version {:<6} {}", evaluation.version, held_out_text(evaluation)))
@@ -98,7 +99,7 @@ fn running(member: &Member) -> Vec<String> {
 }
 
 /// The same as JSON.
-pub fn living_json(reply: &StatusReply, held_out: &[HeldOut], run: &RunDirectory) -> Value {
+pub fn living_json(reply: &StatusReply, held_out: &[HeldOutReward], run: &RunDirectory) -> Value {
     let members = reply.members.iter().map(|member| {
         json!({
             "member_id": member.member_id,
@@ -115,7 +116,7 @@ pub fn living_json(reply: &StatusReply, held_out: &[HeldOut], run: &RunDirectory
             "troubles": member.troubles,
         })
     });
-    let mut status = fields(&reply.progress.clone().unwrap_or_default());
+    let mut status = fields(&RunProgress::from(reply.progress.clone().unwrap_or_default()));
     let left = reply.seconds_left.map(|seconds| ("seconds_left", json!(seconds)));
     let others = [
         ("images_per_second", json!(reply.images_per_second)),
@@ -138,7 +139,7 @@ pub fn ended_text(
     record: &RunRecord,
     ending: &RunEnding,
     ago: Duration,
-    held_out: &[HeldOut],
+    held_out: &[HeldOutReward],
     run: &RunDirectory,
 ) -> String {
     let mut lines =
@@ -149,14 +150,20 @@ pub fn ended_text(
 }
 
 /// The same as JSON.
-pub fn ended_json(record: &RunRecord, ending: &RunEnding, held_out: &[HeldOut], run: &RunDirectory) -> Value {
+pub fn ended_json(
+    record: &RunRecord,
+    ending: &RunEnding,
+    held_out: &[HeldOutReward],
+    run: &RunDirectory,
+) -> Value {
     json!({ "run_id": record.run_id, "ended": ending, "held_out_rewards": held_out, "files": places_json(run) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::{Progress, Summary, TaskId, TaskKind};
+    use crate::results::RunSummary;
+    use proto::{Progress, TaskId, TaskKind};
 
     fn reply() -> StatusReply {
         let task = |index| TaskId { kind: TaskKind::Train.into(), iteration: 3, index };
@@ -188,8 +195,8 @@ mod tests {
 
     #[test]
     fn a_living_run_shows_when_it_will_be_done_how_it_has_gone_and_where_things_are() {
-        let held_out = |n: u32| -> Vec<HeldOut> {
-            let row = |version| HeldOut { version, reward: 0.25, standard_error: 0.5 };
+        let held_out = |n: u32| -> Vec<HeldOutReward> {
+            let row = |version| HeldOutReward { version, reward: 0.25, standard_error: 0.5 };
             (0..n).map(row).collect()
         };
         let reply = StatusReply { seconds_left: Some(65.0), ..reply() };
@@ -216,8 +223,8 @@ mod tests {
     #[test]
     fn an_ended_run_says_how() {
         let record = RunRecord::new("demo");
-        let after = Some(HeldOut { version: 9, reward: 0.75, standard_error: 0.5 });
-        let summary = Box::new(Summary { after, ..Summary::default() });
+        let after = Some(HeldOutReward { version: 9, reward: 0.75, standard_error: 0.5 });
+        let summary = Box::new(RunSummary { after, ..RunSummary::default() });
         let endings = [
             (RunEnding::Done { summary }, "ended 1:05 ago: done\n", "0.7500 ± 0.5000"),
             (RunEnding::Failed { reason: "a NaN".to_owned(), summary: None }, "failed: a NaN", "demo-"),
