@@ -1,11 +1,8 @@
-//! What is said of a run, in words and as JSON: how far it is, what an evaluation came to, how it ended. Pure.
+//! What is said of a run in words: how far it is, what an evaluation came to, how it ended. Pure.
 
-use crate::rates::Rates;
 use crate::results::{HeldOutReward, RunProgress, RunSummary, ScoreChange};
 use crate::run_record::RunEnding;
-use crate::run_state::Snapshot;
-use serde::Serialize;
-use serde_json::{Map, Value, json};
+use crate::view::Overview;
 use std::time::Duration;
 
 /// How much room a line has.
@@ -18,9 +15,9 @@ pub enum Room {
 }
 
 /// One line that says where a run stands.
-pub fn progress_line(snapshot: &Snapshot, rates: &Rates, room: Room) -> String {
-    let progress = &snapshot.progress;
-    let workers = format!("{} of {} workers", snapshot.workers, snapshot.workers_wanted);
+pub fn progress_line(overview: &Overview, room: Room) -> String {
+    let progress = &overview.progress;
+    let workers = format!("{} of {} workers", overview.workers, overview.workers_wanted);
     if progress.phase.is_empty() {
         return format!("starting · {workers}");
     }
@@ -34,16 +31,16 @@ pub fn progress_line(snapshot: &Snapshot, rates: &Rates, room: Room) -> String {
     parts.extend(progress.held_out.map(|newest| format!("{held_out} {:.digits$}", newest.reward)));
     match room {
         Room::Ample => parts.extend([
-            format!("{:.1} images/s", rates.images_per_second()),
-            format!("{:.0} NFE/s", rates.network_evaluations_per_second()),
+            format!("{:.1} images/s", overview.images_per_second),
+            format!("{:.0} NFE/s", overview.network_evaluations_per_second),
             workers,
         ]),
         Room::Narrow => parts.extend([
-            format!("{:.0} img/s", rates.images_per_second()),
-            format!("{} workers", snapshot.workers),
+            format!("{:.0} img/s", overview.images_per_second),
+            format!("{} workers", overview.workers),
         ]),
     }
-    parts.extend(rates.time_left(progress.iterations).map(|left| format!("ETA {}", clock(left))));
+    parts.extend(overview.seconds_left.map(|left| format!("ETA {}", clock(seconds(left)))));
     parts.join(" · ")
 }
 
@@ -63,39 +60,6 @@ pub fn totals_line(progress: &RunProgress) -> String {
 /// A line for a held-out evaluation.
 pub fn evaluation_line(held_out: &HeldOutReward) -> String {
     format!("evaluated version {}: held-out reward {}", held_out.version, held_out_text(held_out))
-}
-
-/// A record for a held-out evaluation.
-pub fn evaluation_json(held_out: &HeldOutReward) -> Value {
-    json!({ "evaluation": held_out })
-}
-
-/// The fields of a message that has a JSON form.
-pub fn fields(message: &impl Serialize) -> Map<String, Value> {
-    match serde_json::to_value(message) {
-        Ok(Value::Object(fields)) => fields,
-        _ => unreachable!("messages with a JSON form are objects; anything else is a bug"),
-    }
-}
-
-/// A record of where a run stands.
-pub fn progress_json(snapshot: &Snapshot, rates: &Rates) -> Value {
-    let tasks = snapshot.tasks;
-    let mut record = fields(&snapshot.progress);
-    let left =
-        rates.time_left(snapshot.progress.iterations).map(|left| ("seconds_left", json!(left.as_secs_f64())));
-    let others = [
-        ("images_per_second", json!(rates.images_per_second())),
-        ("network_evaluations_per_second", json!(rates.network_evaluations_per_second())),
-        ("worker_busy", json!(snapshot.worker_busy)),
-        ("workers", json!(snapshot.workers)),
-        ("workers_wanted", json!(snapshot.workers_wanted)),
-        ("tasks_waiting", json!(tasks.waiting)),
-        ("tasks_running", json!(tasks.leased)),
-        ("tasks_held", json!(tasks.held)),
-    ];
-    record.extend(others.into_iter().chain(left).map(|(key, value)| (key.to_owned(), value)));
-    Value::Object(record)
 }
 
 /// The table at the end of a run.
@@ -183,7 +147,8 @@ pub fn held_out_text(held_out: &HeldOutReward) -> String {
     format!("{:.4} ± {:.4}", held_out.reward, held_out.standard_error)
 }
 
-fn seconds(seconds: f64) -> Duration {
+/// A time given in seconds; none where it is no time.
+pub fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }
 
@@ -202,7 +167,7 @@ mod tests {
         Some(HeldOutReward { version, reward, standard_error: 0.01 })
     }
 
-    fn snapshot() -> Snapshot {
+    fn overview() -> Overview {
         let progress = RunProgress {
             iteration: 3,
             iterations: 10,
@@ -211,7 +176,7 @@ mod tests {
             held_out: held_out(2, 0.5),
             ..RunProgress::default()
         };
-        Snapshot { progress, workers: 2, workers_wanted: 3, ..Snapshot::default() }
+        Overview { progress, workers: 2, workers_wanted: 3, ..Overview::default() }
     }
 
     fn summary() -> RunSummary {
@@ -235,50 +200,40 @@ mod tests {
     #[test]
     fn a_line_says_phase_iteration_rewards_rates_and_workers() {
         assert_eq!(
-            progress_line(&snapshot(), &Rates::default(), Room::Ample),
+            progress_line(&overview(), Room::Ample),
             "sampling · iteration 3/10 · reward 0.2500 · held-out 0.5000 · 0.0 images/s · 0 NFE/s · 2 of 3 workers"
         );
         assert_eq!(
-            progress_line(&snapshot(), &Rates::default(), Room::Narrow),
+            progress_line(&overview(), Room::Narrow),
             "sampling 3/10 · reward 0.250 · eval 0.500 · 0 img/s · 2 workers"
         );
         assert_eq!(
-            totals_line(&snapshot().progress),
+            totals_line(&overview().progress),
             "reward 0.2500 · held-out 0.5000 ± 0.0100 · 0 images · 0 NFE · 0:00"
         );
     }
 
     #[test]
     fn the_narrow_line_fits_a_terminal_of_eighty_columns() {
-        let mut snapshot = snapshot();
-        snapshot.progress.phase = "evaluating".to_owned();
-        snapshot.progress.iterations = 150;
-        let line = progress_line(&snapshot, &Rates::default(), Room::Narrow);
+        let mut overview = overview();
+        overview.progress.phase = "evaluating".to_owned();
+        overview.progress.iterations = 150;
+        let line = progress_line(&overview, Room::Narrow);
         assert!(line.chars().count() + " · ETA 59:59".chars().count() <= 80, "{line}");
     }
 
     #[test]
     fn nothing_is_said_of_what_was_not_measured_yet() {
-        let mut snapshot = snapshot();
-        (snapshot.progress.reward, snapshot.progress.held_out) = (None, None);
-        let line = progress_line(&snapshot, &Rates::default(), Room::Ample);
+        let mut overview = overview();
+        (overview.progress.reward, overview.progress.held_out) = (None, None);
+        let line = progress_line(&overview, Room::Ample);
         assert!(!line.contains("reward") && !line.contains("held-out"), "{line}");
-        let record = progress_json(&snapshot, &Rates::default());
-        for absent in ["reward", "held_out", "seconds_left"] {
-            assert!(record.get(absent).is_none(), "{absent} is in {record}");
-        }
-        assert_eq!(
-            (&record["phase"], &record["iteration"], &record["workers"]),
-            (&json!("sampling"), &json!(3), &json!(2))
-        );
     }
 
     #[test]
-    fn an_evaluation_has_a_line_and_a_record() {
+    fn an_evaluation_has_a_line() {
         let newest = held_out(2, 0.5).expect("given");
         assert_eq!(evaluation_line(&newest), "evaluated version 2: held-out reward 0.5000 ± 0.0100");
-        let expected = json!({ "evaluation": { "version": 2, "reward": 0.5, "standard_error": 0.01 } });
-        assert_eq!(evaluation_json(&newest), expected);
     }
 
     #[test]

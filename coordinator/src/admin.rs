@@ -2,10 +2,10 @@
 
 use crate::error::CoordinatorError;
 use crate::exported;
-use crate::history::History;
 use crate::run_record::{RunLock, RunRecord, find_run};
 use crate::server::connect_admin;
 use crate::status;
+use crate::view::{EndedRun, RunView, Standing, to_json};
 use proto::admin_client::AdminClient;
 use proto::{DownRequest, ScaleRequest, StatusReply, StatusRequest};
 use service::logging::LogFormat;
@@ -25,38 +25,25 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 /// If the run is unknown, or does not live and was killed before it could note how it ended.
 pub async fn status(run: &str, format: LogFormat) -> Result<(), CoordinatorError> {
     let directory = absolute(find_run(run)?);
-    let held_out = History::read(&directory).held_out();
-    let text = match client_of(run).await {
-        Ok((_, reply)) => match format {
-            LogFormat::Text => status::living_text(&reply, &held_out, &directory),
-            LogFormat::Json => status::living_json(&reply, &held_out, &directory).to_string(),
-        },
+    let standing = match client_of(run).await {
+        Ok((_, reply)) => Standing::Living(Box::new(reply.into())),
         Err(CoordinatorError::NotLiving(path) | CoordinatorError::Finished(path)) => {
-            let record = RunRecord::read(&directory)?;
-            let ending = record.ended.as_ref().ok_or(CoordinatorError::Killed(path))?;
-            match format {
-                LogFormat::Text => {
-                    let ago = age(&directory.run_file());
-                    status::ended_text(&record, ending, ago, &held_out, &directory)
-                }
-                LogFormat::Json => status::ended_json(&record, ending, &held_out, &directory).to_string(),
-            }
+            let ended = EndedRun::of(RunRecord::read(&directory)?, &directory);
+            Standing::Ended(ended.ok_or(CoordinatorError::Killed(path))?)
         }
         Err(error) => return Err(error),
     };
-    print_line(text);
+    let view = RunView::with_files(standing, directory);
+    print_line(match format {
+        LogFormat::Text => status::text(&view),
+        LogFormat::Json => to_json(&view).to_string(),
+    });
     Ok(())
 }
 
 /// What is shown of a run holds in any directory.
 fn absolute(run: RunDirectory) -> RunDirectory {
     std::path::absolute(run.path()).map_or(run, RunDirectory::new)
-}
-
-/// Time since a file was written.
-fn age(path: &Path) -> Duration {
-    let written = std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-    written.and_then(|written| written.elapsed().ok()).unwrap_or_default()
 }
 
 /// Sets the number of rollout workers of a living run.

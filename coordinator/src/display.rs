@@ -1,12 +1,9 @@
 //! What a person, or a program, sees of a living run: a live line on a terminal, plain lines elsewhere, or JSON.
 
-use crate::account::{
-    Room, evaluation_json, evaluation_line, fields, progress_json, progress_line, summary_table,
-};
+use crate::account::{Room, evaluation_line, progress_line, summary_table};
 use crate::error::CoordinatorError;
-use crate::rates::Rates;
 use crate::results::{HeldOutReward, RunSummary};
-use crate::run_state::Snapshot;
+use crate::view::{Overview, to_json};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use service::logging::LogFormat;
@@ -70,24 +67,24 @@ impl Display {
     }
 
     /// Shows how far the run is; cheap to call often.
-    pub fn update(&mut self, snapshot: &Snapshot, rates: &Rates, now: Instant) {
+    pub fn update(&mut self, overview: &Overview, now: Instant) {
         let is_new = |evaluation: &HeldOutReward| self.shown_evaluation != Some(evaluation.version);
-        if let Some(evaluation) = snapshot.progress.held_out.filter(is_new) {
+        if let Some(evaluation) = overview.progress.held_out.filter(is_new) {
             self.shown_evaluation = Some(evaluation.version);
             match &self.style {
                 Style::Live(bar) => bar.println(evaluation_line(&evaluation)),
                 Style::Plain => print_line(&evaluation_line(&evaluation)),
-                Style::Json => print_line(&evaluation_json(&evaluation).to_string()),
+                Style::Json => print_line(&json!({ "evaluation": evaluation }).to_string()),
             }
         }
         let due = self.shown_at.is_none_or(|then| now.duration_since(then) >= PLAIN_INTERVAL);
         match &self.style {
             Style::Live(bar) => {
-                bar.set_message(progress_line(snapshot, rates, Room::Narrow));
+                bar.set_message(progress_line(overview, Room::Narrow));
                 bar.tick();
             }
-            Style::Plain if due => print_line(&progress_line(snapshot, rates, Room::Ample)),
-            Style::Json if due => print_line(&progress_json(snapshot, rates).to_string()),
+            Style::Plain if due => print_line(&progress_line(overview, Room::Ample)),
+            Style::Json if due => print_line(&to_json(overview).to_string()),
             Style::Plain | Style::Json => return,
         }
         self.shown_at = Some(now);
@@ -113,7 +110,7 @@ impl Display {
     pub fn summary(&self, summary: &RunSummary) {
         self.close();
         match self.style {
-            Style::Json => print_line(&json!({ "summary": fields(summary) }).to_string()),
+            Style::Json => print_line(&json!({ "summary": summary }).to_string()),
             Style::Live(_) | Style::Plain => print_line(&summary_table(summary)),
         }
     }

@@ -1,7 +1,7 @@
 //! The coordinator: who belongs to a run, who does which task, and keeping the processes alive. Never links libtorch.
 //!
 //! Reading order: [`tasks`] and [`membership`] decide, [`run_state`] puts them together, [`server`] speaks gRPC,
-//! [`launch`] runs processes, [`up`] ties the knot.
+//! [`launch`] runs processes, [`up`] ties the knot, [`view`] is what is shown.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -47,3 +47,4 @@ pub mod logs;
 pub mod planning;
 pub mod rates;
 pub mod status;
+pub mod view;

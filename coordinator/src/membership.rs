@@ -12,7 +12,8 @@
 mod names;
 mod tally;
 
-use names::{LONGEST_MEMBER_ID, LONGEST_PLACE, check_build, check_words, role_in_words, role_named};
+pub(crate) use names::role_in_words;
+use names::{LONGEST_MEMBER_ID, LONGEST_PLACE, check_build, check_words, role_named};
 use proto::{Caller, Process, Role};
 use protocol::{PROGRAM_VERSION, PROTOCOL_VERSION};
 use service::shown;

@@ -1,6 +1,7 @@
 //! How fast a run goes and when it will be done, from what was seen of it: pure, with the clock given.
 
-use crate::run_state::Snapshot;
+use crate::results::RunProgress;
+use crate::tasks::TaskCounts;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -26,14 +27,12 @@ struct Sample {
 
 impl Rates {
     /// Takes note of how far the run is.
-    pub fn observe(&mut self, snapshot: &Snapshot, now: Instant) {
+    pub fn observe(&mut self, progress: &RunProgress, tasks: TaskCounts, now: Instant) {
         if self.samples.back().is_some_and(|last| now.duration_since(last.at) < SPACING) {
             return;
         }
-        let tasks = snapshot.tasks;
         let n_tasks = tasks.waiting + tasks.leased + tasks.held;
         let part = if n_tasks > 0 { f64::from(tasks.held) / f64::from(n_tasks) } else { 0.0 };
-        let progress = &snapshot.progress;
         let sample = Sample {
             at: now,
             images: progress.images,
@@ -79,28 +78,19 @@ impl Rates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::RunProgress;
-    use crate::tasks::TaskCounts;
 
-    fn snapshot(iteration: u32, held: u32, images: u64) -> Snapshot {
-        Snapshot {
-            progress: RunProgress {
-                iteration,
-                images,
-                network_evaluations: images * 5,
-                ..RunProgress::default()
-            },
-            tasks: TaskCounts { waiting: 10 - held, leased: 0, held },
-            ..Snapshot::default()
-        }
+    fn observe(rates: &mut Rates, (iteration, held, images): (u32, u32, u64), now: Instant) {
+        let progress =
+            RunProgress { iteration, images, network_evaluations: images * 5, ..RunProgress::default() };
+        rates.observe(&progress, TaskCounts { waiting: 10 - held, leased: 0, held }, now);
     }
 
     #[test]
     fn rates_and_time_left_follow_the_samples() {
         let (mut rates, start) = (Rates::default(), Instant::now());
         assert_eq!(rates.time_left(4), None);
-        rates.observe(&snapshot(0, 0, 0), start);
-        rates.observe(&snapshot(1, 5, 300), start + Duration::from_secs(30));
+        observe(&mut rates, (0, 0, 0), start);
+        observe(&mut rates, (1, 5, 300), start + Duration::from_secs(30));
         assert_eq!(rates.images_per_second(), 10.0);
         assert_eq!(rates.network_evaluations_per_second(), 50.0);
         assert_eq!(rates.time_left(4), Some(Duration::from_secs(50)));
@@ -109,18 +99,18 @@ mod tests {
     #[test]
     fn only_the_last_minutes_count() {
         let (mut rates, start) = (Rates::default(), Instant::now());
-        rates.observe(&snapshot(0, 0, 0), start);
-        rates.observe(&snapshot(0, 0, 0), start + WINDOW);
-        rates.observe(&snapshot(0, 0, 100), start + WINDOW + Duration::from_secs(10));
+        observe(&mut rates, (0, 0, 0), start);
+        observe(&mut rates, (0, 0, 0), start + WINDOW);
+        observe(&mut rates, (0, 0, 100), start + WINDOW + Duration::from_secs(10));
         assert_eq!(rates.images_per_second(), 10.0);
     }
 
     #[test]
     fn a_learner_that_went_back_starts_the_count_over() {
         let (mut rates, start) = (Rates::default(), Instant::now());
-        rates.observe(&snapshot(5, 0, 900), start);
-        rates.observe(&snapshot(4, 0, 700), start + Duration::from_secs(10));
-        rates.observe(&snapshot(4, 0, 800), start + Duration::from_secs(20));
+        observe(&mut rates, (5, 0, 900), start);
+        observe(&mut rates, (4, 0, 700), start + Duration::from_secs(10));
+        observe(&mut rates, (4, 0, 800), start + Duration::from_secs(20));
         assert_eq!(rates.images_per_second(), 10.0);
     }
 }

@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn what_scripts_read_of_a_record_keeps_its_keys() {
-        let golden = include_str!("../tests/golden/run.json");
+        let golden = include_str!("../tests/golden/run_record.json");
         let record: RunRecord = serde_json::from_str(golden).expect("readable");
         assert_eq!(serde_json::to_string_pretty(&record).expect("JSON") + "\n", golden);
     }
@@ -214,9 +214,11 @@ mod tests {
     /// Before scores, reward hacking and test prompts were told, and before the inputs were recorded.
     #[test]
     fn the_record_of_an_earlier_version_is_read() {
-        let [earlier, newest]: [RunRecord; 2] =
-            [include_str!("../tests/golden/earlier_run.json"), include_str!("../tests/golden/run.json")]
-                .map(|text| serde_json::from_str(text).expect("readable"));
+        let [earlier, newest]: [RunRecord; 2] = [
+            include_str!("../tests/golden/earlier_run_record.json"),
+            include_str!("../tests/golden/run_record.json"),
+        ]
+        .map(|text| serde_json::from_str(text).expect("readable"));
         let summary = |record: &RunRecord| match &record.ended {
             Some(RunEnding::Done { summary }) => summary.clone(),
             other => panic!("{other:?}"),

@@ -6,10 +6,10 @@
 use crate::catalog::Catalog;
 use crate::membership::{Applicant, Loss, Member, Members, Presence, Refusal};
 use crate::results::{RunProgress, RunSummary};
-use crate::tasks::{Asking, Failed, Grant, TaskBook, TaskCounts, Verdict, WantedTasks};
+use crate::tasks::{Asking, Failed, Grant, TaskBook, Verdict, WantedTasks};
 use proto::{
     Caller, Drain, Fatal, FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply, JoinRequest,
-    NextTaskRequest, Order, ReportRequest, Role, StatusReply, TaskId, Wanted, order,
+    NextTaskRequest, Order, ReportRequest, Role, TaskId, Wanted, order,
 };
 use protocol::{TaskName, kind_from_wire};
 use service::shown;
@@ -40,21 +40,6 @@ pub enum Ending {
         /// What it came to, where it ended itself in good order.
         summary: Option<Box<RunSummary>>,
     },
-}
-
-/// What is shown of a run.
-#[derive(Clone, Debug, Default)]
-pub struct Snapshot {
-    /// What the learner last reported.
-    pub progress: RunProgress,
-    /// Tasks of the iterations at work.
-    pub tasks: TaskCounts,
-    /// Living rollout workers.
-    pub workers: u32,
-    /// Rollout workers there should be.
-    pub workers_wanted: u32,
-    /// Share of the workers' time with a task in hand.
-    pub worker_busy: f64,
 }
 
 /// Everything the coordinator knows; rebuilt from what members say.
@@ -384,57 +369,31 @@ impl RunState {
         &self.progress
     }
 
-    /// What is shown of the run.
-    pub fn snapshot(&self, now: Instant) -> Snapshot {
-        Snapshot {
-            progress: self.progress.clone(),
-            tasks: self.tasks.counts(),
-            workers: self.members.n_workers(),
-            workers_wanted: self.workers_wanted,
-            worker_busy: self.worker_busy(now),
-        }
+    /// What the learner wanted a user to hear of.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
     }
 
-    /// What `coordinator status` shows.
-    pub fn status(&self, now: Instant) -> StatusReply {
-        let tasks = self.tasks.counts();
-        StatusReply {
-            run_id: self.members.run_id().to_owned(),
-            run_name: self.catalog.config().run.name.clone(),
-            progress: Some(self.progress.clone().into()),
-            members: self.members.iter().map(|member| self.member_status(member, now)).collect(),
-            tasks_queued: tasks.waiting,
-            tasks_running: tasks.leased,
-            workers_wanted: self.workers_wanted,
-            ..StatusReply::default()
-        }
+    /// The name of the run.
+    pub fn run_name(&self) -> &str {
+        &self.catalog.config().run.name
     }
 
-    fn member_status(&self, member: &Member, now: Instant) -> proto::Member {
-        let applicant = &member.applicant;
-        let busy = match applicant.role {
+    /// The tasks of the iterations at work.
+    pub fn tasks(&self) -> &TaskBook {
+        &self.tasks
+    }
+
+    /// Share of a member's time that it had something to do.
+    pub fn busy(&self, member: &Member, now: Instant) -> f64 {
+        match member.applicant.role {
             Role::Learner => self.progress.learner_busy,
-            _ => share(self.tasks.busy(&applicant.member_id, now), member.present(now)),
-        };
-        let running = self.tasks.leases_of(&applicant.member_id);
-        proto::Member {
-            member_id: applicant.member_id.clone(),
-            role: applicant.role.into(),
-            state: member.presence.as_str().to_owned(),
-            address: applicant.address.clone(),
-            pid: applicant.process.pid,
-            host: applicant.process.host.clone(),
-            device: member.device.clone(),
-            metrics_address: applicant.process.metrics_address.clone(),
-            seconds_since_heartbeat: now.saturating_duration_since(member.last_heartbeat).as_secs_f64(),
-            tasks_done: member.tasks_done,
-            running: running.iter().map(|task| (*task).into()).collect(),
-            busy,
-            troubles: member.troubles.clone(),
+            _ => share(self.tasks.busy(&member.applicant.member_id, now), member.present(now)),
         }
     }
 
-    fn worker_busy(&self, now: Instant) -> f64 {
+    /// Share of all workers' time with a task in hand, those that are forgotten by now included.
+    pub fn worker_busy(&self, now: Instant) -> f64 {
         let workers = self.members.iter().filter(|member| member.applicant.role == Role::RolloutWorker);
         let Worked { mut busy, mut present } = self.forgotten;
         for worker in workers {

@@ -3,7 +3,8 @@
 use crate::launch::capacity::{self, Machine};
 use crate::membership::{Members, Refusal};
 use crate::rates::Rates;
-use crate::run_state::{Ending, RunState, Snapshot};
+use crate::run_state::{Ending, RunState};
+use crate::view::{LivingRun, Overview};
 use crate::waiting_room::WaitingRoom;
 use proto::admin_server::{Admin, AdminServer};
 use proto::coordinator_server::{Coordinator, CoordinatorServer};
@@ -38,21 +39,20 @@ pub struct ControlPlane {
     shared: Arc<Mutex<Shared>>,
     /// Whether the run has ended or members are asked to leave.
     is_ending: watch::Sender<bool>,
-    /// How fast the run has been seen to go.
-    rates: Arc<Mutex<Rates>>,
 }
 
 struct Shared {
     state: RunState,
     waiting: WaitingRoom,
+    /// How fast the run has been seen to go.
+    rates: Rates,
 }
 
 impl ControlPlane {
     /// Shares a state.
     pub fn new(state: RunState) -> Self {
-        let shared = Shared { state, waiting: WaitingRoom::default() };
-        let (shared, is_ending) = (Arc::new(Mutex::new(shared)), watch::Sender::new(false));
-        Self { shared, is_ending, rates: Arc::default() }
+        let shared = Shared { state, waiting: WaitingRoom::default(), rates: Rates::default() };
+        Self { shared: Arc::new(Mutex::new(shared)), is_ending: watch::Sender::new(false) }
     }
 
     /// Serves until `shutdown` resolves; connections still open then are given up by the process's end.
@@ -95,7 +95,7 @@ impl ControlPlane {
     /// Changes the state and gives tasks that are free by that to workers that wait.
     pub fn update<T>(&self, change: impl FnOnce(&mut RunState, Instant) -> T) -> T {
         let mut shared = self.lock();
-        let Shared { state, waiting } = &mut *shared;
+        let Shared { state, waiting, .. } = &mut *shared;
         let now = Instant::now();
         let outcome = change(state, now);
         waiting.serve(state, now);
@@ -105,21 +105,12 @@ impl ControlPlane {
         outcome
     }
 
-    /// What is shown of the run now.
-    pub fn snapshot(&self) -> Snapshot {
-        self.read(|state| state.snapshot(Instant::now()))
-    }
-
-    /// What is shown of the run now, and how fast it goes; to be asked again and again.
-    pub fn observe(&self, now: Instant) -> (Snapshot, Rates) {
-        let snapshot = self.read(|state| state.snapshot(now));
-        let mut rates = self.rates();
-        rates.observe(&snapshot, now);
-        (snapshot, rates.clone())
-    }
-
-    fn rates(&self) -> MutexGuard<'_, Rates> {
-        self.rates.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// What is shown of the run on a line now; to be asked again and again, since rates come of what was seen.
+    pub fn observe(&self, now: Instant) -> Overview {
+        let mut shared = self.lock();
+        let Shared { state, rates, .. } = &mut *shared;
+        rates.observe(state.progress(), state.tasks().counts(), now);
+        Overview::of(state, rates, now)
     }
 
     /// Waits until the run has ended or members are asked to leave.
@@ -200,15 +191,10 @@ impl Coordinator for ControlPlane {
 #[tonic::async_trait]
 impl Admin for ControlPlane {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
-        let reply = self.read(|state| state.status(Instant::now()));
-        let rates = self.rates();
-        let iterations = reply.progress.as_ref().map_or(0, |progress| progress.iterations);
-        Ok(Response::new(StatusReply {
-            images_per_second: rates.images_per_second(),
-            network_evaluations_per_second: rates.network_evaluations_per_second(),
-            seconds_left: rates.time_left(iterations).map(|left| left.as_secs_f64()),
-            ..reply
-        }))
+        let shared = self.lock();
+        let run = LivingRun::of(&shared.state, &shared.rates, Instant::now());
+        drop(shared);
+        Ok(Response::new(run.into()))
     }
 
     async fn scale(&self, request: Request<ScaleRequest>) -> Result<Response<ScaleReply>, Status> {

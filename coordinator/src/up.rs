@@ -254,8 +254,7 @@ impl Run {
     }
 
     fn show(&mut self, now: Instant) {
-        let (snapshot, rates) = self.plane.observe(now);
-        self.display.update(&snapshot, &rates, now);
+        self.display.update(&self.plane.observe(now), now);
     }
 
     /// Keeps `run.json` true; without it a killed coordinator would start processes twice.

@@ -1,6 +1,9 @@
 //! Between what is shown of a run and the messages that carry it.
 
 use crate::results::{HeldOutReward, RunProgress, RunSummary, ScoreChange};
+use crate::view::{LivingRun, MemberView, Overview};
+use proto::StatusReply;
+use protocol::TaskName;
 
 impl From<proto::HeldOut> for HeldOutReward {
     fn from(wire: proto::HeldOut) -> Self {
@@ -82,9 +85,103 @@ impl From<proto::Summary> for RunSummary {
     }
 }
 
+impl From<StatusReply> for LivingRun {
+    fn from(wire: StatusReply) -> Self {
+        Self {
+            run_id: wire.run_id,
+            run_name: wire.run_name,
+            overview: Overview {
+                progress: wire.progress.unwrap_or_default().into(),
+                images_per_second: wire.images_per_second,
+                network_evaluations_per_second: wire.network_evaluations_per_second,
+                seconds_left: wire.seconds_left,
+                tasks_waiting: wire.tasks_queued,
+                tasks_running: wire.tasks_running,
+                tasks_held: wire.tasks_held,
+                workers: wire.workers,
+                workers_wanted: wire.workers_wanted,
+                worker_busy: wire.worker_busy,
+            },
+            members: wire.members.into_iter().map(Into::into).collect(),
+            notices: wire.notices,
+        }
+    }
+}
+
+impl From<LivingRun> for StatusReply {
+    fn from(run: LivingRun) -> Self {
+        let overview = run.overview;
+        Self {
+            run_id: run.run_id,
+            run_name: run.run_name,
+            progress: Some(overview.progress.into()),
+            members: run.members.into_iter().map(Into::into).collect(),
+            tasks_queued: overview.tasks_waiting,
+            tasks_running: overview.tasks_running,
+            workers_wanted: overview.workers_wanted,
+            images_per_second: overview.images_per_second,
+            network_evaluations_per_second: overview.network_evaluations_per_second,
+            seconds_left: overview.seconds_left,
+            tasks_held: overview.tasks_held,
+            workers: overview.workers,
+            worker_busy: overview.worker_busy,
+            notices: run.notices,
+        }
+    }
+}
+
+impl From<proto::Member> for MemberView {
+    fn from(wire: proto::Member) -> Self {
+        Self {
+            role: wire.role(),
+            // What has no name here is of another version's kind.
+            running: wire.running.iter().flat_map(TaskName::try_from).collect(),
+            member_id: wire.member_id,
+            state: wire.state,
+            address: wire.address,
+            pid: wire.pid,
+            host: wire.host,
+            device: wire.device,
+            metrics_address: wire.metrics_address,
+            seconds_since_heartbeat: wire.seconds_since_heartbeat,
+            tasks_done: wire.tasks_done,
+            busy: wire.busy,
+            troubles: wire.troubles,
+        }
+    }
+}
+
+impl From<MemberView> for proto::Member {
+    fn from(member: MemberView) -> Self {
+        Self {
+            member_id: member.member_id,
+            role: member.role.into(),
+            state: member.state,
+            address: member.address,
+            pid: member.pid,
+            seconds_since_heartbeat: member.seconds_since_heartbeat,
+            tasks_done: member.tasks_done,
+            running: member.running.into_iter().map(Into::into).collect(),
+            busy: member.busy,
+            troubles: member.troubles,
+            host: member.host,
+            device: member.device,
+            metrics_address: member.metrics_address,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use crate::run_record::{RunEnding, RunRecord};
+    use super::*;
+    use crate::run_record::RunEnding;
+    use crate::view::tests::{ended_run, living_run};
+
+    #[test]
+    fn a_living_run_survives_the_wire() {
+        let run = living_run();
+        assert_eq!(LivingRun::from(StatusReply::from(run.clone())), run);
+    }
 
     #[test]
     fn a_summary_arrives_as_it_was_sent() {
@@ -115,8 +212,6 @@ mod tests {
             reward_hacking: vec!["pickscore".to_owned()],
             is_of_test_prompts: true,
         };
-        let record: RunRecord =
-            serde_json::from_str(include_str!("../tests/golden/run.json")).expect("readable");
-        assert_eq!(record.ended, Some(RunEnding::Done { summary: Box::new(sent.into()) }));
+        assert_eq!(ended_run().ended, RunEnding::Done { summary: Box::new(sent.into()) });
     }
 }

@@ -5,6 +5,7 @@ use coordinator::catalog::Catalog;
 use coordinator::membership::{Members, Patience};
 use coordinator::run_state::{Ending, RunState};
 use coordinator::server::ControlPlane;
+use coordinator::view::{LivingRun, Overview};
 use proto::coordinator_client::CoordinatorClient;
 use proto::coordinator_server::Coordinator;
 use proto::{
@@ -310,7 +311,7 @@ async fn members_find_a_restarted_coordinator_and_it_learns_their_tasks() {
         "the first two are still with their worker"
     );
     worker.task_held(finishing).await.expect("finished");
-    assert_eq!(server.plane.snapshot().tasks.held, 2);
+    assert_eq!(server.plane.observe(Instant::now()).tasks_held, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -466,6 +467,39 @@ async fn nobody_takes_the_learners_name_and_status_stays_readable_whatever_membe
     let n_bytes: usize = status.members.iter().flat_map(|member| &member.troubles).map(String::len).sum();
     assert!(n_bytes < 20_000 && n_bytes > 0, "{n_bytes}");
     assert!(!format!("{status:?}").contains('\u{1b}'));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_carries_what_members_said_and_have() {
+    let home = tempfile::tempdir().expect("a directory");
+    let server = Server::start(home.path(), 0, 1);
+    let (mut learner, mut worker) = (server.learner().await, server.worker("a").await);
+    let progress = proto::Progress { iterations: 4, learner_busy: 0.5, ..Default::default() };
+    let report = ReportRequest {
+        caller: learner.caller.clone(),
+        wanted: wants_training(0, &[3]),
+        progress: Some(progress),
+        notices: vec!["a damaged checkpoint was passed over".to_owned()],
+        ..ReportRequest::default()
+    };
+    learner.client.report(report).await.expect("reported");
+    worker.next(LONG).await.expect("a member").expect("a task");
+    let (caller, device) = (worker.caller.clone(), "cpu".to_owned());
+    let troubles = vec!["the reward does not answer".to_owned()];
+    let request = HeartbeatRequest { caller, device, troubles, ..HeartbeatRequest::default() };
+    worker.client.heartbeat(request).await.expect("a member");
+
+    let mut admin = coordinator::server::connect_admin(server.port).await.expect("connected");
+    let run = LivingRun::from(admin.status(proto::StatusRequest {}).await.expect("told").into_inner());
+    assert_eq!((run.run_id.as_str(), run.run_name.as_str()), ("run-a", "tempflow-tiny"));
+    assert_eq!(run.notices, ["a damaged checkpoint was passed over"]);
+    let Overview { tasks_waiting, tasks_running, tasks_held, workers, .. } = run.overview;
+    assert_eq!((tasks_waiting, tasks_running, tasks_held, workers), (2, 1, 1, 1));
+    assert_eq!(run.overview.progress.iterations, 4);
+    let [worker, learner] = run.members.as_slice() else { panic!("not two: {:?}", run.members) };
+    assert_eq!((learner.role, learner.state.as_str(), learner.busy), (Role::Learner, "living", 0.5));
+    assert_eq!((worker.role, worker.device.as_str(), worker.pid), (Role::RolloutWorker, "cpu", 1));
+    assert_eq!((&worker.running[..], worker.troubles.len()), (&[train(0, 0)][..], 1));
 }
 
 /// Nanoseconds that this thread has run; those of the machine's other work do not count.

@@ -58,7 +58,7 @@ pub(super) fn role_named(member_id: &str) -> Option<Role> {
 }
 
 /// A role for people.
-pub(super) fn role_in_words(role: Role) -> &'static str {
+pub(crate) fn role_in_words(role: Role) -> &'static str {
     match role {
         Role::Learner => "learner",
         Role::RolloutWorker | Role::Unspecified => "rollout worker",

@@ -1,0 +1,123 @@
+use super::*;
+use config::TaskKind;
+
+/// A run with a value for everything that is shown.
+pub(crate) fn living_run() -> LivingRun {
+    let progress = RunProgress {
+        iteration: 3,
+        iterations: 10,
+        phase: "sampling".to_owned(),
+        reward: Some(0.25),
+        held_out: Some(held_out(2, 0.5, 0.01)),
+        images: 1200,
+        network_evaluations: 48_000,
+        seconds: 90.5,
+        learner_busy: 0.375,
+    };
+    LivingRun {
+        run_id: "demo-0123456789abcdef".to_owned(),
+        run_name: "demo".to_owned(),
+        overview: Overview {
+            progress,
+            images_per_second: 12.5,
+            network_evaluations_per_second: 500.0,
+            seconds_left: Some(65.5),
+            tasks_waiting: 4,
+            tasks_running: 2,
+            tasks_held: 6,
+            workers: 2,
+            workers_wanted: 3,
+            worker_busy: 0.625,
+        },
+        members: vec![learner(), worker()],
+        notices: vec!["a damaged checkpoint was passed over".to_owned()],
+    }
+}
+
+fn learner() -> MemberView {
+    MemberView {
+        member_id: "learner".to_owned(),
+        role: Role::Learner,
+        state: "living".to_owned(),
+        address: "127.0.0.1:4001".to_owned(),
+        pid: 11,
+        host: "here".to_owned(),
+        device: "cuda:0".to_owned(),
+        metrics_address: "127.0.0.1:4002".to_owned(),
+        seconds_since_heartbeat: 0.25,
+        tasks_done: 0,
+        running: Vec::new(),
+        busy: 0.375,
+        troubles: Vec::new(),
+    }
+}
+
+fn worker() -> MemberView {
+    let task = |index| TaskName { iteration: 3, kind: TaskKind::Train, index };
+    MemberView {
+        member_id: "worker-0".to_owned(),
+        role: Role::RolloutWorker,
+        state: "silent".to_owned(),
+        address: String::new(),
+        pid: 12,
+        host: "there".to_owned(),
+        device: "cpu".to_owned(),
+        metrics_address: String::new(),
+        seconds_since_heartbeat: 6.5,
+        tasks_done: 7,
+        running: vec![task(4), task(5)],
+        busy: 0.75,
+        troubles: vec!["the reward does not answer".to_owned()],
+    }
+}
+
+/// A run that is done, 65 seconds ago.
+pub(crate) fn ended_run() -> EndedRun {
+    let record: RunRecord =
+        serde_json::from_str(include_str!("../../tests/golden/run_record.json")).expect("readable");
+    let ended = record.ended.expect("it ended");
+    EndedRun { run_id: record.run_id, ended, ago: Duration::from_secs(65) }
+}
+
+pub(crate) fn held_out(version: u32, reward: f64, standard_error: f64) -> HeldOutReward {
+    HeldOutReward { version, reward, standard_error }
+}
+
+/// With two evaluations in its files.
+pub(crate) fn view(standing: Standing) -> RunView {
+    let held_out_rewards = vec![held_out(0, 0.4, 0.02), held_out(2, 0.5, 0.01)];
+    RunView { standing, held_out_rewards, directory: RunDirectory::new("/runs/demo") }
+}
+
+fn is_golden(shown: &impl Serialize, golden: &str) {
+    assert_eq!(format!("{:#}\n", to_json(shown)), golden);
+}
+
+#[test]
+fn the_json_of_a_living_run_keeps_its_keys() {
+    let run = living_run();
+    is_golden(&run.overview, include_str!("../../tests/golden/progress.json"));
+    let standing = Standing::Living(Box::new(run));
+    is_golden(&view(standing), include_str!("../../tests/golden/living_run.json"));
+}
+
+#[test]
+fn the_json_of_an_ended_run_keeps_its_keys() {
+    is_golden(&view(Standing::Ended(ended_run())), include_str!("../../tests/golden/ended_run.json"));
+    let failed = RunEnding::Failed { reason: "a NaN".to_owned(), summary: None };
+    assert_eq!(to_json(&failed), serde_json::json!({ "how": "failed", "reason": "a NaN" }));
+}
+
+#[test]
+fn the_json_has_no_key_for_what_was_not_measured_yet() {
+    let record = to_json(&Overview::default());
+    for absent in ["reward", "held_out", "seconds_left"] {
+        assert!(record.get(absent).is_none(), "{absent} is in {record}");
+    }
+}
+
+#[test]
+fn a_run_that_was_killed_has_no_end_to_show() {
+    let home = tempfile::tempdir().expect("a directory");
+    assert_eq!(EndedRun::of(RunRecord::new("demo"), &RunDirectory::new(home.path())), None);
+}
