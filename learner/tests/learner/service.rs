@@ -13,8 +13,8 @@ use proto::learner_client::LearnerClient;
 use proto::learner_server::LearnerServer;
 use proto::push_reply::Status as PushStatus;
 use proto::{
-    Caller, MissingConditioningRequest, PushHeader, PushRequest, WeightsRequest, WeightsRole, push_request,
-    weights_reply,
+    Caller, Chunk, MissingConditioningRequest, PushHeader, PushRequest, WeightsRequest, WeightsRole,
+    push_request, weights_reply,
 };
 use protocol::{TaskSet, WeightsName};
 use run_setup::TrainedSteps;
@@ -296,6 +296,40 @@ async fn embeddings_of_more_tokens_than_the_config_says_are_refused() {
     let refusal = long.await.unwrap_err();
     assert_eq!(refusal.code(), Code::InvalidArgument);
     assert!(refusal.message().contains("`model.max_sequence_length`"), "{}", refusal.message());
+}
+
+/// Bytes of this process that are in memory.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    1024 * line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+}
+
+#[tokio::test]
+async fn refused_pushes_do_not_fill_the_memory() {
+    let mut served = Served::start().await;
+    let hex = blake3::Hash::from_slice(&served.sample.header.conditioning).unwrap().to_hex();
+    let piece = Bytes::from(vec![7; 1 << 20]);
+    let mut before = 0;
+    for round in 0..31 {
+        let pushed = served.push(|messages| {
+            let tensors = &mut header(messages).tensors;
+            let name = format!("conditioning.{hex}.text");
+            let text = tensors.iter_mut().find(|info| info.name == name).unwrap();
+            text.shape[1] = 20_000;
+            let chunk = |number: u64| Chunk { offset: number << 20, data: piece.clone(), crc32: 0 };
+            let chunks = (0..20).map(|number| push_request::Part::Chunk(chunk(number)));
+            messages.splice(1..1, chunks.map(|part| PushRequest { part: Some(part) }));
+        });
+        assert_eq!(pushed.await.unwrap_err().code(), Code::InvalidArgument);
+        if round == 0 {
+            before = resident_bytes();
+        }
+    }
+    let (before, after) = (before >> 20, resident_bytes() >> 20);
+    println!("resident: {before} MiB after one refused push of 20 MiB, {after} MiB after 30 more");
+    // Tests beside this one have a part in it. What was pushed is 600 MiB.
+    assert!(after < before + 300, "{before} MiB before, {after} MiB after");
 }
 
 #[tokio::test]
