@@ -74,7 +74,7 @@ fn config(home: &std::path::Path, n_tasks: usize) -> RunConfig {
 fn serve(config: RunConfig) -> (String, String) {
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let patience = Patience { lease: Duration::from_secs(5), task_deadline: PATIENCE };
+        let patience = Patience { lease: Duration::from_secs(5), task_deadline: PATIENCE, drain: PATIENCE };
         let members = Members::new("run".to_owned(), 1, patience);
         let catalog = Catalog::open(config).expect("prompts");
         let plane = ControlPlane::new(RunState::new(members, catalog, String::new(), Instant::now()));
@@ -170,7 +170,7 @@ async fn report(
             (learner.0, learner.1.iter().copied().collect())
         };
         let kind = proto::TaskKind::Train.into();
-        let wanted = vec![proto::Wanted { kind, iteration, version: iteration, held }];
+        let wanted = vec![proto::Wanted { kind, iteration, version: iteration, held, rank: 0 }];
         let request = ReportRequest { caller: caller.clone(), wanted, ..ReportRequest::default() };
         client.report(request).await.expect("reported");
         counts.reports.fetch_add(1, Relaxed);

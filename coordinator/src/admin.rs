@@ -8,6 +8,7 @@ use crate::status;
 use crate::view::{EndedRun, RunView, Standing, to_json};
 use proto::admin_client::AdminClient;
 use proto::{DownRequest, ScaleRequest, StatusReply, StatusRequest};
+use protocol::{PROGRAM_VERSION, PROTOCOL_VERSION};
 use service::logging::LogFormat;
 use service::output::print_line;
 use service::{RunDirectory, ServiceError, durable};
@@ -94,7 +95,17 @@ async fn client_of(run: &str) -> Result<(AdminClient<Channel>, StatusReply), Coo
         other => other.into(),
     })?;
     let reply = client.status(service::request(StatusRequest {}, DEADLINE)).await?.into_inner();
-    if reply.run_id == record.run_id { Ok((client, reply)) } else { Err(not_living()) }
+    if reply.run_id != record.run_id {
+        return Err(not_living());
+    }
+    if reply.protocol_version != PROTOCOL_VERSION {
+        return Err(CoordinatorError::Usage(format!(
+            "the coordinator of {run} is version {} and speaks protocol {}; this program is version {PROGRAM_VERSION} and speaks \
+             {PROTOCOL_VERSION}: use the programs that the run was started with",
+            reply.program_version, reply.protocol_version
+        )));
+    }
+    Ok((client, reply))
 }
 
 /// Copies the adapter of a run.

@@ -2,11 +2,12 @@
 
 use crate::drawn_tasks::DrawnTasks;
 use crate::kept_inputs::{KeptInputs, KeptPrompts};
+use crate::membership::LEARNER_RANKS;
 use config::{
     PromptFileError, PromptLists, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec,
     prompt_file, read_prompts,
 };
-use protocol::{Prompt, Task, TaskName};
+use protocol::{Prompt, Task, TaskName, learner_rank};
 use std::collections::HashMap;
 
 /// The config with its prompts: knows every task of the run.
@@ -149,8 +150,7 @@ impl Catalog {
             prompt_slot: spec.prompt_slot,
             first_seed: spec.first_seed,
             n_seeds: spec.n_seeds,
-            // There is one.
-            learner_rank: 0,
+            learner_rank: learner_rank(name, LEARNER_RANKS),
         })
     }
 

@@ -1,7 +1,7 @@
 //! Errors of the coordinator and the exit codes they come to.
 
 use crate::advice;
-use crate::launch::member::ExitReport;
+use crate::launch::exit_report::ExitReport;
 use service::{ServiceError, exit_code};
 use std::path::PathBuf;
 

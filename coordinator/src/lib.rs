@@ -24,6 +24,7 @@ pub mod inputs;
 pub mod kept_inputs;
 pub mod launch;
 pub mod lost_files;
+pub mod member_name;
 pub mod opening;
 pub mod resume;
 pub mod run_place;

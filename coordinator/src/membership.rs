@@ -12,7 +12,7 @@
 mod names;
 mod tally;
 
-pub(crate) use names::role_in_words;
+pub(crate) use names::{LEARNER_RANKS, role_in_words};
 use names::{LONGEST_MEMBER_ID, LONGEST_PLACE, check_build, check_words, role_named};
 use proto::{Caller, Process, Role};
 use protocol::{PROGRAM_VERSION, PROTOCOL_VERSION};
@@ -36,6 +36,8 @@ pub struct Patience {
     pub lease: Duration,
     /// A worker whose task gets nowhere for that long is lost.
     pub task_deadline: Duration,
+    /// What a member that is told to leave may take to deliver what it has in hand.
+    pub drain: Duration,
 }
 
 /// What a process says of itself when it joins.

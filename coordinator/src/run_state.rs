@@ -4,7 +4,7 @@
 //! the members join again.
 
 use crate::catalog::Catalog;
-use crate::membership::{Applicant, Loss, Member, Members, Presence, Refusal};
+use crate::membership::{Applicant, LEARNER_RANKS, Loss, Member, Members, Presence, Refusal};
 use crate::results::{RunProgress, RunSummary};
 use crate::tasks::{Asking, Failed, Grant, TaskBook, Verdict, WantedTasks};
 use proto::{
@@ -147,7 +147,8 @@ impl RunState {
             self.say_troubles(&caller.member_id, request.troubles);
         }
         let leaves = draining || if role == Role::Learner { self.learner_leaves() } else { self.is_ending() };
-        let drain = leaves.then_some(Order { order: Some(order::Order::Drain(Drain {})) });
+        let drain = Drain { seconds: self.members.patience().drain.as_secs_f64() };
+        let drain = leaves.then_some(Order { order: Some(order::Order::Drain(drain)) });
         let orders = drain.into_iter().collect();
         Ok(HeartbeatReply { orders, learner_addresses: self.learner_addresses() })
     }
@@ -213,8 +214,8 @@ impl RunState {
         }
         let failure = shown(&request.failure, LONGEST_TEXT);
         tracing::warn!(member = member_id, task = %name, "task failed: {failure}");
-        let (own_fault, n_workers) = (request.poisonous, self.members.n_taking_tasks());
-        let failed = Failed { worker: &member_id, task: name, own_fault, n_workers };
+        let (blame, n_workers) = (request.blame(), self.members.n_taking_tasks());
+        let failed = Failed { worker: &member_id, task: name, blame, n_workers };
         if let Verdict::GiveUp { failures } = self.tasks.fail(failed, now) {
             let task = self.catalog.describe(name);
             let reason = format!("{task} failed {failures} times, last: {failure}");
@@ -238,13 +239,7 @@ impl RunState {
             let phase = shown(&progress.phase, LONGEST_TEXT);
             self.progress = RunProgress { phase, ..progress.into() };
         }
-        for notice in request.notices {
-            let notice = shown(&notice, LONGEST_TEXT);
-            if self.notices.len() < MOST_NOTICES && !self.notices.contains(&notice) {
-                tracing::warn!("{notice}");
-                self.notices.push(notice);
-            }
-        }
+        request.notices.iter().for_each(|notice| self.note(notice));
         if let Some(Fatal { reason, bad_input, summary }) = request.fatal {
             let summary = summary.map(|summary| Box::new(self.completed(summary, now)));
             self.end(Ending::Failed { reason, bad_input, summary });
@@ -252,6 +247,15 @@ impl RunState {
             self.end(Ending::Done(Box::new(self.completed(summary, now))));
         }
         Ok(self.learner_leaves())
+    }
+
+    /// Keeps something that a user should hear of, and says it once.
+    pub fn note(&mut self, notice: &str) {
+        let notice = shown(notice, LONGEST_TEXT);
+        if self.notices.len() < MOST_NOTICES && !self.notices.contains(&notice) {
+            tracing::warn!("{notice}");
+            self.notices.push(notice);
+        }
     }
 
     /// The learner's summary with what it cannot know.
@@ -269,6 +273,9 @@ impl RunState {
             return Err(Refusal::Malformed(
                 "the learner wants tasks with another version than the config says",
             ));
+        }
+        if set.rank >= LEARNER_RANKS {
+            return Err(Refusal::Malformed("tasks are wanted for a rank of the learner that there is not"));
         }
         let n_tasks = self.catalog.n_tasks(kind);
         Ok(WantedTasks { iteration: set.iteration, kind, n_tasks, held: set.held.clone() })

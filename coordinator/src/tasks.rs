@@ -10,8 +10,8 @@
 //! 3. Held is what the learner says. A worker's word counts until a report has had the time to confirm it.
 //! 4. Tasks are granted in the order of their names: earlier iterations first, evaluation before training.
 //! 5. A task that failed goes to a worker that has not failed at it, as long as there is one.
-//! 6. A task that failed three times by its own fault, or ten times by whosever, ends the run, if two workers say so or
-//!    there is but one.
+//! 6. A task that failed three times by its own fault, twice for want of memory, or ten times by whosever, ends the run, if
+//!    two workers say so or there is but one.
 //! 7. What a message costs does not grow with the number of tasks or workers: free tasks are kept, not looked for.
 
 mod leases;
@@ -19,6 +19,7 @@ mod wanted_set;
 
 use config::TaskKind;
 use leases::Leases;
+use proto::Blame;
 use protocol::TaskName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -30,6 +31,8 @@ const MOST_LEASES: usize = 2;
 const CONFIRMATION: Duration = Duration::from_secs(3);
 /// Failures by a task's own fault (a NaN, a bad prompt) after which it is given up.
 const MAX_OWN_FAILURES: u32 = 3;
+/// Failures for want of memory after which a task is given up: the same task takes the same memory the next time.
+const MAX_MEMORY_FAILURES: u32 = 2;
 /// Failures of any kind after which a task is given up.
 const MAX_FAILURES: u32 = 10;
 
@@ -73,8 +76,8 @@ pub struct Failed<'a> {
     pub worker: &'a str,
     /// What it failed at.
     pub task: TaskName,
-    /// Whether the task is to blame rather than the worker, in the worker's opinion.
-    pub own_fault: bool,
+    /// Whose fault it is, in the worker's opinion.
+    pub blame: Blame,
     /// Workers that may get tasks.
     pub n_workers: usize,
 }
@@ -121,6 +124,7 @@ type SetName = (u32, TaskKind);
 #[derive(Clone, Debug, Default)]
 struct Failures {
     own: u32,
+    memory: u32,
     all: u32,
     /// Workers that failed.
     by: BTreeSet<String>,
@@ -224,7 +228,7 @@ impl TaskBook {
 
     /// Notes that a worker failed at a task.
     pub fn fail(&mut self, failed: Failed<'_>, now: Instant) -> Verdict {
-        let Failed { worker, task, own_fault, n_workers } = failed;
+        let Failed { worker, task, blame, n_workers } = failed;
         let had_it = self.leases.remove(worker, task, now);
         self.refresh(task);
         if !had_it || !self.is_wanted(&task) {
@@ -233,9 +237,12 @@ impl TaskBook {
         }
         let failures = self.failures.entry(task).or_default();
         failures.all += 1;
-        failures.own += u32::from(own_fault);
+        failures.own += u32::from(blame == Blame::Task);
+        failures.memory += u32::from(blame == Blame::Memory);
         failures.by.insert(worker.to_owned());
-        let are_enough = failures.own >= MAX_OWN_FAILURES || failures.all >= MAX_FAILURES;
+        let are_enough = failures.own >= MAX_OWN_FAILURES
+            || failures.memory >= MAX_MEMORY_FAILURES
+            || failures.all >= MAX_FAILURES;
         let are_agreed = failures.by.len() > 1 || n_workers <= 1;
         match are_enough && are_agreed {
             true => Verdict::GiveUp { failures: failures.all },

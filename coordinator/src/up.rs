@@ -139,8 +139,11 @@ impl Run {
         let signals = shutdown::signal_count()?;
         display.log_to(&opened.directory.log_of("coordinator"))?;
         let (record, directory) = (&opened.record, opened.directory.clone());
-        let patience =
-            Patience { lease: LEASE, task_deadline: Duration::from_secs(args.options.task_deadline) };
+        let patience = Patience {
+            lease: LEASE,
+            task_deadline: Duration::from_secs(args.options.task_deadline),
+            drain: Duration::from_secs(args.options.drain_grace),
+        };
         let members = Members::new(record.run_id.clone(), record.generation, patience);
         let launcher = LocalLauncher::new(record.port, directory.clone())?;
         display.say(&format!("run {} in {}", catalog.config().run.name, directory.path().display()));

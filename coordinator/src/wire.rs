@@ -3,7 +3,7 @@
 use crate::results::{HeldOutReward, RunProgress, RunSummary, ScoreChange};
 use crate::view::{LivingRun, MemberView, Overview};
 use proto::StatusReply;
-use protocol::TaskName;
+use protocol::{PROGRAM_VERSION, PROTOCOL_VERSION, TaskName};
 
 impl From<proto::HeldOut> for HeldOutReward {
     fn from(wire: proto::HeldOut) -> Self {
@@ -126,6 +126,8 @@ impl From<LivingRun> for StatusReply {
             workers: overview.workers,
             worker_busy: overview.worker_busy,
             notices: run.notices,
+            protocol_version: PROTOCOL_VERSION,
+            program_version: PROGRAM_VERSION.to_owned(),
         }
     }
 }

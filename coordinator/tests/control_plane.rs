@@ -9,7 +9,7 @@ use coordinator::view::{LivingRun, Overview};
 use proto::coordinator_client::CoordinatorClient;
 use proto::coordinator_server::Coordinator;
 use proto::{
-    Caller, Fatal, FinishTaskRequest, HeartbeatRequest, JoinRequest, LeaveRequest, NextTaskRequest,
+    Blame, Caller, Fatal, FinishTaskRequest, HeartbeatRequest, JoinRequest, LeaveRequest, NextTaskRequest,
     ReportRequest, Role, Summary, TaskId, Wanted,
 };
 use protocol::TaskName;
@@ -38,7 +38,7 @@ fn process(pid: u32) -> Option<proto::Process> {
 impl Server {
     /// Four training tasks an iteration, two evaluation tasks.
     fn start(home: &Path, port: u16, generation: u64) -> Self {
-        let patience = Patience { lease: LEASE, task_deadline: LONG };
+        let patience = Patience { lease: LEASE, task_deadline: LONG, drain: LONG };
         let members = Members::new("run-a".to_owned(), generation, patience);
         let catalog = Catalog::open(config(home)).expect("prompts");
         let plane =
@@ -141,7 +141,7 @@ impl Member {
             caller: self.caller.clone(),
             task: Some(task.into()),
             failure: failure.to_owned(),
-            poisonous: !failure.is_empty(),
+            blame: Blame::Task.into(),
         };
         self.client.finish_task(request).await.map(drop)
     }
@@ -178,7 +178,7 @@ fn evaluate(version: u32, index: u32) -> TaskName {
 }
 
 fn wants(kind: proto::TaskKind, iteration: u32, held: &[u32]) -> Wanted {
-    Wanted { kind: kind.into(), iteration, version: iteration, held: held.to_vec() }
+    Wanted { kind: kind.into(), iteration, version: iteration, held: held.to_vec(), rank: 0 }
 }
 
 fn wants_training(iteration: u32, held: &[u32]) -> Vec<Wanted> {
@@ -510,7 +510,7 @@ fn processor_time() -> u64 {
 
 /// A plane with a learner and so many workers, each of which waits for a task; the learner wants none.
 async fn crowd(home: &Path, n_workers: u32) -> (ControlPlane, Vec<Option<Caller>>) {
-    let patience = Patience { lease: LONG, task_deadline: LONG };
+    let patience = Patience { lease: LONG, task_deadline: LONG, drain: LONG };
     let members = Members::new("run-a".to_owned(), 1, patience);
     let mut config = config(home);
     config.sampling.prompts_per_iteration = 4 * n_workers as usize;

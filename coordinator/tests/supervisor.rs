@@ -30,7 +30,7 @@ fn plane(home: &Path, workers: usize) -> ControlPlane {
     config.data.test = home.join("prompts.txt");
     config.rewards[0].name = "jpeg_compressibility".to_owned();
     config.resources.workers = workers;
-    let patience = Patience { lease: SECOND * 5, task_deadline: SECOND * 60 };
+    let patience = Patience { lease: SECOND * 5, task_deadline: SECOND * 60, drain: SECOND * 60 };
     let members = Members::new("run-a".to_owned(), 1, patience);
     let catalog = Catalog::open(config).expect("prompts");
     ControlPlane::new(RunState::new(members, catalog, home.display().to_string(), Instant::now()))
@@ -44,7 +44,7 @@ struct Supervised {
 }
 
 fn process(pid: u32) -> Option<proto::Process> {
-    Some(protocol::process(u128::from(pid).to_le_bytes(), "here", pid))
+    Some(protocol::process(u128::from(pid).to_le_bytes(), &service::host_name(), pid))
 }
 
 impl Supervised {

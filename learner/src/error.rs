@@ -6,7 +6,7 @@ use std::time::Duration;
 use flow::FlowError;
 use models::ModelError;
 use proto::Summary;
-use run_setup::{DeviceError, TrainedStepsError};
+use run_setup::{DeviceError, OutOfMemory, TrainedStepsError};
 use service::{ModelNotFound, ServiceError};
 
 use crate::exchange::inbox::Stopped;
@@ -54,6 +54,12 @@ pub enum LearnerError {
         /// The prompts and seeds that the update was made of, in words.
         tasks: String,
     },
+    /// The device has too little memory for an update. Nothing is lost but the iteration in flight.
+    #[error(
+        "out of memory ({0}); lower `training.max_rows` or set `training.gradient_checkpointing` in a branch of the run, \
+         `coordinator init --from RUN --set training.max_rows=ROWS FILE`"
+    )]
+    OutOfMemory(OutOfMemory),
     /// What workers push cannot be trained on.
     #[error("embedding {digest} of task {task} is no longer here; this is a bug")]
     EmbeddingGone {
@@ -170,6 +176,7 @@ impl LearnerError {
             Self::Stopped(_)
             | Self::NonFinite { .. }
             | Self::NonFiniteParameter { .. }
+            | Self::OutOfMemory(_)
             | Self::EmbeddingGone { .. }
             | Self::FirstCheckpointFails { .. }
             | Self::CheckpointsFail { .. }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use config::{PromptSplit, RunConfig};
 use proto::learner_server::LearnerServer;
 use proto::{Fatal, Role};
+use run_setup::catch_out_of_memory;
 use service::{
     Hub, JoinDetails, MESSAGE_LIMIT, Membership, PromptCopies, RunDirectory, ServiceError, exit_code,
 };
@@ -173,7 +174,7 @@ async fn wait_for_end(
     let told_to_leave = async {
         tokio::select! {
             () = shutdown.cancelled() => None,
-            _ = standing.wait_for(|standing| standing.is_draining) => None,
+            _ = standing.wait_for(|standing| standing.drain.is_some()) => None,
             loss = membership.lost() => Some(loss.into()),
             breakdown = breakdown => Some(breakdown),
         }
@@ -250,7 +251,8 @@ fn spawn_training(
 ) -> oneshot::Receiver<Result<Ended, LearnerError>> {
     let (ended_sender, ended) = oneshot::channel();
     std::thread::spawn(move || {
-        let result = train(config, places, shared, receiver_ready);
+        let trained = catch_out_of_memory(|| train(config, places, shared, receiver_ready));
+        let result = trained.unwrap_or_else(|short| Err(LearnerError::OutOfMemory(short)));
         // Nobody listens once the process is being torn down.
         let _ = ended_sender.send(result);
     });

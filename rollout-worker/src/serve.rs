@@ -167,7 +167,7 @@ fn cache_prompts(
 
 async fn stop_when_ordered(membership: Membership, stop: CancellationToken) {
     let mut standing = membership.standing();
-    let ordered = standing.wait_for(|standing| standing.is_draining);
+    let ordered = standing.wait_for(|standing| standing.drain.is_some());
     if until(&stop, ordered).await.is_some_and(|ordered| ordered.is_ok()) {
         tracing::info!("told to leave, finishing what is in flight");
         stop.cancel();

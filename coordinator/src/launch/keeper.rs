@@ -2,13 +2,15 @@
 //!
 //! Invariants:
 //! 1. A member is started only where its earlier life has been seen to end.
-//! 2. A member that cannot be helped by starting it again is given up, which ends the run.
+//! 2. A member that cannot be helped by starting it again is given up, which ends the run; a worker's place only once no
+//!    other is left. Until then it is set aside.
 //! 3. Who is told to leave is asked to end once, after a grace, and killed a while later.
 //! 4. Once nobody is wanted, nobody is started.
 
-use super::restart::{RestartDecision, RestartHistory};
+use super::restart::{End, RestartDecision, RestartHistory};
 use super::{ExitReport, MemberName, Observed, Signal};
 use crate::membership::{Loss, Presence};
+use service::exit_code;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -77,6 +79,8 @@ pub enum Action {
     Signal(MemberName, Signal),
     /// It has ended: end its membership, and have the launcher forget it.
     Forget(MemberName),
+    /// Say that the member that ended so is not started again as long as others work.
+    SetAside(ExitReport),
     /// The run cannot go on without the member that ended so.
     GiveUp(ExitReport),
 }
@@ -98,6 +102,8 @@ struct Record {
     /// It is not to be started before then.
     not_before: Option<Instant>,
     life: Option<Life>,
+    /// How it ended, if it is not started again; leaving the roster and coming back gives it another chance.
+    set_aside: Option<ExitReport>,
 }
 
 /// From a member's start to its end.
@@ -136,34 +142,68 @@ impl Keeper {
             match &sight.observed {
                 Observed::Exited(report) => {
                     actions.push(Action::Forget(member));
-                    let is_lost = !self.plan_restart(report, wanted, sight.work_done, now);
-                    given_up = given_up.or(is_lost.then(|| Action::GiveUp(report.clone())));
+                    match self.plan_restart(report, wanted, sight, now) {
+                        Some(RestartDecision::GiveUp) => given_up = given_up.or(Some(report.clone())),
+                        Some(RestartDecision::SetAside) => actions.push(Action::SetAside(report.clone())),
+                        Some(RestartDecision::After(_)) | None => {}
+                    }
                 }
                 _ => actions.extend(self.watch(member, sight, wanted, now)),
             }
         }
-        match given_up {
-            Some(giving_up) => actions.push(giving_up),
+        match given_up.or_else(|| self.hopeless(wanted)) {
+            Some(report) => {
+                // What ends the run need not be told as set aside, and is told rather than what was set aside before.
+                let newest = actions.iter().position(|action| matches!(action, Action::SetAside(_)));
+                let newest = newest.map(|position| actions.remove(position));
+                let report = if let Some(Action::SetAside(newest)) = newest { newest } else { report };
+                actions.push(Action::GiveUp(report));
+            }
             None => actions.extend(self.start_missing(wanted, now)),
         }
         actions
     }
 
-    /// Closes a life and plans the next; whether there is any use in one.
-    fn plan_restart(&mut self, report: &ExitReport, wanted: Roster, work_done: u64, now: Instant) -> bool {
+    /// Closes a life and plans the next, if there is to be one.
+    fn plan_restart(
+        &mut self,
+        report: &ExitReport,
+        wanted: Roster,
+        sight: &Sight,
+        now: Instant,
+    ) -> Option<RestartDecision> {
         let record = self.records.entry(report.member).or_default();
-        record.work_done = work_done;
-        let life = record.life.take().filter(|_| wanted.includes(report.member));
-        let Some(life) = life else { return true };
-        let worked = work_done > life.work_at_start;
-        match record.history.decide(now.saturating_duration_since(life.since), worked, report.code) {
+        record.work_done = sight.work_done;
+        let life = record.life.take().filter(|_| wanted.includes(report.member))?;
+        let is_orderly =
+            [exit_code::DONE, exit_code::RETRY].map(|code| Some(code.into())).contains(&report.code);
+        let decision = record.history.decide(End {
+            has_worked: sight.work_done > life.work_at_start,
+            is_announced: is_orderly && sight.presence == Some(Presence::Left),
+            code: report.code,
+        });
+        match decision {
             RestartDecision::After(pause) => {
                 tracing::warn!("{} {}, starting it again in {pause:?}", report.member, report.how);
                 record.not_before = Some(now + pause);
-                true
             }
-            RestartDecision::GiveUp => false,
+            RestartDecision::SetAside => record.set_aside = Some(report.clone()),
+            RestartDecision::GiveUp => {}
         }
+        Some(decision)
+    }
+
+    /// How the member ended without which the run cannot go on: the learner, or the last of all workers.
+    fn hopeless(&mut self, wanted: Roster) -> Option<ExitReport> {
+        let left = self.records.iter_mut().filter(|(member, _)| !wanted.includes(**member));
+        left.for_each(|(_, record)| (record.set_aside, record.history) = (None, RestartHistory::default()));
+        let set_aside = |member: &MemberName| self.records.get(member)?.set_aside.clone();
+        if let Some(report) = set_aside(&MemberName::Learner) {
+            return Some(report);
+        }
+        let workers: Vec<_> = wanted.members().filter(|member| *member != MemberName::Learner).collect();
+        let reports: Vec<ExitReport> = workers.iter().filter_map(set_aside).collect();
+        if reports.len() == workers.len() { reports.into_iter().last() } else { None }
     }
 
     /// What is to be done about a member that has not ended.
@@ -171,6 +211,8 @@ impl Keeper {
         let record = self.records.entry(member).or_default();
         record.work_done = sight.work_done;
         let life = record.life.get_or_insert_with(|| Life::new(sight.work_done, now + SILENCE_LIMIT, now));
+        // A member that was gone for long is forgotten, and counts from nothing again.
+        life.work_at_start = life.work_at_start.min(sight.work_done);
         life.note_pending(member, &sight.observed, now);
         let (since, grace) = match wanted {
             Roster::Nobody { grace } => (self.stopping_since.unwrap_or(now), grace),
@@ -178,7 +220,10 @@ impl Keeper {
                 tracing::warn!(member = member.to_string(), "hangs, killed");
                 return vec![Action::Signal(member, Signal::Kill)];
             }
-            Roster::Run { .. } if wanted.includes(member) => return Vec::new(),
+            Roster::Run { .. } if wanted.includes(member) => {
+                life.is_wanted_again();
+                return Vec::new();
+            }
             Roster::Run { .. } => (*life.surplus_since.get_or_insert(now), Some(SURPLUS_GRACE)),
         };
         let signal = life.leave(now.saturating_duration_since(since), grace);
@@ -191,7 +236,8 @@ impl Keeper {
         let mut starts = Vec::new();
         for member in wanted.members() {
             let record = self.records.entry(member).or_default();
-            if record.life.is_none() && record.not_before.is_none_or(|then| now >= then) {
+            let is_there = record.life.is_some() || record.set_aside.is_some();
+            if !is_there && record.not_before.is_none_or(|then| now >= then) {
                 record.life = Some(Life::new(record.work_done, now + SILENCE_LIMIT, now));
                 starts.push(Action::Start(member));
             }
@@ -227,6 +273,11 @@ impl Life {
             Some(Presence::Lost(Loss::Stuck)) => true,
             _ => now > self.member_by,
         }
+    }
+
+    /// Whatever it was told when it was too many.
+    fn is_wanted_again(&mut self) {
+        (self.surplus_since, self.is_asked) = (None, false);
     }
 
     /// How it is made to end that was told to leave `waited` ago.

@@ -167,7 +167,8 @@ impl Launcher for LocalLauncher {
     }
 
     fn is_own(&self, member: MemberName, applicant: &Applicant) -> bool {
-        self.processes.get(&member).is_some_and(|process| process.pid == applicant.process.pid)
+        let is_here = applicant.process.host == service::host_name();
+        is_here && self.processes.get(&member).is_some_and(|process| process.pid == applicant.process.pid)
     }
 }
 
@@ -176,9 +177,11 @@ impl Process {
     fn is_there(&self, member: MemberName, directory: &RunDirectory) -> bool {
         match self.child {
             Some(_) => self.report.is_none(),
-            None => directory.logs().canonicalize().is_ok_and(|logs| {
-                member_of_process(self.pid, &logs).is_some_and(|member_id| member_id == member.to_string())
-            }),
+            None => match directory.logs().canonicalize() {
+                Ok(logs) => member_of_process(self.pid, &logs).is_some_and(|id| id == member.to_string()),
+                // Its log says nothing then, and a process that may live is not started a second time.
+                Err(_) => is_member_process(Handle(self.pid), &member.to_string()),
+            },
         }
     }
 

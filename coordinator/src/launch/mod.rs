@@ -2,9 +2,9 @@
 //! [`Supervisor`] stands between them and the run.
 
 pub mod capacity;
+pub mod exit_report;
 mod keeper;
 mod local;
-pub mod member;
 mod restart;
 mod supervisor;
 
@@ -13,9 +13,10 @@ use crate::membership::Applicant;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+pub use crate::member_name::MemberName;
+pub use exit_report::ExitReport;
 pub use keeper::{Action, Keeper, Roster, Sight};
 pub use local::{LocalLauncher, is_member_process, living_processes, programs};
-pub use member::{ExitReport, MemberName};
 pub use supervisor::Supervisor;
 
 /// A place where the members of a run can run.

@@ -2,43 +2,55 @@
 
 use std::time::Duration;
 
-/// A process that lived that long counts as sound, whatever it died of.
-const SOUND_LIFE: Duration = Duration::from_secs(30);
-/// Short lives in a row after which a member is given up.
-const MAX_SHORT_LIVES: u32 = 6;
+/// Deaths in a row without finished work after which a member is given up.
+const MAX_IDLE_DEATHS: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// Whether it got something done.
+    pub has_worked: bool,
+    /// Whether it said goodbye and ended in good order, because it was told to.
+    pub is_announced: bool,
+    /// Its exit code, unless a signal ended it.
+    pub code: Option<i32>,
+}
 
 /// What follows from the end of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RestartDecision {
     /// Start it again after a pause.
     After(Duration),
-    /// Starting it again does not help.
+    /// Starting it again does not help: it was given bad input.
     GiveUp,
+    /// Starting it again has not helped so often that it will not.
+    SetAside,
 }
 
 /// The recent ends of one member's processes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RestartHistory {
-    short_lives: u32,
+    idle_deaths: u32,
 }
 
 impl RestartHistory {
-    /// Takes note of an end and decides; `worked` if the process got something done, `code` is its exit code unless a
-    /// signal ended it.
-    pub fn decide(&mut self, lived: Duration, worked: bool, code: Option<i32>) -> RestartDecision {
-        if code == Some(service::exit_code::BAD_USAGE.into()) {
+    /// Takes note of an end and decides. How long the process lived is no sign of its health: loading a large model takes
+    /// longer than many a life.
+    pub fn decide(&mut self, end: End) -> RestartDecision {
+        if end.code == Some(service::exit_code::BAD_USAGE.into()) {
             return RestartDecision::GiveUp;
         }
-        if worked || lived >= SOUND_LIFE {
-            self.short_lives = 0;
+        if end.has_worked {
+            self.idle_deaths = 0;
         }
-        self.short_lives += 1;
-        if self.short_lives >= MAX_SHORT_LIVES {
-            return RestartDecision::GiveUp;
+        self.idle_deaths += u32::from(!end.is_announced);
+        if self.idle_deaths >= MAX_IDLE_DEATHS {
+            return RestartDecision::SetAside;
         }
-        RestartDecision::After((FIRST_PAUSE * 2u32.pow(self.short_lives - 1)).min(LONGEST_PAUSE))
+        let doublings = self.idle_deaths.saturating_sub(1);
+        RestartDecision::After((FIRST_PAUSE * 2u32.pow(doublings)).min(LONGEST_PAUSE))
     }
 }
 
@@ -46,30 +58,34 @@ impl RestartHistory {
 mod tests {
     use super::*;
 
-    const SHORT: Duration = Duration::from_secs(1);
+    const DEATH: End = End { has_worked: false, is_announced: false, code: Some(1) };
 
     #[test]
-    fn pauses_grow_until_a_member_is_given_up() {
+    fn pauses_grow_until_a_member_is_set_aside() {
         let mut history = RestartHistory::default();
         let mut pauses = Vec::new();
-        while let RestartDecision::After(pause) = history.decide(SHORT, false, Some(1)) {
+        while let RestartDecision::After(pause) = history.decide(DEATH) {
             pauses.push(pause);
         }
-        assert_eq!(pauses.len() as u32, MAX_SHORT_LIVES - 1);
+        assert_eq!(pauses.len() as u32, MAX_IDLE_DEATHS - 1);
         assert!(pauses.windows(2).all(|pair| pair[1] == pair[0] * 2), "{pauses:?}");
+        assert_eq!(history.decide(DEATH), RestartDecision::SetAside);
     }
 
     #[test]
-    fn a_member_that_works_or_lives_long_is_started_for_ever() {
+    fn a_member_that_works_or_was_told_to_end_is_started_for_ever() {
         let mut history = RestartHistory::default();
         for _ in 0..100 {
-            assert_eq!(history.decide(SHORT, true, None), RestartDecision::After(FIRST_PAUSE));
-            assert_eq!(history.decide(SOUND_LIFE, false, Some(75)), RestartDecision::After(FIRST_PAUSE));
+            let worked = End { has_worked: true, code: None, ..DEATH };
+            assert_eq!(history.decide(worked), RestartDecision::After(FIRST_PAUSE));
+            let told = End { is_announced: true, code: Some(75), ..DEATH };
+            assert_eq!(history.decide(told), RestartDecision::After(FIRST_PAUSE));
         }
     }
 
     #[test]
     fn bad_input_is_not_tried_twice() {
-        assert_eq!(RestartHistory::default().decide(SOUND_LIFE, true, Some(2)), RestartDecision::GiveUp);
+        let end = End { has_worked: true, code: Some(2), ..DEATH };
+        assert_eq!(RestartHistory::default().decide(end), RestartDecision::GiveUp);
     }
 }

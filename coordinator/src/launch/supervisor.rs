@@ -85,6 +85,14 @@ impl Supervisor {
                 });
                 self.launcher.forget(member);
             }
+            Action::SetAside(report) => {
+                let member = report.member;
+                let notice = format!(
+                    "{member} is set aside: again and again it ended without having finished anything. Scaling down and up again \
+                     gives it another chance. {report}"
+                );
+                self.plane.update(|state, _| state.note(&notice));
+            }
             Action::GiveUp(report) => return Err(CoordinatorError::MemberFailed(Box::new(report))),
         }
         Ok(())

@@ -1,11 +1,13 @@
 //! What a process may say of itself: names that can be logged, kept and shown.
 
 use super::{Applicant, Refusal};
-use crate::launch::MemberName;
+use crate::member_name::MemberName;
 use proto::{Process, Role};
 use protocol::{NONCE_BYTES, PROGRAM_VERSION, PROTOCOL_VERSION, is_printable};
 use service::shown;
 
+/// Learners of a run.
+pub(crate) const LEARNER_RANKS: u32 = 1;
 pub(super) const LONGEST_MEMBER_ID: usize = 100;
 /// Of hosts and addresses.
 pub(super) const LONGEST_PLACE: usize = 300;
@@ -33,7 +35,7 @@ pub(super) fn check_words(applicant: &Applicant) -> Result<(), Refusal> {
     if process.metrics_address.len() > LONGEST_PLACE || !process.metrics_address.chars().all(is_printable) {
         return Err(Refusal::Malformed("a metrics address is `host:port`, of at most 300 bytes"));
     }
-    if applicant.rank != 0 {
+    if applicant.rank >= LEARNER_RANKS {
         return Err(Refusal::Malformed("there is one learner, of rank 0"));
     }
     Ok(())

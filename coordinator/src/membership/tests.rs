@@ -2,7 +2,11 @@
 
 use super::*;
 
-const PATIENCE: Patience = Patience { lease: Duration::from_secs(5), task_deadline: Duration::from_secs(60) };
+const PATIENCE: Patience = Patience {
+    lease: Duration::from_secs(5),
+    task_deadline: Duration::from_secs(60),
+    drain: Duration::from_secs(30),
+};
 
 fn members() -> Members {
     Members::new("run-a".to_owned(), 1, PATIENCE)

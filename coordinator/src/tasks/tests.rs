@@ -34,8 +34,9 @@ fn granted(book: &mut TaskBook, worker: &str, now: Instant) -> TaskName {
 }
 
 /// The only worker fails.
-fn fail(book: &mut TaskBook, worker: &str, task: TaskName, own_fault: bool, now: Instant) -> Verdict {
-    book.fail(Failed { worker, task, own_fault, n_workers: 1 }, now)
+fn fail(book: &mut TaskBook, worker: &str, task: TaskName, is_own_fault: bool, now: Instant) -> Verdict {
+    let blame = if is_own_fault { Blame::Task } else { Blame::Worker };
+    book.fail(Failed { worker, task, blame, n_workers: 1 }, now)
 }
 
 fn waits(book: &mut TaskBook, worker: &str, now: Instant) -> bool {
@@ -277,7 +278,7 @@ fn one_worker_alone_among_several_does_not_end_the_run() {
     let fail = |book: &mut TaskBook, worker| {
         // Whatever it was granted before.
         book.claim(worker, &[train(0, 0)], now);
-        book.fail(Failed { worker, task: train(0, 0), own_fault: true, n_workers: 2 }, now)
+        book.fail(Failed { worker, task: train(0, 0), blame: Blame::Task, n_workers: 2 }, now)
     };
     for _ in 0..20 {
         assert_eq!(fail(&mut book, "a"), Verdict::TryAgain);
@@ -352,5 +353,22 @@ fn free_tasks_are_those_that_nobody_has_after_any_course_of_events() {
         assert_eq!(book.free.iter().copied().collect::<Vec<_>>(), free);
         let counts = book.counts();
         assert_eq!((counts.waiting, counts.leased), (free.len() as u32, (open.len() - free.len()) as u32));
+    }
+}
+
+#[test]
+fn a_task_that_memory_is_short_for_ends_the_run_when_two_workers_say_so_or_the_only_one_twice() {
+    let now = Instant::now();
+    let give_up = Verdict::GiveUp { failures: 2 };
+    for (workers, n_workers) in [(["a", "b"], 2), (["a", "a"], 1)] {
+        let mut book = TaskBook::default();
+        book.report(&[wants(0, 1, &[])], now);
+        let mut short = |worker| {
+            let asking = Asking { worker, finishing: &[], n_workers };
+            assert_eq!(book.grant(asking, now), Grant::Task(train(0, 0)));
+            book.fail(Failed { worker, task: train(0, 0), blame: Blame::Memory, n_workers }, now)
+        };
+        assert_eq!(short(workers[0]), Verdict::TryAgain);
+        assert_eq!(short(workers[1]), give_up, "{workers:?}");
     }
 }

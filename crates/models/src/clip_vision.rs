@@ -185,7 +185,8 @@ impl ClipVisionModel {
     }
 
     fn forward(&self, pixel_values: &Tensor) -> Tensor {
-        let pixel_values = pixel_values.to_kind(self.position_embedding.kind());
+        let (device, kind) = (self.position_embedding.device(), self.position_embedding.kind());
+        let pixel_values = pixel_values.to_device(device).to_kind(kind);
         let patches = self.patch_embedding.forward(&self.patches(&pixel_values));
         let n_rows = patches.size()[0];
         let class = self.class_embedding.expand([n_rows, -1, -1], false);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! sampling:   Free ──▶ Asking ──▶ Fetching ──▶ Drawing ──▶ Free, and what was drawn waits for the other hand
-//!              ▲          └─ nothing ─┐ └─ failed ─┐ └─ failed ─▶ Telling ─┐
+//!              ▲          └─ nothing ─┐ └─ failed ─┐ └─ failed ─▶ Telling ─┐      (likewise a task that makes no sense)
 //!              └──────────────────────┴────────────┴─────────────────────┘
 //! finishing:  Free ──▶ Scoring ──▶ Pushing ──▶ Telling ──▶ Free
 //! ```
@@ -15,12 +15,12 @@
 
 use std::time::{Duration, Instant};
 
-use proto::TaskId;
+use proto::{Blame, TaskId};
 
 use crate::{Delivered, PushError, Task, TaskName, WeightsError, WeightsName};
 
-/// How long a worker that is to leave, and draws nothing any more, goes on trying to deliver.
-const DELIVERY_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a worker whose device is broken tries to deliver what it drew before.
+const BROKEN_PATIENCE: Duration = Duration::from_secs(60);
 
 /// One of the two things that a worker does at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +36,8 @@ pub enum Hand {
 pub struct TaskFailure {
     /// What happened.
     pub reason: String,
-    /// Whether it would happen on any worker, since the fault is the task's.
-    pub poisonous: bool,
+    /// Whose fault it is.
+    pub blame: Blame,
 }
 
 /// What a hand has come to, with weights `W`, images `S` and deliveries `D`.
@@ -57,8 +57,8 @@ pub enum ErrandEvent<W, S, D> {
     Told(Hand),
     /// A hand can do nothing more in this process.
     Broken(Hand),
-    /// The worker is to leave.
-    Leave,
+    /// The worker is to leave, and may try to deliver for so long once it draws nothing any more.
+    Leave(Duration),
 }
 
 /// What a hand is to do next.
@@ -109,13 +109,23 @@ pub struct Errands<S> {
     finishing: Option<TaskName>,
     is_leaving: bool,
     is_broken: bool,
+    patience: Duration,
     ends_by: Option<Instant>,
 }
 
 impl<S> Default for Errands<S> {
     fn default() -> Self {
         let sampling = Sampling::Free;
-        Self { sampling, drawn: None, finishing: None, is_leaving: false, is_broken: false, ends_by: None }
+        let patience = BROKEN_PATIENCE;
+        Self {
+            sampling,
+            drawn: None,
+            finishing: None,
+            is_leaving: false,
+            is_broken: false,
+            patience,
+            ends_by: None,
+        }
     }
 }
 
@@ -141,7 +151,7 @@ impl<S> Errands<S> {
             ErrandEvent::Pushed(outcome) => vec![self.tell_finished(match outcome {
                 // To the coordinator the one is as good as the other: nobody need run the task again.
                 Ok(Delivered::Held | Delivered::NotWanted) => Ok(()),
-                Err(error) => Err(TaskFailure { reason: error.to_string(), poisonous: error.is_poisonous() }),
+                Err(error) => Err(TaskFailure { reason: error.to_string(), blame: error.blame() }),
             })],
             ErrandEvent::Told(Hand::Sampling) => {
                 self.sampling = Sampling::Free;
@@ -152,11 +162,14 @@ impl<S> Errands<S> {
                 Vec::new()
             }
             ErrandEvent::Broken(hand) => self.broken(hand).into_iter().collect(),
-            ErrandEvent::Leave => self.leave().into_iter().collect(),
+            ErrandEvent::Leave(patience) => {
+                self.patience = patience;
+                self.leave().into_iter().collect()
+            }
         };
         actions.extend(self.go_on());
         if self.is_leaving && matches!(self.sampling, Sampling::Free) {
-            self.ends_by.get_or_insert(now + DELIVERY_PATIENCE);
+            self.ends_by.get_or_insert(now + self.patience);
         }
         actions
     }
@@ -166,7 +179,7 @@ impl<S> Errands<S> {
         self.is_leaving
     }
 
-    /// Until when a worker that leaves may try to deliver; nothing as long as it draws.
+    /// Until when a worker that leaves may try to deliver; nothing as long as it draws, or tells how a task ended.
     pub fn ends_by(&self) -> Option<Instant> {
         self.ends_by
     }
@@ -206,7 +219,7 @@ impl<S> Errands<S> {
                 Some(fetch)
             }
             Err(fault) => {
-                let failure = TaskFailure { reason: format!("malformed task: {fault}"), poisonous: true };
+                let failure = TaskFailure { reason: format!("malformed task: {fault}"), blame: Blame::Task };
                 Some(self.tell_sampled(id, failure))
             }
         }
@@ -222,7 +235,7 @@ impl<S> Errands<S> {
                 ErrandAction::Draw(*task, weights)
             }
             Err(error) => {
-                let failure = TaskFailure { reason: error.to_string(), poisonous: false };
+                let failure = TaskFailure { reason: error.to_string(), blame: Blame::Worker };
                 self.tell_sampled(task.name.into(), failure)
             }
         }

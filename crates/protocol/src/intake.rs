@@ -124,6 +124,7 @@ impl<T> Intake<T> {
             kind: kind_to_wire(*kind).into(),
             iteration: *iteration,
             version: shelf.set.tasks.first().map_or(0, |task| task.version),
+            rank: 0,
             held: (0..)
                 .zip(&shelf.slots)
                 .filter(|(_, slot)| !matches!(slot, Slot::Empty))

@@ -2,6 +2,7 @@
 //! again, and how often.
 
 use crate::WeightsName;
+use proto::Blame;
 
 /// How often an outcome may be lost on the way before its task is given back.
 const MOST_DAMAGED_PUSHES: u32 = 5;
@@ -50,9 +51,12 @@ pub enum PushError {
 }
 
 impl PushError {
-    /// Whether any worker's outcome would meet it, since the fault is the task's.
-    pub fn is_poisonous(&self) -> bool {
-        matches!(self, Self::Refused(_))
+    /// Whose fault it is: any worker's outcome would be refused, another may have a better line.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Refused(_) => Blame::Task,
+            Self::Fenced(_) | Self::Damaged { .. } => Blame::Worker,
+        }
     }
 }
 
@@ -238,18 +242,18 @@ mod tests {
         }
         let PushAction::End(Err(error)) = pushing.on(failed(Failure::Damaged)) else { panic!("given up") };
         assert_eq!(error.to_string(), "the outcome was lost on the way to the learner 5 times, last: why");
-        assert!(!error.is_poisonous(), "another worker may have a better line");
+        assert_eq!(error.blame(), Blame::Worker, "another worker may have a better line");
     }
 
     #[test]
     fn what_is_final_ends_at_once_and_only_a_refusal_is_the_tasks_fault() {
-        for (failure, is_poisonous) in
-            [(Failure::Fenced as fn(String) -> Failure, false), (Failure::Final, true)]
+        for (failure, blame) in
+            [(Failure::Fenced as fn(String) -> Failure, Blame::Worker), (Failure::Final, Blame::Task)]
         {
             let PushAction::End(Err(error)) = Pushing::default().on(failed(failure)) else {
                 panic!("an end")
             };
-            assert_eq!(error.is_poisonous(), is_poisonous, "{error}");
+            assert_eq!(error.blame(), blame, "{error}");
         }
     }
 

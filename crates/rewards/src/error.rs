@@ -21,6 +21,11 @@ impl RewardError {
         }
     }
 
+    /// Whether the device has too little memory for the batch.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::OutOfMemory { .. })
+    }
+
     /// Position in its batch of the image that the error is about, if it is about one.
     pub fn image(&self) -> Option<usize> {
         match self {
@@ -48,6 +53,14 @@ pub enum RewardError {
         nearest: &'static str,
         /// Every known name.
         known: String,
+    },
+    /// The device has too little memory for the batch.
+    #[error("reward `{name}` is out of memory ({told}); move it to a server of its own, or to the CPU")]
+    OutOfMemory {
+        /// Name of the scorer.
+        name: String,
+        /// What libtorch said.
+        told: String,
     },
     /// An option that the scorer does not have, or of the wrong kind.
     #[error("option `{key}` of reward `{name}`: {problem}")]

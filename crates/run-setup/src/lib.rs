@@ -9,6 +9,7 @@ mod networks;
 mod noise_keys;
 mod noise_levels;
 mod optimization;
+mod out_of_memory;
 mod trained_steps;
 
 pub use device::{DeviceError, open_device, tensor_device};
@@ -16,4 +17,5 @@ pub use networks::{decoder_options, element_type, lora_config, weight_options};
 pub use noise_keys::{adapter_key, evaluation_key, training_key};
 pub use noise_levels::{NoiseLevels, training_schedule};
 pub use optimization::{activations, average, objective, optimizer};
+pub use out_of_memory::{OutOfMemory, catch_out_of_memory};
 pub use trained_steps::{DrawableStep, StepSettings, TrainedSteps, TrainedStepsError, move_stds};

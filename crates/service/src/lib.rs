@@ -37,7 +37,7 @@ pub use environment::expand_path;
 pub use error::ServiceError;
 pub use hub::{Hub, ModelNotFound};
 pub use incoming::serve;
-pub use membership::{JoinDetails, Membership, Standing, WorkInHand};
+pub use membership::{JoinDetails, Membership, Standing, WorkInHand, host_name};
 pub use prompt_copies::{PromptCopies, PromptCopyError, prompt_digest, write_prompts};
 pub use provenance::Provenance;
 pub use run_directory::RunDirectory;

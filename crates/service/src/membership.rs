@@ -11,7 +11,7 @@ use crate::connect::endpoint;
 use crate::{ServiceError, coordinator_client, request};
 use link::{CALL_DEADLINE, Link, State, heartbeats};
 use proto::{
-    Caller, Fatal, FinishTaskRequest, JoinReply, LeaveRequest, NextTaskRequest, Process, Progress,
+    Blame, Caller, Fatal, FinishTaskRequest, JoinReply, LeaveRequest, NextTaskRequest, Process, Progress,
     ReportReply, ReportRequest, Role, Summary, Task, TaskId, Wanted,
 };
 use protocol::{Loss, MemberLink, NONCE_BYTES};
@@ -45,8 +45,8 @@ pub struct JoinDetails {
 pub struct Standing {
     /// `host:port` of the learners by rank; empty while that one has not joined.
     pub learner_addresses: Vec<String>,
-    /// Whether to finish what is in flight and leave.
-    pub is_draining: bool,
+    /// Set where this member is to finish what is in flight and leave: how long delivering it may take.
+    pub drain: Option<Duration>,
 }
 
 /// A living membership; its heartbeat stops when the last clone is dropped.
@@ -70,7 +70,7 @@ impl Membership {
             troubles: BTreeMap::new(),
             device: String::new(),
         };
-        let standing = Standing { learner_addresses: Vec::new(), is_draining: false };
+        let standing = Standing { learner_addresses: Vec::new(), drain: None };
         let link = Arc::new(Link {
             address: address.to_owned(),
             client,
@@ -163,21 +163,16 @@ impl Membership {
         self.finish(FinishTaskRequest { task: Some(task), ..FinishTaskRequest::default() }).await
     }
 
-    /// Tells that a task failed; `poisonous` if the fault is the task's, not this worker's.
+    /// Tells that a task failed, and whose fault it is.
     ///
     /// # Errors
     /// If the membership is lost.
-    pub async fn task_failed(
-        &self,
-        task: TaskId,
-        failure: &str,
-        poisonous: bool,
-    ) -> Result<(), ServiceError> {
+    pub async fn task_failed(&self, task: TaskId, failure: &str, blame: Blame) -> Result<(), ServiceError> {
         let failure = if failure.is_empty() { "unknown" } else { failure };
         self.finish(FinishTaskRequest {
             task: Some(task),
             failure: failure.to_owned(),
-            poisonous,
+            blame: blame.into(),
             ..FinishTaskRequest::default()
         })
         .await
@@ -255,6 +250,10 @@ fn this_process() -> Process {
             .for_each(|half| half.copy_from_slice(&RandomState::new().build_hasher().finish().to_le_bytes()));
         nonce
     });
-    let host = nix::unistd::gethostname().map(|host| host.to_string_lossy().into_owned());
-    protocol::process(*NONCE, &host.unwrap_or_default(), std::process::id())
+    protocol::process(*NONCE, &host_name(), std::process::id())
+}
+
+/// The name of this host; empty where it has none.
+pub fn host_name() -> String {
+    nix::unistd::gethostname().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default()
 }

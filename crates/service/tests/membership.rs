@@ -157,7 +157,7 @@ async fn heartbeats_bring_orders_and_the_learner_address() {
     let membership = join(address, Duration::from_secs(9)).await;
     let mut standing = membership.standing();
     standing.wait_for(|standing| standing.learner_addresses == ["127.0.0.1:7"]).await.expect("heartbeat");
-    assert!(!standing.borrow().is_draining);
+    assert_eq!(standing.borrow().drain, None);
     // An order of a later version is passed over.
     stub.state.lock().unwrap().orders = vec![Order { order: None }];
     membership.computes_on("cuda:3".to_owned());
@@ -165,10 +165,13 @@ async fn heartbeats_bring_orders_and_the_learner_address() {
     while !heard() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(!standing.borrow().is_draining);
-    let drain = Order { order: Some(order::Order::Drain(Drain {})) };
+    assert_eq!(standing.borrow().drain, None);
+    let drain = Order { order: Some(order::Order::Drain(Drain { seconds: 7.5 })) };
     stub.state.lock().unwrap().orders.push(drain);
-    standing.wait_for(|standing| standing.is_draining).await.expect("heartbeat");
+    standing
+        .wait_for(|standing| standing.drain == Some(Duration::from_millis(7500)))
+        .await
+        .expect("heartbeat");
 }
 
 #[tokio::test]
@@ -198,7 +201,7 @@ async fn a_member_that_joins_again_names_both_tasks_it_has_in_hand() {
     membership.task_held(TASK).await.expect("finished");
     assert_eq!(stub.state.lock().unwrap().last_join.as_ref().expect("joined").running, [TASK, NEXT_TASK]);
     stub.state.lock().unwrap().incarnation = 20;
-    membership.task_failed(NEXT_TASK, "", false).await.expect("told");
+    membership.task_failed(NEXT_TASK, "", Blame::Worker).await.expect("told");
     assert_eq!(stub.state.lock().unwrap().last_join.as_ref().expect("joined").running, [NEXT_TASK]);
 }
 

@@ -3,13 +3,49 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use models::ModelError;
 use protocol::{Task, WeightsName};
-use service::WorkInHand;
+use run_setup::catch_out_of_memory;
+use tch::Tensor;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
 
 use crate::errands::weights::TrainedWeights;
 use crate::sampling::task::{Sampled, Sampler, TaskError};
+
+/// What the thread owns.
+pub trait TaskSampler {
+    /// Samples with these weights from now on.
+    ///
+    /// # Errors
+    /// If they are not those of the model.
+    fn load(&mut self, weights: &[(String, Tensor)]) -> Result<(), ModelError>;
+
+    /// Samples a task; `progressed` is called at every network call.
+    ///
+    /// # Errors
+    /// If the task has no outcome.
+    fn sample(&mut self, task: &Task, progressed: &dyn Fn()) -> Result<Sampled, TaskError>;
+
+    /// Says at the end what a user should hear of.
+    fn leave(&self);
+}
+
+impl TaskSampler for Sampler {
+    fn load(&mut self, weights: &[(String, Tensor)]) -> Result<(), ModelError> {
+        Self::load(self, weights)
+    }
+
+    fn sample(&mut self, task: &Task, progressed: &dyn Fn()) -> Result<Sampled, TaskError> {
+        Self::sample(self, task, progressed)
+    }
+
+    fn leave(&self) {
+        if !self.truncated().is_empty() {
+            tracing::warn!("{}", self.truncated());
+        }
+    }
+}
 
 /// A thread with a sampler in it.
 pub struct DeviceThread {
@@ -25,7 +61,7 @@ pub struct DeviceDied;
 struct Command {
     task: Task,
     weights: Arc<TrainedWeights>,
-    work: Arc<WorkInHand>,
+    progressed: Box<dyn Fn() + Send>,
     span: Span,
     reply: oneshot::Sender<Result<Sampled, TaskError>>,
 }
@@ -35,9 +71,9 @@ impl DeviceThread {
     ///
     /// # Errors
     /// If `open` fails, or the thread cannot be started or dies.
-    pub async fn start<E: From<DeviceDied> + From<std::io::Error> + Send + 'static>(
+    pub async fn start<S: TaskSampler, E: From<DeviceDied> + From<std::io::Error> + Send + 'static>(
         n_threads: usize,
-        open: impl FnOnce() -> Result<Sampler, E> + Send + 'static,
+        open: impl FnOnce() -> Result<S, E> + Send + 'static,
     ) -> Result<Self, E> {
         // One task waits while another runs; the caller does not send more.
         let (commands, receiver) = mpsc::channel(1);
@@ -60,7 +96,7 @@ impl DeviceThread {
         Ok(Self { commands, thread })
     }
 
-    /// Samples a task with the given weights; `work` gets on with every network call.
+    /// Samples a task with the given weights; `progressed` is called at every network call.
     ///
     /// # Errors
     /// [`DeviceDied`] if the thread is gone; the inner error is the task's own.
@@ -68,10 +104,10 @@ impl DeviceThread {
         &self,
         task: Task,
         weights: Arc<TrainedWeights>,
-        work: Arc<WorkInHand>,
+        progressed: Box<dyn Fn() + Send>,
     ) -> Result<Result<Sampled, TaskError>, DeviceDied> {
         let (reply, outcome) = oneshot::channel();
-        let command = Command { task, weights, work, span: Span::current(), reply };
+        let command = Command { task, weights, progressed, span: Span::current(), reply };
         self.commands.send(command).await.map_err(|_| DeviceDied)?;
         outcome.await.map_err(|_| DeviceDied)
     }
@@ -84,28 +120,108 @@ impl DeviceThread {
     }
 }
 
-fn serve(mut sampler: Sampler, mut commands: mpsc::Receiver<Command>) {
+fn serve(mut sampler: impl TaskSampler, mut commands: mpsc::Receiver<Command>) {
     let mut loaded: Option<WeightsName> = None;
-    while let Some(Command { task, weights, work, span, reply }) = commands.blocking_recv() {
+    while let Some(Command { task, weights, progressed, span, reply }) = commands.blocking_recv() {
         if reply.is_closed() {
             continue;
         }
         let _in_span = span.entered();
-        let outcome = match loaded == Some(weights.name) {
-            true => Ok(()),
-            false => {
-                loaded = None;
-                weights
-                    .tensors()
-                    .and_then(|tensors| sampler.load(&tensors))
-                    .map(|()| loaded = Some(weights.name))
+        let is_loaded = loaded.take() == Some(weights.name);
+        let drawn = catch_out_of_memory(|| {
+            if !is_loaded {
+                sampler.load(&weights.tensors()?)?;
             }
-        };
-        let outcome =
-            outcome.map_err(TaskError::from).and_then(|()| sampler.sample(&task, &|| work.progressed()));
-        let _ = reply.send(outcome);
+            sampler.sample(&task, &*progressed)
+        });
+        // Weights that memory was short for may be there in part.
+        loaded = drawn.is_ok().then_some(weights.name);
+        let _ = reply.send(drawn.unwrap_or_else(|short| Err(TaskError::OutOfMemory(short))));
     }
-    if !sampler.truncated().is_empty() {
-        tracing::warn!("{}", sampler.truncated());
+    sampler.leave();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+    use config::TaskKind;
+    use proto::Blame;
+    use protocol::TaskName;
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    /// Fails as it is told, one task after the other; counts how often it is given weights.
+    struct Failing {
+        failures: Vec<fn()>,
+        n_loaded: Arc<AtomicU32>,
+    }
+
+    impl TaskSampler for Failing {
+        fn load(&mut self, _: &[(String, Tensor)]) -> Result<(), ModelError> {
+            self.n_loaded.fetch_add(1, SeqCst);
+            Ok(())
+        }
+
+        fn sample(&mut self, task: &Task, _: &dyn Fn()) -> Result<Sampled, TaskError> {
+            self.failures.remove(0)();
+            Ok(Sampled::nothing_of(task.clone()))
+        }
+
+        fn leave(&self) {}
+    }
+
+    async fn device(failures: Vec<fn()>) -> (DeviceThread, Arc<AtomicU32>) {
+        let n_loaded = Arc::new(AtomicU32::new(0));
+        let sampler = Failing { failures, n_loaded: n_loaded.clone() };
+        let open = || Ok::<_, anyhow::Error>(sampler);
+        (DeviceThread::start(1, open).await.expect("started"), n_loaded)
+    }
+
+    async fn sample(device: &DeviceThread) -> Result<Result<Sampled, TaskError>, DeviceDied> {
+        let name = TaskName { iteration: 0, kind: TaskKind::Train, index: 0 };
+        let task = Task {
+            name,
+            version: 0,
+            prompts: Vec::new(),
+            prompt_slot: 0,
+            first_seed: 0,
+            n_seeds: 1,
+            learner_rank: 0,
+        };
+        let weights = Arc::new(TrainedWeights::nothing(WeightsName::policy(0)));
+        device.sample(task, weights, Box::new(|| ())).await
+    }
+
+    /// What libtorch really does where memory is short.
+    fn ask_for_256_tib() {
+        Tensor::zeros([1 << 20, 1 << 26], (Kind::Float, Device::Cpu));
+    }
+
+    #[tokio::test]
+    async fn memory_that_is_short_fails_the_task_with_remedies_and_the_thread_goes_on() {
+        let (device, n_loaded) = device(vec![|| (), ask_for_256_tib, || (), || ()]).await;
+        sample(&device).await.expect("alive").expect("sampled");
+        let short = sample(&device).await.expect("alive").expect_err("short of memory");
+        assert_eq!(short.blame(), Blame::Memory);
+        let told = short.to_string();
+        for words in
+            ["out of memory", "allocate", "sampling.max_rows", "sampling.vae_tile", "model.embedding_cache"]
+        {
+            assert!(told.contains(words), "{words} is not in {told}");
+        }
+        for _ in 0..2 {
+            sample(&device).await.expect("alive").expect("sampled");
+        }
+        assert_eq!(n_loaded.load(SeqCst), 2, "weights that may be there in part are loaded again, once");
+    }
+
+    #[tokio::test]
+    async fn any_other_failure_of_a_device_ends_the_thread() {
+        let (device, _) =
+            device(vec![|| panic!("CUDA error: an illegal memory access was encountered")]).await;
+        let died = sample(&device).await.err().expect("it died").to_string();
+        assert!(died.contains("device thread has died"), "{died}");
     }
 }

@@ -33,12 +33,16 @@ use crate::scoring::{Scorer, ScoringError};
 /// How long one request for a task waits for one.
 const TASK_WAIT: Duration = Duration::from_secs(10);
 
+/// How long delivering may take where a signal and not the coordinator tells the worker to leave.
+const SIGNALLED_PATIENCE: Duration = Duration::from_secs(60);
+
 type Event = ErrandEvent<Arc<TrainedWeights>, Sampled, Delivery>;
 type Action = ErrandAction<Arc<TrainedWeights>, Sampled, Delivery>;
 /// What a hand does, until it comes to something.
 type Doing<'a> = Option<Pin<Box<dyn Future<Output = anyhow::Result<Event>> + Send + 'a>>>;
 
-/// Everything that a worker's hands need.
+/// Everything that a worker's hands need. What only one of them uses has a lock because both are parts of one future; nobody
+/// ever waits for it.
 pub struct Hands {
     membership: Membership,
     device: DeviceThread,
@@ -83,7 +87,7 @@ impl Hands {
             let (hand, done) = tokio::select! {
                 done = come_to_something(&mut sampling) => (Hand::Sampling, done),
                 done = come_to_something(&mut finishing) => (Hand::Finishing, done),
-                () = stop.cancelled(), if !errands.is_leaving() => (Hand::Sampling, Ok(Event::Leave)),
+                () = stop.cancelled(), if !errands.is_leaving() => (Hand::Sampling, Ok(Event::Leave(self.patience()))),
                 () = passed(errands.ends_by()) => {
                     tracing::warn!("a reward or the learner was away too long; what was not delivered will be sampled again");
                     return outcome;
@@ -96,6 +100,11 @@ impl Hands {
             });
             actions = errands.on(event, Instant::now());
         }
+    }
+
+    /// How long delivering may take when this worker is to leave.
+    fn patience(&self) -> Duration {
+        self.membership.standing().borrow().drain.unwrap_or(SIGNALLED_PATIENCE)
     }
 
     async fn perform(&self, action: Action) -> anyhow::Result<Event> {
@@ -125,17 +134,18 @@ impl Hands {
     }
 
     async fn draw(&self, task: Task, weights: Arc<TrainedWeights>) -> Result<Event, DeviceDied> {
-        let work = Arc::new(self.membership.begin_work());
-        let outcome = self.device.sample(task, weights, work).await?;
-        Ok(Event::Drawn(outcome.map_err(|error| TaskFailure { reason: error.to_string(), poisonous: true })))
+        let work = self.membership.begin_work();
+        let outcome = self.device.sample(task, weights, Box::new(move || work.progressed())).await?;
+        Ok(Event::Drawn(
+            outcome.map_err(|error| TaskFailure { reason: error.to_string(), blame: error.blame() }),
+        ))
     }
 
     async fn score(&self, sampled: Sampled) -> anyhow::Result<Event> {
         Ok(Event::Scored(match score(&self.scorer, sampled, &self.membership).await {
             Ok(delivery) => Ok(delivery),
             Err(ScoringError::Task(error)) => {
-                let poisonous = error.is_the_tasks_fault();
-                Err(TaskFailure { reason: error.to_string(), poisonous })
+                Err(TaskFailure { reason: error.to_string(), blame: error.blame() })
             }
             Err(error @ ScoringError::Died(_)) => return Err(error.into()),
         }))
@@ -163,12 +173,12 @@ impl Hands {
     async fn tell(&self, task: TaskId, outcome: Result<(), TaskFailure>) -> Result<(), ServiceError> {
         match outcome {
             Ok(()) => self.membership.task_held(task).await,
-            Err(TaskFailure { reason, poisonous }) => {
+            Err(TaskFailure { reason, blame }) => {
                 match TaskName::try_from(&task) {
                     Ok(name) => tracing::error!("{name} failed: {reason}"),
                     Err(fault) => tracing::error!("a task failed: {reason} ({fault})"),
                 }
-                self.membership.task_failed(task, &reason, poisonous).await
+                self.membership.task_failed(task, &reason, blame).await
             }
         }
     }

@@ -31,6 +31,12 @@ pub struct TrainedWeights {
 }
 
 impl TrainedWeights {
+    /// Weights of no tensors.
+    #[cfg(test)]
+    pub(super) fn nothing(name: WeightsName) -> Self {
+        Self { name, tensors: Vec::new(), bytes: Vec::new() }
+    }
+
     /// The tensors by name, on the CPU.
     ///
     /// # Errors

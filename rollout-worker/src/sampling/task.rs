@@ -9,9 +9,10 @@ use config::{AdapterMethod, RunConfig, TaskKind};
 use flow::{FlowError, Schedule};
 use models::ModelError;
 use noise::NoiseKey;
+use proto::Blame;
 use protocol::{Prompt, Task, TaskFault};
 use rewards::RgbImage;
-use run_setup::{TrainedStepsError, lora_config};
+use run_setup::{OutOfMemory, TrainedStepsError, lora_config};
 use tch::Tensor;
 
 use crate::sampling::delivery::{WireEmbedding, WireTensor};
@@ -89,6 +90,12 @@ pub enum TaskError {
         /// Why not.
         problem: ImageError,
     },
+    /// The device has too little memory for it.
+    #[error(
+        "out of memory ({0}); resume with `model.embedding_cache` set, or lower `sampling.max_rows`, set `sampling.vae_tile` \
+         or move rewards to a server in a branch of the run, `coordinator init --from RUN --set sampling.max_rows=ROWS FILE`"
+    )]
+    OutOfMemory(OutOfMemory),
     /// The images could not be scored.
     #[error("{place}: {problem}")]
     Reward {
@@ -109,11 +116,13 @@ pub enum TaskError {
 }
 
 impl TaskError {
-    /// Whether it would happen again on any worker, since the fault is the task's.
-    pub fn is_the_tasks_fault(&self) -> bool {
+    /// Whose fault it is: most would happen again on any worker.
+    pub fn blame(&self) -> Blame {
         match self {
-            Self::Reward { problem, .. } => !problem.may_pass(),
-            _ => true,
+            Self::OutOfMemory(_) => Blame::Memory,
+            Self::Reward { problem, .. } if problem.is_out_of_memory() => Blame::Memory,
+            Self::Reward { problem, .. } if problem.may_pass() => Blame::Worker,
+            _ => Blame::Task,
         }
     }
 }
@@ -190,6 +199,24 @@ impl Sampler {
 }
 
 impl Sampled {
+    /// A task without images.
+    #[cfg(test)]
+    pub(crate) fn nothing_of(task: Task) -> Self {
+        Self {
+            task,
+            images: Vec::new(),
+            origins: Vec::new(),
+            score_shape: Vec::new(),
+            steps: Vec::new(),
+            tensors: Vec::new(),
+            embeddings: Vec::new(),
+            next_latents: None,
+            network_evaluations: 0,
+            seconds: 0.0,
+            decoding_seconds: 0.0,
+        }
+    }
+
     /// The prompt that an image was drawn for.
     pub fn prompt_of(&self, image: usize) -> &Prompt {
         &self.task.prompts[self.origins[image].prompt]

@@ -2,6 +2,7 @@
 
 use config::RewardSection;
 use rewards::{PromptRecord, Reward, RewardError, RgbImage, Score, check_count};
+use run_setup::{OutOfMemory, catch_out_of_memory};
 use service::Hub;
 use tch::Device;
 use tokio::sync::{mpsc, oneshot};
@@ -73,13 +74,18 @@ pub async fn start<Job: Send + 'static>(
 /// Has a batch scored, and refuses scores that are not one for each image.
 ///
 /// # Errors
-/// If the scorer fails or gives another number of scores.
+/// If the scorer fails, memory is short, or it gives another number of scores.
 pub fn score(
     reward: &dyn Reward,
     images: &[RgbImage],
     prompts: &[PromptRecord],
 ) -> Result<Vec<Score>, RewardError> {
-    let scores = reward.score(images, prompts)?;
+    let scored = catch_out_of_memory(|| reward.score(images, prompts));
+    let out_of_memory = |short: OutOfMemory| RewardError::OutOfMemory {
+        name: reward.name().to_owned(),
+        told: short.to_string(),
+    };
+    let scores = scored.map_err(out_of_memory)??;
     check_count(reward.name(), images.len(), &scores).map(|()| scores)
 }
 

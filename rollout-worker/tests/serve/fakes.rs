@@ -104,7 +104,8 @@ impl Coordinator for FakeCoordinator {
 
     async fn heartbeat(&self, _: Request<HeartbeatRequest>) -> Answer<HeartbeatReply> {
         let state = self.state();
-        let drain = state.drain.then_some(Order { order: Some(order::Order::Drain(Drain {})) });
+        let drain =
+            state.drain.then_some(Order { order: Some(order::Order::Drain(Drain { seconds: 60.0 })) });
         let learner_addresses = vec![state.learner_address.clone()];
         Ok(Response::new(HeartbeatReply { orders: drain.into_iter().collect(), learner_addresses }))
     }

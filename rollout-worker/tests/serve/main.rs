@@ -15,7 +15,7 @@ use models::lora::LoraConfig;
 use models::weights::WeightOptions;
 use models::{LoadOptions, tensor_bytes};
 use proto::push_reply::Status as PushStatus;
-use proto::{FinishTaskRequest, Prompt, Task, TaskId, TaskKind, WeightsManifest, WeightsRole};
+use proto::{Blame, FinishTaskRequest, Prompt, Task, TaskId, TaskKind, WeightsManifest, WeightsRole};
 use rollout_worker::bad_input::BadInput;
 use rollout_worker::serve::{self, ServeOptions};
 use service::Hub;
@@ -366,7 +366,7 @@ async fn an_outcome_that_is_lost_on_the_way_again_and_again_gives_the_task_back(
             }
             _ => assert!(failure.is_empty() && arrived.len() == 1, "{failure}"),
         }
-        assert!(!ends[0].poisonous, "another worker may have more luck");
+        assert!(ends[0].blame() == Blame::Worker, "another worker may have more luck");
     }
 }
 
@@ -374,7 +374,11 @@ async fn an_outcome_that_is_lost_on_the_way_again_and_again_gives_the_task_back(
 async fn weights_that_arrive_damaged_again_and_again_give_the_task_back() {
     let damage = |learner: &FakeLearner| learner.state().n_to_damage = 10;
     let (ends, _) = World::start(|_| (), damage, vec![train(0, 1)]).finish(1).await;
-    assert!(!ends[0].poisonous && ends[0].failure.contains("damaged 10 times"), "{:?}", ends[0]);
+    assert!(
+        ends[0].blame() == Blame::Worker && ends[0].failure.contains("damaged 10 times"),
+        "{:?}",
+        ends[0]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -402,14 +406,18 @@ async fn an_outcome_that_nobody_wants_is_dropped() {
     };
     let (ends, _) = World::start(|_| (), refuse, vec![train(0, 1), train(1, 1)]).finish(2).await;
     assert!(ends[0].failure.is_empty());
-    assert!(ends[1].poisonous && ends[1].failure.contains("as the test wishes"), "{:?}", ends[1]);
+    assert!(
+        ends[1].blame() == Blame::Task && ends[1].failure.contains("as the test wishes"),
+        "{:?}",
+        ends[1]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_gone_astray_is_told_with_prompt_seed_and_step() {
     let spoil = |learner: &FakeLearner| publish(learner, 1, WeightsRole::Policy, f64::NAN);
     let (ends, arrived) = World::start(|_| (), spoil, vec![train(0, 1), train(1, 0)]).finish(2).await;
-    assert!(ends[0].poisonous);
+    assert!(ends[0].blame() == Blame::Task);
     let expected = "prompt `a photo of 5 cats`, seed 0: velocity is not finite at step 0, on the trunk";
     assert_eq!(ends[0].failure, expected);
     assert!(ends[1].failure.is_empty(), "the next version works");
@@ -420,14 +428,14 @@ async fn a_network_gone_astray_is_told_with_prompt_seed_and_step() {
 async fn an_image_that_cannot_be_scored_fails_its_task() {
     let shapes = |config: &mut RunConfig| config.rewards[0].name = "shapes".to_owned();
     let (ends, arrived) = World::start(shapes, |_| (), vec![train(0, 1)]).finish(1).await;
-    assert!(ends[0].poisonous && ends[0].failure.contains("a photo of 5 cats"), "{:?}", ends[0]);
+    assert!(ends[0].blame() == Blame::Task && ends[0].failure.contains("a photo of 5 cats"), "{:?}", ends[0]);
     assert!(arrived.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn weights_that_are_not_offered_give_the_task_back() {
     let (ends, _) = World::start(|_| (), |_| (), vec![train(0, 9)]).finish(1).await;
-    assert!(!ends[0].poisonous && ends[0].failure.contains("version 9"), "{:?}", ends[0]);
+    assert!(ends[0].blame() == Blame::Worker && ends[0].failure.contains("version 9"), "{:?}", ends[0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,6 +34,7 @@ fn words(action: &Action) -> String {
         Action::Signal(member, Signal::Terminate) => format!("end {member}"),
         Action::Signal(member, Signal::Kill) => format!("kill {member}"),
         Action::Forget(member) => format!("forget {member}"),
+        Action::SetAside(report) => format!("set aside {}", report.member),
         Action::GiveUp(report) => format!("give up {}", report.member),
     }
 }
@@ -88,15 +89,15 @@ fn what_ended_is_started_again_after_a_pause_that_grows() {
         (1699, run(1), &only, ""),
         (1700, run(1), &only, "start worker-0"),
         (1800, run(1), &[other, (Worker(0), silent())], ""),
-        // A life of half a minute is a sound one, and the pause is the first again.
+        // However long it lived.
         (31_700, run(1), &ended, "forget worker-0"),
-        (31_899, run(1), &only, ""),
-        (31_900, run(1), &only, "start worker-0"),
+        (32_499, run(1), &only, ""),
+        (32_500, run(1), &only, "start worker-0"),
     ]);
 }
 
 #[test]
-fn who_ends_early_without_having_worked_is_given_up_in_the_end() {
+fn who_ends_without_having_worked_is_given_up_in_the_end() {
     let mut keeper = Keeper::default();
     let mut now = Instant::now();
     // What the first life did is no work of the others.
@@ -108,6 +109,51 @@ fn who_ends_early_without_having_worked_is_given_up_in_the_end() {
         let expected = if life < 6 { "forget learner" } else { "forget learner, give up learner" };
         assert_eq!(actions.join(", "), expected, "life {life}");
         now += Duration::from_secs(11);
+    }
+}
+
+/// Has workers die at their starts until the keeper says something else than that it forgets them.
+fn die(keeper: &mut Keeper, dying: &[u32], wanted: Roster, now: &mut Instant) -> String {
+    let living: Vec<MemberName> =
+        wanted.members().filter(|member| !dying.iter().any(|n| *member == Worker(*n))).collect();
+    loop {
+        *now += Duration::from_secs(11);
+        let alive = living.iter().map(|member| (*member, self::living()));
+        keeper.decide(wanted, &alive.clone().collect(), *now);
+        *now += Duration::from_secs(40);
+        let dead = dying.iter().map(|number| (Worker(*number), exited(Worker(*number), None)));
+        let actions = keeper.decide(wanted, &alive.chain(dead).collect(), *now);
+        let said: Vec<String> =
+            actions.iter().map(words).filter(|word| !word.starts_with("forget")).collect();
+        if !said.is_empty() {
+            return said.join(", ");
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_keeps_dying_is_set_aside_and_ends_the_run_only_with_the_last_of_them() {
+    let (mut keeper, mut now) = (Keeper::default(), Instant::now());
+    assert_eq!(die(&mut keeper, &[1], run(2), &mut now), "set aside worker-1");
+    let both = BTreeMap::from([(Learner, living()), (Worker(0), living())]);
+    now += Duration::from_secs(3600);
+    assert_eq!(keeper.decide(run(2), &both, now), [], "it is not started again");
+    // Scaling down and up gives it another chance.
+    assert_eq!(keeper.decide(run(1), &both, now), []);
+    assert_eq!(keeper.decide(run(2), &both, now), [Action::Start(Worker(1))]);
+    assert_eq!(die(&mut keeper, &[1], run(2), &mut now), "set aside worker-1");
+    assert_eq!(die(&mut keeper, &[0], run(2), &mut now), "give up worker-0", "nobody is left");
+}
+
+#[test]
+fn an_end_that_was_announced_does_not_count() {
+    let (mut keeper, mut now) = (Keeper::default(), Instant::now());
+    let left = Sight { presence: Some(Presence::Left), ..exited(Worker(0), 0) };
+    for _ in 0..20 {
+        keeper.decide(run(1), &BTreeMap::from([(Learner, living())]), now);
+        let sights = BTreeMap::from([(Learner, living()), (Worker(0), left.clone())]);
+        assert_eq!(keeper.decide(run(1), &sights, now), [Action::Forget(Worker(0))]);
+        now += Duration::from_secs(1);
     }
 }
 
@@ -260,7 +306,7 @@ struct World {
     dice: Dice,
     now: Instant,
     members: BTreeMap<MemberName, Reality>,
-    short_lives: BTreeMap<MemberName, u32>,
+    idle_deaths: BTreeMap<MemberName, u32>,
     /// Done by each, now and when it was last started.
     work: BTreeMap<MemberName, (u64, u64)>,
     has_given_up: bool,
@@ -272,7 +318,7 @@ impl World {
             dice: Dice(seed),
             now: Instant::now(),
             members: BTreeMap::new(),
-            short_lives: BTreeMap::new(),
+            idle_deaths: BTreeMap::new(),
             work: BTreeMap::new(),
             has_given_up: false,
         }
@@ -290,8 +336,8 @@ impl World {
                 1 => reality.sight = exited(member, None),
                 2 if !is_pending => reality.sight = lost(Loss::Silent),
                 3 if !is_pending => reality.sight = lost(Loss::Stuck),
-                4 if !is_pending => *work_done += 1,
-                5..9 => reality.sight = living(),
+                4..7 if !is_pending => *work_done += 1,
+                7..10 => reality.sight = living(),
                 _ => {}
             }
             reality.sight.work_done = *work_done;
@@ -311,6 +357,8 @@ impl World {
         match action {
             Action::Start(member) => {
                 assert!(wanted.includes(member) && !self.has_given_up, "{member} is not wanted");
+                let deaths = self.idle_deaths.get(&member);
+                assert!(deaths.is_none_or(|deaths| *deaths < 6), "{member} is set aside");
                 let work = self.work.entry(member).or_default();
                 work.1 = work.0;
                 let sight = if self.dice.throw(3) == 0 { pending() } else { silent() };
@@ -331,26 +379,32 @@ impl World {
             Action::Forget(member) => {
                 let reality = self.members.remove(&member).expect("it was there");
                 assert!(matches!(reality.sight.observed, Observed::Exited(_)), "{member} has not ended");
-                self.count(member, self.now - reality.runs_since, wanted);
+                self.count(member, wanted);
+            }
+            Action::SetAside(report) => {
+                assert_eq!(self.idle_deaths[&report.member], 6, "{} is set aside early", report.member);
             }
             Action::GiveUp(report) => {
-                assert_eq!(self.short_lives[&report.member], 6, "{} is given up early", report.member);
+                assert_eq!(self.idle_deaths[&report.member], 6, "{} is given up early", report.member);
+                let others = wanted
+                    .members()
+                    .filter(|member| report.member != MemberName::Learner && *member != Learner);
+                others.for_each(|other| assert_eq!(self.idle_deaths[&other], 6, "{other} could work"));
                 self.has_given_up = true;
             }
             Action::Drain(member) => assert!(!wanted.includes(member), "{member} is wanted"),
         }
     }
 
-    /// As many short lives in a row as a member is allowed.
-    fn count(&mut self, member: MemberName, lived: Duration, wanted: Roster) {
+    /// As many deaths without work in a row as a member is allowed.
+    fn count(&mut self, member: MemberName, wanted: Roster) {
         if !wanted.includes(member) {
             return;
         }
         let (done, at_start) = self.work[&member];
-        let short_lives = self.short_lives.entry(member).or_default();
-        let is_sound = done > at_start || lived >= Duration::from_secs(30);
-        *short_lives = if is_sound { 1 } else { *short_lives + 1 };
-        assert!(*short_lives <= 6, "{member} was started too often");
+        let idle_deaths = self.idle_deaths.entry(member).or_default();
+        *idle_deaths = if done > at_start { 1 } else { *idle_deaths + 1 };
+        assert!(*idle_deaths <= 6, "{member} was started too often");
     }
 }
 
@@ -365,6 +419,7 @@ fn whatever_happens_nobody_is_there_twice_or_too_often_and_all_end() {
                 wanted = run(world.dice.throw(6) as u32);
             }
             world.go_on();
+            world.idle_deaths.retain(|member, _| wanted.includes(*member));
             for action in keeper.decide(wanted, &world.look(), world.now) {
                 n_starts += u32::from(matches!(action, Action::Start(_)));
                 world.carry_out(action, wanted);

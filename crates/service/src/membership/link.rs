@@ -100,7 +100,7 @@ impl Link {
     fn joined(&self, reply: &JoinReply) {
         tracing::info!(incarnation = self.state().member.caller().incarnation, "joined the run");
         let learner_addresses = reply.learner_addresses.clone();
-        self.stand(Standing { learner_addresses, is_draining: false });
+        self.stand(Standing { learner_addresses, drain: None });
     }
 
     fn stand(&self, standing: Standing) {
@@ -175,9 +175,12 @@ impl Link {
                 client.heartbeat(request(message, CALL_DEADLINE)).await
             })
             .await?;
-        let is_draining =
-            reply.orders.iter().any(|order| matches!(order.order, Some(order::Order::Drain(_))));
-        self.stand(Standing { learner_addresses: reply.learner_addresses, is_draining });
+        let drain = reply.orders.iter().find_map(|order| match order.order {
+            Some(order::Order::Drain(drain)) => Some(drain),
+            None => None,
+        });
+        let drain = drain.map(|drain| Duration::try_from_secs_f64(drain.seconds).unwrap_or_default());
+        self.stand(Standing { learner_addresses: reply.learner_addresses, drain });
         Ok(())
     }
 }
