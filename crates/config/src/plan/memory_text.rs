@@ -72,14 +72,15 @@ fn write_cards(
     } else {
         String::new()
     };
-    writeln!(f, "cards that it fits, {:.0} % of each left free{condition}", 100.0 * HEADROOM)?;
+    let free = 100.0 * HEADROOM;
+    writeln!(f, "cards that it fits, {free:.0} % of each left free and a GB read as 10^9 bytes{condition}")?;
     writeln!(f, "  (what is marked as estimated above, and so this, has never been measured on a card)")?;
     card_row(f, "", ["learner", "worker", "both on one"])?;
     for card in &CARDS {
         let fits = on_device(memory).map(|bytes| if card.takes(bytes) { "fits" } else { "no" });
         card_row(f, &card.to_string(), fits)?;
     }
-    let needs = on_device(memory).map(human_bytes);
+    let needs = on_device(memory).map(|bytes| format!("{:.1} GB", bytes / 1e9));
     card_row(f, "takes", needs.each_ref().map(String::as_str))
 }
 
@@ -107,8 +108,8 @@ fn write_remedies(
         let freed = freed.iter().filter(|(_, bytes)| *bytes >= WORTH_TELLING);
         let freed: Vec<String> =
             freed.map(|(process, bytes)| format!("{process} −{}", human_bytes(*bytes))).collect();
-        writeln!(f, "  {:<42} {}", remedy.setting, freed.join(", "))?;
+        writeln!(f, "  {:<44} {}", remedy.setting, freed.join(", "))?;
     }
     let [learner, worker, both] = on_device(&with_all).map(human_bytes);
-    writeln!(f, "  {:<42} learner {learner}, worker {worker}, both {both}", "with all of these")
+    writeln!(f, "  {:<44} learner {learner}, worker {worker}, both {both}", "with all of these")
 }
