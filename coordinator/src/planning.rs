@@ -8,7 +8,10 @@ use crate::history::History;
 use crate::inspection::{self, Servers};
 use crate::run_place;
 use crate::run_place::run_directory;
-use config::{ComputeDevice, HeldOutCounts, Plan, PromptSplit, Rate, RewardSection, RunConfig, TaskKind};
+use config::{
+    ComputeDevice, HeldOutCounts, Plan, PromptSplit, Rate, RewardInspection, RewardSection, RunConfig,
+    TaskKind,
+};
 use service::Hub;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,10 +38,11 @@ pub fn plan(args: &ConfigArgs, hub: &Hub, programs: &Path) -> Result<(Plan, Vec<
         }
     };
     notes.extend(model.iter().flat_map(|model| inspection::start_notes(&config, model)));
-    notes.extend(reward_notes(&config, programs));
+    let rewards = inspected_rewards(&config, programs, &mut notes);
+    notes.extend(reward_notes(&rewards, model.is_some()));
     notes.extend(repeated_evaluations(&config));
     notes.extend(config.rewards.iter().filter(|reward| reward.is_judge()).map(judge_note));
-    Ok((config::plan(&config, model), notes))
+    Ok((config::plan(&config, model, rewards), notes))
 }
 
 /// How long the run will take, at the rate given or else the run's own so far.
@@ -131,21 +135,21 @@ fn judge_note(reward: &RewardSection) -> String {
     )
 }
 
-/// What rewards take on each worker besides, or why they cannot be built; a plan needs none of them.
-fn reward_notes(config: &RunConfig, programs: &Path) -> Vec<String> {
-    let rewards = match inspection::rewards(config, programs, Servers::Later) {
-        Ok(rewards) => rewards,
-        Err(error) => return vec![format!("rewards are not looked at: {error}")],
-    };
-    let gigabytes = |reward: &config::RewardInspection| reward.bytes as f64 / 1e9;
-    let note = |reward: &config::RewardInspection| match inspection::reward_problem(reward) {
+/// What rewards are, none where they cannot be looked at; a plan needs none of them.
+fn inspected_rewards(config: &RunConfig, programs: &Path, notes: &mut Vec<String>) -> Vec<RewardInspection> {
+    inspection::rewards(config, programs, Servers::Later).unwrap_or_else(|error| {
+        notes.push(format!("rewards are not looked at, and memory is without them: {error}"));
+        Vec::new()
+    })
+}
+
+/// Why rewards cannot be built and, where no plan of memory says it, what they take on each worker.
+fn reward_notes(rewards: &[RewardInspection], is_planned: bool) -> Vec<String> {
+    let note = |reward: &RewardInspection| match inspection::reward_problem(reward) {
         Some(problem) => Some(problem),
-        None => (reward.bytes > 0).then(|| {
-            format!(
-                "reward `{}` takes {:.2} GB of each worker's memory besides",
-                reward.name,
-                gigabytes(reward)
-            )
+        None => (reward.bytes > 0 && !is_planned).then(|| {
+            let gigabytes = reward.bytes as f64 / 1e9;
+            format!("reward `{}` takes {gigabytes:.2} GB of each worker's memory besides", reward.name)
         }),
     };
     rewards.iter().filter_map(note).collect()
@@ -222,6 +226,21 @@ mod tests {
             "`rewards[1]`: no `tesseract`",
         ];
         assert_eq!(notes[1..], expected, "{notes:?}");
+    }
+
+    #[test]
+    fn what_a_reward_takes_is_noted_only_where_no_memory_is_planned() {
+        let reward = |problem: Option<&str>| RewardInspection {
+            key: "rewards[0]".to_owned(),
+            name: "pickscore".to_owned(),
+            bytes: 3_944_000_000,
+            problem: problem.map(str::to_owned),
+        };
+        let rewards = [reward(None), reward(Some("no tokenizer"))];
+        let problem = "`rewards[0]`: no tokenizer";
+        let besides = "reward `pickscore` takes 3.94 GB of each worker's memory besides";
+        assert_eq!(reward_notes(&rewards, true), [problem]);
+        assert_eq!(reward_notes(&rewards, false), [besides, problem]);
     }
 
     #[test]

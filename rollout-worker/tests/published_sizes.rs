@@ -45,7 +45,9 @@ fn sd35_medium_has_its_published_size() {
     let adapter = model.adapter.as_ref().expect("an adapter");
     assert_eq!((adapter.modules, adapter.parameters), (191, 18_776_064));
     assert_eq!(parameters(&model, "text_encoder"), 123_650_304);
+    assert_eq!(parameters(&model, "text_encoder_2"), 694_659_840);
     assert_eq!(parameters(&model, "text_encoder_3"), 4_762_310_656);
+    assert_eq!(parameters(&model, "vae"), 49_545_475);
     assert_eq!((model.n_blocks, model.width, model.decoder_width), (24, 1536, 256));
     assert_eq!((model.image.tokens, model.text_tokens, model.rows_per_evaluation), (1024, 205, 2));
     let transformer = parameters(&model, "transformer");
@@ -59,7 +61,8 @@ fn flux_dev_has_its_published_size() {
     let adapter = model.adapter.as_ref().expect("an adapter");
     assert_eq!((adapter.modules, adapter.parameters), (342, 89_653_248));
     assert_eq!(parameters(&model, "transformer"), 11_901_408_320);
-    assert_eq!((model.n_blocks, model.width), (57, 3072));
+    assert_eq!(parameters(&model, "text_encoder_2"), 4_762_310_656);
+    assert_eq!((model.n_blocks, model.width, model.decoder_width), (57, 3072, 256));
     assert_eq!((model.image.tokens, model.text_tokens, model.rows_per_evaluation), (4096, 128, 1));
     assert_weights(&model, [1.55339081, 0.98724278, 0.58794700]);
 }
@@ -70,7 +73,8 @@ fn qwen_image_has_its_published_size() {
     let adapter = model.adapter.as_ref().expect("an adapter");
     assert_eq!((adapter.modules, adapter.parameters), (720, 424_673_280));
     assert_eq!(parameters(&model, "transformer"), 20_430_401_088);
-    assert_eq!((model.n_blocks, model.width), (60, 3072));
+    assert_eq!(parameters(&model, "text_encoder"), 7_070_619_136);
+    assert_eq!((model.n_blocks, model.width, model.decoder_width), (60, 3072, 192));
     assert_eq!((model.image.tokens, model.text_tokens, model.rows_per_evaluation), (1024, 512, 2));
     assert_weights(&model, [1.83953837, 1.01862086, 0.35217085]);
 }

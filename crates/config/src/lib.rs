@@ -1,6 +1,7 @@
 //! What a run is told to do: the run config, its validation, the prompts, the tasks and their cost. Never links libtorch.
 
 mod branch;
+mod cards;
 mod commented;
 mod compute_device;
 mod cost;
@@ -19,7 +20,10 @@ mod paths;
 mod plan;
 mod presets;
 mod prompts;
+#[cfg(test)]
+mod published_models;
 mod regular_file;
+mod remedies;
 mod rewards;
 mod rollout_plan;
 mod run_config;
@@ -30,6 +34,7 @@ mod tasks;
 mod validate;
 
 pub use branch::branch_text;
+pub use cards::*;
 pub use compute_device::ComputeDevice;
 pub use cost::*;
 pub use derived_defaults::{default_clip_range, default_step_weight};
@@ -45,6 +50,7 @@ pub use plan::*;
 pub use presets::*;
 pub use prompts::*;
 pub use regular_file::*;
+pub use remedies::*;
 pub use rollout_plan::{RolloutPlan, RolloutPlanError};
 pub use run_config::*;
 pub use scorers::{CONNECTION_OPTIONS, REWARD_NAMES, SERVER_OPTIONS};

@@ -1,11 +1,16 @@
 //! What `coordinator plan` says of a run before anything starts.
 
-use crate::memory::dtype_bytes;
+mod memory_text;
+mod text_line;
+
+use crate::memory::{dtype_bytes, version_bytes};
 use crate::{
-    AdapterMethod, Algorithm, Dtype, IterationCost, MemoryPart, MemoryPlace, ModelInspection,
-    RewardCombination, RunConfig, StepInspection, human_bytes, memory_plan, total_bytes, trained_parameters,
+    Algorithm, IterationCost, ModelInspection, RewardCombination, RewardInspection, RunConfig,
+    StepInspection, human_bytes, trained_parameters,
 };
+use memory_text::write_memory;
 use std::fmt;
+use text_line::line;
 
 /// Everything that a run will cost, as far as it can be told beforehand.
 #[derive(Clone, Debug)]
@@ -13,11 +18,13 @@ pub struct Plan {
     config: RunConfig,
     cost: IterationCost,
     model: Option<ModelInspection>,
+    rewards: Vec<RewardInspection>,
 }
 
-/// Works out what a run will cost; without knowing the model, only what can be counted from the config.
-pub fn plan(config: &RunConfig, model: Option<ModelInspection>) -> Plan {
-    Plan { config: config.clone(), cost: config.iteration_cost(), model }
+/// Works out what a run will cost; without knowing the model, only what can be counted from the config. `rewards` are
+/// those that workers compute.
+pub fn plan(config: &RunConfig, model: Option<ModelInspection>, rewards: Vec<RewardInspection>) -> Plan {
+    Plan { config: config.clone(), cost: config.iteration_cost(), model, rewards }
 }
 
 impl Plan {
@@ -48,13 +55,7 @@ impl Plan {
 
     /// Bytes of one version of the trained weights, which every worker fetches.
     pub fn weight_bytes(&self) -> Option<f64> {
-        let model = self.model.as_ref()?;
-        // An adapter is float32 always; a network trained as a whole is sent as its workers compute with it.
-        let size = match self.config.adapter.method {
-            AdapterMethod::Lora => dtype_bytes(Dtype::Float32),
-            AdapterMethod::Full => dtype_bytes(model.dtype),
-        };
-        Some(size * trained_parameters(&self.config, model))
+        self.model.as_ref().map(|model| version_bytes(&self.config, model))
     }
 
     fn write_counts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -141,31 +142,8 @@ impl fmt::Display for Plan {
         }
         let trained = trained_parameters(&self.config, model);
         line(f, "trained", &format!("{trained:.0}"), "parameters")?;
-        let memory = memory_plan(&self.config, model);
-        let is_cpu = self.config.resources.device.is_cpu();
-        write_process(f, "memory of the learner", &memory.learner, is_cpu)?;
-        write_process(f, "memory of each rollout worker, without rewards", &memory.worker, is_cpu)
+        write_memory(f, &self.config, model, &self.rewards)
     }
-}
-
-fn write_process(f: &mut fmt::Formatter<'_>, title: &str, parts: &[MemoryPart], is_cpu: bool) -> fmt::Result {
-    writeln!(f, "{title}")?;
-    for part in parts.iter().filter(|part| part.bytes > 0.0) {
-        let place = if part.place == MemoryPlace::Host && !is_cpu { "host" } else { "" };
-        line(f, part.name, &human_bytes(part.bytes), place)?;
-    }
-    let (on_device, on_host) =
-        (total_bytes(parts, MemoryPlace::Device), total_bytes(parts, MemoryPlace::Host));
-    if is_cpu {
-        return line(f, "in all", &human_bytes(on_device + on_host), "");
-    }
-    line(f, "on the GPU", &human_bytes(on_device), "")?;
-    line(f, "in host memory", &human_bytes(on_host), "")
-}
-
-fn line(f: &mut fmt::Formatter<'_>, name: &str, value: &str, remark: &str) -> fmt::Result {
-    let text = format!("  {name:<34} {value:>14}  {remark}");
-    writeln!(f, "{}", text.trim_end())
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
-//! Ready run configs for `coordinator init`: the shipped ones of `deploy/configs/`, and one for every published run that
-//! this trainer can repeat.
+//! Ready run configs for `coordinator init`: the shipped ones of `deploy/configs/`, one for every published run that this
+//! trainer can repeat, and some of those for the cards that people have.
 
 pub(crate) mod base_model;
+mod for_cards;
 mod published;
 mod recipe;
 
 use crate::{Algorithm, RunConfig};
+use for_cards::FOR_CARDS;
 use published::PUBLISHED;
 
 /// A ready run config.
@@ -29,7 +31,8 @@ const SHIPPED: [(&str, &str); 2] = [
 /// Names of all presets, the default first.
 pub fn preset_names() -> Vec<&'static str> {
     let shipped = SHIPPED.iter().map(|(name, _)| *name);
-    shipped.chain(PUBLISHED.iter().map(|recipe| recipe.name)).collect()
+    let published = PUBLISHED.iter().map(|recipe| recipe.name);
+    shipped.chain(published).chain(FOR_CARDS.iter().map(|preset| preset.name)).collect()
 }
 
 /// The preset of that name.
@@ -43,6 +46,14 @@ pub fn preset(name: &str) -> Option<Preset> {
             source: recipe.source.to_owned(),
             text: recipe.text(),
             config: recipe.config(),
+        });
+    }
+    if let Some(found) = FOR_CARDS.iter().find(|found| found.name == name) {
+        return Some(Preset {
+            name: found.name,
+            source: found.source(),
+            text: found.text(),
+            config: found.config(),
         });
     }
     let (name, text) = SHIPPED.into_iter().find(|(known, _)| *known == name)?;

@@ -155,23 +155,16 @@ impl Recipe {
     /// The commented file.
     pub fn text(&self) -> String {
         let config = self.config();
-        commented_toml(&config, &self.header(&config), &self.comments())
+        commented_toml(&config, &with_supplies(&self.header(), &config), &self.comments())
     }
 
-    fn header(&self, config: &RunConfig) -> String {
-        let remark = if self.remark.is_empty() { String::new() } else { format!("{}\n", self.remark) };
-        format!(
-            "{}\n{remark}\nYou supply:\n  model.path   {}: a folder in the diffusers layout, or this name where it is \
-             in the Hugging Face cache\n  data         {}: a folder with the prompts of training and test, or two \
-             files\n\nKeys that are left out have their defaults. `coordinator plan` shows what the run costs.",
-            self.source,
-            config.model.path.display(),
-            config.data.train.display(),
-        )
+    fn header(&self) -> String {
+        let remark = if self.remark.is_empty() { String::new() } else { format!("\n{}", self.remark) };
+        format!("{}{remark}", self.source)
     }
 
     /// Why a key has its value, where that is more than copied.
-    fn comments(&self) -> Vec<(&'static str, String)> {
+    pub fn comments(&self) -> Vec<(&'static str, String)> {
         let launch = self.launch;
         let counts = format!(
             "The source: {} GPUs × {} {} × {} batches, every prompt {} times, in 2 updates. Here the counts hold \
@@ -279,6 +272,17 @@ impl Recipe {
             false => "No averaging in the source: with 0 and 1 the average is the live adapter.",
         }
     }
+}
+
+/// What stands above a file: what it is, and what its user supplies.
+pub(super) fn with_supplies(header: &str, config: &RunConfig) -> String {
+    format!(
+        "{header}\n\nYou supply:\n  model.path   {}: a folder in the diffusers layout, or this name where it is in the \
+         Hugging Face cache\n  data         {}: a folder with the prompts of training and test, or two files\n\nKeys that \
+         are left out have their defaults. `coordinator plan` shows what the run costs.",
+        config.model.path.display(),
+        config.data.train.display(),
+    )
 }
 
 #[cfg(test)]
