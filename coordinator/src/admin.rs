@@ -5,7 +5,7 @@ use crate::exported;
 use crate::run_record::{RunLock, RunRecord, find_run};
 use crate::server::connect_admin;
 use crate::status;
-use crate::view::{EndedRun, RunView, Standing, to_json};
+use crate::view::{EndedRun, RunView, Stage, to_json};
 use proto::admin_client::AdminClient;
 use proto::{DownRequest, ScaleRequest, StatusReply, StatusRequest};
 use protocol::{PROGRAM_VERSION, PROTOCOL_VERSION};
@@ -26,15 +26,15 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 /// If the run is unknown, or does not live and was killed before it could note how it ended.
 pub async fn status(run: &str, format: LogFormat) -> Result<(), CoordinatorError> {
     let directory = absolute(find_run(run)?);
-    let standing = match client_of(run).await {
-        Ok((_, reply)) => Standing::Living(Box::new(reply.into())),
+    let stage = match client_of(run).await {
+        Ok((_, reply)) => Stage::Living(Box::new(reply.into())),
         Err(CoordinatorError::NotLiving(path) | CoordinatorError::Finished(path)) => {
             let ended = EndedRun::of(RunRecord::read(&directory)?, &directory);
-            Standing::Ended(ended.ok_or(CoordinatorError::Killed(path))?)
+            Stage::Ended(ended.ok_or(CoordinatorError::Killed(path))?)
         }
         Err(error) => return Err(error),
     };
-    let view = RunView::with_files(standing, directory);
+    let view = RunView::with_files(stage, directory);
     print_line(match format {
         LogFormat::Text => status::text(&view),
         LogFormat::Json => to_json(&view).to_string(),

@@ -3,7 +3,7 @@
 use crate::account::{clock, ending_text, held_out_text, seconds, totals_line};
 use crate::advice;
 use crate::results::HeldOutReward;
-use crate::view::{LivingRun, MemberView, RunView, Standing};
+use crate::view::{LivingRun, MemberView, RunView, Stage};
 use service::RunDirectory;
 
 /// Held-out rewards that are shown of a long run: the first and the newest.
@@ -11,9 +11,9 @@ const SHOWN_HELD_OUT: usize = 10;
 
 /// All that is shown of a run.
 pub fn text(view: &RunView) -> String {
-    let mut lines = match &view.standing {
-        Standing::Living(run) => living_text(run),
-        Standing::Ended(run) => vec![
+    let mut lines = match &view.stage {
+        Stage::Living(run) => living_text(run),
+        Stage::Ended(run) => vec![
             format!("run {}", run.run_id),
             format!("ended {} ago: {}", clock(run.ago), ending_text(&run.ended)),
         ],
@@ -98,7 +98,7 @@ mod tests {
     use crate::view::{EndedRun, Overview};
 
     fn living(run: LivingRun) -> RunView {
-        view(Standing::Living(Box::new(run)))
+        view(Stage::Living(Box::new(run)))
     }
 
     #[test]
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn an_ended_run_says_how() {
-        let shown = |ended: RunEnding| text(&view(Standing::Ended(EndedRun { ended, ..ended_run() })));
+        let shown = |ended: RunEnding| text(&view(Stage::Ended(EndedRun { ended, ..ended_run() })));
         assert_eq!(shown(ended_run().ended) + "\n", include_str!("../tests/golden/ended_run.txt"));
         let text = shown(RunEnding::Failed { reason: "a NaN".to_owned(), summary: None });
         assert!(text.contains("ended 1:05 ago: failed: a NaN\n"), "{text}");

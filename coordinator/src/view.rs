@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 pub struct RunView {
     /// What a coordinator says of it, or said last.
     #[serde(flatten)]
-    pub standing: Standing,
+    pub stage: Stage,
     /// All evaluations so far, in the order of versions.
     pub held_out_rewards: Vec<HeldOutReward>,
     /// Where its files are.
@@ -31,7 +31,7 @@ pub struct RunView {
 /// Whether a run lives, and what there is to say of it then.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
-pub enum Standing {
+pub enum Stage {
     /// Its coordinator answers.
     Living(Box<LivingRun>),
     /// Its coordinator noted how it ended.
@@ -128,8 +128,8 @@ pub struct EndedRun {
 
 impl RunView {
     /// Adds what the files of a run tell.
-    pub fn with_files(standing: Standing, directory: RunDirectory) -> Self {
-        Self { standing, held_out_rewards: History::read(&directory).held_out(), directory }
+    pub fn with_files(stage: Stage, directory: RunDirectory) -> Self {
+        Self { stage, held_out_rewards: History::read(&directory).held_out(), directory }
     }
 }
 

@@ -165,13 +165,13 @@ impl Run {
         while self.state.version < self.config().run.iterations {
             self.stop_if_hacked()?;
             let iteration = self.state.version;
-            self.order(iteration)?;
+            self.want_tasks(iteration)?;
             let sampled_with = self.earlier.get(&self.config().policy_version(iteration));
             let metrics = self.trainer.train(iteration, sampled_with)?;
             self.evaluate(iteration)?;
             self.finish_iteration(metrics)?;
         }
-        self.order(self.state.version)?;
+        self.want_tasks(self.state.version)?;
         self.evaluate(self.state.version)?;
         self.report()
     }
@@ -204,7 +204,7 @@ impl Run {
     }
 
     /// Publishes what the tasks of `iteration` and of those that may be sampled ahead need, and wants them.
-    fn order(&self, iteration: u32) -> Result<(), LearnerError> {
+    fn want_tasks(&self, iteration: u32) -> Result<(), LearnerError> {
         let (config, inbox) = (self.config(), &self.trainer.inbox);
         self.trainer.embeddings.begin_iteration(iteration);
         let policy = &self.trainer.policy;

@@ -134,13 +134,13 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
     let config = RunConfig::from_toml(&reply.config).map_err(ServeError::Config)?;
     membership.computes_on(config.resources.device.to_string());
     let shared = Shared::default();
-    let (receiver_ready, receiver) = oneshot::channel();
+    let (reader_ready, receiver) = oneshot::channel();
     let places = Places {
         directory: RunDirectory::new(&reply.run_directory),
         prompts: PromptCopies::of(&reply),
         hub: options.hub,
     };
-    let ended = spawn_training(config, places, shared.clone(), receiver_ready);
+    let ended = spawn_training(config, places, shared.clone(), reader_ready);
 
     let stop_network = CancellationToken::new();
     let _stop_network = stop_network.clone().drop_guard();
@@ -247,11 +247,11 @@ fn spawn_training(
     config: RunConfig,
     places: Places,
     shared: Shared,
-    receiver_ready: oneshot::Sender<OutcomeReader>,
+    reader_ready: oneshot::Sender<OutcomeReader>,
 ) -> oneshot::Receiver<Result<Ended, LearnerError>> {
     let (ended_sender, ended) = oneshot::channel();
     std::thread::spawn(move || {
-        let trained = catch_out_of_memory(|| train(config, places, shared, receiver_ready));
+        let trained = catch_out_of_memory(|| train(config, places, shared, reader_ready));
         let result = trained.unwrap_or_else(|short| Err(LearnerError::OutOfMemory(short)));
         // Nobody listens once the process is being torn down.
         let _ = ended_sender.send(result);
@@ -263,7 +263,7 @@ fn train(
     config: RunConfig,
     places: Places,
     shared: Shared,
-    receiver_ready: oneshot::Sender<OutcomeReader>,
+    reader_ready: oneshot::Sender<OutcomeReader>,
 ) -> Result<Ended, LearnerError> {
     tch::set_num_threads(config.resources.learner_threads as i32);
     tch::set_num_interop_threads(1);
@@ -291,7 +291,7 @@ fn train(
     let held_out = HeldOutPrompts::read(&trainer.config.data, |split| prompts.read(split))?;
     let mut run = Run::open(trainer, held_out, shared.publications, directory)?;
     // If the process is being torn down, the run stops at its first wait.
-    let _ = receiver_ready.send(receiver);
+    let _ = reader_ready.send(receiver);
     run.run()
 }
 
@@ -309,7 +309,7 @@ async fn accept(
         inbox: shared.inbox,
         embeddings: shared.embeddings,
         publications: shared.publications,
-        receiver: Arc::new(receiver),
+        reader: Arc::new(receiver),
         pushes: Arc::new(PushGate::default()),
     };
     let service = LearnerServer::new(service).max_decoding_message_size(MESSAGE_LIMIT);

@@ -19,6 +19,7 @@ use crate::errands::hands::Hands;
 use crate::sampling::embedding_cache::{EmbeddingCache, EmbeddingSettings};
 use crate::sampling::guided_model::GuidedModel;
 use crate::sampling::task::Sampler;
+use crate::sampling::truncated_prompts::TruncatedPrompts;
 use crate::scoring::Scorer;
 
 /// What a worker is told when it is started.
@@ -110,17 +111,21 @@ fn open_sampler(
         membership.troubled("embedding cache", trouble);
         None
     });
-    let options = LoadOptions {
-        weights: run_setup::weight_options(&config, device),
-        text_encoders: cache.is_none(),
-        decoder: Some(run_setup::decoder_options(&config)),
+    let (weights, length) = (run_setup::weight_options(&config, device), config.model.max_sequence_length);
+    // All prompts are embedded before the network is opened: the text encoders' memory is the network's afterwards.
+    let (cache, truncated) = match cache {
+        Some(cache) => {
+            let mut for_prompts = GuidedModel::open_for_prompts(&folder, weights.clone(), length, cache)?;
+            let scales = [config.sampling.guidance_scale, config.evaluation.guidance_scale];
+            cache_prompts(prompts, scales, &mut for_prompts)?;
+            for_prompts.into_embedded()
+        }
+        None => (None, TruncatedPrompts::default()),
     };
-    let is_caching = cache.is_some();
-    let mut model = GuidedModel::open_with(&folder, options, config.model.max_sequence_length, cache)?;
-    if is_caching {
-        let scales = [config.sampling.guidance_scale, config.evaluation.guidance_scale];
-        cache_prompts(prompts, scales, &mut model)?;
-    }
+    let decoder = Some(run_setup::decoder_options(&config));
+    let options = LoadOptions { weights, text_encoders: cache.is_none(), decoder };
+    let mut model = GuidedModel::open_with(&folder, options, length, cache)?;
+    model.remember_truncated(truncated);
     Ok(Sampler::new(config, model)?)
 }
 

@@ -84,9 +84,9 @@ pub(crate) fn held_out(version: u32, reward: f64, standard_error: f64) -> HeldOu
 }
 
 /// With two evaluations in its files.
-pub(crate) fn view(standing: Standing) -> RunView {
+pub(crate) fn view(stage: Stage) -> RunView {
     let held_out_rewards = vec![held_out(0, 0.4, 0.02), held_out(2, 0.5, 0.01)];
-    RunView { standing, held_out_rewards, directory: RunDirectory::new("/runs/demo") }
+    RunView { stage, held_out_rewards, directory: RunDirectory::new("/runs/demo") }
 }
 
 fn is_golden(shown: &impl Serialize, golden: &str) {
@@ -97,13 +97,13 @@ fn is_golden(shown: &impl Serialize, golden: &str) {
 fn the_json_of_a_living_run_keeps_its_keys() {
     let run = living_run();
     is_golden(&run.overview, include_str!("../../tests/golden/progress.json"));
-    let standing = Standing::Living(Box::new(run));
-    is_golden(&view(standing), include_str!("../../tests/golden/living_run.json"));
+    let stage = Stage::Living(Box::new(run));
+    is_golden(&view(stage), include_str!("../../tests/golden/living_run.json"));
 }
 
 #[test]
 fn the_json_of_an_ended_run_keeps_its_keys() {
-    is_golden(&view(Standing::Ended(ended_run())), include_str!("../../tests/golden/ended_run.json"));
+    is_golden(&view(Stage::Ended(ended_run())), include_str!("../../tests/golden/ended_run.json"));
     let failed = RunEnding::Failed { reason: "a NaN".to_owned(), summary: None };
     assert_eq!(to_json(&failed), serde_json::json!({ "how": "failed", "reason": "a NaN" }));
 }

@@ -14,7 +14,7 @@
 
 use std::collections::HashMap;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::FlowError;
 
@@ -91,12 +91,12 @@ impl AdamW {
     /// Everything that [`AdamW::load_state`] needs, under names derived from the parameters':
     /// `NAME.first_moment`, `NAME.second_moment` (shaped as the parameter) and `NAME.updates` (int64, `[1]`).
     ///
-    /// The tensors are copies: later updates do not change them.
+    /// The tensors are copies in the host's memory: later updates do not change them, and they take none of the device's.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let of_slot = |slot: &Slot| {
             [
-                (format!("{}.first_moment", slot.name), slot.first_moment.copy()),
-                (format!("{}.second_moment", slot.name), slot.second_moment.copy()),
+                (format!("{}.first_moment", slot.name), host_copy(&slot.first_moment)),
+                (format!("{}.second_moment", slot.name), host_copy(&slot.second_moment)),
                 (format!("{}.updates", slot.name), Tensor::from_slice(&[slot.updates])),
             ]
         };
@@ -204,6 +204,12 @@ pub(crate) fn reject_leftover(saved: &HashMap<&str, &Tensor>) -> Result<(), Flow
         }),
         None => Ok(()),
     }
+}
+
+fn host_copy(tensor: &Tensor) -> Tensor {
+    // What is on another device is copied by coming here.
+    let here = tensor.to_device(Device::Cpu);
+    if tensor.device() == Device::Cpu { here.copy() } else { here }
 }
 
 #[cfg(test)]

@@ -50,6 +50,6 @@ pub mod torch_file;
 pub use gradient_checkpointing::{Activations, TrainingVelocity};
 pub use network::Network;
 pub use pipeline::{
-    Conditioning, DecoderOptions, Guidance, LoadOptions, PromptTokens, RgbImage, TextToImageModel, to_rgb8,
+    Conditioning, DecoderOptions, Guidance, LoadOptions, PromptTokens, TextToImageModel, to_rgb8,
 };
 pub use projection::AdapterMode;

@@ -23,14 +23,14 @@ use tch::{Kind, Tensor};
 use self::model_index::ModelIndex;
 
 pub use conditioning::Conditioning;
-pub use rgb::{RgbImage, to_rgb8};
+pub use rgb::to_rgb8;
 
 use crate::ModelError;
 use crate::gradient_checkpointing::{Activations, TrainingVelocity};
 use crate::network::{Network, Query};
 use crate::projection::AdapterMode;
 use crate::tokenizer::{ByteTokenizer, TokenIds, Tokenizer};
-use crate::weights::{WeightOptions, variants_in};
+use crate::weights::{Inventory, TensorSource, WeightOptions, variants_in};
 
 /// A flow-matching text-to-image model: text encoders, velocity network with its adapter, decoder.
 pub trait TextToImageModel {
@@ -223,7 +223,7 @@ impl DecoderOptions {
     pub const WHOLE: Self = Self { kind: Kind::Float, tile: None };
 }
 
-type Open = fn(&Path, LoadOptions) -> Result<Box<dyn TextToImageModel>, ModelError>;
+type Open = fn(&Path, LoadOptions, &WeightOptions) -> Result<Box<dyn TextToImageModel>, ModelError>;
 
 const INDEX: &str = "model_index.json";
 /// Beginnings of the names of weight files, as diffusers and transformers have them.
@@ -242,6 +242,26 @@ const FAMILIES: &[(&str, Open)] = &[
 /// If a file is missing or does not fit the others, the family is not among those supported, no component has the variant
 /// asked for, or the device cannot compute in the element type.
 pub fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToImageModel>, ModelError> {
+    let network = options.weights.clone();
+    open_with_network(dir, options, &network)
+}
+
+/// Opens a folder for its prompts alone, which text encoders, opened when asked for, can then be embedded by. The network
+/// takes no memory and must not be evaluated; there is no decoder.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_for_prompts(dir: &Path, weights: WeightOptions) -> Result<Box<dyn TextToImageModel>, ModelError> {
+    let source = TensorSource::Shapes(Inventory::default());
+    let network = WeightOptions { source, ..weights.clone() };
+    open_with_network(dir, LoadOptions { weights, text_encoders: false, decoder: None }, &network)
+}
+
+fn open_with_network(
+    dir: &Path,
+    options: LoadOptions,
+    network: &WeightOptions,
+) -> Result<Box<dyn TextToImageModel>, ModelError> {
     let class = class(dir)?;
     let family = FAMILIES.iter().find(|(name, _)| *name == class);
     let (_, open_family) = family.ok_or_else(|| ModelError::UnsupportedClass {
@@ -251,7 +271,7 @@ pub fn open(dir: &Path, options: LoadOptions) -> Result<Box<dyn TextToImageModel
     })?;
     check_kind(&options.weights)?;
     check_variant(dir, &options.weights)?;
-    open_family(dir, options)
+    open_family(dir, options, network)
 }
 
 /// The class that `model_index.json` of a folder names.

@@ -19,7 +19,7 @@ mod task;
 pub use backoff::Backoff;
 pub use errands::{ErrandAction, ErrandEvent, Errands, Hand, TaskFailure};
 pub use intake::{Intake, Taken, TaskSet, TaskStanding};
-pub use member_link::{AfterCall, CallEnd, JoinEnd, Loss, MemberLink};
+pub use member_link::{AfterCall, CallEnd, JoinEnd, MemberLink, MembershipLoss};
 pub use names::{NameFault, TaskName, WeightsName, WeightsRole, kind_from_wire, kind_to_wire, learner_rank};
 pub use printable::is_printable;
 pub use process::{NONCE_BYTES, PROGRAM_VERSION, PROTOCOL_VERSION, process};

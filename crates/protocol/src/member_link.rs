@@ -14,7 +14,7 @@ const HEARTBEATS_PER_LEASE: f64 = 5.0;
 
 /// Why a membership ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Loss {
+pub enum MembershipLoss {
     /// Nobody answered for longer than the grace.
     Gone,
     /// The coordinator does not take the member, and why.
@@ -63,7 +63,7 @@ pub struct MemberLink {
     lease: Duration,
     grace: Duration,
     last_contact: Instant,
-    loss: Option<Loss>,
+    loss: Option<MembershipLoss>,
 }
 
 impl MemberLink {
@@ -87,7 +87,7 @@ impl MemberLink {
     ///
     /// # Errors
     /// If the membership is lost.
-    pub fn on_call(&mut self, end: CallEnd, now: Instant) -> Result<AfterCall, Loss> {
+    pub fn on_call(&mut self, end: CallEnd, now: Instant) -> Result<AfterCall, MembershipLoss> {
         match end {
             CallEnd::Answered => {
                 self.last_contact = now;
@@ -108,7 +108,7 @@ impl MemberLink {
     ///
     /// # Errors
     /// If the membership is lost.
-    pub fn on_join(&mut self, end: JoinEnd<'_>, now: Instant) -> Result<bool, Loss> {
+    pub fn on_join(&mut self, end: JoinEnd<'_>, now: Instant) -> Result<bool, MembershipLoss> {
         match end {
             JoinEnd::Joined(reply) => {
                 if let Some(identity) = &reply.identity {
@@ -119,7 +119,7 @@ impl MemberLink {
                 Ok(true)
             }
             JoinEnd::Outage => self.outlive_outage(now).map(|()| false),
-            JoinEnd::Refused(reason) => Err(self.lose(Loss::Refused(reason))),
+            JoinEnd::Refused(reason) => Err(self.lose(MembershipLoss::Refused(reason))),
         }
     }
 
@@ -127,19 +127,19 @@ impl MemberLink {
     ///
     /// # Errors
     /// If the membership is lost.
-    pub fn check_lost(&self) -> Result<(), Loss> {
+    pub fn check_lost(&self) -> Result<(), MembershipLoss> {
         self.loss.clone().map_or(Ok(()), Err)
     }
 
-    fn outlive_outage(&mut self, now: Instant) -> Result<(), Loss> {
+    fn outlive_outage(&mut self, now: Instant) -> Result<(), MembershipLoss> {
         self.check_lost()?;
         match now.saturating_duration_since(self.last_contact) > self.grace {
-            true => Err(self.lose(Loss::Gone)),
+            true => Err(self.lose(MembershipLoss::Gone)),
             false => Ok(()),
         }
     }
 
-    fn lose(&mut self, loss: Loss) -> Loss {
+    fn lose(&mut self, loss: MembershipLoss) -> MembershipLoss {
         self.loss = Some(loss.clone());
         loss
     }
@@ -185,9 +185,9 @@ mod tests {
             "any word begins the grace anew"
         );
         let too_late = late + Duration::from_millis(1);
-        assert_eq!(link.on_call(CallEnd::Outage, too_late), Err(Loss::Gone));
-        assert_eq!(link.check_lost(), Err(Loss::Gone));
-        assert_eq!(link.on_call(CallEnd::Outage, now), Err(Loss::Gone), "lost is lost");
+        assert_eq!(link.on_call(CallEnd::Outage, too_late), Err(MembershipLoss::Gone));
+        assert_eq!(link.check_lost(), Err(MembershipLoss::Gone));
+        assert_eq!(link.on_call(CallEnd::Outage, now), Err(MembershipLoss::Gone), "lost is lost");
     }
 
     #[test]
@@ -204,7 +204,7 @@ mod tests {
     fn a_refused_member_does_not_come_back() {
         let (mut link, now) = joined();
         let fenced = CallEnd::Fenced(link.caller().clone());
-        let refused = Loss::Refused("another run".to_owned());
+        let refused = MembershipLoss::Refused("another run".to_owned());
         assert_eq!(link.on_join(JoinEnd::Refused("another run".to_owned()), now), Err(refused.clone()));
         assert_eq!(link.on_call(fenced, now), Err(refused));
         assert_eq!(

@@ -36,7 +36,7 @@ pub use hpsv3::{Hpsv3Files, Hpsv3Network, Hpsv3Reward, IMAGE_TOKEN, REWARD_TOKEN
 pub use jpeg::{JpegReward, jpeg_bytes};
 pub use network_options::NetworkDtype;
 pub use ocr::{OcrError, OcrOptions, OcrReward};
-pub use persistence::{Persistence, Verdict};
+pub use persistence::{Persistence, RetryVerdict};
 pub use qwen2_vl_images::{ImagePatches, PixelBounds, Qwen2VlImageProcessor, TooNarrow, smart_resize};
 pub use registry::{build, names};
 pub use resources::{FindModel, LookUpVariable, ModelLookupError, Resources};

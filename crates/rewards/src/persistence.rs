@@ -14,7 +14,7 @@ pub const ATTEMPTS: u32 = 3;
 
 /// What to do after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RetryVerdict {
     /// Pause, then ask again.
     Retry,
     /// The batch has failed.
@@ -42,19 +42,19 @@ impl Persistence {
     }
 
     /// Takes note of a failure of the batch at hand.
-    pub fn failed(&mut self, error: &RewardError, patience: Duration, now: Instant) -> Verdict {
+    pub fn failed(&mut self, error: &RewardError, patience: Duration, now: Instant) -> RetryVerdict {
         if patience.is_zero() {
-            return Verdict::GiveUp;
+            return RetryVerdict::GiveUp;
         }
         if !error.may_pass() {
             // Whoever answers, however wrongly, is not away.
             (self.outage_since, self.is_open) = (None, false);
             self.failures += 1;
-            return if self.failures < ATTEMPTS { Verdict::Retry } else { Verdict::GiveUp };
+            return if self.failures < ATTEMPTS { RetryVerdict::Retry } else { RetryVerdict::GiveUp };
         }
         let since = *self.outage_since.get_or_insert(now);
         self.is_open |= now.saturating_duration_since(since) >= patience;
-        if self.is_open { Verdict::GiveUp } else { Verdict::Retry }
+        if self.is_open { RetryVerdict::GiveUp } else { RetryVerdict::Retry }
     }
 
     /// Takes note that the batch at hand was scored.
@@ -84,14 +84,18 @@ mod tests {
         let (mut persistence, start) = (Persistence::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         for seconds in [0, 10, 59] {
-            assert_eq!(persistence.failed(&outage(), PATIENCE, at(seconds)), Verdict::Retry);
+            assert_eq!(persistence.failed(&outage(), PATIENCE, at(seconds)), RetryVerdict::Retry);
         }
         for seconds in [60, 61, 62] {
-            assert_eq!(persistence.failed(&outage(), PATIENCE, at(seconds)), Verdict::GiveUp);
+            assert_eq!(persistence.failed(&outage(), PATIENCE, at(seconds)), RetryVerdict::GiveUp);
         }
         persistence.succeeded();
-        assert_eq!(persistence.failed(&outage(), PATIENCE, at(90)), Verdict::Retry, "the circuit is closed");
-        assert_eq!(persistence.failed(&outage(), PATIENCE, at(149)), Verdict::Retry, "a new outage");
+        assert_eq!(
+            persistence.failed(&outage(), PATIENCE, at(90)),
+            RetryVerdict::Retry,
+            "the circuit is closed"
+        );
+        assert_eq!(persistence.failed(&outage(), PATIENCE, at(149)), RetryVerdict::Retry, "a new outage");
     }
 
     #[test]
@@ -99,23 +103,27 @@ mod tests {
         let (mut persistence, start) = (Persistence::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         persistence.failed(&outage(), PATIENCE, at(0));
-        assert_eq!(persistence.failed(&outage(), PATIENCE, at(60)), Verdict::GiveUp);
-        assert_eq!(persistence.failed(&not_finite(), PATIENCE, at(61)), Verdict::Retry);
-        assert_eq!(persistence.failed(&outage(), PATIENCE, at(62)), Verdict::Retry, "a new outage");
+        assert_eq!(persistence.failed(&outage(), PATIENCE, at(60)), RetryVerdict::GiveUp);
+        assert_eq!(persistence.failed(&not_finite(), PATIENCE, at(61)), RetryVerdict::Retry);
+        assert_eq!(persistence.failed(&outage(), PATIENCE, at(62)), RetryVerdict::Retry, "a new outage");
     }
 
     #[test]
     fn an_abandoned_batch_leaves_no_outage_behind() {
         let (mut persistence, start) = (Persistence::default(), Instant::now());
         persistence.begin_batch();
-        assert_eq!(persistence.failed(&outage(), PATIENCE, start), Verdict::Retry);
+        assert_eq!(persistence.failed(&outage(), PATIENCE, start), RetryVerdict::Retry);
         // Nobody waits for it any more; the next one comes long after.
         persistence.begin_batch();
         let later = start + Duration::from_secs(1000);
-        assert_eq!(persistence.failed(&outage(), PATIENCE, later), Verdict::Retry);
-        assert_eq!(persistence.failed(&outage(), PATIENCE, later + PATIENCE), Verdict::GiveUp);
+        assert_eq!(persistence.failed(&outage(), PATIENCE, later), RetryVerdict::Retry);
+        assert_eq!(persistence.failed(&outage(), PATIENCE, later + PATIENCE), RetryVerdict::GiveUp);
         persistence.begin_batch();
-        assert_eq!(persistence.failed(&outage(), PATIENCE, later + PATIENCE), Verdict::GiveUp, "still open");
+        assert_eq!(
+            persistence.failed(&outage(), PATIENCE, later + PATIENCE),
+            RetryVerdict::GiveUp,
+            "still open"
+        );
     }
 
     #[test]
@@ -124,13 +132,13 @@ mod tests {
         for _ in 0..2 {
             persistence.begin_batch();
             let verdicts = [(); 3].map(|()| persistence.failed(&not_finite(), PATIENCE, now));
-            assert_eq!(verdicts, [Verdict::Retry, Verdict::Retry, Verdict::GiveUp]);
+            assert_eq!(verdicts, [RetryVerdict::Retry, RetryVerdict::Retry, RetryVerdict::GiveUp]);
         }
     }
 
     #[test]
     fn what_computes_here_is_not_asked_again() {
         let mut persistence = Persistence::default();
-        assert_eq!(persistence.failed(&not_finite(), Duration::ZERO, Instant::now()), Verdict::GiveUp);
+        assert_eq!(persistence.failed(&not_finite(), Duration::ZERO, Instant::now()), RetryVerdict::GiveUp);
     }
 }

@@ -14,7 +14,7 @@ use proto::{
     Blame, Caller, Fatal, FinishTaskRequest, JoinReply, LeaveRequest, NextTaskRequest, Process, Progress,
     ReportReply, ReportRequest, Role, Summary, Task, TaskId, Wanted,
 };
-use protocol::{Loss, MemberLink, NONCE_BYTES};
+use protocol::{MemberLink, MembershipLoss, NONCE_BYTES};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -103,7 +103,7 @@ impl Membership {
         let mut lost = self.link.lost.subscribe();
         // The sender lives in `link`, which `self` holds.
         let loss = lost.wait_for(Option::is_some).await.ok().and_then(|loss| loss.clone());
-        self.link.loss(loss.unwrap_or(Loss::Gone))
+        self.link.loss(loss.unwrap_or(MembershipLoss::Gone))
     }
 
     /// Begins something that must get on: from now until the end of what is returned, heartbeats tell how long it has

@@ -28,7 +28,7 @@ pub struct OutcomeReader {
 
 /// Why a push whose bytes are intact cannot be held.
 #[derive(Debug, PartialEq, thiserror::Error)]
-pub enum Refusal {
+pub enum PushRefusal {
     /// The noise drawn here does not lead where the sampler went; the sampler must send where that was.
     #[error("next latents rebuilt from their noise have other hashes")]
     NextLatentsNeeded,
@@ -40,7 +40,7 @@ pub enum Refusal {
     Faulty(#[from] PushFault),
 }
 
-impl From<EmbeddingError> for Refusal {
+impl From<EmbeddingError> for PushRefusal {
     fn from(error: EmbeddingError) -> Self {
         match error {
             EmbeddingError::Damaged(problem) => Self::Incomplete(problem),
@@ -66,7 +66,7 @@ impl OutcomeReader {
         bytes: &[u8],
         task: &TaskSpec,
         embeddings: &Embeddings,
-    ) -> Result<Outcome, Refusal> {
+    ) -> Result<Outcome, PushRefusal> {
         let parts = Parts::split(&header.tensors, bytes)?;
         match task.kind {
             TaskKind::Train => {
@@ -91,7 +91,7 @@ impl OutcomeReader {
         header: &PushHeader,
         parts: &Parts,
         embeddings: &Embeddings,
-    ) -> Result<Vec<Arrived>, Refusal> {
+    ) -> Result<Vec<Arrived>, PushRefusal> {
         let negative = self.schema.is_guided.then_some(&header.negative_conditioning);
         let mut arrived = Vec::new();
         for digest in std::iter::once(&header.conditioning).chain(negative) {
@@ -101,7 +101,7 @@ impl OutcomeReader {
                 arrived.push(Arrived::new(digest, &infos, &bytes)?);
             } else if !embeddings.missing(&[digest]).is_empty() {
                 let hex = blake3::Hash::from(digest).to_hex();
-                return Err(Refusal::Incomplete(format!(
+                return Err(PushRefusal::Incomplete(format!(
                     "embedding {hex} is not here; ask again what is missing"
                 )));
             }
@@ -114,7 +114,7 @@ impl OutcomeReader {
         header: &PushHeader,
         parts: &Parts,
         task: &TaskSpec,
-    ) -> Result<Trajectories, Refusal> {
+    ) -> Result<Trajectories, PushRefusal> {
         let states = parts.floats(push_tensors::STATES, Allowed::Features)?;
         let means = parts.floats(push_tensors::MEANS, Allowed::Features)?;
         let log_probs = parts.floats(push_tensors::LOG_PROBS, Allowed::Finite)?;
@@ -130,7 +130,7 @@ impl OutcomeReader {
             .zip(hashes.chunks_exact(HASH_BYTES))
             .all(|(latents, hash)| hash_of(latents) == hash);
         match (all_match, parts.has(push_tensors::NEXT_LATENTS)) {
-            (false, false) => return Err(Refusal::NextLatentsNeeded),
+            (false, false) => return Err(PushRefusal::NextLatentsNeeded),
             (false, true) => {
                 return Err(PushFault::Hashes.into());
             }
@@ -154,7 +154,7 @@ impl OutcomeReader {
     }
 
     /// The scores in the config's order, whatever order they came in.
-    fn scores(&self, parts: &Parts, kind: TaskKind) -> Result<Vec<(String, Vec<f32>)>, Refusal> {
+    fn scores(&self, parts: &Parts, kind: TaskKind) -> Result<Vec<(String, Vec<f32>)>, PushRefusal> {
         let of_scorer = |name: &String| {
             Ok((name.clone(), parts.floats(&push_tensors::score_name(name), Allowed::Finite)?))
         };
@@ -181,7 +181,7 @@ impl OutcomeReader {
 }
 
 /// What rewards tell besides scores, as `REWARD/KEY`.
-fn extras(parts: &Parts) -> Result<Vec<(String, Vec<f32>)>, Refusal> {
+fn extras(parts: &Parts) -> Result<Vec<(String, Vec<f32>)>, PushRefusal> {
     let named = parts.parts.iter().filter_map(|(info, _)| Some((&info.name, extra_of(&info.name)?)));
     named
         .map(|(tensor, (reward, key))| {
@@ -206,12 +206,12 @@ pub fn hash_of(latent: &[f32]) -> [u8; HASH_BYTES] {
     latent_hash(&latent.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
 }
 
-fn digest_of(bytes: &[u8]) -> Result<Digest, Refusal> {
+fn digest_of(bytes: &[u8]) -> Result<Digest, PushRefusal> {
     bytes.try_into().map_err(|_| PushFault::Digest.into())
 }
 
 impl<'a> Parts<'a> {
-    fn split(infos: &'a [TensorInfo], mut bytes: &'a [u8]) -> Result<Self, Refusal> {
+    fn split(infos: &'a [TensorInfo], mut bytes: &'a [u8]) -> Result<Self, PushRefusal> {
         let mut parts = Vec::with_capacity(infos.len());
         for info in infos {
             let length = announced_bytes(std::slice::from_ref(info))?;
@@ -227,17 +227,17 @@ impl<'a> Parts<'a> {
         self.parts.iter().any(|(info, _)| info.name == name)
     }
 
-    fn find(&self, name: &str) -> Result<(&'a TensorInfo, &'a [u8]), Refusal> {
+    fn find(&self, name: &str) -> Result<(&'a TensorInfo, &'a [u8]), PushRefusal> {
         let found = self.parts.iter().find(|(info, _)| info.name == name);
         found.copied().ok_or_else(|| PushFault::Missing(name.to_owned()).into())
     }
 
-    fn bytes(&self, name: &str) -> Result<&'a [u8], Refusal> {
+    fn bytes(&self, name: &str) -> Result<&'a [u8], PushRefusal> {
         self.find(name).map(|(_, bytes)| bytes)
     }
 
     /// The numbers of a tensor, if they are what is allowed.
-    fn floats(&self, name: &str, allowed: Allowed) -> Result<Vec<f32>, Refusal> {
+    fn floats(&self, name: &str, allowed: Allowed) -> Result<Vec<f32>, PushRefusal> {
         let (info, bytes) = self.find(name)?;
         let (floats, _) = bytes.as_chunks();
         let floats: Vec<f32> = floats.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();

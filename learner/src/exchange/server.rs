@@ -21,7 +21,7 @@ use crate::exchange::embeddings::Embeddings;
 use crate::exchange::inbox::Inbox;
 use crate::exchange::publications::Publications;
 use crate::exchange::push_gate::PushGate;
-use crate::exchange::receive::{OutcomeReader, Refusal, announced_bytes};
+use crate::exchange::receive::{OutcomeReader, PushRefusal, announced_bytes};
 
 /// Bytes of the largest chunk that the wire allows.
 const CHUNK_LIMIT: usize = 1024 * 1024;
@@ -48,7 +48,7 @@ pub struct LearnerService {
     /// Weights that can be fetched.
     pub publications: Arc<Publications>,
     /// Checks and completes what is pushed.
-    pub receiver: Arc<OutcomeReader>,
+    pub reader: Arc<OutcomeReader>,
     /// Bounds the pushes at a time.
     pub pushes: Arc<PushGate>,
 }
@@ -101,10 +101,10 @@ impl Learner for LearnerService {
         };
         let status = match self.inbox.standing(name) {
             TaskStanding::Wanted(task, steps) => {
-                self.receiver
+                self.reader
                     .schema
                     .check(&header, &task, &steps)
-                    .map_err(|fault| refusal_status(name, Refusal::Faulty(fault)))?;
+                    .map_err(|fault| refusal_status(name, PushRefusal::Faulty(fault)))?;
                 let _admitted = self.pushes.admit()?;
                 let first = next_part(&mut messages).await?;
                 let turn = self.pushes.turn().await?;
@@ -170,16 +170,16 @@ impl LearnerService {
         task: config::TaskSpec,
         received: Received,
     ) -> Result<PushStatus, Status> {
-        let (receiver, embeddings) = (self.receiver.clone(), self.embeddings.clone());
+        let (reader, embeddings) = (self.reader.clone(), self.embeddings.clone());
         // `received` is moved as a whole, so that its turn lasts as long as its bytes.
         let outcome = move || {
             let received = received;
-            receiver.outcome(&received.header, &received.bytes, &task, &embeddings)
+            reader.outcome(&received.header, &received.bytes, &task, &embeddings)
         };
         let completed = tokio::task::spawn_blocking(outcome).await;
         match completed.map_err(|error| Status::internal(error.to_string()))? {
             Ok(outcome) => Ok(push_status(&self.inbox.hold(name, outcome))),
-            Err(Refusal::NextLatentsNeeded) => {
+            Err(PushRefusal::NextLatentsNeeded) => {
                 tracing::warn!(task = %name, "rebuilt next latents differ; asking for the sampler's own");
                 Ok(PushStatus::NextLatentsNeeded)
             }
@@ -241,11 +241,11 @@ fn push_status(standing: &TaskStanding) -> PushStatus {
 }
 
 /// The one mapping of what is wrong with a push to a status.
-fn refusal_status(name: TaskName, refusal: Refusal) -> Status {
+fn refusal_status(name: TaskName, refusal: PushRefusal) -> Status {
     let problem = refusal.to_string();
     match refusal {
-        Refusal::Incomplete(_) => Status::data_loss(shown(&problem, LONGEST_PROBLEM)),
-        Refusal::NextLatentsNeeded | Refusal::Faulty(_) => {
+        PushRefusal::Incomplete(_) => Status::data_loss(shown(&problem, LONGEST_PROBLEM)),
+        PushRefusal::NextLatentsNeeded | PushRefusal::Faulty(_) => {
             Status::invalid_argument(format!("{name}: {}", shown(&problem, LONGEST_PROBLEM)))
         }
     }

@@ -12,7 +12,7 @@ use models::adapter_file::SavedAdapter;
 use models::{ModelError, Network};
 use noise::standard_normal;
 use run_setup::{adapter_key, lora_config};
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 /// Tensors by name.
 pub type NamedTensors = Vec<(String, Tensor)>;
@@ -90,10 +90,17 @@ impl TrainedTensors {
         Ok(())
     }
 
-    /// Masters or their average as workers get them: in the element type that the network computes from, as copies.
+    /// Masters or their average as workers get them: in the element type that the network computes from, as copies
+    /// in the host's memory.
     pub fn for_workers(&self, tensors: &[(String, Tensor)]) -> NamedTensors {
         let kind = self.rounded.first().map_or(Kind::Float, Tensor::kind);
-        tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach().to_kind(kind).copy())).collect()
+        let host_copy = |tensor: &Tensor| {
+            let rounded = tensor.detach().to_kind(kind);
+            // What is on another device is copied by coming here.
+            let here = rounded.to_device(Device::Cpu);
+            if rounded.device() == Device::Cpu { here.copy() } else { here }
+        };
+        tensors.iter().map(|(name, tensor)| (name.clone(), host_copy(tensor))).collect()
     }
 
     /// Lets the network compute from an earlier version, as [`Self::for_workers`] made it, until [`Self::restore`] with what

@@ -52,7 +52,7 @@ impl Served {
             inbox: shared.inbox.clone(),
             embeddings: shared.embeddings.clone(),
             publications: shared.publications.clone(),
-            receiver: Arc::new(worker.receiver),
+            reader: Arc::new(worker.receiver),
             pushes: pushes.clone(),
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

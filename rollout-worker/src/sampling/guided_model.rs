@@ -98,6 +98,40 @@ impl GuidedModel {
     ) -> Result<Self, ModelError> {
         let device = options.weights.device;
         let model = models::pipeline::open(dir, options)?;
+        Self::of_model(dir, model, device, (max_sequence_length, cache))
+    }
+
+    /// Opens a folder to embed prompts, by [`Self::cache_prompts`], and for nothing else: the network takes no memory.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_for_prompts(
+        dir: &Path,
+        weights: WeightOptions,
+        max_sequence_length: usize,
+        cache: EmbeddingCache,
+    ) -> Result<Self, ModelError> {
+        let device = weights.device;
+        let model = models::pipeline::open_for_prompts(dir, weights)?;
+        Self::of_model(dir, model, device, (max_sequence_length, Some(cache)))
+    }
+
+    /// The cache, and which of the prompts embedded so far were cut off.
+    pub fn into_embedded(self) -> (Option<EmbeddingCache>, TruncatedPrompts) {
+        (self.cache, self.truncated)
+    }
+
+    /// Counts prompts that were cut off when they were embedded before.
+    pub fn remember_truncated(&mut self, truncated: TruncatedPrompts) {
+        self.truncated = truncated;
+    }
+
+    fn of_model(
+        dir: &Path,
+        model: Box<dyn TextToImageModel>,
+        device: Device,
+        (max_sequence_length, cache): (usize, Option<EmbeddingCache>),
+    ) -> Result<Self, ModelError> {
         let noise_levels = NoiseLevels::of(model.as_ref())
             .map_err(|error| ModelError::Input(format!("{}: {error}", dir.display())))?;
         let (embeddings, truncated) = (HashMap::new(), TruncatedPrompts::default());
@@ -274,11 +308,8 @@ impl GuidedModel {
                 let index = images.len() + finite.argmin(0, false).int64_value(&[]) as usize;
                 return Err(ImageError::NonFinite { index });
             }
-            images.extend(to_rgb8(&decoded).into_iter().map(|image| RgbImage {
-                width: image.width,
-                height: image.height,
-                pixels: image.pixels,
-            }));
+            let (height, width) = (decoded.size()[2] as usize, decoded.size()[3] as usize);
+            images.extend(to_rgb8(&decoded).into_iter().map(|pixels| RgbImage { width, height, pixels }));
         }
         Ok(images)
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rewards::{Persistence, PromptRecord, RewardError, RgbImage, Score, Verdict};
+use rewards::{Persistence, PromptRecord, RetryVerdict, RewardError, RgbImage, Score};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
 
@@ -109,12 +109,12 @@ impl Service {
             };
             let patience = self.reward.patience();
             match self.persistence.failed(&error, patience, Instant::now()) {
-                Verdict::GiveUp if error.may_pass() && !patience.is_zero() => {
+                RetryVerdict::GiveUp if error.may_pass() && !patience.is_zero() => {
                     let problem = Box::new(error);
                     break Some(Err(RewardError::GivenUp { patience, problem }));
                 }
-                Verdict::GiveUp => break Some(Err(error)),
-                Verdict::Retry => {
+                RetryVerdict::GiveUp => break Some(Err(error)),
+                RetryVerdict::Retry => {
                     if !std::mem::replace(&mut is_held, true) {
                         tracing::warn!(reward = self.name, "held until this is mended: {error}");
                     }

@@ -366,7 +366,7 @@ async fn an_outcome_that_is_lost_on_the_way_again_and_again_gives_the_task_back(
             }
             _ => assert!(failure.is_empty() && arrived.len() == 1, "{failure}"),
         }
-        assert!(ends[0].blame() == Blame::Worker, "another worker may have more luck");
+        assert!(ends[0].blame() != Blame::Task, "another worker may have more luck");
     }
 }
 

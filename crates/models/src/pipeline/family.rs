@@ -113,10 +113,11 @@ struct Pipeline<F: Family> {
     dir: PathBuf,
 }
 
-/// Opens a folder of the family.
+/// Opens a folder of the family; the network's tensors are read as `network` says.
 pub(super) fn open<F: Family + 'static>(
     dir: &Path,
     options: LoadOptions,
+    network: &WeightOptions,
 ) -> Result<Box<dyn TextToImageModel>, ModelError> {
     let index = ModelIndex::open(dir)?;
     index.require("transformer", F::TRANSFORMER)?;
@@ -124,7 +125,7 @@ pub(super) fn open<F: Family + 'static>(
     let scheduler = Scheduler::open(dir, &index)?;
     let vae_dir = dir.join("vae");
     let vae = F::Vae::open(&vae_dir)?;
-    let transformer = F::open_transformer(&dir.join("transformer"), &options.weights)?;
+    let transformer = F::open_transformer(&dir.join("transformer"), network)?;
     let latents = F::latents(&transformer);
     let (channels, expected) = (vae.channels(), latents.channels);
     if channels != expected {

@@ -5,7 +5,7 @@ use super::{JoinDetails, Standing};
 use crate::{ServiceError, backoff, request};
 use proto::coordinator_client::CoordinatorClient;
 use proto::{Caller, HeartbeatRequest, JoinReply, JoinRequest, Process, TaskId, order};
-use protocol::{AfterCall, Backoff, CallEnd, JoinEnd, Loss, MemberLink};
+use protocol::{AfterCall, Backoff, CallEnd, JoinEnd, MemberLink, MembershipLoss};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,7 +25,7 @@ pub(super) struct Link {
     /// Held while joining, so that callers fenced together join once.
     pub(super) joining: tokio::sync::Mutex<()>,
     pub(super) standing: watch::Sender<Standing>,
-    pub(super) lost: watch::Sender<Option<Loss>>,
+    pub(super) lost: watch::Sender<Option<MembershipLoss>>,
 }
 
 pub(super) struct State {
@@ -43,18 +43,21 @@ impl Link {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    pub(super) fn loss(&self, loss: Loss) -> ServiceError {
+    pub(super) fn loss(&self, loss: MembershipLoss) -> ServiceError {
         let address = self.address.clone();
         match loss {
-            Loss::Gone => ServiceError::CoordinatorGone { address, grace: self.details.grace },
-            Loss::Refused(reason) => {
+            MembershipLoss::Gone => ServiceError::CoordinatorGone { address, grace: self.details.grace },
+            MembershipLoss::Refused(reason) => {
                 ServiceError::Refused { address, member_id: self.details.member_id.clone(), reason }
             }
         }
     }
 
     /// What the machine decides, which everybody hears of if it is the end.
-    fn decide<T>(&self, decide: impl FnOnce(&mut MemberLink) -> Result<T, Loss>) -> Result<T, ServiceError> {
+    fn decide<T>(
+        &self,
+        decide: impl FnOnce(&mut MemberLink) -> Result<T, MembershipLoss>,
+    ) -> Result<T, ServiceError> {
         let decision = decide(&mut self.state().member);
         decision.map_err(|loss| {
             self.lost.send_replace(Some(loss.clone()));
