@@ -105,9 +105,12 @@ fn time_text(config: &RunConfig, held_out: HeldOutCounts, rate: Rate) -> String 
             let cores = workers * resources.worker_threads + resources.learner_threads;
             format!("{:.2} core-hours ({cores} threads)", hours * cores as f64)
         }
-        ComputeDevice::Cuda(_) => {
+        ComputeDevice::Cuda => {
             let n = config.n_processes();
             format!("{:.2} GPU-hours ({n} processes with a GPU each)", hours * n as f64)
+        }
+        ComputeDevice::CudaAt(_) => {
+            format!("{hours:.2} GPU-hours ({} processes on one GPU)", config.n_processes())
         }
     };
     let total = config.run_evaluations(held_out);
