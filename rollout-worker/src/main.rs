@@ -238,7 +238,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Inspect(args) => run_inspect(*args),
         Command::InspectRewards => run_inspect_rewards(),
         Command::InspectDevice { device } => {
-            run_setup::open_device(device).map_err(BadInput::from_error)?;
+            run_setup::open_device(device).map_err(cuda::explained).map_err(BadInput::from_error)?;
             Ok(exit_code::DONE)
         }
         Command::ServeReward(args) => run_serve_reward(args),
@@ -287,7 +287,7 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
     let MemberArguments { coordinator, coordinator_grace: grace, log_format } = args.member;
     logging::init(log_format, "info")?;
     if let Some(device) = args.device {
-        run_setup::open_device(device).map_err(BadInput::from_error)?;
+        run_setup::open_device(device).map_err(cuda::explained).map_err(BadInput::from_error)?;
     }
     let options =
         ServeOptions { coordinator, member_id: args.member_id, device: args.device, grace, hub: hub() };
