@@ -80,7 +80,7 @@ async fn start(
     }
     let opened = run_setup::open_device(config.resources.device).map_err(cuda::explained);
     let reward_device = opened.map_err(BadInput::from_error)?;
-    membership.computes_on(config.resources.device.to_string());
+    membership.computes_on(config.resources.device);
     let scorer = Scorer::start(&config, reward_device, &hub).await?;
     let n_threads = config.resources.worker_threads;
     let (told, prompts) = (membership.clone(), PromptCopies::of(reply));

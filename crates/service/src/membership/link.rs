@@ -36,6 +36,8 @@ pub(super) struct State {
     pub(super) troubles: BTreeMap<String, String>,
     /// What it computes on; empty until that is known.
     pub(super) device: String,
+    /// Empty where that is no card.
+    pub(super) card: String,
 }
 
 impl Link {
@@ -164,8 +166,8 @@ impl Link {
         let state = self.state();
         let idle_seconds = state.work.idle(Instant::now()).as_secs_f64();
         let troubles = state.troubles.values().cloned().collect();
-        let device = state.device.clone();
-        HeartbeatRequest { caller: Some(caller), idle_seconds, troubles, device }
+        let (device, card) = (state.device.clone(), state.card.clone());
+        HeartbeatRequest { caller: Some(caller), idle_seconds, troubles, device, card }
     }
 
     async fn heartbeat(&self) -> Result<(), ServiceError> {
