@@ -391,7 +391,8 @@ fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {
     // What scorers warn of, such as a prompt that they can make nothing of.
     logging::init(LogFormat::Text, "warn")?;
     tch::set_num_threads(i32::from(args.threads));
-    let device = run_setup::open_device(args.device).map_err(BadInput::from_error)?;
+    let opened = run_setup::open_device(args.device).map_err(cuda::explained);
+    let device = opened.map_err(BadInput::from_error)?;
     let resources = reward_resources(device, hub());
     let mut reward =
         config::reward_from_settings(&args.reward, &args.options).map_err(BadInput::from_error)?;

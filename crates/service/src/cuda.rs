@@ -241,6 +241,9 @@ mod tests {
 
     #[test]
     fn a_device_that_is_not_here_is_explained_below_it() {
+        let missing = std::fmt::Error;
+        let error: Box<dyn std::error::Error + Send + Sync> = Box::new(explained(missing));
+        assert!(error.to_string().starts_with(&missing.to_string()));
         let told = explained("device `cuda` is not available").to_string();
         assert!(told.starts_with("device `cuda` is not available\n  "), "{told}");
     }
