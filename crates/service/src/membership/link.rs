@@ -177,10 +177,7 @@ impl Link {
                 client.heartbeat(request(message, CALL_DEADLINE)).await
             })
             .await?;
-        let drain = reply.orders.iter().find_map(|order| match order.order {
-            Some(order::Order::Drain(drain)) => Some(drain),
-            None => None,
-        });
+        let drain = reply.orders.iter().find_map(|order| order.order.map(|order::Order::Drain(drain)| drain));
         let drain = drain.map(|drain| Duration::try_from_secs_f64(drain.seconds).unwrap_or_default());
         self.stand(Standing { learner_addresses: reply.learner_addresses, drain });
         Ok(())
