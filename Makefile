@@ -4,6 +4,8 @@ CARGO ?= cargo
 CONFIG ?= deploy/configs/tempflow-tiny-cpu.toml
 # Further flags of `coordinator up`, as in `make up ARGS="--workers 2 --set run.name=second"`.
 ARGS ?=
+# `cpu` or `cuda`: which libtorch is fetched. Left empty, a GPU that is seen decides.
+DEVICE ?=
 
 .PHONY: help setup build up test test-rounding check bench ablation test-kills
 
@@ -15,10 +17,10 @@ help:
 	@echo 'make check     format, lints, docs, then all tests: what CI runs'
 	@echo 'make bench     measure sampling, training and rewards beside PyTorch'
 	@echo 'make ablation  Flow-GRPO to TempFlow-GRPO step by step, three seeds each (hours)'
-	@echo 'make setup     fetch libtorch only'
+	@echo 'make setup     fetch libtorch only (DEVICE=cpu or DEVICE=cuda; else as a GPU is seen or not)'
 
 setup:
-	@./deploy/libtorch.sh
+	@DEVICE='$(DEVICE)' ./deploy/libtorch.sh
 
 build: setup
 	$(CARGO) build --release --workspace --bins

@@ -1,11 +1,12 @@
 //! Commands against a run: status, scale, down, export.
 
+use crate::cards::Inventory;
 use crate::error::CoordinatorError;
 use crate::exported;
 use crate::run_record::{RunLock, RunRecord, find_run};
 use crate::server::connect_admin;
 use crate::status;
-use crate::view::{EndedRun, RunView, Stage, to_json};
+use crate::view::{EndedRun, LivingRun, RunView, Stage, to_json};
 use proto::admin_client::AdminClient;
 use proto::{DownRequest, ScaleRequest, StatusReply, StatusRequest};
 use protocol::{PROGRAM_VERSION, PROTOCOL_VERSION};
@@ -27,7 +28,7 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 pub async fn status(run: &str, format: LogFormat) -> Result<(), CoordinatorError> {
     let directory = absolute(find_run(run)?);
     let stage = match client_of(run).await {
-        Ok((_, reply)) => Stage::Living(Box::new(reply.into())),
+        Ok((_, reply)) => Stage::Living(Box::new(with_cards(reply.into()))),
         Err(CoordinatorError::NotLiving(path) | CoordinatorError::Finished(path)) => {
             let ended = EndedRun::of(RunRecord::read(&directory)?, &directory);
             Stage::Ended(ended.ok_or(CoordinatorError::Killed(path))?)
@@ -40,6 +41,18 @@ pub async fn status(run: &str, format: LogFormat) -> Result<(), CoordinatorError
         LogFormat::Json => to_json(&view).to_string(),
     });
     Ok(())
+}
+
+/// Adds what this machine tells of its cards, if any member has one.
+fn with_cards(run: LivingRun) -> LivingRun {
+    let named: Vec<String> =
+        run.members.iter().filter_map(|member| Some(member.card.as_ref()?.name.clone())).collect();
+    let Ok(host) = nix::unistd::gethostname() else { return run };
+    if named.is_empty() {
+        return run;
+    }
+    let cards = Inventory::look(&named, std::env::var("CUDA_DEVICE_ORDER").ok().as_deref());
+    run.with_cards(&host.to_string_lossy(), |name| cards.find(name))
 }
 
 /// What is shown of a run holds in any directory.

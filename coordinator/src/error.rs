@@ -1,6 +1,7 @@
 //! Errors of the coordinator and the exit codes they come to.
 
 use crate::advice;
+use crate::cards::SeatingError;
 use crate::launch::exit_report::ExitReport;
 use service::{ServiceError, exit_code};
 use std::path::PathBuf;
@@ -124,6 +125,13 @@ impl CoordinatorError {
             Self::NotExported(_) => exit_code::RETRY,
             _ => exit_code::FAILED,
         }
+    }
+}
+
+/// The user asked for cards that are not there.
+impl From<SeatingError> for CoordinatorError {
+    fn from(error: SeatingError) -> Self {
+        Self::Usage(error.to_string())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Everything that a run needs, looked at in one go: its config and what that names.
 
+use crate::cards::Places;
 use crate::catalog::{Catalog, PromptSource};
 use crate::cli::ConfigArgs;
 use crate::config_file::{invalid, missing_model, origin_of_paths, prompts, text, unset_variables};
@@ -38,8 +39,8 @@ pub fn everything(
         Ok(rewards) => findings.found.extend(rewards.iter().filter_map(inspection::reward_problem)),
         Err(error) => findings.take(error),
     }
-    if findings.are_sound(&["resources.device"]) {
-        inspection::device(config, programs).unwrap_or_else(|error| findings.take(error));
+    if findings.are_sound(&["resources."]) {
+        findings.look_at_cards(config, programs);
     }
     if !findings.found.is_empty() {
         findings.found.extend(origin_of_paths(config));
@@ -50,6 +51,10 @@ pub fn everything(
         (Some(error), _) => Err(error),
         (None, None) => unreachable!("prompts that cannot be read are a finding; anything else is a bug"),
     }
+}
+
+fn notes_on_libraries(config: &RunConfig) -> Option<String> {
+    if config.resources.device.is_cpu() { None } else { service::cuda::shadowed_cudnn() }
 }
 
 /// What has been found so far.
@@ -89,6 +94,17 @@ impl Findings {
                 Ok(model) => self.notes.extend(inspection::start_notes(config, &model)),
                 Err(error) => self.take(error),
             }
+        }
+    }
+
+    fn look_at_cards(&mut self, config: &RunConfig, programs: &Path) {
+        match Places::look(&config.resources) {
+            Ok(places) => {
+                self.notes.extend(places.notes());
+                self.notes.extend(notes_on_libraries(config));
+                inspection::device(config, programs).unwrap_or_else(|error| self.take(error));
+            }
+            Err(error) => self.found.push(error.to_string()),
         }
     }
 

@@ -17,6 +17,7 @@ pub mod server;
 mod waiting_room;
 mod wire;
 
+pub mod cards;
 pub mod checkpoint_list;
 pub mod fingerprint;
 pub mod input_record;

@@ -69,7 +69,8 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
             let (plan, notes) = planning::plan(&args.config, &hub, &launch::programs()?)?;
             let time = planning::time(&args)?;
             notes.iter().for_each(|note| print_error_line(format_args!("note: {note}")));
-            print_text(format_args!("{plan}{time}"));
+            let seats = planning::seats(&args.config)?;
+            print_text(format_args!("{plan}{seats}{time}"));
         }
         Command::Export { run, to } => admin::export(&run, &to)?,
     }

@@ -177,6 +177,8 @@ pub struct Member {
     pub troubles: Vec<String>,
     /// What it computes on, in its words; empty until it has said so.
     pub device: String,
+    /// Its card as `CUDA_VISIBLE_DEVICES` names it; empty on the CPU.
+    pub card: String,
     /// Time of membership before the newest join.
     earlier: Duration,
     joined: Instant,
@@ -230,6 +232,7 @@ impl Members {
             tasks_done: earlier.map_or(0, |member| member.tasks_done),
             troubles: Vec::new(),
             device: String::new(),
+            card: String::new(),
             earlier: earlier.map_or(Duration::ZERO, |member| member.present(now)),
             joined: now,
             applicant,
@@ -354,10 +357,10 @@ impl Members {
         Ok(member_id)
     }
 
-    /// Takes what a member computes on.
-    pub fn note_device(&mut self, member_id: &str, device: String) {
+    /// Takes what a member computes on, and which card that is.
+    pub fn note_device(&mut self, member_id: &str, device: String, card: String) {
         if let Some(member) = self.members.get_mut(member_id) {
-            member.device = device;
+            (member.device, member.card) = (device, card);
         }
     }
 

@@ -1,6 +1,7 @@
 //! `coordinator plan`: the counting is the config crate's; what model and rewards are, the rollout worker tells.
 
 use crate::account::clock;
+use crate::cards::{Places, SeatingError};
 use crate::cli::{ConfigArgs, PlanArgs};
 use crate::config_file;
 use crate::error::CoordinatorError;
@@ -43,6 +44,33 @@ pub fn plan(args: &ConfigArgs, hub: &Hub, programs: &Path) -> Result<(Plan, Vec<
     notes.extend(repeated_evaluations(&config));
     notes.extend(config.rewards.iter().filter(|reward| reward.is_judge()).map(judge_note));
     Ok((config::plan(&config, model, rewards), notes))
+}
+
+/// Who would sit on which of this machine's cards; nothing on the CPU.
+///
+/// # Errors
+/// If the config cannot be read.
+pub fn seats(args: &ConfigArgs) -> Result<String, CoordinatorError> {
+    let (config, _) = config_file::read_to_plan(args)?;
+    Ok(match config.resources.device.is_cpu() {
+        true => String::new(),
+        false => seats_text(&Places::look(&config.resources)),
+    })
+}
+
+fn seats_text(places: &Result<Places, SeatingError>) -> String {
+    let lines: Vec<String> = match places {
+        Ok(places) if !places.are_known() => {
+            vec!["  none is known; each process takes the first that CUDA shows it".to_owned()]
+        }
+        Ok(places) => {
+            let seats = places.seats().map(|(member, seat)| format!("  {:<12} {seat}", member.to_string()));
+            seats.chain(places.notes().into_iter().map(|note| format!("  {note}"))).collect()
+        }
+        // A plan is made on whatever machine; `validate` refuses.
+        Err(error) => vec![format!("  {error}")],
+    };
+    format!("cards of this machine\n{}\n", lines.join("\n"))
 }
 
 /// How long the run will take, at the rate given or else the run's own so far.
@@ -105,9 +133,12 @@ fn time_text(config: &RunConfig, held_out: HeldOutCounts, rate: Rate) -> String 
             let cores = workers * resources.worker_threads + resources.learner_threads;
             format!("{:.2} core-hours ({cores} threads)", hours * cores as f64)
         }
-        ComputeDevice::Cuda(_) => {
+        ComputeDevice::Cuda => {
             let n = config.n_processes();
             format!("{:.2} GPU-hours ({n} processes with a GPU each)", hours * n as f64)
+        }
+        ComputeDevice::CudaAt(_) => {
+            format!("{hours:.2} GPU-hours ({} processes on one GPU)", config.n_processes())
         }
     };
     let total = config.run_evaluations(held_out);
@@ -158,6 +189,7 @@ fn reward_notes(rewards: &[RewardInspection], is_planned: bool) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cards::{Card, Inventory};
     use crate::catalog::PromptSource;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
@@ -328,6 +360,28 @@ mod tests {
         assert!(
             time_text(&config, HeldOutCounts::default(), Rate::OfWorker(1.0)).contains("without evaluations")
         );
+    }
+
+    #[test]
+    fn who_sits_on_which_card_is_planned() {
+        let mut resources = config::preset("dgx-geneval-sd3-pr").expect("a preset").config.resources;
+        resources.workers = 2;
+        let card =
+            |uuid: &str| Card { uuid: uuid.to_owned(), name: "NVIDIA H200".to_owned(), ..Card::default() };
+        let text = |list: Option<&str>, cards: &[Card]| {
+            let variable = |name: &str| list.filter(|_| name == "CUDA_VISIBLE_DEVICES").map(str::to_owned);
+            seats_text(&Places::of(&resources, variable, Inventory::new(cards.to_vec(), None)))
+        };
+        let cards = [card("GPU-a"), card("GPU-b")];
+        let expected = [
+            "cards of this machine",
+            "  learner      card 0 (NVIDIA H200)",
+            "  worker-0     card 1 (NVIDIA H200)",
+            "  worker-1     card 0 (NVIDIA H200)",
+        ];
+        assert_eq!(text(None, &cards).lines().collect::<Vec<_>>(), expected);
+        assert!(text(Some(""), &cards).contains("lists no card"));
+        assert!(text(None, &[]).contains("none is known"));
     }
 
     #[test]

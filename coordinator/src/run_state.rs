@@ -21,7 +21,7 @@ const MOST_NOTICES: usize = 1000;
 /// Likewise of a trouble, and troubles of one member: `status` shows those of all.
 const LONGEST_TROUBLE: usize = 300;
 const MOST_TROUBLES: usize = 8;
-/// Likewise of a device's name.
+/// Likewise of the name of a device or card.
 const LONGEST_DEVICE: usize = 100;
 /// Tasks in hand that a message may name; a worker has two.
 const MOST_IN_HAND: usize = 8;
@@ -143,7 +143,8 @@ impl RunState {
         }
         let (draining, role) = outcome?;
         if let Some(caller) = caller {
-            self.members.note_device(&caller.member_id, shown(&request.device, LONGEST_DEVICE));
+            let [device, card] = [&request.device, &request.card].map(|name| shown(name, LONGEST_DEVICE));
+            self.members.note_device(&caller.member_id, device, card);
             self.say_troubles(&caller.member_id, request.troubles);
         }
         let leaves = draining || if role == Role::Learner { self.learner_leaves() } else { self.is_ending() };

@@ -3,7 +3,7 @@
 use crate::account::{clock, ending_text, held_out_text, seconds, totals_line};
 use crate::advice;
 use crate::results::HeldOutReward;
-use crate::view::{LivingRun, MemberView, RunView, Stage};
+use crate::view::{CardView, LivingRun, MemberView, RunView, Stage};
 use service::RunDirectory;
 
 /// Held-out rewards that are shown of a long run: the first and the newest.
@@ -47,10 +47,11 @@ fn living_text(run: &LivingRun) -> Vec<String> {
 }
 
 fn member_text(member: &MemberView) -> String {
+    let card = member.card.as_ref().map(|card| format!(" · {}", card_text(card))).unwrap_or_default();
     let tasks: String = member.running.iter().map(|task| format!(" · {task}")).collect();
     let troubles: String = member.troubles.iter().map(|trouble| format!("\n    {trouble}")).collect();
     format!(
-        "  {:<12} {:<8} pid {:<8} {:<7} heard {:.1} s ago · {} tasks · {:.0} % busy{tasks}{troubles}",
+        "  {:<12} {:<8} pid {:<8} {:<7} heard {:.1} s ago · {} tasks · {:.0} % busy{card}{tasks}{troubles}",
         member.member_id,
         member.state,
         member.pid,
@@ -59,6 +60,15 @@ fn member_text(member: &MemberView) -> String {
         member.tasks_done,
         100.0 * member.busy,
     )
+}
+
+fn card_text(card: &CardView) -> String {
+    let model = card.model.iter().cloned();
+    let known: Vec<String> = model.chain(card.memory_bytes.map(|memory| memory.to_string())).collect();
+    match known.is_empty() {
+        true => format!("card {}", card.name),
+        false => format!("card {} ({})", card.name, known.join(", ")),
+    }
 }
 
 /// The held-out rewards so far, of a long run the first and the newest; nothing where there is none.
@@ -93,6 +103,7 @@ fn places_text(run: &RunDirectory) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cards::CardMemory;
     use crate::run_record::RunEnding;
     use crate::view::tests::{ended_run, held_out, living_run, view};
     use crate::view::{EndedRun, Overview};
@@ -105,6 +116,13 @@ mod tests {
     fn a_living_run_shows_how_it_goes_and_has_gone_its_members_and_where_things_are() {
         let text = text(&living(living_run()));
         assert_eq!(text + "\n", include_str!("../tests/golden/living_run.txt"));
+    }
+
+    #[test]
+    fn a_card_is_shown_with_what_is_known_of_it() {
+        let memory_bytes = Some(CardMemory { free: 5 << 30, total: 80 << 30 });
+        let card = CardView { name: "0".to_owned(), model: Some("NVIDIA H200".to_owned()), memory_bytes };
+        assert_eq!(card_text(&card), "card 0 (NVIDIA H200, 5.0 GiB of 80.0 GiB free)");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `coordinator up`: brings a run to life, follows it, and takes it down again.
 
+use crate::cards::Places;
 use crate::catalog::{Catalog, PromptSource};
 use crate::cli::{Place, UpArgs};
 use crate::config_file;
@@ -108,7 +109,9 @@ fn dry_run(args: &UpArgs, catalog: &Catalog, hub: &Hub) -> Result<u8, Coordinato
     let config = catalog.config();
     let directory = run_directory(config)?;
     print_line(format_args!("run directory: {}", directory.path().display()));
-    let launcher = LocalLauncher::new(args.options.port.unwrap_or(0), directory)?;
+    let places = Places::look(&config.resources)?;
+    places.notes().iter().for_each(print_line);
+    let launcher = LocalLauncher::new(args.options.port.unwrap_or(0), directory, places)?;
     let wanted = Roster::Run { workers: config.resources.workers as u32 };
     wanted.members().for_each(|member| print_line(launcher.describe(member)));
     Ok(exit_code::DONE)
@@ -145,7 +148,8 @@ impl Run {
             drain: Duration::from_secs(args.options.drain_grace),
         };
         let members = Members::new(record.run_id.clone(), record.generation, patience);
-        let launcher = LocalLauncher::new(record.port, directory.clone())?;
+        let launcher =
+            LocalLauncher::new(record.port, directory.clone(), Places::look(&catalog.config().resources)?)?;
         display.say(&format!("run {} in {}", catalog.config().run.name, directory.path().display()));
         opened.notices.iter().for_each(|notice| display.say(notice));
         display.say(&format!("curves: {}", advice::tensorboard(&directory)));

@@ -1,6 +1,7 @@
 //! What is shown of a run, by the display of `up` and by `status`, in words and as JSON; made here and nowhere else. The
 //! names of the fields are keys of the JSON.
 
+use crate::cards::{Card, CardMemory};
 use crate::history::History;
 use crate::membership::{Member, role_in_words};
 use crate::rates::Rates;
@@ -99,6 +100,8 @@ pub struct MemberView {
     pub host: String,
     /// What it computes on; empty until it has said so.
     pub device: String,
+    /// Which card that is; absent on the CPU.
+    pub card: Option<CardView>,
     /// Where its metrics are served; empty where they are not.
     pub metrics_address: String,
     /// Since its last sign of life.
@@ -112,6 +115,19 @@ pub struct MemberView {
     pub busy: f64,
     /// What is wrong while it goes on, in its words.
     pub troubles: Vec<String>,
+}
+
+/// The card that a member computes on.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CardView {
+    /// As `CUDA_VISIBLE_DEVICES` names it.
+    pub name: String,
+    /// What kind of card it is; absent where whoever looks does not know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Its memory; absent likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<CardMemory>,
 }
 
 /// A run whose coordinator has ended.
@@ -133,7 +149,25 @@ impl RunView {
     }
 }
 
+impl CardView {
+    /// A card of which nothing else is known; an empty name is none.
+    pub fn named(name: String) -> Option<Self> {
+        (!name.is_empty()).then_some(Self { name, model: None, memory_bytes: None })
+    }
+}
+
 impl LivingRun {
+    /// Adds what is known of the cards of members on a host, by their names.
+    pub fn with_cards<'a>(mut self, host: &str, known: impl Fn(&str) -> Option<&'a Card>) -> Self {
+        let members = self.members.iter_mut().filter(|member| member.host == host);
+        for card in members.filter_map(|member| member.card.as_mut()) {
+            if let Some(found) = known(&card.name) {
+                (card.model, card.memory_bytes) = (Some(found.name.clone()), found.memory);
+            }
+        }
+        self
+    }
+
     /// Looks at everything.
     pub fn of(state: &RunState, rates: &Rates, now: Instant) -> Self {
         Self {
@@ -176,6 +210,7 @@ impl MemberView {
             pid: applicant.process.pid,
             host: applicant.process.host.clone(),
             device: member.device.clone(),
+            card: CardView::named(member.card.clone()),
             metrics_address: applicant.process.metrics_address.clone(),
             seconds_since_heartbeat: now.saturating_duration_since(member.last_heartbeat).as_secs_f64(),
             tasks_done: member.tasks_done,

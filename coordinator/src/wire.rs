@@ -1,7 +1,7 @@
 //! Between what is shown of a run and the messages that carry it.
 
 use crate::results::{HeldOutReward, RunProgress, RunSummary, ScoreChange};
-use crate::view::{LivingRun, MemberView, Overview};
+use crate::view::{CardView, LivingRun, MemberView, Overview};
 use proto::StatusReply;
 use protocol::{PROGRAM_VERSION, PROTOCOL_VERSION, TaskName};
 
@@ -144,6 +144,7 @@ impl From<proto::Member> for MemberView {
             pid: wire.pid,
             host: wire.host,
             device: wire.device,
+            card: CardView::named(wire.card),
             metrics_address: wire.metrics_address,
             seconds_since_heartbeat: wire.seconds_since_heartbeat,
             tasks_done: wire.tasks_done,
@@ -168,6 +169,7 @@ impl From<MemberView> for proto::Member {
             troubles: member.troubles,
             host: member.host,
             device: member.device,
+            card: member.card.map(|card| card.name).unwrap_or_default(),
             metrics_address: member.metrics_address,
         }
     }

@@ -456,8 +456,13 @@ async fn nobody_takes_the_learners_name_and_status_stays_readable_whatever_membe
     let mut worker = server.worker("a").await;
     let troubles = vec![giant[..100_000].to_owned(); 8];
     let caller = worker.caller.clone();
-    let request =
-        HeartbeatRequest { caller, troubles, idle_seconds: f64::NAN, device: giant[..900].to_owned() };
+    let request = HeartbeatRequest {
+        caller,
+        troubles,
+        idle_seconds: f64::NAN,
+        device: giant[..900].to_owned(),
+        card: giant[..900].to_owned(),
+    };
     worker.client.heartbeat(request).await.expect("a member");
     learner.report(wants_training(0, &[])).await;
     let task = worker.next(LONG).await.expect("a member").expect("a task");

@@ -1,5 +1,6 @@
 //! Keeping processes alive, with small programs in place of the real ones.
 
+use coordinator::cards::{Inventory, Places};
 use coordinator::catalog::Catalog;
 use coordinator::error::CoordinatorError;
 use coordinator::launch::{Handle, LocalLauncher, Supervisor, is_member_process};
@@ -20,6 +21,12 @@ const SECOND: Duration = Duration::from_secs(1);
 /// written could still be open in another test's child, and then cannot be started.
 fn programs(manner: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(manner)
+}
+
+/// Seats on the CPU.
+fn places() -> Places {
+    let config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
+    Places::look(&config.resources).expect("no card is asked for")
 }
 
 fn plane(home: &Path, workers: usize) -> ControlPlane {
@@ -49,11 +56,16 @@ fn process(pid: u32) -> Option<proto::Process> {
 
 impl Supervised {
     fn new(manner: &str, workers: usize) -> Self {
+        Self::with_places(manner, workers, places())
+    }
+
+    fn with_places(manner: &str, workers: usize, places: Places) -> Self {
         let home = tempfile::tempdir().expect("a directory");
         let directory = RunDirectory::new(home.path());
         directory.create().expect("created");
         let plane = plane(home.path(), workers);
-        let launcher = LocalLauncher::with_programs(programs(manner), 1, directory).expect("programs");
+        let launcher =
+            LocalLauncher::with_programs(programs(manner), 1, directory, places).expect("programs");
         Self { supervisor: Supervisor::new(launcher, plane.clone()), plane, home }
     }
 
@@ -128,6 +140,38 @@ fn scaling_starts_and_ends_workers() {
 }
 
 #[test]
+fn a_member_is_started_on_its_own_card_whenever_it_is() {
+    let config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
+    let resources = config::ResourceSection { device: config::ComputeDevice::Cuda, ..config.resources };
+    let list = |name: &str| (name == "CUDA_VISIBLE_DEVICES").then(|| "GPU-a,5".to_owned());
+    let cards = Places::of(&resources, list, Inventory::default()).expect("cards");
+    let mut run = Supervised::with_places("tells", 1, cards);
+    let now = Instant::now();
+    let first = run.tick_until(now, |processes| processes.len() == 2);
+    run.plane.update(|state, _| state.scale(3));
+    run.tick_until(now, |processes| processes.len() == 4);
+    let logs = RunDirectory::new(run.home.path());
+    let said = |member_id: &str, n_lives: usize| {
+        loop {
+            let lines = std::fs::read_to_string(logs.log_of(member_id)).unwrap_or_default();
+            if lines.matches('\n').count() == n_lives {
+                return lines;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    for (member_id, card) in
+        [("learner", "GPU-a"), ("worker-0", "5"), ("worker-1", "GPU-a"), ("worker-2", "5")]
+    {
+        assert_eq!(said(member_id, 1), format!("card {card} of PCI_BUS_ID\n"), "{member_id}");
+    }
+    kill_process(first["worker-0"]);
+    run.tick_until(now, |processes| !processes.contains_key("worker-0"));
+    run.tick_until(now + SECOND, |processes| processes.contains_key("worker-0"));
+    assert_eq!(said("worker-0", 2), "card 5 of PCI_BUS_ID\n".repeat(2));
+}
+
+#[test]
 fn a_member_that_keeps_dying_is_given_up_with_the_end_of_its_log() {
     let mut run = Supervised::new("fails", 0);
     let mut now = Instant::now();
@@ -166,7 +210,8 @@ fn processes_of_an_earlier_coordinator_are_taken_over_but_not_their_namesakes() 
         processes.len() == 2 && processes.iter().all(|(member_id, &pid)| is_member_process(pid, member_id))
     });
     let directory = RunDirectory::new(run.home.path());
-    let launcher = LocalLauncher::with_programs(programs("sleeps"), 1, directory).expect("programs");
+    let launcher =
+        LocalLauncher::with_programs(programs("sleeps"), 1, directory, places()).expect("programs");
     let mut second = Supervisor::new(launcher, run.plane.clone());
     for stranger in [0, 1, std::process::id(), u32::MAX, u32::MAX - 1] {
         let strangers = BTreeMap::from([("learner".to_owned(), Handle(stranger))]);

@@ -7,6 +7,7 @@ use flow::FlowError;
 use models::ModelError;
 use proto::Summary;
 use run_setup::{DeviceError, OutOfMemory, TrainedStepsError};
+use service::cuda::Explained;
 use service::{ModelNotFound, ServiceError};
 
 use crate::exchange::inbox::Stopped;
@@ -145,7 +146,7 @@ pub enum LearnerError {
     Steps(#[from] TrainedStepsError),
     /// The device is not here.
     #[error("`resources.device`: {0}")]
-    Device(#[from] DeviceError),
+    Device(#[from] Explained<DeviceError>),
     /// A model file.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -132,7 +132,7 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
     };
     let (membership, reply) = Membership::join(&options.coordinator, details).await?;
     let config = RunConfig::from_toml(&reply.config).map_err(ServeError::Config)?;
-    membership.computes_on(config.resources.device.to_string());
+    membership.computes_on(config.resources.device);
     let shared = Shared::default();
     let (reader_ready, receiver) = oneshot::channel();
     let places = Places {

@@ -238,7 +238,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Inspect(args) => run_inspect(*args),
         Command::InspectRewards => run_inspect_rewards(),
         Command::InspectDevice { device } => {
-            run_setup::open_device(device).map_err(BadInput::from_error)?;
+            run_setup::open_device(device).map_err(cuda::explained).map_err(BadInput::from_error)?;
             Ok(exit_code::DONE)
         }
         Command::ServeReward(args) => run_serve_reward(args),
@@ -287,7 +287,7 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
     let MemberArguments { coordinator, coordinator_grace: grace, log_format } = args.member;
     logging::init(log_format, "info")?;
     if let Some(device) = args.device {
-        run_setup::open_device(device).map_err(BadInput::from_error)?;
+        run_setup::open_device(device).map_err(cuda::explained).map_err(BadInput::from_error)?;
     }
     let options =
         ServeOptions { coordinator, member_id: args.member_id, device: args.device, grace, hub: hub() };
@@ -391,7 +391,8 @@ fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {
     // What scorers warn of, such as a prompt that they can make nothing of.
     logging::init(LogFormat::Text, "warn")?;
     tch::set_num_threads(i32::from(args.threads));
-    let device = run_setup::open_device(args.device).map_err(BadInput::from_error)?;
+    let opened = run_setup::open_device(args.device).map_err(cuda::explained);
+    let device = opened.map_err(BadInput::from_error)?;
     let resources = reward_resources(device, hub());
     let mut reward =
         config::reward_from_settings(&args.reward, &args.options).map_err(BadInput::from_error)?;

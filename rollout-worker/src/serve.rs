@@ -9,7 +9,7 @@ use std::time::Duration;
 use config::{ComputeDevice, PromptSplit, RunConfig};
 use models::{LoadOptions, ModelError};
 use proto::{JoinReply, Role};
-use service::{Hub, JoinDetails, Membership, PromptCopies};
+use service::{Hub, JoinDetails, Membership, PromptCopies, cuda};
 use tch::Device;
 use tokio_util::sync::CancellationToken;
 
@@ -79,8 +79,9 @@ async fn start(
     if let Some(device) = device {
         config.resources.device = device;
     }
-    let reward_device = run_setup::open_device(config.resources.device).map_err(BadInput::from_error)?;
-    membership.computes_on(config.resources.device.to_string());
+    let opened = run_setup::open_device(config.resources.device).map_err(cuda::explained);
+    let reward_device = opened.map_err(BadInput::from_error)?;
+    membership.computes_on(config.resources.device);
     let scorer = Scorer::start(&config, reward_device, &hub).await?;
     let n_threads = config.resources.worker_threads;
     let (told, prompts) = (membership.clone(), PromptCopies::of(reply));

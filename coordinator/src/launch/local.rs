@@ -2,6 +2,8 @@
 //! process ids.
 
 use super::{ExitReport, Handle, Launcher, MemberName, Observed, Signal};
+use crate::advice::quoted;
+use crate::cards::Places;
 use crate::error::CoordinatorError;
 use crate::membership::Applicant;
 use nix::sys::signal::{Signal as SystemSignal, killpg};
@@ -22,6 +24,7 @@ pub struct LocalLauncher {
     programs: PathBuf,
     coordinator: String,
     directory: RunDirectory,
+    places: Places,
     processes: BTreeMap<MemberName, Process>,
 }
 
@@ -51,8 +54,8 @@ impl LocalLauncher {
     ///
     /// # Errors
     /// A usage error if one of them is missing.
-    pub fn new(port: u16, directory: RunDirectory) -> Result<Self, CoordinatorError> {
-        Self::with_programs(programs()?, port, directory)
+    pub fn new(port: u16, directory: RunDirectory, places: Places) -> Result<Self, CoordinatorError> {
+        Self::with_programs(programs()?, port, directory, places)
     }
 
     /// A launcher of the programs in a folder.
@@ -63,6 +66,7 @@ impl LocalLauncher {
         programs: PathBuf,
         port: u16,
         directory: RunDirectory,
+        places: Places,
     ) -> Result<Self, CoordinatorError> {
         for name in ["learner", "rollout-worker"] {
             let path = programs.join(name);
@@ -74,7 +78,7 @@ impl LocalLauncher {
             }
         }
         let coordinator = format!("http://127.0.0.1:{port}");
-        Ok(Self { programs, coordinator, directory, processes: BTreeMap::new() })
+        Ok(Self { programs, coordinator, directory, places, processes: BTreeMap::new() })
     }
 
     fn program(&self, member: MemberName) -> PathBuf {
@@ -97,7 +101,15 @@ impl LocalLauncher {
 impl Launcher for LocalLauncher {
     fn describe(&self, member: MemberName) -> String {
         let (program, arguments) = (self.program(member), self.arguments(member).join(" "));
-        format!("{} {arguments}\n  log: {}", program.display(), self.log(member).display())
+        let seat = self.places.seat(member);
+        let variables: String =
+            seat.environment.iter().map(|(name, value)| format!(" {name}={}", quoted(value))).collect();
+        let log = self.log(member);
+        format!(
+            "{} {arguments}\n  {seat}\n  environment:{variables}\n  log: {}",
+            program.display(),
+            log.display()
+        )
     }
 
     fn start(&mut self, member: MemberName) -> Result<(), CoordinatorError> {
@@ -107,17 +119,20 @@ impl Launcher for LocalLauncher {
         let output = OpenOptions::new().create(true).append(true).open(&log).map_err(failed)?;
         let errors = output.try_clone().map_err(failed)?;
         let program = self.program(member);
-        let child = Command::new(&program)
+        let seat = self.places.seat(member);
+        let mut command = Command::new(&program);
+        command
             .args(self.arguments(member))
+            .envs(seat.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
             // A group of its own: Ctrl-C on the terminal reaches the coordinator alone, which then drains.
-            .process_group(0)
-            .spawn()
-            .map_err(|source| CoordinatorError::Spawn { program, source })?;
+            .process_group(0);
+        let child = seat.on_its_cpus(|| command.spawn());
+        let child = child.map_err(|source| CoordinatorError::Spawn { program, source })?;
         let pid = child.id();
-        tracing::info!(member = member.to_string(), pid, "started");
+        tracing::info!(member = member.to_string(), pid, card = seat.card, "started");
         self.processes.insert(member, Process { pid, child: Some(child), report: None });
         Ok(())
     }

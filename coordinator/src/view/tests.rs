@@ -42,7 +42,8 @@ fn learner() -> MemberView {
         address: "127.0.0.1:4001".to_owned(),
         pid: 11,
         host: "here".to_owned(),
-        device: "cuda:0".to_owned(),
+        device: "cuda".to_owned(),
+        card: CardView::named("GPU-ab12".to_owned()),
         metrics_address: "127.0.0.1:4002".to_owned(),
         seconds_since_heartbeat: 0.25,
         tasks_done: 0,
@@ -62,6 +63,7 @@ fn worker() -> MemberView {
         pid: 12,
         host: "there".to_owned(),
         device: "cpu".to_owned(),
+        card: None,
         metrics_address: String::new(),
         seconds_since_heartbeat: 6.5,
         tasks_done: 7,
@@ -106,6 +108,19 @@ fn the_json_of_an_ended_run_keeps_its_keys() {
     is_golden(&view(Stage::Ended(ended_run())), include_str!("../../tests/golden/ended_run.json"));
     let failed = RunEnding::Failed { reason: "a NaN".to_owned(), summary: None };
     assert_eq!(to_json(&failed), serde_json::json!({ "how": "failed", "reason": "a NaN" }));
+}
+
+#[test]
+fn what_is_known_of_cards_is_shown_of_members_on_the_same_host() {
+    let memory = Some(CardMemory { free: 5 << 30, total: 80 << 30 });
+    let card = Card { name: "NVIDIA H200".to_owned(), memory, ..Card::default() };
+    let known = |name: &str| (name == "GPU-ab12").then_some(&card);
+    let shown = |host| to_json(&living_run().with_cards(host, known).members[0].card);
+    let memory_bytes = serde_json::json!({ "free": 5_368_709_120_u64, "total": 85_899_345_920_u64 });
+    let expected =
+        serde_json::json!({ "name": "GPU-ab12", "model": "NVIDIA H200", "memory_bytes": memory_bytes });
+    assert_eq!(shown("here"), expected);
+    assert_eq!(shown("there"), serde_json::json!({ "name": "GPU-ab12" }));
 }
 
 #[test]

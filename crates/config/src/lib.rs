@@ -32,6 +32,7 @@ mod spelling;
 mod step_draw;
 mod tasks;
 mod validate;
+mod visible_cards;
 
 pub use branch::branch_text;
 pub use cards::*;
@@ -58,3 +59,4 @@ pub use spelling::nearest;
 pub use step_draw::{StepDraw, StepDrawError};
 pub use tasks::*;
 pub use validate::validate;
+pub use visible_cards::{RepeatedCard, VisibleCards};

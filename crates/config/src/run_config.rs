@@ -396,7 +396,7 @@ pub struct CheckpointSection {
 /// `[resources]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResourceSection {
-    /// `cpu`, `cuda` or `cuda:N`.
+    /// `cpu`, `cuda` (a GPU for each process; they share where there are fewer) or `cuda:N` (that one for all).
     pub device: ComputeDevice,
     /// Rollout workers started by `coordinator up`.
     pub workers: usize,

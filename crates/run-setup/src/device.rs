@@ -23,10 +23,7 @@ pub enum DeviceError {
 
 /// The device of tensors, whether it is here or not.
 pub fn tensor_device(device: ComputeDevice) -> Device {
-    match device {
-        ComputeDevice::Cpu => Device::Cpu,
-        ComputeDevice::Cuda(position) => Device::Cuda(position),
-    }
+    device.position().map_or(Device::Cpu, Device::Cuda)
 }
 
 /// The device of tensors.

@@ -6,6 +6,7 @@
 //! Built with the feature `hub`, a repository that the cache lacks is downloaded by `hf`, Hugging Face's own client, which
 //! knows about tokens, mirrors, resumed transfers and locks; nothing here reads or logs a token.
 
+use crate::cuda::without_cuda_half;
 use crate::environment::expand_path_by;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -118,8 +119,9 @@ impl Hub {
 fn download(client: &Path, repository: &Repository) -> Result<(), String> {
     let arguments = ["download", repository.name, "--revision", repository.revision];
     // Its standard output is the folder, which is found by its name.
-    let status = Command::new(client).args(arguments).stdout(std::process::Stdio::null()).status();
-    match status {
+    let mut command = Command::new(client);
+    command.args(arguments).stdout(std::process::Stdio::null());
+    match without_cuda_half(&mut command).status() {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!("`{}` failed with {status}", client.display())),
         Err(problem) => Err(format!("`{}` cannot be started: {problem}", client.display())),

@@ -8,7 +8,8 @@ mod link;
 mod work_in_hand;
 
 use crate::connect::endpoint;
-use crate::{ServiceError, coordinator_client, request};
+use crate::{ServiceError, coordinator_client, cuda, request};
+use config::ComputeDevice;
 use link::{CALL_DEADLINE, Link, State, heartbeats};
 use proto::{
     Blame, Caller, Fatal, FinishTaskRequest, JoinReply, LeaveRequest, NextTaskRequest, Process, Progress,
@@ -69,6 +70,7 @@ impl Membership {
             work: WorkClocks::default(),
             troubles: BTreeMap::new(),
             device: String::new(),
+            card: String::new(),
         };
         let standing = Standing { learner_addresses: Vec::new(), drain: None };
         let link = Arc::new(Link {
@@ -113,8 +115,9 @@ impl Membership {
     }
 
     /// Lets the coordinator know, from the next heartbeat on, what this member computes on.
-    pub fn computes_on(&self, device: String) {
-        self.link.state().device = device;
+    pub fn computes_on(&self, device: ComputeDevice) {
+        let mut state = self.link.state();
+        (state.device, state.card) = (device.to_string(), cuda::card(device).unwrap_or_default());
     }
 
     /// Lets the coordinator know, from the next heartbeat on, what is wrong with `subject` while this member goes on.

@@ -22,6 +22,7 @@ struct StubState {
     refuse: bool,
     orders: Vec<Order>,
     device: String,
+    card: String,
     finished: Vec<TaskId>,
     idle_seconds: f64,
     troubles: Vec<String>,
@@ -106,11 +107,12 @@ impl Coordinator for Stub {
         &self,
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatReply>, Status> {
-        let HeartbeatRequest { caller, idle_seconds, troubles, device } = request.into_inner();
+        let HeartbeatRequest { caller, idle_seconds, troubles, device, card } = request.into_inner();
         self.fence(caller)?;
         self.state.lock().unwrap().idle_seconds = idle_seconds;
         self.state.lock().unwrap().troubles = troubles;
         self.state.lock().unwrap().device = device;
+        self.state.lock().unwrap().card = card;
         let orders = self.state.lock().unwrap().orders.clone();
         Ok(Response::new(HeartbeatReply { orders, learner_addresses: vec!["127.0.0.1:7".to_owned()] }))
     }
@@ -160,8 +162,12 @@ async fn heartbeats_bring_orders_and_the_learner_address() {
     assert_eq!(standing.borrow().drain, None);
     // An order of a later version is passed over.
     stub.state.lock().unwrap().orders = vec![Order { order: None }];
-    membership.computes_on("cuda:3".to_owned());
-    let heard = || stub.state.lock().unwrap().device == "cuda:3";
+    membership.computes_on(config::ComputeDevice::CudaAt(3));
+    let card = service::cuda::card(config::ComputeDevice::CudaAt(3)).unwrap_or_default();
+    let heard = || {
+        let state = stub.state.lock().unwrap();
+        (&*state.device, &state.card) == ("cuda:3", &card)
+    };
     while !heard() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

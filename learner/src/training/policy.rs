@@ -9,6 +9,7 @@ use models::{
     Activations, AdapterMode, Conditioning, Guidance, LoadOptions, ModelError, TextToImageModel,
     TrainingVelocity, pipeline, weights,
 };
+use service::cuda;
 use tch::{Device, Tensor, no_grad};
 
 use crate::error::LearnerError;
@@ -50,7 +51,7 @@ impl Policy {
     /// # Errors
     /// If the model cannot be opened, the adapter does not suit it, or the device is not there.
     pub fn open(config: &RunConfig, folder: &Path) -> Result<Self, LearnerError> {
-        let device = run_setup::open_device(config.resources.device)?;
+        let device = run_setup::open_device(config.resources.device).map_err(cuda::explained)?;
         let options = LoadOptions {
             weights: run_setup::weight_options(config, device),
             text_encoders: false,

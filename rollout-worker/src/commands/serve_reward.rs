@@ -123,7 +123,8 @@ fn bind(address: SocketAddr) -> anyhow::Result<TcpSocket> {
 
 async fn open(options: ServeRewardOptions) -> anyhow::Result<Vec<Hosted>> {
     let ServeRewardOptions { rewards, device, n_threads, max_queue, hub, .. } = options;
-    let device = run_setup::open_device(device).map_err(BadInput::from_error)?;
+    let opened = run_setup::open_device(device).map_err(::service::cuda::explained);
+    let device = opened.map_err(BadInput::from_error)?;
     let mut hosted = Vec::with_capacity(rewards.len());
     for section in rewards {
         let options = ThreadOptions { name: section.name.clone(), n_threads, max_queue };

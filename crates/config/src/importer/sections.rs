@@ -142,7 +142,7 @@ impl Translation {
         self.config.model.path = self.document.text("model.model_name_or_path", base.repository).into();
         self.carried("model.model_name_or_path", "model.path");
         self.config.model.max_sequence_length = base.max_sequence_length;
-        self.config.resources.device = ComputeDevice::Cuda(0);
+        self.config.resources.device = ComputeDevice::Cuda;
         let precision = self.document.text("mixed_precision", "bf16");
         self.config.model.dtype = if precision == "no" { Dtype::Float32 } else { Dtype::Bfloat16 };
         match precision.as_str() {

@@ -31,7 +31,7 @@ pub(super) fn write_memory(
     write_process(f, "memory of each rollout worker", &memory.worker, is_cpu)?;
     let mut on_card = config.clone();
     if is_cpu {
-        on_card.resources.device = ComputeDevice::Cuda(0);
+        on_card.resources.device = ComputeDevice::Cuda;
     }
     write_cards(f, &on_card, &memory_plan(&on_card, model, rewards), is_cpu)?;
     write_remedies(f, &on_card, model, rewards)

@@ -113,7 +113,7 @@ impl Recipe {
         config.evaluation.steps = self.evaluation_steps;
         config.evaluation.guidance_scale = self.guidance;
         config.evaluation.prompts_per_task = self.evaluation_batch;
-        config.resources.device = ComputeDevice::Cuda(0);
+        config.resources.device = ComputeDevice::Cuda;
         config
     }
 

@@ -250,7 +250,8 @@ impl Tesseract {
         let is_path = self.program.components().count() > 1;
         let program = if is_path { std::path::absolute(&self.program)? } else { self.program.clone() };
         let [output, errors] = files;
-        Command::new(program)
+        let mut command = Command::new(program);
+        service::cuda::without_cuda_half(&mut command)
             .args(arguments)
             .current_dir(folder)
             // Scorers run beside samplers, which have the cores.

@@ -36,6 +36,8 @@ pub(super) struct State {
     pub(super) troubles: BTreeMap<String, String>,
     /// What it computes on; empty until that is known.
     pub(super) device: String,
+    /// Empty where that is no card.
+    pub(super) card: String,
 }
 
 impl Link {
@@ -167,8 +169,8 @@ impl Link {
         let state = self.state();
         let idle_seconds = state.work.idle(Instant::now()).as_secs_f64();
         let troubles = state.troubles.values().cloned().collect();
-        let device = state.device.clone();
-        HeartbeatRequest { caller: Some(caller), idle_seconds, troubles, device }
+        let (device, card) = (state.device.clone(), state.card.clone());
+        HeartbeatRequest { caller: Some(caller), idle_seconds, troubles, device, card }
     }
 
     async fn heartbeat(&self) -> Result<(), ServiceError> {
@@ -178,10 +180,7 @@ impl Link {
                 client.heartbeat(request(message, CALL_DEADLINE)).await
             })
             .await?;
-        let drain = reply.orders.iter().find_map(|order| match order.order {
-            Some(order::Order::Drain(drain)) => Some(drain),
-            None => None,
-        });
+        let drain = reply.orders.iter().find_map(|order| order.order.map(|order::Order::Drain(drain)| drain));
         let drain = drain.map(|drain| Duration::try_from_secs_f64(drain.seconds).unwrap_or_default());
         self.stand(Standing { learner_addresses: reply.learner_addresses, drain });
         Ok(())

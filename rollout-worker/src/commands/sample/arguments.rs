@@ -7,7 +7,7 @@ use config::{ComputeDevice, Dtype, RunConfig};
 use models::DecoderOptions;
 use models::weights::{TensorSource, WeightOptions};
 use run_setup::{element_type, open_device};
-use service::{Hub, model_folder, path_argument};
+use service::{Hub, cuda, model_folder, path_argument};
 
 use super::{Batches, SampleOptions};
 use crate::bad_input::BadInput;
@@ -198,7 +198,7 @@ impl SampleArguments {
             }
         };
         let model = self.model_folder(run.as_ref(), hub)?;
-        let device = open_device(self.device.unwrap_or(own.device))?;
+        let device = open_device(self.device.unwrap_or(own.device)).map_err(cuda::explained)?;
         let seed = self.seed.unwrap_or(own.seed);
         let source = match self.random_weights.unwrap_or(own.random_weights) {
             true => TensorSource::Random(own.weight_seed.unwrap_or(seed)),

@@ -1,0 +1,13 @@
+//! Which card (GPU) each member of a run computes on, and beside which CPUs: [`Seating`] decides, [`Card`]s are what is
+//! known of this machine's, [`Places`] puts both together for a launcher.
+//!
+//! Nothing here has been run where a GPU is.
+
+mod affinity;
+mod inventory;
+mod places;
+mod seating;
+
+pub use inventory::{Card, CardMemory, Inventory};
+pub use places::{Places, Seat};
+pub use seating::{Seating, SeatingError};
