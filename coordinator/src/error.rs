@@ -34,7 +34,7 @@ pub enum CoordinatorError {
     /// The rollout worker, asked about a model, broke down.
     #[error("{} ended with {status} when asked about the model: {output}", program.display())]
     Inspection {
-        /// The program.
+        /// Its path.
         program: PathBuf,
         /// How it ended.
         status: String,
@@ -47,7 +47,7 @@ pub enum CoordinatorError {
     /// The learner, asked for what a run has trained, broke down.
     #[error("{} ended with {status} when asked for a checkpoint: {output}", program.display())]
     Branching {
-        /// The program.
+        /// Its path.
         program: PathBuf,
         /// How it ended.
         status: String,
@@ -57,7 +57,7 @@ pub enum CoordinatorError {
     /// A process of the run cannot be started.
     #[error("cannot start {}", program.display())]
     Spawn {
-        /// The program.
+        /// Its path.
         program: PathBuf,
         /// Why not.
         #[source]

@@ -118,7 +118,7 @@ pub enum Refusal {
     Fenced {
         /// The sender.
         member_id: String,
-        /// Its incarnation.
+        /// Not, or no longer, that of a member.
         incarnation: u64,
     },
 }

@@ -28,7 +28,7 @@ use grid::Tile;
 /// Rows that a checkpoint holds a copy of, for files that have lost them.
 #[derive(Debug, Default)]
 pub struct Copies {
-    /// Of the evaluations.
+    /// On the prompts that versions are chosen by.
     pub evaluations: Vec<Evaluation>,
     /// Of those on the test prompts.
     pub tests: Vec<Evaluation>,

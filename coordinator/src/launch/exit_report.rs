@@ -13,7 +13,7 @@ pub struct ExitReport {
     pub code: Option<i32>,
     /// How it ended, in words.
     pub how: String,
-    /// Its log.
+    /// Where it wrote what it had to say.
     pub log: PathBuf,
     /// The last lines of its log.
     pub last_lines: Vec<String>,

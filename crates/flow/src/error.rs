@@ -71,7 +71,7 @@ pub enum FlowError {
         trained_step: usize,
         /// Branch, from 0.
         branch: usize,
-        /// The value.
+        /// As it was given.
         value: f32,
     },
 

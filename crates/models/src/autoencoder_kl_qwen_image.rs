@@ -26,7 +26,7 @@ use crate::weights::{Init, Scope, WeightOptions, Weights};
 pub struct AutoencoderKlQwenImageConfig {
     /// Channels at the finest resolution.
     pub base_dim: i64,
-    /// Z.
+    /// Channels of a latent, Z.
     pub z_dim: i64,
     /// Channels at each resolution as multiples of `base_dim`, the finest first.
     pub dim_mult: Vec<i64>,

@@ -20,7 +20,7 @@ use crate::weights::{Init, Scope, WeightOptions, Weights};
 pub struct T5Config {
     /// Number of token ids.
     pub vocab_size: i64,
-    /// D.
+    /// Features of a token, D.
     pub d_model: i64,
     /// Width of one attention head.
     pub d_kv: i64,

@@ -96,7 +96,7 @@ pub enum PushFault {
     Extras {
         /// Name of the reward.
         reward: String,
-        /// Extras of it.
+        /// As many as were announced.
         n_extras: usize,
     },
     /// A tensor of no size.

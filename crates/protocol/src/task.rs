@@ -7,7 +7,7 @@ use serde_json::Value;
 /// A task and all that it takes besides run config and weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
-    /// Its name.
+    /// Unique in a run.
     pub name: TaskName,
     /// Version of the weights to sample with.
     pub version: u32,
@@ -49,7 +49,7 @@ pub enum TaskFault {
     /// No seeds, or seeds beyond the last one.
     #[error("it has {n_seeds} seeds from {first_seed} on")]
     Seeds {
-        /// First seed.
+        /// Counted from 0 for each prompt.
         first_seed: u32,
         /// Number of seeds.
         n_seeds: u32,

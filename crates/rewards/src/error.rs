@@ -81,7 +81,7 @@ pub enum RewardError {
         key: &'static str,
         /// What was given.
         value: f32,
-        /// What is allowed.
+        /// Values that work, in words.
         allowed: &'static str,
     },
     /// An option whose value makes no sense.

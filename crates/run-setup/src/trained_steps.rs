@@ -10,7 +10,7 @@ use flow::{FlowError, Schedule, TransitionCoefficients, step_weights};
 pub struct StepSettings {
     /// Stochastic transition.
     pub step_rule: StepRule,
-    /// Its noise level.
+    /// How strong its noise is, as `sampling.noise_level`.
     pub noise_level: f64,
     /// Which steps are trained.
     pub branch_steps: BranchSteps,

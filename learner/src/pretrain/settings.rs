@@ -69,7 +69,7 @@ pub struct TransformerSettings {
 pub struct TextSettings {
     /// Width of hidden states and of the projection.
     pub width: i64,
-    /// Layers.
+    /// Of the transformer.
     pub layers: i64,
     /// Attention heads.
     pub heads: i64,

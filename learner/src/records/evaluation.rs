@@ -15,11 +15,11 @@ pub struct Evaluation {
     pub version: u32,
     /// Mean over prompts of the weighted sum of scores.
     pub reward: f64,
-    /// Its standard error.
+    /// Of that mean, with the prompt as the unit.
     pub standard_error: f64,
     /// Mean over prompts of the difference to the first evaluation by the same rewards, on the same noises.
     pub gain: f64,
-    /// Its standard error.
+    /// Of the mean of the differences by prompt.
     pub gain_standard_error: f64,
     /// Raw score of each reward, by name.
     pub scores: BTreeMap<String, Estimate>,
@@ -53,9 +53,9 @@ pub struct Evaluation {
 /// A mean over prompts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// The mean.
+    /// Over prompts.
     pub mean: f64,
-    /// Its standard error.
+    /// Of that mean; 0 for fewer than two prompts.
     pub standard_error: f64,
 }
 

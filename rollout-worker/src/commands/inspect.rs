@@ -42,7 +42,7 @@ pub struct InspectOptions {
     pub schedule_steps: Vec<usize>,
     /// Of how many denoising steps which are trained, and how.
     pub steps: Option<(usize, StepSettings)>,
-    /// The adapter.
+    /// What would be trained; none for the whole network.
     pub adapter: Option<LoraConfig>,
     /// What training of the adapter goes on from.
     pub start_from: Option<PathBuf>,

@@ -31,7 +31,7 @@ pub struct Sampler {
 /// What sampling makes of a task; the scores are still missing.
 #[derive(Debug)]
 pub struct Sampled {
-    /// The task.
+    /// What was asked for.
     pub task: Task,
     /// The images to be scored.
     pub images: Vec<RgbImage>,

@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Images with the prompts they were drawn for.
 #[derive(Debug)]
 pub struct Batch {
-    /// The images.
+    /// In the order of the scores.
     pub images: Vec<RgbImage>,
     /// Of each image.
     pub prompts: Vec<PromptRecord>,

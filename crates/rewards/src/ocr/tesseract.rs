@@ -62,7 +62,7 @@ pub enum OcrError {
         "Tesseract has no language `{language}`; install it ({APT}-{language}), or choose among {installed}"
     )]
     Language {
-        /// The language.
+        /// As the options name it.
         language: String,
         /// Those that it has.
         installed: String,

@@ -34,7 +34,7 @@ pub enum RemoteError {
     /// An HTTP status that says no.
     #[error("HTTP status {status}: {reason}{}", beside(*status, exchange))]
     Status {
-        /// The status.
+        /// Of HTTP, 100 to 599.
         status: u16,
         /// The last line of what came with it, such as that of a Python traceback.
         reason: String,

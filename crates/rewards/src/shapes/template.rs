@@ -33,7 +33,7 @@ impl BitRows {
 
 /// A shape drawn in a box of a certain side.
 pub struct Template {
-    /// The shape.
+    /// Which one it stands for.
     pub shape: Shape,
     /// Side of its box in pixels.
     pub side: usize,
