@@ -300,9 +300,12 @@ async fn members_find_a_restarted_coordinator_and_it_learns_their_tasks() {
     learner.report(wants_training(0, &[3]), progress, Vec::new()).await.expect("reported after the outage");
     let mut standing = worker.standing();
     standing.wait_for(|standing| standing.learner_addresses == ["127.0.0.1:9"]).await.expect("heartbeat");
-    while worker.caller() == before {
-        tokio::time::sleep(LEASE / 10).await;
-    }
+    let joins_again = async {
+        while worker.caller() == before {
+            tokio::time::sleep(LEASE / 10).await;
+        }
+    };
+    tokio::time::timeout(LONG, joins_again).await.expect("it joins again");
     assert!(worker.caller().incarnation > before.incarnation);
     let mut other = server.worker("b").await;
     assert_eq!(

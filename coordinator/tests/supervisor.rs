@@ -75,13 +75,14 @@ impl Supervised {
         now: Instant,
         wish: impl Fn(&BTreeMap<String, Handle>) -> bool,
     ) -> BTreeMap<String, Handle> {
+        let start = Instant::now();
         loop {
             self.supervisor.keep_alive(now).expect("kept alive");
             let processes = self.supervisor.processes();
             if wish(&processes) {
                 return processes;
             }
-            std::thread::sleep(Duration::from_millis(5));
+            wait_a_little(start);
         }
     }
 }
@@ -105,6 +106,12 @@ impl Drop for Supervised {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Between two looks at what is waited for since `start`, which fails the test in the end.
+fn wait_a_little(start: Instant) {
+    assert!(start.elapsed() < SECOND * 60, "it was waited for a minute");
+    std::thread::sleep(Duration::from_millis(2));
 }
 
 fn kill_process(Handle(pid): Handle) {
@@ -152,12 +159,13 @@ fn a_member_is_started_on_its_own_card_whenever_it_is() {
     run.tick_until(now, |processes| processes.len() == 4);
     let logs = RunDirectory::new(run.home.path());
     let said = |member_id: &str, n_lives: usize| {
+        let start = Instant::now();
         loop {
             let lines = std::fs::read_to_string(logs.log_of(member_id)).unwrap_or_default();
             if lines.matches('\n').count() == n_lives {
                 return lines;
             }
-            std::thread::sleep(Duration::from_millis(5));
+            wait_a_little(start);
         }
     };
     for (member_id, card) in
@@ -175,11 +183,12 @@ fn a_member_is_started_on_its_own_card_whenever_it_is() {
 fn a_member_that_keeps_dying_is_given_up_with_the_end_of_its_log() {
     let mut run = Supervised::new("fails", 0);
     let mut now = Instant::now();
+    let start = Instant::now();
     let error = loop {
         if let Err(error) = run.supervisor.keep_alive(now) {
             break error;
         }
-        std::thread::sleep(Duration::from_millis(2));
+        wait_a_little(start);
         now += Duration::from_millis(50);
     };
     let message = error.to_string();
@@ -191,11 +200,12 @@ fn a_member_that_keeps_dying_is_given_up_with_the_end_of_its_log() {
 fn bad_input_is_given_up_at_once_with_its_exit_code() {
     let mut run = Supervised::new("refuses", 0);
     let now = Instant::now();
+    let start = Instant::now();
     let error = loop {
         if let Err(error) = run.supervisor.keep_alive(now) {
             break error;
         }
-        std::thread::sleep(Duration::from_millis(2));
+        wait_a_little(start);
     };
     assert!(matches!(error, CoordinatorError::MemberFailed(_)));
     assert_eq!(error.exit_code(), 2);

@@ -164,13 +164,7 @@ async fn heartbeats_bring_orders_and_the_learner_address() {
     stub.state.lock().unwrap().orders = vec![Order { order: None }];
     membership.computes_on(config::ComputeDevice::CudaAt(3));
     let card = service::cuda::card(config::ComputeDevice::CudaAt(3)).unwrap_or_default();
-    let heard = || {
-        let state = stub.state.lock().unwrap();
-        (&*state.device, &state.card) == ("cuda:3", &card)
-    };
-    while !heard() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    stub.until("the device is told", |state| (&*state.device, &state.card) == ("cuda:3", &card)).await;
     assert_eq!(standing.borrow().drain, None);
     let drain = Order { order: Some(order::Order::Drain(Drain { seconds: 7.5 })) };
     stub.state.lock().unwrap().orders.push(drain);

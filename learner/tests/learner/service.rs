@@ -64,6 +64,16 @@ impl Served {
         Self { client, shared, pushes, task, sample }
     }
 
+    /// Waits until so many more pushes could be let in.
+    async fn wait_for_places(&self, holds: impl Fn(usize) -> bool) {
+        let wait = async {
+            while !holds(self.pushes.n_free_places()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), wait).await.expect("places change in time");
+    }
+
     async fn send(&mut self, messages: Vec<PushRequest>) -> Result<PushStatus, Status> {
         Ok(self.client.push(tokio_stream::iter(messages)).await?.into_inner().status())
     }
@@ -215,9 +225,7 @@ async fn pushes_that_stand_still_take_nobodys_turn() {
     let first = standing_still(&served.client, header.clone());
     let _second = standing_still(&served.client, header.clone());
     let _unsaid = standing_still(&served.client, Vec::new());
-    while served.pushes.n_free_places() > 1 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    served.wait_for_places(|n_free| n_free <= 1).await;
     assert_eq!(served.pushes.n_free_turns(), 1, "none of them has it");
     assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::Held, "a push whose bytes flow goes ahead");
 
@@ -226,15 +234,11 @@ async fn pushes_that_stand_still_take_nobodys_turn() {
     let steps = served.sample.header.steps.clone();
     served.shared.inbox.want(TaskKind::Train, 0, TaskSet { tasks, steps });
     let _third = standing_still(&served.client, header);
-    while served.pushes.n_free_places() > 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    served.wait_for_places(|n_free| n_free == 0).await;
     let full = served.push(|_| {}).await.unwrap_err();
     assert_eq!(full.code(), Code::ResourceExhausted, "what waits is bounded, too: {}", full.message());
     drop(first);
-    while served.pushes.n_free_places() == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    served.wait_for_places(|n_free| n_free > 0).await;
     assert_eq!(served.push(|_| {}).await.unwrap(), PushStatus::Held, "who hangs up makes room");
 }
 
