@@ -221,7 +221,7 @@ mod tests {
     async fn any_other_failure_of_a_device_ends_the_thread() {
         let (device, _) =
             device(vec![|| panic!("CUDA error: an illegal memory access was encountered")]).await;
-        let died = sample(&device).await.err().expect("it died").to_string();
+        let died = sample(&device).await.expect_err("it died").to_string();
         assert!(died.contains("device thread has died"), "{died}");
     }
 }
