@@ -51,6 +51,7 @@ pub struct RunState {
     run_directory: String,
     started: Instant,
     progress: RunProgress,
+    has_progress: bool,
     /// What the learner wanted a user to hear of, each said once.
     notices: Vec<String>,
     workers_wanted: u32,
@@ -87,6 +88,7 @@ impl RunState {
             run_directory,
             started: now,
             progress,
+            has_progress: false,
             notices: Vec::new(),
             workers_wanted,
             forgotten: Worked::default(),
@@ -237,6 +239,7 @@ impl RunState {
         let wanted: Vec<_> = request.wanted.iter().map(|set| self.wanted(set)).collect::<Result<_, _>>()?;
         self.tasks.report(&wanted, now);
         if let Some(progress) = request.progress {
+            self.has_progress = true;
             let phase = shown(&progress.phase, LONGEST_TEXT);
             self.progress = RunProgress { phase, ..progress.into() };
         }
@@ -370,6 +373,11 @@ impl RunState {
     /// Most rollout workers that the config allows.
     pub fn most_workers(&self) -> u32 {
         self.catalog.config().resources.max_workers as u32
+    }
+
+    /// Whether the learner has reported how far the run is.
+    pub fn has_progress(&self) -> bool {
+        self.has_progress
     }
 
     /// What the learner last reported.

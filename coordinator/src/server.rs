@@ -109,7 +109,10 @@ impl ControlPlane {
     pub fn observe(&self, now: Instant) -> Overview {
         let mut shared = self.lock();
         let Shared { state, rates, .. } = &mut *shared;
-        rates.observe(state.progress(), state.tasks().counts(), now);
+        // Before the learner has said how far the run is, nothing is known of it, least of all that it stands at its beginning.
+        if state.has_progress() {
+            rates.observe(state.progress(), state.tasks().counts(), now);
+        }
         Overview::of(state, rates, now)
     }
 

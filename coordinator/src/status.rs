@@ -8,6 +8,8 @@ use service::RunDirectory;
 
 /// Held-out rewards that are shown of a long run: the first and the newest.
 const SHOWN_HELD_OUT: usize = 10;
+/// Notices that are shown of a run, the newest; the log has all.
+const SHOWN_NOTICES: usize = 5;
 
 /// All that is shown of a run.
 pub fn text(view: &RunView) -> String {
@@ -43,6 +45,8 @@ fn living_text(run: &LivingRun) -> Vec<String> {
         ),
     ];
     lines.extend(run.members.iter().map(member_text));
+    let older = run.notices.len().saturating_sub(SHOWN_NOTICES);
+    lines.extend(run.notices.iter().skip(older).map(|notice| format!("note: {notice}")));
     lines
 }
 

@@ -336,6 +336,26 @@ async fn a_drain_stops_grants_and_reaches_the_workers_before_the_learner() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_resumed_is_not_as_fast_as_all_that_it_has_ever_done() {
+    let home = tempfile::tempdir().expect("a directory");
+    let server = Server::start(home.path(), 0, 2);
+    let start = Instant::now();
+    server.plane.observe(start);
+    let mut learner = server.learner().await;
+    let progress = |images| proto::Progress { images, iteration: 7, ..proto::Progress::default() };
+    let mut report = async |images| {
+        let (caller, progress) = (learner.caller.clone(), Some(progress(images)));
+        let request = ReportRequest { caller, progress, ..ReportRequest::default() };
+        learner.client.report(request).await.expect("reported");
+    };
+    report(100_000).await;
+    assert_eq!(server.plane.observe(start + LONG).images_per_second, 0.0);
+    report(100_200).await;
+    let seen = server.plane.observe(start + LONG + Duration::from_secs(10));
+    assert_eq!((seen.images_per_second, seen.progress.images), (20.0, 100_200));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_poisonous_task_ends_the_run_and_is_named() {
     let home = tempfile::tempdir().expect("a directory");
     let server = Server::start(home.path(), 0, 1);

@@ -91,6 +91,8 @@ pub struct Keeper {
     records: BTreeMap<MemberName, Record>,
     /// Since when nobody is wanted.
     stopping_since: Option<Instant>,
+    /// Who there should be as of the last decision.
+    roster: Option<Roster>,
 }
 
 /// What is known of one member.
@@ -102,7 +104,7 @@ struct Record {
     /// It is not to be started before then.
     not_before: Option<Instant>,
     life: Option<Life>,
-    /// How it ended, if it is not started again; leaving the roster and coming back gives it another chance.
+    /// How it ended, if it is not started again until another number of workers is wanted.
     set_aside: Option<ExitReport>,
 }
 
@@ -135,6 +137,11 @@ impl Keeper {
         sights: &BTreeMap<MemberName, Sight>,
         now: Instant,
     ) -> Vec<Action> {
+        if self.roster.replace(wanted).is_some_and(|earlier| earlier != wanted) {
+            let set_aside = self.records.values_mut().filter(|record| record.set_aside.is_some());
+            set_aside
+                .for_each(|record| (record.set_aside, record.history) = (None, RestartHistory::default()));
+        }
         let is_stopping = matches!(wanted, Roster::Nobody { .. });
         self.stopping_since = is_stopping.then(|| self.stopping_since.unwrap_or(now));
         let (mut actions, mut given_up) = (Vec::new(), None);
@@ -194,9 +201,7 @@ impl Keeper {
     }
 
     /// How the member ended without which the run cannot go on: the learner, or the last of all workers.
-    fn hopeless(&mut self, wanted: Roster) -> Option<ExitReport> {
-        let left = self.records.iter_mut().filter(|(member, _)| !wanted.includes(**member));
-        left.for_each(|(_, record)| (record.set_aside, record.history) = (None, RestartHistory::default()));
+    fn hopeless(&self, wanted: Roster) -> Option<ExitReport> {
         let set_aside = |member: &MemberName| self.records.get(member)?.set_aside.clone();
         if let Some(report) = set_aside(&MemberName::Learner) {
             return Some(report);

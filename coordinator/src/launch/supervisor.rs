@@ -86,10 +86,10 @@ impl Supervisor {
                 self.launcher.forget(member);
             }
             Action::SetAside(report) => {
-                let member = report.member;
+                let (member, how, log) = (report.member, &report.how, report.log.display());
                 let notice = format!(
-                    "{member} is set aside: again and again it ended without having finished anything. Scaling down and up again \
-                     gives it another chance. {report}"
+                    "{member} is set aside: again and again it ended without having finished anything, last it {how}; see {log}. \
+                     Another number of workers (`coordinator scale`) gives it another chance"
                 );
                 self.plane.update(|state, _| state.note(&notice));
             }

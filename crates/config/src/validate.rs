@@ -107,8 +107,8 @@ fn check_run(config: &RunConfig, checks: &mut Checks) {
     let name = &config.run.name;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     checks.require(!name.is_empty(), "run.name", || "is missing; give the run a name".to_owned());
-    checks.require(name.chars().all(is_plain) && !name.starts_with('.'), "run.name", || {
-        format!("is `{name}`; use letters, digits, `-`, `_` and `.` (not first), since it names a directory")
+    checks.require(name.chars().all(is_plain) && !name.starts_with(['.', '-']), "run.name", || {
+        format!("is `{name}`; use letters, digits, `_` and, but not first, `-` and `.`: it names a directory")
     });
     checks.require(name.len() <= LONGEST_RUN_NAME, "run.name", || {
         format!("has {} letters; at most {LONGEST_RUN_NAME} name a directory", name.len())

@@ -138,9 +138,15 @@ fn a_worker_that_keeps_dying_is_set_aside_and_ends_the_run_only_with_the_last_of
     let both = BTreeMap::from([(Learner, living()), (Worker(0), living())]);
     now += Duration::from_secs(3600);
     assert_eq!(keeper.decide(run(2), &both, now), [], "it is not started again");
-    // Scaling down and up gives it another chance.
-    assert_eq!(keeper.decide(run(1), &both, now), []);
-    assert_eq!(keeper.decide(run(2), &both, now), [Action::Start(Worker(1))]);
+    // Another number of workers gives it another chance, also where that leaves nobody else.
+    let more = keeper.decide(run(3), &both, now);
+    assert_eq!(more, [Action::Start(Worker(1)), Action::Start(Worker(2))]);
+    let (mut other, mut then) = (Keeper::default(), now);
+    assert_eq!(die(&mut other, &[0], run(2), &mut then), "set aside worker-0");
+    let both = BTreeMap::from([(Learner, living()), (Worker(1), living())]);
+    let fewer: Vec<String> = other.decide(run(1), &both, then).iter().map(words).collect();
+    assert_eq!(fewer.join(", "), "drain worker-1, start worker-0");
+    let mut keeper = Keeper::default();
     assert_eq!(die(&mut keeper, &[1], run(2), &mut now), "set aside worker-1");
     assert_eq!(die(&mut keeper, &[0], run(2), &mut now), "give up worker-0", "nobody is left");
 }
@@ -416,10 +422,14 @@ fn whatever_happens_nobody_is_there_twice_or_too_often_and_all_end() {
         let mut wanted = run(3);
         for _ in 0..200 {
             if world.dice.throw(20) == 0 {
+                let earlier = wanted;
                 wanted = run(world.dice.throw(6) as u32);
+                if wanted != earlier {
+                    // Whose place was set aside has another chance.
+                    world.idle_deaths.retain(|_, deaths| *deaths < 6);
+                }
             }
             world.go_on();
-            world.idle_deaths.retain(|member, _| wanted.includes(*member));
             for action in keeper.decide(wanted, &world.look(), world.now) {
                 n_starts += u32::from(matches!(action, Action::Start(_)));
                 world.carry_out(action, wanted);
