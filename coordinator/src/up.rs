@@ -8,7 +8,7 @@ use crate::display::Display;
 use crate::error::CoordinatorError;
 use crate::examination;
 use crate::inputs::Inputs;
-use crate::inspection::Servers;
+use crate::inspection::{self, Servers};
 use crate::launch;
 use crate::launch::capacity::{self, Machine};
 use crate::launch::{Launcher, LocalLauncher, Roster, Supervisor};
@@ -111,6 +111,10 @@ fn dry_run(args: &UpArgs, catalog: &Catalog, hub: &Hub) -> Result<u8, Coordinato
     print_line(format_args!("run directory: {}", directory.path().display()));
     let places = Places::look(&config.resources)?;
     places.notes().iter().for_each(print_line);
+    // What is shown is right, whatever this machine has; that it would not start here should be known all the same.
+    if let Err(error) = inspection::device(config, &launch::programs()?) {
+        print_line(format_args!("`up` would be refused here: {error}"));
+    }
     let launcher = LocalLauncher::new(args.options.port.unwrap_or(0), directory, places)?;
     let wanted = Roster::Run { workers: config.resources.workers as u32 };
     wanted.members().for_each(|member| print_line(launcher.describe(member)));
