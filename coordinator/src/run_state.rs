@@ -150,7 +150,9 @@ impl RunState {
             self.say_troubles(&caller.member_id, request.troubles);
         }
         let leaves = draining || if role == Role::Learner { self.learner_leaves() } else { self.is_ending() };
-        let drain = Drain { seconds: self.members.patience().drain.as_secs_f64() };
+        // Once the run has ended nothing in hand is of use, and the learner that it would go to is gone.
+        let patience = if self.ending.is_some() { Duration::ZERO } else { self.members.patience().drain };
+        let drain = Drain { seconds: patience.as_secs_f64() };
         let drain = leaves.then_some(Order { order: Some(order::Order::Drain(drain)) });
         let orders = drain.into_iter().collect();
         Ok(HeartbeatReply { orders, learner_addresses: self.learner_addresses() })

@@ -153,9 +153,17 @@ impl Member {
 
     /// Whether the member is told to leave.
     async fn heartbeat(&mut self) -> Result<bool, Status> {
+        self.seconds_to_deliver().await.map(|seconds| seconds.is_some())
+    }
+
+    /// How long the member may deliver, if it is told to leave.
+    async fn seconds_to_deliver(&mut self) -> Result<Option<f64>, Status> {
         let request = HeartbeatRequest { caller: self.caller.clone(), ..HeartbeatRequest::default() };
-        let is_drain = |order: &proto::Order| matches!(order.order, Some(proto::order::Order::Drain(_)));
-        self.client.heartbeat(request).await.map(|reply| reply.into_inner().orders.iter().any(is_drain))
+        let seconds = |order: &proto::Order| match order.order {
+            Some(proto::order::Order::Drain(drain)) => Some(drain.seconds),
+            None => None,
+        };
+        self.client.heartbeat(request).await.map(|reply| reply.into_inner().orders.iter().find_map(seconds))
     }
 
     /// Lives, and does nothing else, until dropped.
@@ -389,6 +397,8 @@ async fn the_summary_ends_the_run_with_the_measured_share_of_work() {
     assert_eq!(summary.gain, 0.25);
     assert!(summary.worker_busy > 0.0 && summary.worker_busy <= 1.0, "{}", summary.worker_busy);
     assert!(summary.worker_busy_seconds >= 0.02, "since the coordinator was started");
+    // The learner is gone, perhaps before it could say that it holds what the worker has in hand.
+    assert_eq!(worker.seconds_to_deliver().await.expect("a member"), Some(0.0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
