@@ -159,10 +159,8 @@ impl Member {
     /// How long the member may deliver, if it is told to leave.
     async fn seconds_to_deliver(&mut self) -> Result<Option<f64>, Status> {
         let request = HeartbeatRequest { caller: self.caller.clone(), ..HeartbeatRequest::default() };
-        let seconds = |order: &proto::Order| match order.order {
-            Some(proto::order::Order::Drain(drain)) => Some(drain.seconds),
-            None => None,
-        };
+        let seconds =
+            |order: &proto::Order| order.order.map(|proto::order::Order::Drain(drain)| drain.seconds);
         self.client.heartbeat(request).await.map(|reply| reply.into_inner().orders.iter().find_map(seconds))
     }
 
