@@ -17,7 +17,6 @@ impl Dice {
 /// What really becomes of a member, which the keeper only sees.
 struct Reality {
     sight: Sight,
-    runs_since: Instant,
     is_asked: bool,
 }
 
@@ -64,12 +63,7 @@ impl World {
         }
     }
 
-    fn look(&mut self) -> BTreeMap<MemberName, Sight> {
-        for reality in self.members.values_mut() {
-            if let Observed::Pending(_) = reality.sight.observed {
-                reality.runs_since = self.now;
-            }
-        }
+    fn look(&self) -> BTreeMap<MemberName, Sight> {
         self.members.iter().map(|(&member, reality)| (member, reality.sight.clone())).collect()
     }
 
@@ -83,7 +77,7 @@ impl World {
                 work.1 = work.0;
                 let sight = if self.dice.throw(3) == 0 { pending() } else { silent() };
                 let sight = Sight { work_done: work.0, ..sight };
-                let reality = Reality { sight, runs_since: self.now, is_asked: false };
+                let reality = Reality { sight, is_asked: false };
                 let earlier = self.members.insert(member, reality);
                 assert!(earlier.is_none(), "{member} was there already");
             }
