@@ -111,7 +111,6 @@ struct Record {
 /// From a member's start to its end.
 #[derive(Debug)]
 struct Life {
-    since: Instant,
     /// When it is killed unless it is a member.
     member_by: Instant,
     work_at_start: u64,
@@ -126,7 +125,7 @@ struct Life {
 impl Keeper {
     /// Takes note of a member that an earlier coordinator started and that still lives.
     pub fn adopt(&mut self, member: MemberName, now: Instant) {
-        let life = Life::new(0, now + ADOPTION_LIMIT, now);
+        let life = Life::new(0, now + ADOPTION_LIMIT);
         self.records.entry(member).or_default().life = Some(life);
     }
 
@@ -151,6 +150,10 @@ impl Keeper {
                     actions.push(Action::Forget(member));
                     match self.plan_restart(report, wanted, sight, now) {
                         Some(RestartDecision::GiveUp) => given_up = given_up.or(Some(report.clone())),
+                        // The last one that is set aside ends the run.
+                        Some(RestartDecision::SetAside) if self.cannot_do_without(report.member, wanted) => {
+                            given_up = given_up.or(Some(report.clone()));
+                        }
                         Some(RestartDecision::SetAside) => actions.push(Action::SetAside(report.clone())),
                         Some(RestartDecision::After(_)) | None => {}
                     }
@@ -158,14 +161,8 @@ impl Keeper {
                 _ => actions.extend(self.watch(member, sight, wanted, now)),
             }
         }
-        match given_up.or_else(|| self.hopeless(wanted)) {
-            Some(report) => {
-                // What ends the run need not be told as set aside, and is told rather than what was set aside before.
-                let newest = actions.iter().position(|action| matches!(action, Action::SetAside(_)));
-                let newest = newest.map(|position| actions.remove(position));
-                let report = if let Some(Action::SetAside(newest)) = newest { newest } else { report };
-                actions.push(Action::GiveUp(report));
-            }
+        match given_up {
+            Some(report) => actions.push(Action::GiveUp(report)),
             None => actions.extend(self.start_missing(wanted, now)),
         }
         actions
@@ -200,22 +197,20 @@ impl Keeper {
         Some(decision)
     }
 
-    /// How the member ended without which the run cannot go on: the learner, or the last of all workers.
-    fn hopeless(&self, wanted: Roster) -> Option<ExitReport> {
-        let set_aside = |member: &MemberName| self.records.get(member)?.set_aside.clone();
-        if let Some(report) = set_aside(&MemberName::Learner) {
-            return Some(report);
-        }
-        let workers: Vec<_> = wanted.members().filter(|member| *member != MemberName::Learner).collect();
-        let reports: Vec<ExitReport> = workers.iter().filter_map(set_aside).collect();
-        if reports.len() == workers.len() { reports.into_iter().last() } else { None }
+    /// Whether the run ends with a member that was set aside: the learner, or the last of all workers.
+    fn cannot_do_without(&self, member: MemberName, wanted: Roster) -> bool {
+        let is_left = |other: MemberName| {
+            let is_set_aside = self.records.get(&other).is_some_and(|record| record.set_aside.is_some());
+            other != MemberName::Learner && !is_set_aside
+        };
+        member == MemberName::Learner || !wanted.members().any(is_left)
     }
 
     /// What is to be done about a member that has not ended.
     fn watch(&mut self, member: MemberName, sight: &Sight, wanted: Roster, now: Instant) -> Vec<Action> {
         let record = self.records.entry(member).or_default();
         record.work_done = sight.work_done;
-        let life = record.life.get_or_insert_with(|| Life::new(sight.work_done, now + SILENCE_LIMIT, now));
+        let life = record.life.get_or_insert_with(|| Life::new(sight.work_done, now + SILENCE_LIMIT));
         // A member that was gone for long is forgotten, and counts from nothing again.
         life.work_at_start = life.work_at_start.min(sight.work_done);
         life.note_pending(member, &sight.observed, now);
@@ -243,7 +238,7 @@ impl Keeper {
             let record = self.records.entry(member).or_default();
             let is_there = record.life.is_some() || record.set_aside.is_some();
             if !is_there && record.not_before.is_none_or(|then| now >= then) {
-                record.life = Some(Life::new(record.work_done, now + SILENCE_LIMIT, now));
+                record.life = Some(Life::new(record.work_done, now + SILENCE_LIMIT));
                 starts.push(Action::Start(member));
             }
         }
@@ -252,8 +247,8 @@ impl Keeper {
 }
 
 impl Life {
-    fn new(work_at_start: u64, member_by: Instant, now: Instant) -> Self {
-        Self { since: now, member_by, work_at_start, pending: None, surplus_since: None, is_asked: false }
+    fn new(work_at_start: u64, member_by: Instant) -> Self {
+        Self { member_by, work_at_start, pending: None, surplus_since: None, is_asked: false }
     }
 
     fn note_pending(&mut self, member: MemberName, observed: &Observed, now: Instant) {
@@ -261,8 +256,8 @@ impl Life {
             self.pending = None;
             return;
         };
-        // It has yet to begin: neither does it live, nor is it silent.
-        (self.since, self.member_by) = (now, now + SILENCE_LIMIT);
+        // It has yet to begin, and is not silent.
+        self.member_by = now + SILENCE_LIMIT;
         if self.pending.as_ref() != Some(reason) {
             tracing::info!("{member} does not run yet: {reason}");
             self.pending = Some(reason.clone());

@@ -23,6 +23,8 @@ const TAIL_LINES: usize = 15;
 pub struct LocalLauncher {
     programs: PathBuf,
     coordinator: String,
+    /// As members that run here call it.
+    host: String,
     directory: RunDirectory,
     places: Places,
     processes: BTreeMap<MemberName, Process>,
@@ -78,7 +80,8 @@ impl LocalLauncher {
             }
         }
         let coordinator = format!("http://127.0.0.1:{port}");
-        Ok(Self { programs, coordinator, directory, places, processes: BTreeMap::new() })
+        let host = service::host_name();
+        Ok(Self { programs, coordinator, host, directory, places, processes: BTreeMap::new() })
     }
 
     fn program(&self, member: MemberName) -> PathBuf {
@@ -182,8 +185,8 @@ impl Launcher for LocalLauncher {
     }
 
     fn is_own(&self, member: MemberName, applicant: &Applicant) -> bool {
-        let is_here = applicant.process.host == service::host_name();
-        is_here && self.processes.get(&member).is_some_and(|process| process.pid == applicant.process.pid)
+        applicant.process.host == self.host
+            && self.processes.get(&member).is_some_and(|process| process.pid == applicant.process.pid)
     }
 }
 

@@ -206,7 +206,8 @@ pub(crate) fn reject_leftover(saved: &HashMap<&str, &Tensor>) -> Result<(), Flow
     }
 }
 
-fn host_copy(tensor: &Tensor) -> Tensor {
+/// A copy in the host's memory, which later changes of the tensor leave as it is.
+pub fn host_copy(tensor: &Tensor) -> Tensor {
     // What is on another device is copied by coming here.
     let here = tensor.to_device(Device::Cpu);
     if tensor.device() == Device::Cpu { here.copy() } else { here }

@@ -20,7 +20,7 @@ pub mod schedule;
 pub mod step;
 pub mod weight;
 
-pub use adamw::{AdamW, AdamWSettings, clip_gradient_norm};
+pub use adamw::{AdamW, AdamWSettings, clip_gradient_norm, host_copy};
 pub use advantage::{GroupStatistics, SeedRewards, advantages, group_statistics};
 pub use ema::{Ema, EmaSettings};
 pub use error::FlowError;

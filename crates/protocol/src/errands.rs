@@ -19,8 +19,8 @@ use proto::{Blame, TaskId};
 
 use crate::{Delivered, PushError, Task, TaskName, WeightsError, WeightsName};
 
-/// How long a worker whose device is broken tries to deliver what it drew before.
-const BROKEN_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a worker that leaves tries to deliver what it drew before, where the coordinator does not say it.
+pub const DELIVERY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// One of the two things that a worker does at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +116,7 @@ pub struct Errands<S> {
 impl<S> Default for Errands<S> {
     fn default() -> Self {
         let sampling = Sampling::Free;
-        let patience = BROKEN_PATIENCE;
+        let patience = DELIVERY_PATIENCE;
         Self {
             sampling,
             drawn: None,
@@ -140,33 +140,33 @@ impl<S> Errands<S> {
     /// # Panics
     /// If a hand reports what it was not told to do.
     pub fn on<W, D>(&mut self, event: ErrandEvent<W, S, D>, now: Instant) -> Vec<ErrandAction<W, S, D>> {
-        let mut actions: Vec<ErrandAction<W, S, D>> = match event {
-            ErrandEvent::Granted(task) => self.granted(task).into_iter().collect(),
-            ErrandEvent::Fetched(weights) => vec![self.fetched(weights)],
-            ErrandEvent::Drawn(outcome) => self.drawn(outcome).into_iter().collect(),
-            ErrandEvent::Scored(outcome) => vec![match outcome {
+        let first: Option<ErrandAction<W, S, D>> = match event {
+            ErrandEvent::Granted(task) => self.granted(task),
+            ErrandEvent::Fetched(weights) => Some(self.fetched(weights)),
+            ErrandEvent::Drawn(outcome) => self.drawn(outcome),
+            ErrandEvent::Scored(outcome) => Some(match outcome {
                 Ok(delivery) => ErrandAction::Push(self.finished(), delivery),
                 Err(failure) => self.tell_finished(Err(failure)),
-            }],
-            ErrandEvent::Pushed(outcome) => vec![self.tell_finished(match outcome {
+            }),
+            ErrandEvent::Pushed(outcome) => Some(self.tell_finished(match outcome {
                 // To the coordinator the one is as good as the other: nobody need run the task again.
                 Ok(Delivered::Held | Delivered::NotWanted) => Ok(()),
                 Err(error) => Err(TaskFailure { reason: error.to_string(), blame: error.blame() }),
-            })],
-            ErrandEvent::Told(Hand::Sampling) => {
-                self.sampling = Sampling::Free;
-                Vec::new()
+            })),
+            ErrandEvent::Told(hand) => {
+                match hand {
+                    Hand::Sampling => self.sampling = Sampling::Free,
+                    Hand::Finishing => self.finishing = None,
+                }
+                None
             }
-            ErrandEvent::Told(Hand::Finishing) => {
-                self.finishing = None;
-                Vec::new()
-            }
-            ErrandEvent::Broken(hand) => self.broken(hand).into_iter().collect(),
+            ErrandEvent::Broken(hand) => self.broken(hand),
             ErrandEvent::Leave(patience) => {
                 self.patience = patience;
-                self.leave().into_iter().collect()
+                self.leave()
             }
         };
+        let mut actions = Vec::from_iter(first);
         actions.extend(self.go_on());
         if self.is_leaving && matches!(self.sampling, Sampling::Free) {
             self.ends_by.get_or_insert(now + self.patience);

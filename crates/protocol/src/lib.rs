@@ -17,7 +17,7 @@ mod retries;
 mod task;
 
 pub use backoff::Backoff;
-pub use errands::{ErrandAction, ErrandEvent, Errands, Hand, TaskFailure};
+pub use errands::{DELIVERY_PATIENCE, ErrandAction, ErrandEvent, Errands, Hand, TaskFailure};
 pub use intake::{Intake, Taken, TaskSet, TaskStanding};
 pub use member_link::{AfterCall, CallEnd, JoinEnd, MemberLink, MembershipLoss};
 pub use names::{NameFault, TaskName, WeightsName, WeightsRole, kind_from_wire, kind_to_wire, learner_rank};

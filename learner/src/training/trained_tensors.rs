@@ -8,11 +8,12 @@
 //! is trained, saved and sent to workers is the same list in all places. Only what is exported has a checkpoint's names.
 
 use config::{AdapterMethod, RunConfig};
+use flow::host_copy;
 use models::adapter_file::SavedAdapter;
 use models::{ModelError, Network};
 use noise::standard_normal;
 use run_setup::{adapter_key, lora_config};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 /// Tensors by name.
 pub type NamedTensors = Vec<(String, Tensor)>;
@@ -94,13 +95,8 @@ impl TrainedTensors {
     /// in the host's memory.
     pub fn for_workers(&self, tensors: &[(String, Tensor)]) -> NamedTensors {
         let kind = self.rounded.first().map_or(Kind::Float, Tensor::kind);
-        let host_copy = |tensor: &Tensor| {
-            let rounded = tensor.detach().to_kind(kind);
-            // What is on another device is copied by coming here.
-            let here = rounded.to_device(Device::Cpu);
-            if rounded.device() == Device::Cpu { here.copy() } else { here }
-        };
-        tensors.iter().map(|(name, tensor)| (name.clone(), host_copy(tensor))).collect()
+        let rounded = |tensor: &Tensor| host_copy(&tensor.detach().to_kind(kind));
+        tensors.iter().map(|(name, tensor)| (name.clone(), rounded(tensor))).collect()
     }
 
     /// Lets the network compute from an earlier version, as [`Self::for_workers`] made it, until [`Self::restore`] with what

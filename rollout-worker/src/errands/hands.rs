@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use config::TaskKind;
 use proto::TaskId;
 use protocol::{
-    Delivered, ErrandAction, ErrandEvent, Errands, Hand, Task, TaskFailure, TaskName, WeightsName,
+    DELIVERY_PATIENCE, Delivered, ErrandAction, ErrandEvent, Errands, Hand, Task, TaskFailure, TaskName,
+    WeightsName,
 };
 use service::{Membership, ServiceError};
 use tokio::sync::Mutex;
@@ -32,9 +33,6 @@ use crate::scoring::{Scorer, ScoringError};
 
 /// How long one request for a task waits for one.
 const TASK_WAIT: Duration = Duration::from_secs(10);
-
-/// How long delivering may take where a signal and not the coordinator tells the worker to leave.
-const SIGNALLED_PATIENCE: Duration = Duration::from_secs(60);
 
 type Event = ErrandEvent<Arc<TrainedWeights>, Sampled, Delivery>;
 type Action = ErrandAction<Arc<TrainedWeights>, Sampled, Delivery>;
@@ -104,7 +102,7 @@ impl Hands {
 
     /// How long delivering may take when this worker is to leave.
     fn patience(&self) -> Duration {
-        self.membership.standing().borrow().drain.unwrap_or(SIGNALLED_PATIENCE)
+        self.membership.standing().borrow().drain.unwrap_or(DELIVERY_PATIENCE)
     }
 
     async fn perform(&self, action: Action) -> anyhow::Result<Event> {
