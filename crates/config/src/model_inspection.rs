@@ -155,19 +155,17 @@ pub fn human_bytes(bytes: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::published_models::component;
 
     fn example() -> ModelInspection {
-        let component = |name: &str, parameters| ComponentInspection {
-            name: name.to_owned(),
-            parameters,
-            bytes: 2 * parameters,
-            largest_tensor_bytes: parameters,
-        };
         ModelInspection {
             folder: "models/x".into(),
             class: "StableDiffusion3Pipeline".to_owned(),
             dtype: Dtype::Bfloat16,
-            components: vec![component("text_encoder", 1024), component("transformer", 1 << 20)],
+            components: vec![
+                component("text_encoder", 1024, 2, 512),
+                component("transformer", 1 << 20, 2, 1 << 19),
+            ],
             n_blocks: 24,
             width: 1536,
             decoder_width: 256,
