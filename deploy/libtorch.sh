@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Fills .libtorch/ with what the build needs: libtorch 2.11 (headers and libraries) and CMake.
+# Fills .libtorch/ with what the build needs: libtorch 2.13 (headers and libraries) and CMake.
 #
 # DEVICE is `cpu`, `cuda`, or empty: then a GPU that is seen decides, unless a device was asked for before. Where `python3`
-# already has PyTorch 2.11 (for `cuda` one with CUDA), that one is used. Elsewhere its wheel is fetched: for `cpu` with the
+# already has PyTorch 2.13 (for `cuda` one with CUDA), that one is used. Elsewhere its wheel is fetched: for `cpu` with the
 # two libraries of CUDA that it does not load without, for `cuda` with all of them. Running it again does nothing.
 set -euo pipefail
 
-TORCH_VERSION=2.11.0
+TORCH_VERSION=2.13.0
 root=$(cd "$(dirname "$0")/.." && pwd)
 dest=$root/.libtorch
 
@@ -60,7 +60,7 @@ import importlib.util, pathlib, sys
 spec = importlib.util.find_spec("torch")
 if spec and spec.origin:
     here = pathlib.Path(spec.origin).parent
-    if (here / "version.py").read_text().find("2.11.0") >= 0 and (here / "lib" / sys.argv[1]).exists():
+    if (here / "version.py").read_text().find("2.13.0") >= 0 and (here / "lib" / sys.argv[1]).exists():
         print(here)
 PY
 )

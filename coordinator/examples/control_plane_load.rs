@@ -7,11 +7,16 @@
 
 use config::RunConfig;
 use coordinator::catalog::Catalog;
+use coordinator::entrance::Entrance;
 use coordinator::membership::{Members, Patience};
 use coordinator::run_state::RunState;
 use coordinator::server::ControlPlane;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use proto::{Caller, FinishTaskRequest, HeartbeatRequest, JoinRequest, NextTaskRequest, ReportRequest, Role};
+use proto::{
+    Caller, FinishTaskRequest, HeartbeatRequest, JoinRequest, NextTaskRequest, ReportRequest, Role,
+    Standstill, Work,
+};
+use service::{Insecure, PeerRole, Trust};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -31,9 +36,14 @@ struct Counts {
     heartbeats: AtomicU64,
     /// How long each took, in seconds.
     answered_after: Mutex<Vec<f64>>,
+    /// Likewise each question for a task that is answered at once, by one or by none.
+    asked: Mutex<Vec<f64>>,
     grants: AtomicU64,
     reports: AtomicU64,
 }
+
+/// The task that a worker has in hand.
+type Running = Mutex<Option<proto::TaskId>>;
 
 /// The iteration at work and which of its tasks were delivered.
 type Learner = Mutex<(u32, BTreeSet<u32>)>;
@@ -74,7 +84,12 @@ fn config(home: &std::path::Path, n_tasks: usize) -> RunConfig {
 fn serve(config: RunConfig) -> (String, String) {
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let patience = Patience { lease: Duration::from_secs(5), task_deadline: PATIENCE, drain: PATIENCE };
+        let patience = Patience {
+            lease: Duration::from_secs(5),
+            task_deadline: PATIENCE,
+            opening_deadline: PATIENCE,
+            drain: PATIENCE,
+        };
         let members = Members::new("run".to_owned(), 1, patience);
         let catalog = Catalog::open(config).expect("prompts");
         let plane = ControlPlane::new(RunState::new(members, catalog, String::new(), Instant::now()));
@@ -84,7 +99,7 @@ fn serve(config: RunConfig) -> (String, String) {
             let address = listener.local_addr().expect("bound").to_string();
             let thread = format!("/proc/self/task/{}/schedstat", nix::unistd::gettid());
             sender.send((address, thread)).expect("awaited");
-            plane.serve(listener, std::future::pending()).await.expect("served");
+            plane.serve(listener, Entrance::local(), std::future::pending()).await.expect("served");
         });
     });
     receiver.recv().expect("a server")
@@ -128,7 +143,9 @@ async fn load(
         [of(&counts.heartbeats), of(&counts.grants), of(&counts.reports)]
     };
     let (start, before, counted) = (Instant::now(), processor_time(threads), read());
-    counts.answered_after.lock().expect("unpoisoned").clear();
+    for times in [&counts.answered_after, &counts.asked] {
+        times.lock().expect("unpoisoned").clear();
+    }
     tokio::time::sleep(length).await;
     let (wall, used, now) = (start.elapsed().as_secs_f64(), processor_time(threads) - before, read());
     let rate = |position: usize| (now[position] - counted[position]) / wall;
@@ -140,19 +157,28 @@ async fn load(
         rate(1),
         rate(2)
     );
-    let mut answered_after = std::mem::take(&mut *counts.answered_after.lock().expect("unpoisoned"));
-    answered_after.sort_by(f64::total_cmp);
-    let after = |share: f64| 1e3 * answered_after[(share * (answered_after.len() - 1) as f64) as usize];
-    println!(
-        "a heartbeat is answered after {:.2} ms (median), {:.2} ms (99 of 100), {:.2} ms (longest)",
-        after(0.5),
-        after(0.99),
-        after(1.0)
-    );
+    for (what, times) in [("a heartbeat", &counts.answered_after), ("a question for a task", &counts.asked)] {
+        let mut times = std::mem::take(&mut *times.lock().expect("unpoisoned"));
+        times.sort_by(f64::total_cmp);
+        let after = |share: f64| 1e3 * times[(share * (times.len() - 1) as f64) as usize];
+        println!(
+            "{what} is answered after {:.2} ms (median), {:.2} ms (99 of 100), {:.2} ms (longest)",
+            after(0.5),
+            after(0.99),
+            after(1.0)
+        );
+    }
 }
 
 async fn connect(address: &str) -> Channel {
-    service::connect(&format!("http://{address}"), PATIENCE).await.expect("connected")
+    service::connect(
+        &format!("http://{address}"),
+        PeerRole::Coordinator,
+        &Trust::Plain(Insecure::Loopback),
+        PATIENCE,
+    )
+    .await
+    .expect("connected")
 }
 
 async fn report(
@@ -170,7 +196,8 @@ async fn report(
             (learner.0, learner.1.iter().copied().collect())
         };
         let kind = proto::TaskKind::Train.into();
-        let wanted = vec![proto::Wanted { kind, iteration, version: iteration, held, rank: 0 }];
+        let wanted =
+            vec![proto::Wanted { kind, iteration, version: iteration, held, rank: 0, open_below: None }];
         let request = ReportRequest { caller: caller.clone(), wanted, ..ReportRequest::default() };
         client.report(request).await.expect("reported");
         counts.reports.fetch_add(1, Relaxed);
@@ -189,14 +216,18 @@ async fn join(channel: Channel, role: Role, member_id: &str) -> (Client, Option<
     let reply = client.join(request).await.expect("joined").into_inner();
     if role == Role::Learner {
         let (mut client, caller) = (client.clone(), reply.identity.clone());
-        tokio::spawn(async move { heartbeats(&mut client, caller, &Counts::default()).await });
+        let nothing = Running::default();
+        tokio::spawn(async move { heartbeats(&mut client, caller, (&Counts::default(), &nothing)).await });
     }
     (client, reply.identity)
 }
 
-async fn heartbeats(client: &mut Client, caller: Option<Caller>, counts: &Counts) {
+async fn heartbeats(client: &mut Client, caller: Option<Caller>, (counts, running): (&Counts, &Running)) {
     loop {
-        let request = HeartbeatRequest { caller: caller.clone(), ..HeartbeatRequest::default() };
+        let standstills = vec![Standstill { work: Work::Computing.into(), seconds: 0.5 }];
+        let running = running.lock().expect("unpoisoned").into_iter().collect();
+        let caller = caller.clone();
+        let request = HeartbeatRequest { caller, standstills, running, ..HeartbeatRequest::default() };
         let start = Instant::now();
         client.heartbeat(request).await.expect("a member");
         counts.answered_after.lock().expect("unpoisoned").push(start.elapsed().as_secs_f64());
@@ -208,19 +239,26 @@ async fn heartbeats(client: &mut Client, caller: Option<Caller>, counts: &Counts
 async fn worker(channel: Channel, number: u64, counts: Arc<Counts>, learner: Arc<Learner>) {
     let (mut client, caller) = join(channel, Role::RolloutWorker, &format!("pretender-{number}")).await;
     let (mut beating, beats, identity) = (client.clone(), counts.clone(), caller.clone());
-    tokio::spawn(async move { heartbeats(&mut beating, identity, &beats).await });
-    let mut state = number;
+    let running = Arc::new(Running::default());
+    let told = running.clone();
+    tokio::spawn(async move { heartbeats(&mut beating, identity, (&beats, &told)).await });
+    let (mut state, mut wait_seconds) = (number, 0.0);
     loop {
-        let request =
-            NextTaskRequest { caller: caller.clone(), wait_seconds: 10.0, ..NextTaskRequest::default() };
-        let Some(task) = client.next_task(request).await.expect("a member").into_inner().task else {
-            continue;
-        };
+        let request = NextTaskRequest { caller: caller.clone(), wait_seconds, ..NextTaskRequest::default() };
+        let start = Instant::now();
+        let task = client.next_task(request).await.expect("a member").into_inner().task;
+        if wait_seconds == 0.0 {
+            counts.asked.lock().expect("unpoisoned").push(start.elapsed().as_secs_f64());
+        }
+        wait_seconds = if task.is_some() { 0.0 } else { 10.0 };
+        let Some(task) = task else { continue };
         counts.grants.fetch_add(1, Relaxed);
+        *running.lock().expect("unpoisoned") = task.id;
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let share = (state >> 33) as f64 / (1_u64 << 31) as f64;
         tokio::time::sleep(TASK.0 + (TASK.1 - TASK.0).mul_f64(share)).await;
         let id = task.id.expect("an id");
+        *running.lock().expect("unpoisoned") = None;
         {
             let mut learner = learner.lock().expect("unpoisoned");
             if learner.0 == id.iteration {

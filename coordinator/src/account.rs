@@ -134,8 +134,8 @@ fn workers_busy(summary: &RunSummary) -> String {
 pub fn ending_text(ending: &RunEnding) -> String {
     match ending {
         RunEnding::Done { summary } => format!("done\n{}", summary_table(summary)),
-        RunEnding::Failed { reason, summary: None } => format!("failed: {reason}"),
-        RunEnding::Failed { reason, summary: Some(summary) } => {
+        RunEnding::Failed { reason, summary: None, .. } => format!("failed: {reason}"),
+        RunEnding::Failed { reason, summary: Some(summary), .. } => {
             format!("failed: {reason}\n{}", summary_table(summary))
         }
         RunEnding::Stopped { resume } => format!("stopped; go on with `{resume}`"),
@@ -265,7 +265,11 @@ mod tests {
         assert!(!summary_table(&summary).contains("shapes"), "it is the reward");
         summary.scores.push(score("pickscore", 0.25));
         summary.reward_hacking = vec!["pickscore".to_owned()];
-        let ending = RunEnding::Failed { reason: "hacked".to_owned(), summary: Some(Box::new(summary)) };
+        let ending = RunEnding::Failed {
+            reason: "hacked".to_owned(),
+            bad_input: false,
+            summary: Some(Box::new(summary)),
+        };
         let text = ending_text(&ending);
         for expected in [
             "failed: hacked\n",

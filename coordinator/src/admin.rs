@@ -1,25 +1,30 @@
 //! Commands against a run: status, scale, down, export.
 
 use crate::cards::Inventory;
+use crate::entrance::operator_trust;
 use crate::error::CoordinatorError;
 use crate::exported;
-use crate::run_record::{RunLock, RunRecord, find_run};
+use crate::launch::{MemberName, set_aside_notice};
+use crate::living_members::LivingMembers;
+use crate::membership::Presence;
+use crate::run_record::{RunRecord, find_run, loopback};
 use crate::server::connect_admin;
 use crate::status;
+use crate::tenancy::{Tenancy, elsewhere, wait_for_end};
 use crate::view::{EndedRun, LivingRun, RunView, Stage, to_json};
 use proto::admin_client::AdminClient;
 use proto::{DownRequest, ScaleRequest, StatusReply, StatusRequest};
 use protocol::{PROGRAM_VERSION, PROTOCOL_VERSION};
 use service::logging::LogFormat;
 use service::output::print_line;
-use service::{RunDirectory, ServiceError, durable};
+use service::trust::{Authority, Tokens};
+use service::{PeerRole, RunDirectory, ServiceError, durable};
 use std::path::Path;
 use std::time::Duration;
 use tonic::Code;
 use tonic::transport::Channel;
 
-const DEADLINE: Duration = Duration::from_secs(5);
-const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Shows how a run is doing, or how it ended.
 ///
@@ -29,22 +34,29 @@ pub async fn status(run: &str, format: LogFormat) -> Result<(), CoordinatorError
     let directory = absolute(find_run(run)?);
     let stage = match client_of(run).await {
         Ok((_, reply)) => Stage::Living(Box::new(with_cards(reply.into()))),
-        Err(CoordinatorError::NotLiving(path) | CoordinatorError::Finished(path)) => {
+        Err(CoordinatorError::NotLiving { .. } | CoordinatorError::Finished(_)) => {
             let ended = EndedRun::of(RunRecord::read(&directory)?, &directory);
-            Stage::Ended(ended.ok_or(CoordinatorError::Killed(path))?)
+            Stage::Ended(ended.ok_or_else(|| killed(&directory))?)
         }
         Err(error) => return Err(error),
     };
-    let view = RunView::with_files(stage, directory);
-    print_line(match format {
-        LogFormat::Text => status::text(&view),
-        LogFormat::Json => to_json(&view).to_string(),
-    });
+    show(&RunView::with_files(stage, directory), format);
     Ok(())
 }
 
+pub(crate) fn show(view: &RunView, format: LogFormat) {
+    print_line(match format {
+        LogFormat::Text => status::text(view),
+        LogFormat::Json => to_json(view).to_string(),
+    });
+}
+
+fn killed(directory: &RunDirectory) -> CoordinatorError {
+    CoordinatorError::Killed { run: directory.path().to_owned(), living: LivingMembers::of(directory) }
+}
+
 /// Adds what this machine tells of its cards, if any member has one.
-fn with_cards(run: LivingRun) -> LivingRun {
+pub(crate) fn with_cards(run: LivingRun) -> LivingRun {
     let named: Vec<String> =
         run.members.iter().filter_map(|member| Some(member.card.as_ref()?.name.clone())).collect();
     let Ok(host) = nix::unistd::gethostname() else { return run };
@@ -65,14 +77,50 @@ fn absolute(run: RunDirectory) -> RunDirectory {
 /// # Errors
 /// If the run is unknown or does not live; a usage error if config or machine do not take so many.
 pub async fn scale(run: &str, workers: u32) -> Result<(), CoordinatorError> {
-    let (mut client, _) = client_of(run).await?;
+    let (client, reply) = client_of(run).await?;
+    scale_by(client, reply, workers).await
+}
+
+/// The same, by a coordinator that has been reached.
+pub(crate) async fn scale_by(
+    mut client: AdminClient<Channel>,
+    reply: StatusReply,
+    workers: u32,
+) -> Result<(), CoordinatorError> {
     let scaled = client.scale(service::request(ScaleRequest { workers }, DEADLINE)).await;
     scaled.map_err(|status| match status.code() {
         Code::ResourceExhausted => CoordinatorError::Usage(status.message().to_owned()),
         _ => status.into(),
     })?;
-    print_line(format_args!("{workers} workers wanted"));
+    print_line(match reply.workers_wanted == workers {
+        true => still_wanted(&reply.into()),
+        false => format!("{workers} workers wanted"),
+    });
     Ok(())
+}
+
+/// What is said where the number of workers stays what it was: a place that is set aside stays so for now.
+fn still_wanted(run: &LivingRun) -> String {
+    let wanted = run.overview.workers_wanted;
+    let is_living = |name: &str| {
+        run.members.iter().any(|member| member.member_id == name && member.state == Presence::Living.as_str())
+    };
+    let set_aside = |position: &u32| {
+        let name = MemberName::Worker(*position).to_string();
+        let notice = set_aside_notice(&name);
+        !is_living(&name) && run.notices.iter().any(|said| said.starts_with(&notice))
+    };
+    let names: Vec<String> =
+        (0..wanted).filter(set_aside).map(|position| MemberName::Worker(position).to_string()).collect();
+    let same = format!("{wanted} workers are wanted already; nothing changes");
+    match names.is_empty() {
+        true => same,
+        false => format!(
+            "{same}: {} stays set aside until it is tried again after a while, or at once where you scale to another number and \
+             back (`coordinator status` says why)",
+            names.join(", ")
+        ),
+    }
 }
 
 /// Stops a living run after what is in flight, and waits for its coordinator to end.
@@ -84,10 +132,32 @@ pub async fn down(run: &str) -> Result<(), CoordinatorError> {
     let (mut client, _) = client_of(run).await?;
     client.down(service::request(DownRequest {}, DEADLINE)).await?;
     print_line(format_args!("stopping {run}: what is in flight is finished first"));
-    while RunLock::is_taken(&directory) {
-        tokio::time::sleep(FOLLOW_INTERVAL).await;
-    }
+    wait_for_end(&directory).await;
     print_line("stopped");
+    Ok(())
+}
+
+/// Draws a new token for a role.
+///
+/// # Errors
+/// If the run is unknown or has no tokens of its own.
+pub fn rotate(run: &str, role: PeerRole) -> Result<(), CoordinatorError> {
+    let directory = find_run(run)?;
+    let (record, secrets) = (RunRecord::read(&directory)?, directory.secrets());
+    let path = Tokens::path(&secrets, role);
+    let is_there = path.try_exists();
+    if !is_there.map_err(|source| CoordinatorError::File { action: "look for", path, source })? {
+        return Err(CoordinatorError::Usage(format!(
+            "{} has no token for the role `{role}`: the run is not secured, or by certificates of your own",
+            secrets.display()
+        )));
+    }
+    let tokens = Tokens::of(&secrets, &Authority::read(&secrets, &record.run_id)?);
+    print_line(format_args!(
+        "{} is new; give it to members elsewhere: those that have the one before can stay until their certificates end, a day \
+         at most",
+        tokens.rotate(role)?.display()
+    ));
     Ok(())
 }
 
@@ -95,30 +165,56 @@ pub async fn down(run: &str) -> Result<(), CoordinatorError> {
 /// what is not meant for it.
 async fn client_of(run: &str) -> Result<(AdminClient<Channel>, StatusReply), CoordinatorError> {
     let directory = find_run(run)?;
-    let record = RunRecord::read(&directory)?;
-    let not_living = || match record.is_done() {
-        true => CoordinatorError::Finished(directory.path().to_owned()),
-        false => CoordinatorError::NotLiving(directory.path().to_owned()),
+    let mut record = RunRecord::read(&directory)?;
+    let is_done = record.is_done();
+    let tenancy = Tenancy::of(&directory);
+    let not_living = || match (&tenancy, is_done) {
+        (Tenancy::Elsewhere(owner), _) => CoordinatorError::Usage(elsewhere(&directory, owner)),
+        (_, true) => CoordinatorError::Finished(directory.path().to_owned()),
+        (_, false) => {
+            let (run, living) = (directory.path().to_owned(), LivingMembers::of(&directory));
+            CoordinatorError::NotLiving { run, living }
+        }
     };
-    if !RunLock::is_taken(&directory) {
-        return Err(not_living());
+    match &tenancy {
+        Tenancy::Nowhere => return Err(not_living()),
+        Tenancy::Here => {}
+        Tenancy::Elsewhere(_) => {
+            let address = advertised_address(&directory).filter(|address| *address != loopback(record.port));
+            record.address = Some(address.ok_or_else(not_living)?);
+        }
     }
-    let mut client = connect_admin(record.port).await.map_err(|error| match error {
-        ServiceError::Unreachable { .. } => not_living(),
-        other => other.into(),
-    })?;
-    let reply = client.status(service::request(StatusRequest {}, DEADLINE)).await?.into_inner();
+    let unreachable = |error| match error {
+        CoordinatorError::Service(ServiceError::Unreachable { .. }) => not_living(),
+        other => other,
+    };
+    let trust = operator_trust(&record, &directory).await.map_err(unreachable)?;
+    let client = connect_admin(&record.coordinator_address(), &trust).await;
+    let mut client = client.map_err(|error| unreachable(error.into()))?;
+    let reply = client.status(service::request(StatusRequest::default(), DEADLINE)).await?.into_inner();
     if reply.run_id != record.run_id {
         return Err(not_living());
     }
-    if reply.protocol_version != PROTOCOL_VERSION {
-        return Err(CoordinatorError::Usage(format!(
+    check_version(run, &reply)?;
+    Ok((client, reply))
+}
+
+/// Whether this program and a coordinator understand each other; `run` is what the user calls it.
+pub(crate) fn check_version(run: &str, reply: &StatusReply) -> Result<(), CoordinatorError> {
+    match reply.protocol_version == PROTOCOL_VERSION {
+        true => Ok(()),
+        false => Err(CoordinatorError::Usage(format!(
             "the coordinator of {run} is version {} and speaks protocol {}; this program is version {PROGRAM_VERSION} and speaks \
              {PROTOCOL_VERSION}: use the programs that the run was started with",
             reply.program_version, reply.protocol_version
-        )));
+        ))),
     }
-    Ok((client, reply))
+}
+
+/// Where the coordinator of a run is reached from other hosts.
+fn advertised_address(directory: &RunDirectory) -> Option<String> {
+    let bytes = config::read_whole(&directory.address_file(), config::MOST_SETTINGS_BYTES).ok()?;
+    Some(String::from_utf8(bytes).ok()?.trim().to_owned())
 }
 
 /// Copies the adapter of a run.
@@ -134,20 +230,12 @@ pub fn export(run: &str, to: &Path) -> Result<(), CoordinatorError> {
             adapter.display()
         )));
     }
-    if to.exists() {
-        return Err(CoordinatorError::Usage(format!(
-            "{} exists; remove it or choose another name",
-            to.display()
-        )));
-    }
-    if let Some(parent) = to.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        durable::create_directory(parent)?;
-    }
+    prepare_destination(to)?;
     // First, so that an export that begins between the two is noticed.
     let before = exported::provenances(&directory);
-    exported::check(&directory, RunLock::is_taken(&directory))?;
+    exported::check(&directory, Tenancy::of(&directory) != Tenancy::Nowhere)?;
     durable::write_directory(to, |partial| {
-        copy_tree(&adapter, partial)?;
+        copy_files(&adapter, partial)?;
         match exported::provenances(&directory) == before {
             true => Ok(()),
             false => Err(CoordinatorError::NotExported(format!(
@@ -160,34 +248,50 @@ pub fn export(run: &str, to: &Path) -> Result<(), CoordinatorError> {
     Ok(())
 }
 
-/// Copies files and folders into a folder that is there.
-fn copy_tree(from: &Path, to: &Path) -> Result<(), CoordinatorError> {
-    let failed = |source| CoordinatorError::File { action: "copy", path: from.to_owned(), source };
-    for entry in std::fs::read_dir(from).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        // What is being written, or what an interrupted write left.
-        if entry.file_name().to_string_lossy().starts_with('.') {
-            continue;
-        }
-        let (path, copy) = (entry.path(), to.join(entry.file_name()));
-        if path.is_dir() {
-            std::fs::create_dir(&copy).map_err(failed)?;
-            copy_tree(&path, &copy)?;
-        } else {
-            std::fs::copy(&path, &copy).map_err(failed)?;
-        }
+/// Copies what is exported into a folder that is there.
+fn copy_files(from: &Path, to: &Path) -> Result<(), CoordinatorError> {
+    for name in exported::files(from)? {
+        let (path, copy) = (from.join(&name), to.join(&name));
+        let folder = copy.parent().map_or(Ok(()), std::fs::create_dir_all);
+        let copied = folder.and_then(|()| std::fs::copy(&path, &copy));
+        copied.map_err(|source| CoordinatorError::File { action: "copy", path, source })?;
     }
     Ok(())
+}
+
+/// Checks that a place for a copy is free, and makes the folder that it is to be in.
+///
+/// # Errors
+/// A usage error if something is there.
+pub(crate) fn prepare_destination(to: &Path) -> Result<(), CoordinatorError> {
+    if to.exists() {
+        return Err(CoordinatorError::Usage(format!(
+            "{} exists; remove it or choose another name",
+            to.display()
+        )));
+    }
+    match to.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => Ok(durable::create_directory(parent)?),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stand_ins::StandIn;
+    use crate::view::tests::living_run;
+    use service::Ownership;
 
     fn run_with_record() -> tempfile::TempDir {
         let home = tempfile::tempdir().expect("a directory");
-        RunRecord::new("demo").write(&RunDirectory::new(home.path())).expect("written");
+        write(&RunRecord::new("demo"), home.path());
         home
+    }
+
+    fn write(record: &RunRecord, run: &Path) {
+        let owner = Ownership::claim(&RunDirectory::new(run), 0, None).expect("claimed");
+        record.write(owner.directory()).expect("written");
     }
 
     #[tokio::test]
@@ -199,7 +303,7 @@ mod tests {
         assert!(told.contains("does not live; go on with it by `coordinator resume"), "{told}");
         let mut record = RunRecord::read(&directory).expect("readable");
         record.ended = Some(crate::run_record::RunEnding::Done { summary: Box::default() });
-        record.write(&directory).expect("written");
+        write(&record, home.path());
         for told in [down(run).await, scale(run, 2).await] {
             let told = told.expect_err("nobody lives").to_string();
             assert!(
@@ -208,6 +312,36 @@ mod tests {
             );
         }
         status(run, LogFormat::Json).await.expect("it is shown how it ended");
+    }
+
+    #[test]
+    fn a_place_that_is_set_aside_is_named_where_the_number_of_workers_stays_the_same() {
+        let mut run = living_run();
+        run.overview.workers_wanted = 3;
+        assert_eq!(still_wanted(&run), "3 workers are wanted already; nothing changes");
+        let notice = |name: &str| format!("{} again and again it ended", set_aside_notice(name));
+        // The first came back by itself since, and the last is wanted no more.
+        run.members.truncate(1);
+        run.members[0].member_id = "worker-0".to_owned();
+        run.members[0].state = "living".to_owned();
+        run.notices = ["worker-0", "worker-2", "worker-7"].map(notice).to_vec();
+        let told = still_wanted(&run);
+        assert!(told.contains("nothing changes: worker-2 stays set aside"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn members_of_a_killed_coordinator_are_named_with_what_ends_them() {
+        let home = run_with_record();
+        let directory = RunDirectory::new(home.path());
+        let run = home.path().to_str().expect("text");
+        let member = StandIn::start("worker-0");
+        member.record(&directory, "worker-0");
+        let status = status(run, LogFormat::Text).await.expect_err("killed").to_string();
+        for told in [status, down(run).await.expect_err("nobody lives").to_string()] {
+            let words = [format!("worker-0 (process {})", member.pid()), format!("`kill {}`", member.pid())];
+            assert!(words.iter().all(|words| told.contains(words)), "{told}");
+            assert!(told.contains("coordinator resume"), "{told}");
+        }
     }
 
     #[test]

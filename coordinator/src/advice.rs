@@ -1,6 +1,6 @@
 //! Commands that a user is told to type: whole, as a shell takes them, and true in whatever directory they are typed.
 
-use crate::cli::{DRAIN_GRACE, TASK_DEADLINE, UpOptions};
+use crate::cli::{DRAIN_GRACE, OPENING_DEADLINE, SSH, TASK_DEADLINE, UpOptions};
 use service::RunDirectory;
 use std::path::Path;
 
@@ -9,10 +9,14 @@ pub fn resume_with(run: &Path, options: &UpOptions) -> String {
     let mut command = resume(run);
     let told = [
         ("--task-deadline", options.task_deadline, TASK_DEADLINE),
+        ("--opening-deadline", options.opening_deadline, OPENING_DEADLINE),
         ("--drain-grace", options.drain_grace, DRAIN_GRACE),
     ];
     for (flag, value, _) in told.iter().filter(|(_, value, default)| value != default) {
         command.push_str(&format!(" {flag} {value}"));
+    }
+    if options.ssh.to_string() != SSH {
+        command.push_str(&format!(" --ssh {}", quoted(&options.ssh.to_string())));
     }
     command
 }
@@ -20,6 +24,11 @@ pub fn resume_with(run: &Path, options: &UpOptions) -> String {
 /// Goes on with a run.
 pub fn resume(run: &Path) -> String {
     on("resume", run)
+}
+
+/// What is said of a run that has failed.
+pub fn once_mended(resume_command: &str) -> String {
+    format!("once what is wrong is mended, go on with `{resume_command}`")
 }
 
 /// Goes on with a run that is done, beyond its end.
@@ -49,10 +58,10 @@ pub fn follow(run: &RunDirectory) -> String {
 }
 
 /// What a run that starts no workers waits for.
-pub fn without_workers(run: &RunDirectory, port: u16) -> String {
+pub fn without_workers(run: &RunDirectory, join_command: &str) -> String {
     format!(
         "resources.workers is 0, so no worker is started here: `{} --workers N` starts some, others join by \
-         `rollout-worker serve --coordinator http://127.0.0.1:{port} --member-id NAME`",
+         `{join_command}`",
         on("scale", run.path())
     )
 }
@@ -132,6 +141,8 @@ mod tests {
         let run = Path::new("/runs/my run");
         let flags = ["--workers", "3", "--drain-grace", "5"];
         assert_eq!(resume_with(run, &options(&flags)), "coordinator resume '/runs/my run' --drain-grace 5");
+        let told = resume_with(run, &options(&["--ssh", "ssh -F my.conf"]));
+        assert_eq!(told, "coordinator resume '/runs/my run' --ssh 'ssh -F my.conf'");
         assert_eq!(resume_with(run, &options(&[])), resume(run));
     }
 }

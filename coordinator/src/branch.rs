@@ -140,8 +140,8 @@ fn told(run: &RunDirectory, version: u32, config: &RunConfig) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stand_ins::install_program;
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
 
     /// A run with a config, and a learner that runs a script.
     fn home(script: &str) -> (tempfile::TempDir, Branching) {
@@ -150,10 +150,9 @@ mod tests {
         fs::create_dir(run.path()).expect("created");
         let config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
         fs::write(run.config(), config.to_toml()).expect("written");
-        RunRecord::new("a").write(&run).expect("written");
-        let learner = home.path().join("learner");
-        fs::write(&learner, format!("#!/bin/sh\n{script}\n")).expect("written");
-        fs::set_permissions(&learner, fs::Permissions::from_mode(0o755)).expect("set");
+        let owner = service::Ownership::claim(&run, 0, None).expect("claimed");
+        RunRecord::new("a").write(owner.directory()).expect("written");
+        install_program(&home.path().join("learner"), script);
         let branching =
             Branching { run: run.path().display().to_string(), checkpoint: Some(3), settings: Vec::new() };
         (home, branching)

@@ -7,7 +7,7 @@ use config::{
     PromptFileError, PromptLists, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec,
     prompt_file, read_prompts,
 };
-use protocol::{Prompt, Task, TaskName, learner_rank};
+use protocol::{Prompt, Task, TaskName, learner_rank, with_causes};
 use std::collections::HashMap;
 
 /// The config with its prompts: knows every task of the run.
@@ -51,7 +51,9 @@ impl Catalog {
     /// # Errors
     /// All lists that are missing, empty or malformed, or lack metadata that a reward needs.
     pub fn open(config: RunConfig) -> Result<Self, PromptErrors> {
-        Self::open_by(config, |config, split, notes| read_list(config, split, notes).map_err(in_words))
+        Self::open_by(config, |config, split, notes| {
+            read_list(config, split, notes).map_err(|error| with_causes(&error))
+        })
     }
 
     /// Reads the prompts of a run that goes on: where the files that its config names are gone, from the run's copies.
@@ -62,7 +64,7 @@ impl Catalog {
         Self::open_by(config, |config, split, notes| match read_list(config, split, notes) {
             Err(error @ PromptFileError::Unreadable { .. }) => instead_of(error, split, kept, notes),
             Err(error) if error.is_absence() => instead_of(error, split, kept, notes),
-            read => read.map_err(in_words),
+            read => read.map_err(|error| with_causes(&error)),
         })
     }
 
@@ -83,7 +85,8 @@ impl Catalog {
         Ok(Self::new(config, PromptLists::new(lists), notes))
     }
 
-    fn new(config: RunConfig, lists: PromptLists, notes: Vec<String>) -> Self {
+    /// The catalog of prompts that have been read, with what the user should know about them.
+    pub fn new(config: RunConfig, lists: PromptLists, notes: Vec<String>) -> Self {
         let digest =
             |(split, records): (PromptSplit, _)| (split.to_string(), service::prompt_digest(records));
         let digests = lists.iter().map(digest).collect();
@@ -154,10 +157,10 @@ impl Catalog {
         })
     }
 
-    /// Names a task so that a user can find it: prompts and seeds.
-    pub fn describe(&mut self, name: TaskName) -> String {
+    /// What is in a task, so that a user can find it: prompts and seeds.
+    pub fn contents(&mut self, name: TaskName) -> String {
         let Some(spec) = self.spec(name) else {
-            return name.to_string();
+            return "it has no prompts".to_owned();
         };
         let prompts: Vec<String> =
             self.prompts(&spec).map(|record| format!("{} \"{}\"", record.index, record.text)).collect();
@@ -166,7 +169,7 @@ impl Catalog {
             TaskKind::Evaluate | TaskKind::Test => String::new(),
         };
         let plural = if prompts.len() == 1 { "" } else { "s" };
-        format!("{name} (prompt{plural} {}{seeds})", prompts.join(", "))
+        format!("prompt{plural} {}{seeds}", prompts.join(", "))
     }
 
     fn spec(&mut self, name: TaskName) -> Option<TaskSpec> {
@@ -197,7 +200,7 @@ fn instead_of(
     kept: &KeptInputs,
     notes: &mut Vec<String>,
 ) -> Result<Vec<PromptRecord>, String> {
-    let (error, copy) = (in_words(error), kept.copy_name(split));
+    let (error, copy) = (with_causes(&error), kept.copy_name(split));
     match kept.prompts(split) {
         KeptPrompts::Whole(records) => {
             notes.push(format!("`{}`: {error}; the run goes on with its own copy, {copy}", split.key()));
@@ -208,11 +211,6 @@ fn instead_of(
         }
         KeptPrompts::Absent => Err(error),
     }
-}
-
-/// An error with its cause.
-fn in_words(error: PromptFileError) -> String {
-    format!("{:#}", anyhow::Error::from(error))
 }
 
 fn read_list(
@@ -236,10 +234,11 @@ fn rewards_of(config: &RunConfig, split: PromptSplit) -> &[RewardSection] {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn catalog() -> Catalog {
+    /// A run of nine prompts.
+    pub(crate) fn catalog() -> Catalog {
         let mut config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
         config.sampling.prompts_per_iteration = 2;
         config.sampling.seeds_per_prompt = 3;
@@ -278,13 +277,13 @@ mod tests {
     }
 
     #[test]
-    fn descriptions_name_prompt_and_seeds() {
+    fn contents_are_prompts_and_seeds() {
         let mut catalog = catalog();
-        let text = catalog.describe(TaskName { iteration: 0, kind: TaskKind::Evaluate, index: 1 });
-        assert_eq!(text, "evaluation task 1 of version 0 (prompt 2 \"scene 2\")");
-        let text = catalog.describe(TaskName { iteration: 3, kind: TaskKind::Test, index: 0 });
-        assert_eq!(text, "test task 0 of version 3 (prompts 0 \"scene 0\", 1 \"scene 1\")");
-        let text = catalog.describe(TaskName { iteration: 0, kind: TaskKind::Train, index: 0 });
-        assert!(text.ends_with("seeds 0..2)"), "{text}");
+        let text = catalog.contents(TaskName { iteration: 0, kind: TaskKind::Evaluate, index: 1 });
+        assert_eq!(text, "prompt 2 \"scene 2\"");
+        let text = catalog.contents(TaskName { iteration: 3, kind: TaskKind::Test, index: 0 });
+        assert_eq!(text, "prompts 0 \"scene 0\", 1 \"scene 1\"");
+        let text = catalog.contents(TaskName { iteration: 0, kind: TaskKind::Train, index: 0 });
+        assert!(text.ends_with("seeds 0..2"), "{text}");
     }
 }

@@ -1,8 +1,12 @@
 //! The command line.
 
+use crate::launch::ssh::session::SshCommand;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 use service::logging::LogFormat;
-use service::typed_path;
+use service::trust::TOKEN_ROLES;
+use service::{Insecure, OperatorArguments, PeerRole, typed_path};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 /// Seconds that anything can be waited for: a year, which clocks can add to any time.
@@ -28,27 +32,23 @@ pub enum Command {
     /// Goes on with a run that was stopped or killed, from its own config.
     Resume(ResumeArgs),
     /// Shows how a run is doing.
-    Status {
-        /// Directory of the run, or its name below `runs/`.
-        run: String,
-    },
+    Status(RunArgs),
     /// Sets the number of rollout workers of a living run.
     Scale {
-        /// Directory of the run, or its name below `runs/`.
-        run: String,
+        /// Of which.
+        #[command(flatten)]
+        run: RunArgs,
         /// How many there should be.
         #[arg(long)]
         workers: u32,
     },
     /// Lets a living run finish what is in flight, then stops it; `resume` goes on from there.
-    Down {
-        /// Directory of the run, or its name below `runs/`.
-        run: String,
-    },
+    Down(RunArgs),
     /// Prints the logs of all processes of a run, merged by time.
     Logs {
-        /// Directory of the run, or its name below `runs/`.
-        run: String,
+        /// Of which.
+        #[command(flatten)]
+        run: RunArgs,
         /// Go on printing as they grow.
         #[arg(long, short)]
         follow: bool,
@@ -90,14 +90,46 @@ pub enum Command {
     Validate(ConfigArgs),
     /// Shows what a run will cost.
     Plan(PlanArgs),
-    /// Copies what was trained: the adapter, as PEFT folder and diffusers LoRA file, or the whole transformer.
-    Export {
+    /// Draws a new token for a role, by which members join from then on; the one before lets nobody in any more.
+    Rotate {
         /// Directory of the run, or its name below `runs/`.
         run: String,
+        /// `worker`, `learner`, `reward` or `admin`.
+        #[arg(long, value_parser = token_role)]
+        role: PeerRole,
+    },
+    /// Copies what was trained: the adapter, as PEFT folder and diffusers LoRA file, or the whole transformer.
+    Export {
+        /// Of which run.
+        #[command(flatten)]
+        run: RunArgs,
         /// Where to.
         #[arg(long, value_parser = typed_path())]
         to: PathBuf,
     },
+}
+
+/// By which a coordinator elsewhere is reached.
+const OPERATOR_ARGUMENTS: [&str; 6] =
+    ["coordinator", "token_file", "tls_ca", "tls_certificate", "tls_key", "insecure"];
+
+/// Which run: by its directory, or by its coordinator from a host that has no such directory.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Directory of the run, or its name below `runs/`.
+    // All are named: what only `requires` the coordinator is let pass beside an argument that excludes it.
+    #[arg(required_unless_present = "coordinator", conflicts_with_all = OPERATOR_ARGUMENTS)]
+    pub run: Option<String>,
+    /// How the coordinator is found.
+    #[command(flatten)]
+    pub operator: OperatorArguments,
+}
+
+impl RunArgs {
+    /// The run as it was typed; empty where its coordinator was.
+    pub fn typed(&self) -> &str {
+        self.run.as_deref().unwrap_or_default()
+    }
 }
 
 /// Which run config.
@@ -119,13 +151,31 @@ pub struct PlanArgs {
     pub config: ConfigArgs,
     /// Guided network evaluations per second of one worker, as `rollout-worker sample` tells them. Without it, time is
     /// that of the run itself so far, where it has begun.
-    #[arg(long, value_name = "RATE", value_parser = positive)]
+    #[arg(long, value_name = "RATE", value_parser = rate)]
     pub rate: Option<f64>,
 }
 
-fn positive(text: &str) -> Result<f64, String> {
+/// A role that processes join by a token as.
+fn token_role(text: &str) -> Result<PeerRole, String> {
+    let found = text.parse().ok().filter(|role| TOKEN_ROLES.contains(role));
+    found.ok_or_else(|| {
+        format!(
+            "nobody joins as that by a token; it is one of {}",
+            TOKEN_ROLES.map(PeerRole::name).join(", ")
+        )
+    })
+}
+
+/// No worker is slower or faster than that, and times that come of it can be read.
+const RATES: RangeInclusive<f64> = 1e-6..=1e9;
+
+fn rate(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if number.is_finite() && number > 0.0 { Ok(number) } else { Err("must be above 0".to_owned()) }
+    if RATES.contains(&number) {
+        Ok(number)
+    } else {
+        Err("must be above 0: 0.000001 to 1000000000".to_owned())
+    }
 }
 
 /// How to bring a run up.
@@ -166,10 +216,15 @@ pub struct ResumeArgs {
     pub options: UpOptions,
 }
 
-/// Seconds without progress after which a worker counts as hung.
+/// Seconds without progress after which a member counts as hung.
 pub const TASK_DEADLINE: u64 = 600;
+/// Seconds without progress after which a member that opens its model counts as hung: the largest models, from a slow disk that
+/// many read at a time.
+pub const OPENING_DEADLINE: u64 = 1800;
 /// Seconds that members get to finish what is in flight.
 pub const DRAIN_GRACE: u64 = 120;
+/// How hosts are reached.
+pub const SSH: &str = "ssh";
 
 /// How a run is brought up, for the first time or again.
 #[derive(Clone, Debug, Args)]
@@ -177,9 +232,12 @@ pub struct UpOptions {
     /// Number of rollout workers, in place of `resources.workers`.
     #[arg(long)]
     pub workers: Option<u32>,
-    /// Where the processes run.
-    #[arg(long, value_enum, default_value_t = Place::Local)]
-    pub on: Place,
+    /// Where the workers run; without it on this machine, or where they ran before when resuming.
+    #[arg(long, value_enum)]
+    pub on: Option<Place>,
+    /// How `ssh` is called with `--on ssh`, as in `--ssh "ssh -F FILE"`.
+    #[arg(long, env = "FLOW_RL_SSH", value_name = "COMMAND", default_value = SSH)]
+    pub ssh: SshCommand,
     /// Only print the processes that would be started.
     #[arg(long)]
     pub dry_run: bool,
@@ -189,26 +247,45 @@ pub struct UpOptions {
     /// What `--detach` starts: the same in a session of its own.
     #[arg(long, hide = true, conflicts_with = "detach")]
     pub detached: bool,
-    /// Port that members reach the coordinator at; without it any free one, or the one before when resuming.
+    /// Port that members reach the coordinator at, in place of `network.port`; without either any free one, or the one before
+    /// when resuming.
     #[arg(long)]
     pub port: Option<u16>,
-    /// Seconds without progress after which a worker counts as hung and is replaced.
+    /// Speak plain text: where only this host listens, or `=i-know` beyond it, too.
+    #[arg(long, value_name = "i-know", num_args = 0..=1, require_equals = true, default_missing_value = "loopback")]
+    pub insecure: Option<Insecure>,
+    /// Seconds without progress after which a member counts as hung and is replaced. A worker that samples does sooner, once the
+    /// times of its tasks are known.
     #[arg(long, default_value_t = TASK_DEADLINE, value_parser = clap::value_parser!(u64).range(1..=LONGEST))]
     pub task_deadline: u64,
+    /// Seconds without progress after which a member that opens its model counts as hung and is replaced.
+    #[arg(long, default_value_t = OPENING_DEADLINE, value_parser = clap::value_parser!(u64).range(1..=LONGEST))]
+    pub opening_deadline: u64,
     /// Seconds that members get to finish what is in flight when the run is stopped.
     #[arg(long, default_value_t = DRAIN_GRACE, value_parser = clap::value_parser!(u64).range(..=LONGEST))]
     pub drain_grace: u64,
 }
 
-/// Where the processes of a run are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+/// Where the workers of a run are started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Place {
     /// On this machine.
+    #[default]
     Local,
+    /// On the hosts that the config lists as `[[hosts]]`, by `ssh`; the learner is on this machine.
+    Ssh,
     /// As Slurm jobs.
     Slurm,
     /// As Kubernetes pods.
     Kubernetes,
+}
+
+impl Place {
+    /// Whether it is this machine.
+    pub fn is_local(&self) -> bool {
+        *self == Self::Local
+    }
 }
 
 #[cfg(test)]
@@ -219,6 +296,62 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_run_is_named_by_its_directory_or_its_coordinator_and_never_by_both() {
+        let parse = |words: &[&str]| Cli::try_parse_from(["coordinator"].iter().chain(words)).map(drop);
+        for words in [
+            &["status", "a"][..],
+            &["status", "--coordinator", "http://127.0.0.1:1"],
+            &["scale", "--workers", "2", "--coordinator", "https://a:1", "--token-file", "admin.token"],
+            &[
+                "logs",
+                "-f",
+                "-n",
+                "5",
+                "--coordinator",
+                "https://a:1",
+                "--tls-ca=c",
+                "--tls-certificate=c",
+                "--tls-key=k",
+            ],
+            &["export", "--to", "b", "--coordinator", "http://a:1", "--insecure=i-know"],
+        ] {
+            parse(words).expect("valid");
+        }
+        for (words, told) in [
+            (&["status"][..], "RUN"),
+            (&["down", "a", "--coordinator", "https://a:1"], "cannot be used with"),
+            (&["down", "a", "--token-file", "admin.token"], "cannot be used with"),
+            (&["logs", "--coordinator", "https://a:1", "--tls-ca=c"], "--tls-certificate"),
+        ] {
+            let error = parse(words).expect_err("refused").to_string();
+            assert!(error.contains(told), "{words:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_rate_is_one_that_a_worker_can_have() {
+        let plan =
+            |rate: &str| Cli::try_parse_from(["coordinator", "plan", "run.toml", &format!("--rate={rate}")]);
+        assert!(plan("1e-6").is_ok() && plan("350.5").is_ok());
+        for rate in ["0", "-1", "1e-300", "1e300", "inf", "NaN", "fast"] {
+            let told = plan(rate).expect_err("refused").to_string();
+            assert!(told.contains("--rate"), "{told}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_rotated_of_roles_that_have_one() {
+        let rotate = |role| Cli::try_parse_from(["coordinator", "rotate", "a", "--role", role]);
+        for role in ["worker", "learner", "reward", "admin"] {
+            assert!(rotate(role).is_ok(), "{role}");
+        }
+        for role in ["coordinator", "nobody", ""] {
+            let told = rotate(role).expect_err("refused").to_string();
+            assert!(told.contains("one of worker, learner, reward, admin"), "{told}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::run_place;
 use crate::run_place::run_directory;
 use crate::run_record::is_run;
 use config::{ConfigErrors, ConfigProblem, RunConfig, TaskKind};
+use protocol::with_causes;
 use service::Hub;
 use std::io::Write;
 use std::path::Path;
@@ -61,7 +62,7 @@ pub fn open(args: &ConfigArgs, hub: &Hub, source: PromptSource) -> Result<Catalo
     let (config, unavailable) = read_to_plan(args)?;
     let mut problems: Vec<String> = missing_model(&config.model.path, hub).into_iter().collect();
     problems.extend(unset_variables(&config));
-    problems.extend(run_place::check(&config).err().map(|error| error.to_string()));
+    problems.extend(run_place::check(&config).err().map(|error| with_causes(&error)));
     let origin = origin_of_paths(&config);
     match prompts(config, source) {
         Ok(catalog) if problems.is_empty() && unavailable.is_empty() => return Ok(catalog),

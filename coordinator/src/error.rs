@@ -3,6 +3,7 @@
 use crate::advice;
 use crate::cards::SeatingError;
 use crate::launch::exit_report::ExitReport;
+use crate::living_members::LivingMembers;
 use service::{ServiceError, exit_code};
 use std::path::PathBuf;
 
@@ -86,15 +87,33 @@ pub enum CoordinatorError {
         /// Whether config, model or prompts are at fault.
         bad_input: bool,
     },
-    /// The services broke.
-    #[error("the coordinator's services broke")]
-    Serve(#[from] tonic::transport::Error),
     /// A living coordinator did not answer as it should.
     #[error("the coordinator refused: {}", .0.message())]
     Refused(#[source] Box<tonic::Status>),
+    /// A living coordinator stopped answering in the middle of an answer.
+    #[error(
+        "the coordinator at {address} answers no more: it has ended, or the way there is broken; try again"
+    )]
+    Lost {
+        /// Where it was.
+        address: String,
+        /// What was noticed.
+        #[source]
+        source: Box<tonic::Status>,
+    },
     /// The run has no living coordinator.
-    #[error("the run in {} does not live; go on with it by `{}`", .0.display(), advice::resume(.0))]
-    NotLiving(PathBuf),
+    #[error(
+        "the run in {} does not live; go on with it by `{}`{}",
+        run.display(),
+        advice::resume(run),
+        living.left_behind()
+    )]
+    NotLiving {
+        /// Its directory.
+        run: PathBuf,
+        /// Members without a coordinator.
+        living: LivingMembers,
+    },
     /// The run has no living coordinator since it is done.
     #[error(
         "the run in {} is done; `{}` shows what it came to, and `{}` goes on beyond its end",
@@ -105,11 +124,17 @@ pub enum CoordinatorError {
     Finished(PathBuf),
     /// Nor did its last coordinator note how it ended.
     #[error(
-        "the coordinator of the run in {} was killed before it could note how the run ended; go on with it by `{}`",
-        .0.display(),
-        advice::resume(.0)
+        "the coordinator of the run in {} was killed before it could note how the run ended; go on with it by `{}`{}",
+        run.display(),
+        advice::resume(run),
+        living.left_behind()
     )]
-    Killed(PathBuf),
+    Killed {
+        /// Its directory.
+        run: PathBuf,
+        /// Members without a coordinator.
+        living: LivingMembers,
+    },
     /// What every process can meet.
     #[error(transparent)]
     Service(#[from] ServiceError),
@@ -122,7 +147,8 @@ impl CoordinatorError {
             Self::Usage(_) | Self::Config { .. } => exit_code::BAD_USAGE,
             Self::RunFailed { bad_input: true, .. } => exit_code::BAD_USAGE,
             Self::MemberFailed(report) if report.is_bad_input() => exit_code::BAD_USAGE,
-            Self::NotExported(_) => exit_code::RETRY,
+            Self::NotExported(_) | Self::Lost { .. } => exit_code::RETRY,
+            Self::Service(error) if error.is_superseded() => exit_code::FENCED,
             _ => exit_code::FAILED,
         }
     }

@@ -8,6 +8,7 @@ use crate::error::CoordinatorError;
 use crate::inspection::{self, Servers};
 use crate::run_place;
 use config::{ConfigErrors, ConfigProblem, RunConfig};
+use protocol::with_causes;
 use service::Hub;
 use std::path::Path;
 
@@ -98,13 +99,13 @@ impl Findings {
     }
 
     fn look_at_cards(&mut self, config: &RunConfig, programs: &Path) {
-        match Places::look(&config.resources) {
+        match Places::look(config) {
             Ok(places) => {
                 self.notes.extend(places.notes());
                 self.notes.extend(notes_on_libraries(config));
                 inspection::device(config, programs).unwrap_or_else(|error| self.take(error));
             }
-            Err(error) => self.found.push(error.to_string()),
+            Err(error) => self.found.push(with_causes(&error)),
         }
     }
 
@@ -120,7 +121,7 @@ impl Findings {
         if faults.is_empty() && found.is_empty() {
             return broken;
         }
-        found.extend(broken.map(|error| format!("{:#}", anyhow::Error::from(error))));
+        found.extend(broken.map(|error| with_causes(&error)));
         if faults.is_empty() {
             return Some(CoordinatorError::Usage(found.join("\n")));
         }

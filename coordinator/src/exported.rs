@@ -4,7 +4,7 @@ use crate::advice;
 use crate::checkpoint_list::{checkpoints, marked_best};
 use crate::error::CoordinatorError;
 use service::{Provenance, RunDirectory};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Folders of an adapter, or of a network trained as a whole.
 const FOLDERS: [&str; 3] = ["peft", "diffusers", "transformer"];
@@ -60,10 +60,36 @@ pub fn check(directory: &RunDirectory, lives: bool) -> Result<(), CoordinatorErr
     Ok(())
 }
 
+/// The files of an exported folder, by their names relative to it, in order. What is being written, or what an interrupted write
+/// left, has a name that begins with a dot and is none of them.
+///
+/// # Errors
+/// If a folder cannot be read.
+pub fn files(folder: &Path) -> Result<Vec<PathBuf>, CoordinatorError> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(relative) = folders.pop() {
+        let path = folder.join(&relative);
+        let failed = |source| CoordinatorError::File { action: "list", path: path.clone(), source };
+        for entry in std::fs::read_dir(&path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                continue;
+            }
+            let name = relative.join(entry.file_name());
+            match entry.path().is_dir() {
+                true => folders.push(name),
+                false => found.push(name),
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     fn export(place: &Path, folder: &str, version: u32) {
         let folder = place.join(folder);

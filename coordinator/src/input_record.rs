@@ -4,7 +4,7 @@ use crate::error::CoordinatorError;
 use crate::fingerprint::Fingerprint;
 use config::{MOST_SETTINGS_BYTES, PromptRecord, read_whole};
 use serde::{Deserialize, Serialize};
-use service::{RunDirectory, durable, prompt_digest};
+use service::{OwnedDirectory, RunDirectory, prompt_digest};
 use std::collections::BTreeMap;
 
 /// What `inputs.json` holds.
@@ -50,9 +50,9 @@ impl InputRecord {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write(&self, directory: &RunDirectory) -> Result<(), CoordinatorError> {
+    pub fn write(&self, directory: &OwnedDirectory) -> Result<(), CoordinatorError> {
         let text = serde_json::to_vec_pretty(self).expect("a record has a JSON form; else this is a bug");
-        Ok(durable::write_file(&directory.inputs(), &text)?)
+        Ok(directory.write_file(&directory.inputs(), &text)?)
     }
 
     /// Reads `inputs.json`; nothing if it is lost or damaged.

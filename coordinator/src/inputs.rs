@@ -11,8 +11,8 @@ use crate::error::CoordinatorError;
 use crate::fingerprint::Fingerprint;
 use crate::input_record::{AcceptedChange, InputRecord, PromptMark};
 use crate::kept_inputs::{KeptInputs, KeptPrompts};
+use crate::living_members::LivingMembers;
 use crate::opening::OpenRun;
-use crate::run_record::RunRecord;
 use config::{PromptLists, PromptRecord, PromptSplit, RunConfig, prompts_as_json_lines};
 use service::{Hub, RunDirectory, write_prompts};
 use std::collections::BTreeMap;
@@ -64,8 +64,15 @@ impl<'a> Inputs<'a> {
     ///
     /// # Errors
     /// A usage error if something is not what the run began with, or nothing is left to tell, and nobody has wished for that;
-    /// or if members live that know only what was before.
+    /// if a folder stands in place of `inputs.json`; or if members live that know only what was before.
     pub fn check(&self, args: &UpArgs, directory: &RunDirectory) -> Result<(), CoordinatorError> {
+        let record = directory.inputs();
+        if record.is_dir() {
+            return Err(CoordinatorError::Usage(format!(
+                "{} is a folder, where the digests of what the run reads should be; move it away, and try again",
+                record.display()
+            )));
+        }
         let Comparison { changes, losses, notices: _ } = self.compare(args, directory);
         let listed = [&changes[..], &losses].concat().join("\n  ");
         if listed.is_empty() {
@@ -81,12 +88,12 @@ impl<'a> Inputs<'a> {
                 "{problem}:\n  {listed}\nput it back, or go on knowingly by `{FLAG}`"
             )));
         }
-        let living = RunRecord::read(directory).map(|record| record.living_members()).unwrap_or_default();
+        let living = LivingMembers::everywhere(directory, &args.options.ssh);
         match living.is_empty() {
             true => Ok(()),
             false => Err(CoordinatorError::Usage(format!(
-                "{} still live and know what was before; end them first, or put it back:\n  {listed}",
-                living.join(", ")
+                "{living} still live and know what was before; end them first by `{}`, or put it back:\n  {listed}",
+                living.end_command()
             ))),
         }
     }
@@ -115,7 +122,7 @@ impl<'a> Inputs<'a> {
         opened.record.write(&directory)?;
         for split in PromptSplit::ALL {
             match self.lists.of(split) {
-                [] => remove(&directory.prompts(split))?,
+                [] => directory.remove_file(&directory.prompts(split))?,
                 records => write_prompts(&directory, split, records)?,
             }
         }
@@ -203,15 +210,6 @@ fn other_model_paths(config: &RunConfig) -> Vec<(String, PathBuf)> {
     let is_trained = |key: &str| key.starts_with("rewards[") && !key.ends_with(".program");
     let rewards = config.reward_paths().into_iter().filter(|(key, _)| is_trained(key));
     adapter.into_iter().chain(rewards).collect()
-}
-
-fn remove(path: &Path) -> Result<(), CoordinatorError> {
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(CoordinatorError::File { action: "remove", path: path.to_owned(), source })
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
 }
 
 fn change_of_list(then: &[PromptRecord], now: &[PromptRecord]) -> Option<String> {

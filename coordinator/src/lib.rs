@@ -6,6 +6,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod tasks;
+mod tenancy;
 
 pub mod membership;
 
@@ -19,6 +20,8 @@ mod wire;
 
 pub mod cards;
 pub mod checkpoint_list;
+pub mod entrance;
+pub mod events;
 pub mod fingerprint;
 pub mod input_record;
 pub mod inputs;
@@ -39,14 +42,22 @@ pub mod branch;
 pub mod cli;
 pub mod config_file;
 pub mod detach;
+pub mod device_kinds;
 pub mod display;
 pub mod error;
 pub mod examination;
 pub mod exported;
+mod file_streams;
 pub mod history;
 pub mod inspection;
+pub mod living_members;
 pub mod logs;
+pub mod metrics;
+pub mod placement;
 pub mod planning;
 pub mod rates;
+pub mod remote_run;
+#[cfg(test)]
+mod stand_ins;
 pub mod status;
 pub mod view;

@@ -18,6 +18,14 @@ const BLOCK_BYTES: u64 = 64 * 1024;
 /// Where the time of a line can be: the whole of `2026-11-29T01:22:24.123456Z`, alone or as a JSON field.
 const JSON_TIME: &str = "{\"timestamp\":\"";
 
+/// How long logs are read on as they grow.
+pub enum Following<'a> {
+    /// Not at all: to their end.
+    Nothing,
+    /// For as long as this holds.
+    While(&'a dyn Fn() -> bool),
+}
+
 /// Prints the logs of a run, each line with the name of its process: all, or the last `tail` lines; with `follow`, goes on
 /// as they grow.
 ///
@@ -29,11 +37,24 @@ pub async fn logs(
     tail: Option<usize>,
     output: &mut impl Write,
 ) -> Result<(), CoordinatorError> {
-    let directory = find_run(run)?;
+    let following = if follow { Following::While(&|| true) } else { Following::Nothing };
+    print_logs(&find_run(run)?, tail, following, output)
+}
+
+/// The same of a run's directory, on this thread, which it holds up while it waits for logs to grow.
+///
+/// # Errors
+/// If a log cannot be read, or `output` fails.
+pub fn print_logs(
+    directory: &RunDirectory,
+    tail: Option<usize>,
+    following: Following<'_>,
+    output: &mut impl Write,
+) -> Result<(), CoordinatorError> {
     let mut merged = MergedLogs::default();
-    merged.open_new(&directory, tail)?;
+    merged.open_new(directory, tail)?;
     let mut last = VecDeque::new();
-    while let Some(line) = merged.next_line(!follow)? {
+    while let Some(line) = merged.next_line(matches!(following, Following::Nothing))? {
         match tail {
             None => print(output, &line)?,
             Some(tail) => {
@@ -45,28 +66,37 @@ pub async fn logs(
         }
     }
     last.iter().try_for_each(|line| print(output, line))?;
-    if follow { follow_on(merged, &directory, output).await } else { Ok(()) }
+    output.flush().map_err(unwritten)?;
+    match following {
+        Following::Nothing => Ok(()),
+        Following::While(is_wanted) => follow_on(merged, directory, is_wanted, output),
+    }
 }
 
-/// Prints what comes to the logs, for as long as it is let.
-async fn follow_on(
+/// Prints what comes to the logs, for as long as that is wanted.
+fn follow_on(
     mut merged: MergedLogs,
     directory: &RunDirectory,
+    is_wanted: &dyn Fn() -> bool,
     output: &mut impl Write,
 ) -> Result<(), CoordinatorError> {
-    loop {
-        tokio::time::sleep(FOLLOW_INTERVAL).await;
+    while is_wanted() {
+        std::thread::sleep(FOLLOW_INTERVAL);
         merged.open_new(directory, None)?;
         while let Some(line) = merged.next_line(false)? {
             print(output, &line)?;
         }
+        output.flush().map_err(unwritten)?;
     }
+    Ok(())
+}
+
+fn unwritten(source: io::Error) -> CoordinatorError {
+    CoordinatorError::File { action: "write to", path: "standard output".into(), source }
 }
 
 fn print(output: &mut impl Write, line: &str) -> Result<(), CoordinatorError> {
-    let failed =
-        |source| CoordinatorError::File { action: "write to", path: "standard output".into(), source };
-    output.write_all(line.as_bytes()).map_err(failed)
+    output.write_all(line.as_bytes()).map_err(unwritten)
 }
 
 /// The open logs of a run.
@@ -197,7 +227,9 @@ mod tests {
     impl Home {
         fn new(logs: &[(&str, &str)]) -> Self {
             let home = Self(tempfile::tempdir().expect("a directory"));
-            RunRecord::new("demo").write(&RunDirectory::new(home.0.path())).expect("written");
+            let run = RunDirectory::new(home.0.path());
+            let owner = service::Ownership::claim(&run, 0, None).expect("claimed");
+            RunRecord::new("demo").write(owner.directory()).expect("written");
             fs::create_dir(home.0.path().join("logs")).expect("created");
             logs.iter().for_each(|(name, text)| fs::write(home.path(name), text).expect("written"));
             home

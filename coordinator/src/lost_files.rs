@@ -3,10 +3,10 @@
 
 use crate::checkpoint_list::checkpoints;
 use crate::error::CoordinatorError;
-use crate::launch::living_processes;
+use crate::living_members::LivingMembers;
 use crate::run_record::RunRecord;
 use config::RunConfig;
-use service::{RunDirectory, durable};
+use service::RunDirectory;
 use std::path::PathBuf;
 
 /// Something read from a run directory, and what had to be done for it.
@@ -24,8 +24,26 @@ pub struct Found<T> {
 /// If it is lost or damaged, and the checkpoints have no copy.
 pub fn stored_config(directory: &RunDirectory) -> Result<Found<Option<RunConfig>>, CoordinatorError> {
     let path = directory.config();
+    let found = find_config(directory)?;
+    let is_copy = found.as_ref().filter(|(file, _)| *file != path);
+    let notice = is_copy.map(|(copy, _)| {
+        format!("{} is lost or damaged; {} is taken in its place", path.display(), copy.display())
+    });
+    Ok(Found { value: found.map(|(_, config)| config), notice })
+}
+
+/// The file that holds the config of a run that is to go on.
+///
+/// # Errors
+/// As [`stored_config`].
+pub fn config_file(directory: &RunDirectory) -> Result<PathBuf, CoordinatorError> {
+    Ok(find_config(directory)?.map_or_else(|| directory.config(), |(file, _)| file))
+}
+
+fn find_config(directory: &RunDirectory) -> Result<Option<(PathBuf, RunConfig)>, CoordinatorError> {
+    let path = directory.config();
     let error = match read_config(path.clone()) {
-        Ok(config) => return Ok(Found { value: Some(config), notice: None }),
+        Ok(config) => return Ok(Some((path, config))),
         Err(error) => error,
     };
     let checkpoints = checkpoints(directory);
@@ -33,27 +51,7 @@ pub fn stored_config(directory: &RunDirectory) -> Result<Found<Option<RunConfig>
     let found = copies
         .map(|copy| (copy.clone(), read_config(copy)))
         .find_map(|(copy, config)| Some((copy, config.ok()?)));
-    match found {
-        Some((copy, config)) => {
-            let notice =
-                format!("{} is lost or damaged; {} is taken in its place", path.display(), copy.display());
-            Ok(Found { value: Some(config), notice: Some(notice) })
-        }
-        None if checkpoints.is_empty() => Ok(Found { value: None, notice: None }),
-        None => Err(error),
-    }
-}
-
-/// Puts the config of a run back where its directory has lost it; says so if it has.
-///
-/// # Errors
-/// As [`stored_config`], and if it cannot be written.
-pub fn restore_config(directory: &RunDirectory) -> Result<Option<String>, CoordinatorError> {
-    let Found { value, notice } = stored_config(directory)?;
-    if let (Some(config), Some(_)) = (&value, &notice) {
-        durable::write_file(&directory.config(), config.to_toml().as_bytes())?;
-    }
-    Ok(notice)
+    if found.is_none() && !checkpoints.is_empty() { Err(error) } else { Ok(found) }
 }
 
 fn read_config(path: PathBuf) -> Result<RunConfig, CoordinatorError> {
@@ -65,19 +63,20 @@ fn read_config(path: PathBuf) -> Result<RunConfig, CoordinatorError> {
 /// The record of a run that is to go on, or a new one where it is lost.
 ///
 /// # Errors
-/// A usage error if it is lost while processes of the run still live: nobody could reach them, and new ones would write
+/// A usage error if a folder stands in its place, or it is lost while processes of the run still live: nobody could reach them, and new ones would write
 /// beside them.
 pub fn stored_record(directory: &RunDirectory, run_name: &str) -> Result<Found<RunRecord>, CoordinatorError> {
-    if let Ok(record) = RunRecord::read(directory) {
-        return Ok(Found { value: record, notice: None });
+    match RunRecord::read(directory) {
+        Ok(record) => return Ok(Found { value: record, notice: None }),
+        Err(CoordinatorError::RecordLost { .. }) => {}
+        Err(error) => return Err(error),
     }
-    let living = living_processes(directory);
+    let living = LivingMembers::of(directory);
     if !living.is_empty() {
-        let names = living.iter().map(|(member_id, pid)| format!("{member_id} (process {pid})"));
         return Err(CoordinatorError::Usage(format!(
-            "{} is lost or damaged, and processes of the run still live: {}; end them, then resume",
+            "{} is lost or damaged, and processes of the run still live: {living}; end them by `{}`, then resume",
             directory.run_file().display(),
-            names.collect::<Vec<_>>().join(", ")
+            living.end_command()
         )));
     }
     let path = directory.run_file();

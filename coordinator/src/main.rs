@@ -8,6 +8,7 @@ use coordinator::cli::{Cli, Command, UpArgs};
 use coordinator::display::Display;
 use coordinator::error::CoordinatorError;
 use coordinator::inspection::Servers;
+use coordinator::remote_run::RemoteRun;
 use coordinator::{admin, advice, config_file, examination, launch, logs, planning, resume, up};
 use service::logging::LogFormat;
 use service::output::{StandardOutput, print_error_line, print_line, print_text};
@@ -33,10 +34,23 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
     match cli.command {
         Command::Up(args) => return bring_up(args, &hub, cli.log_format).await,
         Command::Resume(args) => return bring_up(resume::arguments(args)?, &hub, cli.log_format).await,
-        Command::Status { run } => admin::status(&run, cli.log_format).await?,
-        Command::Scale { run, workers } => admin::scale(&run, workers).await?,
-        Command::Down { run } => admin::down(&run).await?,
-        Command::Logs { run, follow, tail } => logs::logs(&run, follow, tail, &mut StandardOutput).await?,
+        Command::Status(run) => match RemoteRun::reach(&run.operator).await? {
+            Some(remote) => remote.status(cli.log_format),
+            None => admin::status(run.typed(), cli.log_format).await?,
+        },
+        Command::Scale { run, workers } => match RemoteRun::reach(&run.operator).await? {
+            Some(remote) => remote.scale(workers).await?,
+            None => admin::scale(run.typed(), workers).await?,
+        },
+        Command::Down(run) => match RemoteRun::reach(&run.operator).await? {
+            Some(remote) => remote.down().await?,
+            None => admin::down(run.typed()).await?,
+        },
+        Command::Rotate { run, role } => admin::rotate(&run, role)?,
+        Command::Logs { run, follow, tail } => match RemoteRun::reach(&run.operator).await? {
+            Some(remote) => remote.logs(follow, tail, &mut StandardOutput).await?,
+            None => logs::logs(run.typed(), follow, tail, &mut StandardOutput).await?,
+        },
         Command::Init { preset, list, from, checkpoint, settings, file } => match (file, from) {
             (Some(file), Some(run)) => {
                 let branching = Branching { run, checkpoint, settings };
@@ -72,7 +86,10 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
             let seats = planning::seats(&args.config)?;
             print_text(format_args!("{plan}{seats}{time}"));
         }
-        Command::Export { run, to } => admin::export(&run, &to)?,
+        Command::Export { run, to } => match RemoteRun::reach(&run.operator).await? {
+            Some(remote) => remote.export(&to).await?,
+            None => admin::export(run.typed(), &to)?,
+        },
     }
     Ok(exit_code::DONE)
 }

@@ -3,21 +3,23 @@
 //! Invariants:
 //! 1. A member id has one living incarnation; messages of any other are refused as fenced.
 //! 2. Incarnations grow, also over restarts of the coordinator.
-//! 3. A member without heartbeat for a lease, or whose task got nowhere for the task deadline, is lost.
-//! 4. A process that its launcher replaced cannot come back while its successor lives.
+//! 3. A member without heartbeat for a lease, or whose work has stood still for too long, is lost.
+//! 4. Of two living processes with one name the first stays a member, until its lease has ended. What the launcher starts
+//!    anew gets its place at once, and who was replaced by it cannot come back while it lives.
 //! 5. A name belongs to one role, those that the launcher gives to its own.
 //! 6. What members say of themselves is short and printable; who has been gone for long is forgotten. So whatever joins,
 //!    and however often, memory and the answers of `status` are bounded.
 
 mod names;
+mod refusal;
 mod tally;
 
 pub(crate) use names::{LEARNER_RANKS, role_in_words};
 use names::{LONGEST_MEMBER_ID, LONGEST_PLACE, check_build, check_words, role_named};
-use proto::{Caller, Process, Role};
-use protocol::{PROGRAM_VERSION, PROTOCOL_VERSION};
+use proto::{Caller, Process, Role, Standstill, Work};
+pub use refusal::Refusal;
 use service::shown;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tally::Tally;
 
@@ -34,10 +36,50 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 pub struct Patience {
     /// A member that is silent for that long is lost.
     pub lease: Duration,
-    /// A worker whose task gets nowhere for that long is lost.
+    /// A member whose work stands still for that long is lost; one that computes tasks sooner, once their times are known.
     pub task_deadline: Duration,
+    /// Likewise a member that opens its model.
+    pub opening_deadline: Duration,
     /// What a member that is told to leave may take to deliver what it has in hand.
     pub drain: Duration,
+}
+
+/// Work that has stood still for too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hang {
+    /// What kind of work.
+    pub work: Work,
+    /// How long it may stand still.
+    pub deadline: Duration,
+}
+
+impl Patience {
+    /// The work that hangs, if some does; tasks are computed with this deadline.
+    pub fn hang(&self, standstills: &[Standstill], computing: Duration) -> Option<Hang> {
+        let deadline = |work| match work {
+            Work::Opening => self.opening_deadline,
+            Work::Computing => computing,
+            Work::Waiting | Work::Unspecified => self.task_deadline,
+        };
+        standstills.iter().find_map(|told| {
+            let (work, stands) = (told.work(), Duration::try_from_secs_f64(told.seconds).unwrap_or_default());
+            let deadline = deadline(work);
+            (stands > deadline).then_some(Hang { work, deadline })
+        })
+    }
+}
+
+impl std::fmt::Display for Hang {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (work, why) = match self.work {
+            Work::Opening => ("opened its model", "`--opening-deadline`"),
+            Work::Computing => ("computed", "by the usual time of its tasks, or `--task-deadline`"),
+            Work::Waiting => ("waited for the learner or a reward", "`--task-deadline`"),
+            Work::Unspecified => ("worked", "`--task-deadline`"),
+        };
+        let seconds = self.deadline.as_secs_f64();
+        write!(f, "it {work} and did not get on for {seconds:.0} s ({why}), so that it counts as hung")
+    }
 }
 
 /// What a process says of itself when it joins.
@@ -57,72 +99,6 @@ pub struct Applicant {
     pub process: Process,
 }
 
-/// Why a message is not accepted.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The message lacks something.
-    #[error("{0}")]
-    Malformed(&'static str),
-    /// The message is of another run.
-    #[error("this is run `{run_id}`, not `{theirs}`")]
-    OtherRun {
-        /// The run of this coordinator.
-        run_id: String,
-        /// What the message says.
-        theirs: String,
-    },
-    /// The place is taken.
-    #[error("member `{member_id}` is process {pid} on {host} now")]
-    Taken {
-        /// Whose place.
-        member_id: String,
-        /// Who has it.
-        pid: u32,
-        /// And where.
-        host: String,
-    },
-    /// The process was lost with a task that got nowhere; a new one must take its place.
-    #[error("process {pid} of member `{member_id}` got stuck and is replaced")]
-    Stuck {
-        /// The sender.
-        member_id: String,
-        /// Its process.
-        pid: u32,
-    },
-    /// The name is another role's.
-    #[error("member id `{member_id}` is that of a {theirs}; give this process another by `--member-id`")]
-    OtherRole {
-        /// The name.
-        member_id: String,
-        /// Whose it is.
-        theirs: &'static str,
-    },
-    /// The process is of another build, which may round otherwise or misunderstand.
-    #[error(
-        "member `{member_id}` is version {theirs_program} and speaks protocol {theirs_protocol}; this coordinator is version \
-         {PROGRAM_VERSION} and speaks {PROTOCOL_VERSION}: start all programs of a run from one build"
-    )]
-    OtherBuild {
-        /// The sender.
-        member_id: String,
-        /// Its version.
-        theirs_program: String,
-        /// Its protocol's.
-        theirs_protocol: u32,
-    },
-    /// There are too many members.
-    #[error("{MOST_LIVING} members are here already")]
-    Full,
-    /// The sender is not, or no longer, a member.
-    #[error("member `{member_id}` with incarnation {incarnation} is fenced; join again")]
-    Fenced {
-        /// The sender.
-        member_id: String,
-        /// Not, or no longer, that of a member.
-        incarnation: u64,
-    },
-}
-
 /// Whether a member is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
@@ -139,7 +115,7 @@ pub enum Presence {
 pub enum Loss {
     /// No heartbeat for a lease.
     Silent,
-    /// Its task got nowhere for the task deadline.
+    /// Its work stood still for too long.
     Stuck,
     /// Its launcher saw it end.
     Exited,
@@ -204,6 +180,8 @@ pub struct Members {
     patience: Patience,
     incarnation: u64,
     members: BTreeMap<String, Member>,
+    /// Names that the launcher has started a process for that has not joined yet.
+    awaited: BTreeSet<String>,
     tally: Tally,
 }
 
@@ -211,7 +189,8 @@ impl Members {
     /// No members yet; `generation` counts the starts of the coordinator of this run.
     pub fn new(run_id: String, generation: u64, patience: Patience) -> Self {
         let incarnation = generation * JOINS_PER_GENERATION;
-        Self { run_id, patience, incarnation, members: BTreeMap::new(), tally: Tally::default() }
+        let (members, awaited, tally) = (BTreeMap::new(), BTreeSet::new(), Tally::default());
+        Self { run_id, patience, incarnation, members, awaited, tally }
     }
 
     /// Makes the applicant a member, in place of its earlier incarnation.
@@ -276,15 +255,32 @@ impl Members {
         };
         let rivals =
             self.members.values().filter(|member| member.is_living()).map(|member| &member.applicant);
-        match rivals.filter(|other| same_place(other)).find(|other| !same_process(other)) {
-            // A newly started process replaces the one whose name it was given.
-            Some(other) if rejoins || other.member_id != applicant.member_id => Err(Refusal::Taken {
-                member_id: other.member_id.clone(),
-                pid: other.process.pid,
-                host: other.process.host.clone(),
-            }),
-            _ => Ok(()),
+        let rival = rivals.filter(|other| same_place(other)).find(|other| !same_process(other));
+        let Some(Applicant { member_id, process, .. }) = rival else { return Ok(()) };
+        let (pid, host, id) = (process.pid, process.host.clone(), member_id.clone());
+        match *member_id == applicant.member_id {
+            // The process that its launcher started gets its place, whoever has come meanwhile.
+            true if !rejoins && self.awaited.contains(member_id) => Ok(()),
+            true => Err(Refusal::Taken { member_id: id, pid, host }),
+            false => Err(Refusal::OtherLearner { member_id: id, pid, host }),
         }
+    }
+
+    /// Notes that the launcher has started a process under a name: until [`Self::has_come`], whoever is new to the run gets
+    /// that place, even if another process has it. One that an earlier coordinator started, and that nobody knows of, may
+    /// come first, as itself or as new.
+    pub fn await_process(&mut self, member_id: &str) {
+        self.awaited.insert(member_id.to_owned());
+    }
+
+    /// Notes that the process that the launcher started under a name is a member.
+    pub fn has_come(&mut self, member_id: &str) {
+        self.awaited.remove(member_id);
+    }
+
+    /// Whether a process that the launcher started under a name is yet to come.
+    pub fn is_awaited(&self, member_id: &str) -> bool {
+        self.awaited.contains(member_id)
     }
 
     /// Admits a message of the newest incarnation of a living member only, and counts it as a sign of life.
@@ -327,18 +323,17 @@ impl Members {
         }
     }
 
-    /// Takes a heartbeat; `idle` is the time since the sender's task got anywhere.
+    /// Takes a heartbeat of a member that is stuck or not.
     ///
     /// # Errors
-    /// If the sender is fenced, also when this heartbeat shows that it is stuck.
+    /// If the sender is fenced, also because it is stuck.
     pub fn heartbeat(
         &mut self,
         caller: Option<&Caller>,
-        idle: Duration,
+        is_stuck: bool,
         now: Instant,
     ) -> Result<&mut Member, Refusal> {
-        let deadline = self.patience.task_deadline;
-        if idle <= deadline {
+        if !is_stuck {
             return self.admit(caller, now);
         }
         let member = self.admit(caller, now)?;

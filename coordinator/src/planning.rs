@@ -1,22 +1,18 @@
 //! `coordinator plan`: the counting is the config crate's; what model and rewards are, the rollout worker tells.
 
-use crate::account::clock;
+mod time;
+
 use crate::cards::{Places, SeatingError};
-use crate::cli::{ConfigArgs, PlanArgs};
+use crate::cli::ConfigArgs;
 use crate::config_file;
 use crate::error::CoordinatorError;
-use crate::history::History;
 use crate::inspection::{self, Servers};
 use crate::run_place;
-use crate::run_place::run_directory;
-use config::{
-    ComputeDevice, HeldOutCounts, Plan, PromptSplit, Rate, RewardInspection, RewardSection, RunConfig,
-    TaskKind,
-};
+use config::{Plan, RewardInspection, RewardSection, RunConfig};
 use service::Hub;
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+
+pub use time::time;
 
 /// Works out what a run will cost, and what there is to say beside it. `programs` is the folder of the rollout worker.
 ///
@@ -54,7 +50,7 @@ pub fn seats(args: &ConfigArgs) -> Result<String, CoordinatorError> {
     let (config, _) = config_file::read_to_plan(args)?;
     Ok(match config.resources.device.is_cpu() {
         true => String::new(),
-        false => seats_text(&Places::look(&config.resources)),
+        false => seats_text(&Places::look(&config)),
     })
 }
 
@@ -71,79 +67,6 @@ fn seats_text(places: &Result<Places, SeatingError>) -> String {
         Err(error) => vec![format!("  {error}")],
     };
     format!("cards of this machine\n{}\n", lines.join("\n"))
-}
-
-/// How long the run will take, at the rate given or else the run's own so far.
-///
-/// # Errors
-/// If the config cannot be read, or prompts that are there cannot.
-pub fn time(args: &PlanArgs) -> Result<String, CoordinatorError> {
-    let (config, _) = config_file::read_to_plan(&args.config)?;
-    let counts = count_prompts(&config)?;
-    let own = || Some(Rate::OfRun(History::read(&run_directory(&config).ok()?).evaluations_per_second()?));
-    let Some(rate) = args.rate.map(Rate::OfWorker).or_else(own) else {
-        return Ok("time: not known without a rate; give `--rate`, the network evaluations per second that \
-                   `rollout-worker sample` tells, or plan again when the run has begun\n"
-            .to_owned());
-    };
-    let count = |split| counts.get(&split).copied().unwrap_or_default();
-    let held_out = HeldOutCounts {
-        evaluated: count(config.data.split_of(TaskKind::Evaluate)),
-        tested: if config.data.has_validation() { count(PromptSplit::Test) } else { 0 },
-    };
-    Ok(time_text(&config, held_out, rate))
-}
-
-/// How many prompts there are. Those that are not there yet are named by `validate`; without them, training is what takes
-/// the time.
-fn count_prompts(config: &RunConfig) -> Result<BTreeMap<PromptSplit, usize>, CoordinatorError> {
-    let count = |split: PromptSplit| {
-        let file = config::prompt_file(config.data.path(split), split);
-        match file.and_then(|file| config::read_prompts(&file)) {
-            Ok(prompts) => Ok((split, prompts.len())),
-            Err(error) if error.is_absence() => Ok((split, 0)),
-            Err(error) => {
-                let problem = format!("`{}`: {:#}", split.key(), anyhow::Error::from(error));
-                Err(CoordinatorError::Usage(problem))
-            }
-        }
-    };
-    config.data.splits().into_iter().map(count).collect()
-}
-
-fn time_text(config: &RunConfig, held_out: HeldOutCounts, rate: Rate) -> String {
-    let seconds = config.run_seconds(held_out, rate);
-    let source = match rate {
-        Rate::OfRun(rate) => format!("{rate:.1} network evaluations/s, as this run has gone so far"),
-        Rate::OfWorker(rate) => {
-            format!(
-                "{rate:.1} network evaluations/s of each worker, and of the learner; decoding and rewards come on top"
-            )
-        }
-    };
-    let without = if held_out.evaluated == 0 {
-        "  (without evaluations: the held-out prompts are not there)\n"
-    } else {
-        ""
-    };
-    let hours = seconds / 3600.0;
-    let spent = match config.resources.device {
-        ComputeDevice::Cpu => {
-            let (workers, resources) = (config.n_processes() - 1, &config.resources);
-            let cores = workers * resources.worker_threads + resources.learner_threads;
-            format!("{:.2} core-hours ({cores} threads)", hours * cores as f64)
-        }
-        ComputeDevice::Cuda => {
-            let n = config.n_processes();
-            format!("{:.2} GPU-hours ({n} processes with a GPU each)", hours * n as f64)
-        }
-        ComputeDevice::CudaAt(_) => {
-            format!("{hours:.2} GPU-hours ({} processes on one GPU)", config.n_processes())
-        }
-    };
-    let total = config.run_evaluations(held_out);
-    let time = clock(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
-    format!("time at {source}\n  {time} for {total:.0} network evaluations in all, {spent}\n{without}")
 }
 
 /// Evaluations look at averaged weights, which move every so many updates only.
@@ -191,8 +114,8 @@ mod tests {
     use super::*;
     use crate::cards::{Card, Inventory};
     use crate::catalog::PromptSource;
+    use crate::stand_ins::install_program;
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
 
     /// A folder with a config, a model that has nothing but its index, and a worker that runs a script.
@@ -202,8 +125,7 @@ mod tests {
         config_file::init("dgx-geneval-sd3-pr", &path("run.toml")).expect("written");
         fs::create_dir(path("model")).expect("created");
         fs::write(path("model/model_index.json"), "{}").expect("written");
-        fs::write(path("rollout-worker"), format!("#!/bin/sh\n{script}\n")).expect("written");
-        fs::set_permissions(path("rollout-worker"), fs::Permissions::from_mode(0o755)).expect("set");
+        install_program(&path("rollout-worker"), script);
         let model = format!("model.path={}", path("model").display());
         let args = ConfigArgs { file: path("run.toml"), settings: vec![model] };
         (home, args)
@@ -249,7 +171,7 @@ mod tests {
             {"key": "rewards[1]", "name": "ocr", "bytes": 0, "problem": "no `tesseract`"}]"#;
         let (home, mut args) = home(&format!("echo '{inspection}'"));
         let text = fs::read_to_string(&args.file).expect("readable");
-        let text = text.replace("name = \"geneval\"", "name = \"shapes\"");
+        let text = text.replace("name = \"geneval\"", "name = \"jpeg_compressibility\"");
         fs::write(&args.file, text).expect("written");
         args.settings = vec!["model.path=./no/model".to_owned()];
         let (_, notes) = plan(&args, &Hub::at("no/cache"), home.path()).expect("planned");
@@ -304,73 +226,14 @@ mod tests {
     }
 
     #[test]
-    fn time_comes_from_a_given_rate_or_from_the_run_itself() {
-        let home = tempfile::tempdir().expect("a directory");
-        let file = home.path().join("run.toml");
-        config_file::init("tempflow-tiny-cpu", &file).expect("written");
-        fs::write(home.path().join("test.txt"), "a\nb\n").expect("written");
-        let settings = [
-            format!("run.directory={}", home.path().display()),
-            format!("data.test={}", home.path().join("test.txt").display()),
-            "run.name=a".to_owned(),
-        ];
-        let config = ConfigArgs { file, settings: settings.to_vec() };
-        let planned = |rate| time(&PlanArgs { config: config.clone(), rate }).expect("planned");
-        assert!(planned(None).contains("give `--rate`"), "{}", planned(None));
-        let given = planned(Some(100.0));
-        assert!(
-            given.contains("100.0 network evaluations/s of each worker")
-                && given.contains("core-hours (3 threads)"),
-            "{given}"
-        );
-        fs::create_dir(home.path().join("a")).expect("created");
-        let row = r#"{"iteration": 0, "cost": {"network_evaluations": 3000}, "time": {"iteration": 2.0}}"#;
-        fs::write(home.path().join("a/metrics.jsonl"), format!("{row}\n")).expect("written");
-        let own = planned(None);
-        assert!(own.contains("1500.0 network evaluations/s, as this run has gone"), "{own}");
-    }
-
-    #[test]
-    fn prompts_that_are_not_there_yet_are_none_but_what_is_no_file_is_refused() {
-        let home = tempfile::tempdir().expect("a directory");
-        let file = home.path().join("run.toml");
-        config_file::init("tempflow-tiny-cpu", &file).expect("written");
-        let planned = |prompts: &str| {
-            let settings = ["train", "validation", "test"].map(|list| format!("data.{list}={prompts}"));
-            time(&PlanArgs {
-                config: ConfigArgs { file: file.clone(), settings: settings.into() },
-                rate: Some(1.0),
-            })
-        };
-        assert!(planned("no/prompts.txt").expect("planned").contains("without evaluations"));
-        let error = planned("/dev/zero").expect_err("refused");
-        assert_eq!(error.exit_code(), 2);
-        let told = error.to_string();
-        assert!(told.contains("`data.train`: ") && told.contains("it is a device, no file"), "{told}");
-    }
-
-    #[test]
-    fn gpu_hours_are_those_of_all_processes() {
-        let mut config = config::preset("dgx-geneval-sd3-pr").expect("a preset").config;
-        config.resources.workers = 7;
-        let held_out = HeldOutCounts { evaluated: 100, tested: 0 };
-        let total = config.run_evaluations(held_out);
-        let text = time_text(&config, held_out, Rate::OfRun(total / 7200.0));
-        assert!(text.contains("2:00:00 for") && text.contains("16.00 GPU-hours (8 processes"), "{text}");
-        assert!(
-            time_text(&config, HeldOutCounts::default(), Rate::OfWorker(1.0)).contains("without evaluations")
-        );
-    }
-
-    #[test]
     fn who_sits_on_which_card_is_planned() {
-        let mut resources = config::preset("dgx-geneval-sd3-pr").expect("a preset").config.resources;
-        resources.workers = 2;
+        let mut config = config::preset("dgx-geneval-sd3-pr").expect("a preset").config;
+        config.resources.workers = 2;
         let card =
             |uuid: &str| Card { uuid: uuid.to_owned(), name: "NVIDIA H200".to_owned(), ..Card::default() };
         let text = |list: Option<&str>, cards: &[Card]| {
             let variable = |name: &str| list.filter(|_| name == "CUDA_VISIBLE_DEVICES").map(str::to_owned);
-            seats_text(&Places::of(&resources, variable, Inventory::new(cards.to_vec(), None)))
+            seats_text(&Places::of(&config, variable, Inventory::new(cards.to_vec(), None)))
         };
         let cards = [card("GPU-a"), card("GPU-b")];
         let expected = [

@@ -3,18 +3,18 @@
 
 use crate::cli::{ConfigArgs, ResumeArgs, UpArgs};
 use crate::error::CoordinatorError;
-use crate::lost_files::restore_config;
+use crate::lost_files::config_file;
 use crate::run_place::run_directory;
 use crate::run_record::{RunRecord, find_run};
 use config::RunConfig;
 use service::RunDirectory;
-use service::output::print_error_line;
 use std::collections::BTreeMap;
 use std::path::Path;
 use toml::{Table, Value};
 
 /// Keys that are a matter between the coordinator and its processes, which do not know them.
-const KEYS_OF_THE_COORDINATOR: [&str; 3] = ["resources.workers", "resources.max_workers", "run.max_hours"];
+const KEYS_OF_THE_COORDINATOR: [&str; 4] =
+    ["resources.workers", "resources.max_workers", "resources.mixed_devices", "run.max_hours"];
 
 /// `coordinator resume RUN` as `coordinator up RUN/config.toml --resume`, wherever it is typed and wherever the run has
 /// been moved to. Enters the directory that the run was started in, which relative paths of its config are relative to.
@@ -39,20 +39,18 @@ pub fn arguments(args: ResumeArgs) -> Result<UpArgs, CoordinatorError> {
         // It may be gone; what is relative to it is then named where it is missing.
         let _ = std::env::set_current_dir(home);
     }
-    if let Some(notice) = restore_config(&directory)? {
-        print_error_line(format_args!("note: {notice}"));
-    }
+    let file = config_file(&directory)?;
     let mut settings = args.settings;
-    settings.extend(new_place(&directory)?);
-    let config = ConfigArgs { file: directory.config(), settings };
+    settings.extend(new_place(&directory, &file)?);
+    let config = ConfigArgs { file, settings };
     let accept_changed_data = args.accept_changed_data;
     Ok(UpArgs { config, resume: true, accept_changed_data, options: args.options, typed_in })
 }
 
 /// The settings that tell a run where it is, if it has been moved.
-fn new_place(directory: &RunDirectory) -> Result<Vec<String>, CoordinatorError> {
-    let path = directory.config();
-    let text = config::read_settings(&path).map_err(|source| CoordinatorError::File {
+fn new_place(directory: &RunDirectory, file: &Path) -> Result<Vec<String>, CoordinatorError> {
+    let path = file.to_owned();
+    let text = config::read_settings(file).map_err(|source| CoordinatorError::File {
         action: "read",
         path: path.clone(),
         source,
@@ -86,7 +84,7 @@ pub fn compare(stored: &RunConfig, given: &RunConfig) -> Differences {
     let keys: std::collections::BTreeSet<&String> = stored.keys().chain(given.keys()).collect();
     for key in keys {
         let (old, new) = (stored.get(key), given.get(key));
-        if old == new || KEYS_OF_THE_COORDINATOR.contains(&key.as_str()) {
+        if old == new || KEYS_OF_THE_COORDINATOR.contains(&key.as_str()) || key.starts_with("hosts[") {
             continue;
         }
         let show = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);

@@ -2,20 +2,19 @@
 
 use crate::advice;
 use crate::checkpoint_list::checkpoints;
+use crate::cli::Place;
 use crate::error::CoordinatorError;
 use crate::input_record::InputRecord;
-use crate::launch::{Handle, is_member_process};
+use crate::launch::Handle;
 use crate::results::RunSummary;
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
-use service::{RunDirectory, durable};
+use service::{OwnedDirectory, RunDirectory};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// How the last life of a run ended.
+/// How a run, or its last life so far, ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "how", rename_all = "lowercase")]
 pub enum RunEnding {
@@ -28,6 +27,9 @@ pub enum RunEnding {
     Failed {
         /// Why.
         reason: String,
+        /// Whether config, model or prompts are at fault, so that starting again does not help.
+        #[serde(default)]
+        bad_input: bool,
         /// What it came to, where it ended itself in good order.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         summary: Option<Box<RunSummary>>,
@@ -39,25 +41,44 @@ pub enum RunEnding {
     },
 }
 
+/// A wish that a run rests, which stands until somebody resumes it: whatever starts it again by itself does nothing then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopWish {
+    /// `coordinator down`.
+    Down,
+    /// `run.max_hours` are over.
+    MaxHours,
+}
+
 /// What `run.json` holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     /// Tells this run from any other.
     pub run_id: String,
-    /// Port of the coordinator on the loopback interface.
+    /// Port of the coordinator.
     pub port: u16,
+    /// Where this host reaches the coordinator; absent where that is the loopback in plain text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
     /// Process id of the coordinator.
     pub coordinator_pid: u32,
     /// Counts the starts of the coordinator.
     pub generation: u64,
     /// How a launcher finds each member again that was started and has not been seen to end.
     pub members: BTreeMap<String, Handle>,
+    /// Where its workers are started.
+    #[serde(default, skip_serializing_if = "Place::is_local")]
+    pub place: Place,
     /// Where the coordinator was started, and what relative paths of the run's config are relative to.
     #[serde(default)]
     pub working_directory: Option<PathBuf>,
     /// What the run reads, once more than in `inputs.json`. Earlier versions recorded none.
     #[serde(default)]
     pub inputs: Option<InputRecord>,
+    /// Whether the run is wished to rest; absent where it goes on whenever it is started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_wish: Option<StopWish>,
     /// Absent while the run lives, and where it was killed.
     pub ended: Option<RunEnding>,
 }
@@ -70,11 +91,14 @@ impl RunRecord {
         Self {
             run_id: format!("{run_name}-{random:016x}"),
             port: 0,
+            address: None,
             coordinator_pid: std::process::id(),
-            generation: 1,
+            generation: 0,
             members: BTreeMap::new(),
+            place: Place::Local,
             working_directory: None,
             inputs: None,
+            stop_wish: None,
             ended: None,
         }
     }
@@ -85,16 +109,27 @@ impl RunRecord {
     /// If there is none or it is not readable, with the remedy.
     pub fn read(directory: &RunDirectory) -> Result<Self, CoordinatorError> {
         let path = directory.run_file();
+        if path.is_dir() {
+            return Err(CoordinatorError::Usage(format!(
+                "{} is a folder, where the record of the run should be; move it away, then `{}` makes the record anew",
+                path.display(),
+                advice::resume(directory.path())
+            )));
+        }
         let failed = |source| CoordinatorError::RecordLost { path: path.clone(), source };
         let bytes = config::read_whole(&path, config::MOST_SETTINGS_BYTES).map_err(failed)?;
         serde_json::from_slice(&bytes)
             .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))
     }
 
-    /// Members whose processes still live.
-    pub fn living_members(&self) -> Vec<String> {
-        let living = self.members.iter().filter(|(member_id, handle)| is_member_process(**handle, member_id));
-        living.map(|(member_id, _)| member_id.clone()).collect()
+    /// Whether a member was started on another host and has not been seen to end.
+    pub fn has_members_elsewhere(&self) -> bool {
+        self.members.values().any(|handle| matches!(handle, Handle::Remote(_)))
+    }
+
+    /// Where this host reaches the coordinator.
+    pub fn coordinator_address(&self) -> String {
+        self.address.clone().unwrap_or_else(|| loopback(self.port))
     }
 
     /// Whether the run has trained all of its iterations.
@@ -105,53 +140,25 @@ impl RunRecord {
     /// Writes the record, whole or not at all.
     ///
     /// # Errors
-    /// If it cannot be written.
-    pub fn write(&self, directory: &RunDirectory) -> Result<(), CoordinatorError> {
-        let text =
-            serde_json::to_vec_pretty(self).expect("the record has a JSON form; anything else is a bug");
-        Ok(durable::write_file(&directory.run_file(), &text)?)
+    /// If it cannot be written, or the run is another coordinator's.
+    pub fn write(&self, directory: &OwnedDirectory) -> Result<(), CoordinatorError> {
+        Ok(directory.write_file(&directory.run_file(), &self.text())?)
+    }
+
+    /// Whether the file holds this record.
+    pub fn stands_in(&self, directory: &RunDirectory) -> bool {
+        config::read_whole(&directory.run_file(), config::MOST_SETTINGS_BYTES)
+            .is_ok_and(|text| text == self.text())
+    }
+
+    fn text(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).expect("the record has a JSON form; anything else is a bug")
     }
 }
 
-/// Held by the living coordinator of a run; the system frees it when the process ends, however it ends.
-pub struct RunLock {
-    _file: Flock<File>,
-}
-
-impl RunLock {
-    /// Takes the lock of a run.
-    ///
-    /// # Errors
-    /// A usage error if another coordinator has it.
-    pub fn take(directory: &RunDirectory) -> Result<Self, CoordinatorError> {
-        let path = directory.lock_file();
-        let failed = |source| CoordinatorError::File { action: "lock", path: path.clone(), source };
-        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(Self { _file: file }),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(CoordinatorError::Usage(living(directory))),
-            Err((_, errno)) => Err(failed(errno.into())),
-        }
-    }
-
-    /// Whether a living coordinator has the lock of a run.
-    pub fn is_taken(directory: &RunDirectory) -> bool {
-        matches!(Self::take(directory), Err(CoordinatorError::Usage(_)))
-    }
-}
-
-fn living(directory: &RunDirectory) -> String {
-    let process = match RunRecord::read(directory) {
-        Ok(record) => format!(" (process {}, port {})", record.coordinator_pid, record.port),
-        Err(_) => String::new(),
-    };
-    let run = directory.path();
-    format!(
-        "{} has a living coordinator{process}; see `{}`, stop it with `{}`",
-        run.display(),
-        advice::on("status", run),
-        advice::on("down", run)
-    )
+/// A coordinator that only this host reaches, in plain text.
+pub(crate) fn loopback(port: u16) -> String {
+    format!("http://127.0.0.1:{port}")
 }
 
 /// Whether a directory is that of a run, though it may have lost files.
@@ -189,17 +196,22 @@ pub fn find_run(run: &str) -> Result<RunDirectory, CoordinatorError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use service::Ownership;
 
     #[test]
     fn a_record_survives_writing_and_reading() {
         let home = tempfile::tempdir().expect("a directory");
         let directory = RunDirectory::new(home.path());
         let mut record = RunRecord::new("demo");
-        record.members.insert("learner".to_owned(), Handle(7));
+        record.members.insert("learner".to_owned(), Handle::Process(7));
         let summary =
             RunSummary { gain: 0.25, adapter: "runs/demo/adapter".to_owned(), ..RunSummary::default() };
         record.ended = Some(RunEnding::Done { summary: Box::new(summary) });
-        record.write(&directory).expect("written");
+        record.stop_wish = Some(StopWish::Down);
+        let owner = Ownership::claim(&directory, 0, None).expect("claimed");
+        assert!(!record.stands_in(&directory));
+        record.write(owner.directory()).expect("written");
+        assert!(record.stands_in(&directory));
         assert_eq!(RunRecord::read(&directory).expect("readable"), record);
         assert_ne!(RunRecord::new("demo").run_id, record.run_id);
     }
@@ -231,23 +243,24 @@ mod tests {
             is_of_test_prompts: false,
             ..*summary(&newest)
         };
-        assert_eq!((*summary(&earlier), earlier.members["learner"]), (expected, Handle(11)));
+        assert_eq!((*summary(&earlier), earlier.members["learner"].clone()), (expected, Handle::Process(11)));
         let failed: RunEnding =
             serde_json::from_str(r#"{"how": "failed", "reason": "a NaN"}"#).expect("read");
-        assert_eq!(failed, RunEnding::Failed { reason: "a NaN".to_owned(), summary: None });
+        assert_eq!(failed, RunEnding::Failed { reason: "a NaN".to_owned(), bad_input: false, summary: None });
     }
 
     #[test]
-    fn a_second_coordinator_is_refused_until_the_first_is_gone() {
+    fn a_folder_in_place_of_the_record_is_named_with_the_remedy() {
         let home = tempfile::tempdir().expect("a directory");
         let directory = RunDirectory::new(home.path());
-        RunRecord::new("demo").write(&directory).expect("written");
-        let lock = RunLock::take(&directory).expect("free");
-        let refusal = RunLock::take(&directory).err().expect("taken");
-        assert!(refusal.to_string().contains(&format!("process {}", std::process::id())), "{refusal}");
-        assert_eq!(refusal.exit_code(), 2);
-        drop(lock);
-        assert!(!RunLock::is_taken(&directory));
+        std::fs::create_dir(directory.run_file()).expect("created");
+        let error = RunRecord::read(&directory).expect_err("no file");
+        assert_eq!(error.exit_code(), 2);
+        let told = error.to_string();
+        assert!(
+            told.contains("run.json is a folder") && told.contains("move it away, then `coordinator resume"),
+            "{told}"
+        );
     }
 
     #[test]

@@ -3,16 +3,26 @@
 //! Every method takes the time and answers at once; nothing here waits. What is lost with the process comes back when
 //! the members join again.
 
+mod kinds;
+mod noting;
+mod telling;
+
 use crate::catalog::Catalog;
-use crate::membership::{Applicant, LEARNER_RANKS, Loss, Member, Members, Presence, Refusal};
+use crate::device_kinds::DeviceKinds;
+use crate::events::{Event, EventBook, GivenAs};
+use crate::launch::capacity::Room;
+use crate::membership::{Applicant, Hang, LEARNER_RANKS, Loss, Member, Members, Presence, Refusal};
 use crate::results::{RunProgress, RunSummary};
+use crate::run_record::{RunEnding, StopWish};
 use crate::tasks::{Asking, Failed, Grant, TaskBook, Verdict, WantedTasks};
+use config::RunConfig;
+use noting::blame_in_a_word;
 use proto::{
-    Caller, Drain, Fatal, FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply, JoinRequest,
-    NextTaskRequest, Order, ReportRequest, Role, TaskId, Wanted, order,
+    Caller, Drain, Fatal, FinishTaskRequest, GiveBack, HeartbeatReply, HeartbeatRequest, JoinReply,
+    JoinRequest, NextTaskRequest, Order, ReportRequest, Role, Standstill, TaskId, Wanted, order,
 };
 use protocol::{TaskName, kind_from_wire};
-use service::shown;
+use service::{Holder, shown};
 use std::time::{Duration, Instant};
 
 /// Characters of a failure or a notice that are kept; whatever else it says is of no help.
@@ -25,22 +35,6 @@ const MOST_TROUBLES: usize = 8;
 const LONGEST_DEVICE: usize = 100;
 /// Tasks in hand that a message may name; a worker has two.
 const MOST_IN_HAND: usize = 8;
-
-/// How a run ends.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Ending {
-    /// All iterations are trained and evaluated.
-    Done(Box<RunSummary>),
-    /// It cannot go on.
-    Failed {
-        /// Why.
-        reason: String,
-        /// Whether config, model or prompts are at fault.
-        bad_input: bool,
-        /// What it came to, where it ended itself in good order.
-        summary: Option<Box<RunSummary>>,
-    },
-}
 
 /// Everything the coordinator knows; rebuilt from what members say.
 pub struct RunState {
@@ -55,10 +49,19 @@ pub struct RunState {
     /// What the learner wanted a user to hear of, each said once.
     notices: Vec<String>,
     workers_wanted: u32,
+    /// What bounds that, besides the config.
+    pub room: Room,
     /// What the workers did that are forgotten by now.
     forgotten: Worked,
+    /// The learner that may change the run directory.
+    writing_learner: Option<Holder>,
+    /// On what the run is computed, and what of that is recorded.
+    kinds: DeviceKinds,
+    recorded_kinds: DeviceKinds,
     draining: bool,
-    ending: Option<Ending>,
+    stop_wish: Option<StopWish>,
+    ending: Option<RunEnding>,
+    events: EventBook,
 }
 
 /// Time of workers.
@@ -91,9 +94,15 @@ impl RunState {
             has_progress: false,
             notices: Vec::new(),
             workers_wanted,
+            room: Room::default(),
             forgotten: Worked::default(),
+            writing_learner: None,
+            kinds: DeviceKinds::default(),
+            recorded_kinds: DeviceKinds::default(),
             draining: false,
+            stop_wish: None,
             ending: None,
+            events: EventBook::default(),
         }
     }
 
@@ -104,7 +113,7 @@ impl RunState {
     pub fn join(&mut self, request: &JoinRequest, now: Instant) -> Result<JoinReply, Refusal> {
         let role = request.role();
         let process = request.process.clone().ok_or(Refusal::Malformed("which process joins?"))?;
-        let pid = process.pid;
+        let (pid, holder) = (process.pid, Holder::of(&process));
         let applicant = Applicant {
             role,
             member_id: request.member_id.clone(),
@@ -113,17 +122,25 @@ impl RunState {
             address: request.address.clone(),
             process,
         };
-        let identity = self.members.join(applicant, now)?;
+        let cause = self.cause_of_join(&applicant);
+        let kind = self.kinds.standing(role, self.kind_of(&applicant.process));
+        let admitted = self.check_kind(&applicant, &kind).and_then(|()| self.members.join(applicant, now));
+        let identity = admitted.inspect_err(|refusal| {
+            self.events.refused(&shown(&request.member_id, LONGEST_DEVICE), refusal);
+        })?;
+        self.count_kind(role, &request.member_id, kind);
         tracing::info!(member = request.member_id, pid, incarnation = identity.incarnation, "joined");
+        self.note_join(&identity, cause);
         match role {
-            Role::Learner => self.tasks.forget_learner(),
-            _ => {
-                self.tasks.claim(&request.member_id, &names(&request.running), now);
+            Role::Learner => {
+                self.tasks.forget_learner();
+                self.writing_learner = Some(holder);
             }
+            _ => self.claim(&request.member_id, &names(&request.running), now),
         }
         Ok(JoinReply {
             identity: Some(identity),
-            config: self.catalog.config().to_toml(),
+            config: config_for(role, self.catalog.config()),
             run_directory: self.run_directory.clone(),
             learner_addresses: self.learner_addresses(),
             lease_seconds: self.members.patience().lease.as_secs_f64(),
@@ -137,11 +154,13 @@ impl RunState {
     /// If the sender is fenced.
     pub fn heartbeat(&mut self, request: HeartbeatRequest, now: Instant) -> Result<HeartbeatReply, Refusal> {
         let caller = request.caller.as_ref();
-        let idle = Duration::try_from_secs_f64(request.idle_seconds).unwrap_or_default();
-        let outcome =
-            self.members.heartbeat(caller, idle, now).map(|member| (member.draining, member.applicant.role));
-        if let (Err(Refusal::Fenced { member_id, .. }), Some(_)) = (&outcome, caller) {
-            self.lose_stuck_tasks(&member_id.clone(), now);
+        let hang = caller.and_then(|caller| self.hang(&caller.member_id, &request.standstills));
+        let outcome = self
+            .members
+            .heartbeat(caller, hang.is_some(), now)
+            .map(|member| (member.draining, member.applicant.role));
+        if let (Err(Refusal::Fenced { member_id, .. }), Some(hang)) = (&outcome, hang) {
+            self.lose_stuck(&member_id.clone(), hang, now);
         }
         let (draining, role) = outcome?;
         if let Some(caller) = caller {
@@ -152,9 +171,11 @@ impl RunState {
         let leaves = draining || if role == Role::Learner { self.learner_leaves() } else { self.is_ending() };
         // Once the run has ended nothing in hand is of use, and the learner that it would go to is gone.
         let patience = if self.ending.is_some() { Duration::ZERO } else { self.members.patience().drain };
-        let drain = Drain { seconds: patience.as_secs_f64() };
-        let drain = leaves.then_some(Order { order: Some(order::Order::Drain(drain)) });
-        let orders = drain.into_iter().collect();
+        let drain = leaves.then_some(order::Order::Drain(Drain { seconds: patience.as_secs_f64() }));
+        let not_needed = self.tasks.not_needed(&names(&request.running)).into_iter().map(TaskId::from);
+        let give_back = GiveBack { tasks: not_needed.collect() };
+        let give_back = (!give_back.tasks.is_empty()).then_some(order::Order::GiveBack(give_back));
+        let orders = drain.into_iter().chain(give_back).map(|order| Order { order: Some(order) }).collect();
         Ok(HeartbeatReply { orders, learner_addresses: self.learner_addresses() })
     }
 
@@ -165,9 +186,23 @@ impl RunState {
         over.iter().for_each(|trouble| tracing::warn!("{member_id}: this is over: {trouble}"));
     }
 
-    fn lose_stuck_tasks(&mut self, member_id: &str, now: Instant) {
+    /// The work of a member that hangs, if some does.
+    fn hang(&self, member_id: &str, standstills: &[Standstill]) -> Option<Hang> {
+        let patience = self.members.patience();
+        let computing = self.standstill_deadline(member_id);
+        patience.hang(standstills, computing)
+    }
+
+    /// How long a member may stand still while it computes, as far as is known of its tasks.
+    pub fn standstill_deadline(&self, member_id: &str) -> Duration {
+        self.tasks.standstill_deadline(member_id, self.members.patience().task_deadline)
+    }
+
+    fn lose_stuck(&mut self, member_id: &str, hang: Hang, now: Instant) {
         if self.members.get(member_id).is_some_and(|member| member.presence == Presence::Lost(Loss::Stuck)) {
-            self.lost(member_id, now);
+            self.note(&format!("{member_id}: {hang}"));
+            self.note_loss(member_id, Loss::Stuck, hang.to_string());
+            self.lost(member_id, "member_lost", now);
         }
     }
 
@@ -191,7 +226,11 @@ impl RunState {
         }
         let finishing = names(&request.finishing);
         let n_workers = self.members.n_taking_tasks();
-        match self.tasks.grant(Asking { worker: &member_id, finishing: &finishing, n_workers }, now) {
+        let before = self.tasks.leases_of(&member_id).to_vec();
+        let grant = self.tasks.grant(Asking { worker: &member_id, finishing: &finishing, n_workers }, now);
+        let change = (&before[..], self.tasks.leases_of(&member_id));
+        self.events.tasks_changed(&member_id, change, GivenAs::Granted, "not_wanted");
+        match grant {
             Grant::Task(name) => {
                 tracing::debug!(member = member_id, task = %name, "granted");
                 Ok(self.catalog.task(name).map(proto::Task::from))
@@ -203,7 +242,7 @@ impl RunState {
         }
     }
 
-    /// Ends a worker's lease of a task, which the learner holds now or which failed.
+    /// Ends a worker's lease of a task, which the learner holds now, which is given back, or which failed.
     ///
     /// # Errors
     /// If the sender is fenced or names no task.
@@ -211,9 +250,19 @@ impl RunState {
         let member_id = self.members.admit(request.caller.as_ref(), now)?.applicant.member_id.clone();
         let name =
             request.task.as_ref().and_then(name_of).ok_or(Refusal::Malformed("which task is finished?"))?;
+        if request.given_back {
+            tracing::info!(member = member_id, task = %name, "given back");
+            if self.tasks.leases_of(&member_id).contains(&name) {
+                let member = member_id.clone();
+                self.events.note(Event::TaskReturned { task: name, member, cause: "given_back" });
+            }
+            self.tasks.give_back(&member_id, name, now);
+            return Ok(());
+        }
         if request.failure.is_empty() {
             if self.tasks.finish(&member_id, name, now) {
                 self.members.count_task(&member_id);
+                self.events.note(Event::TaskFinished { task: name, member: member_id });
             }
             return Ok(());
         }
@@ -221,10 +270,18 @@ impl RunState {
         tracing::warn!(member = member_id, task = %name, "task failed: {failure}");
         let (blame, n_workers) = (request.blame(), self.members.n_taking_tasks());
         let failed = Failed { worker: &member_id, task: name, blame, n_workers };
-        if let Verdict::GiveUp { failures } = self.tasks.fail(failed, now) {
-            let task = self.catalog.describe(name);
-            let reason = format!("{task} failed {failures} times, last: {failure}");
-            self.end(Ending::Failed { reason, bad_input: false, summary: None });
+        let had_it = self.tasks.leases_of(&member_id).contains(&name);
+        let verdict = self.tasks.fail(failed, now);
+        if had_it {
+            let (cause, is_given_up) = (blame_in_a_word(blame), verdict != Verdict::TryAgain);
+            let (member, reason) = (member_id.clone(), failure.clone());
+            self.events.note(Event::TaskFailed { task: name, member, cause, is_given_up, reason });
+        }
+        if let Verdict::GiveUp { failures } = verdict {
+            // Prompts may be many; what happened is read first.
+            let contents = self.catalog.contents(name);
+            let reason = format!("{name} failed {failures} times, last: {failure} ({contents})");
+            self.end(RunEnding::Failed { reason, bad_input: false, summary: None });
         }
         Ok(())
     }
@@ -248,9 +305,9 @@ impl RunState {
         request.notices.iter().for_each(|notice| self.note(notice));
         if let Some(Fatal { reason, bad_input, summary }) = request.fatal {
             let summary = summary.map(|summary| Box::new(self.completed(summary, now)));
-            self.end(Ending::Failed { reason, bad_input, summary });
+            self.end(RunEnding::Failed { reason, bad_input, summary });
         } else if let Some(summary) = request.summary {
-            self.end(Ending::Done(Box::new(self.completed(summary, now))));
+            self.end(RunEnding::Done { summary: Box::new(self.completed(summary, now)) });
         }
         Ok(self.learner_leaves())
     }
@@ -284,7 +341,8 @@ impl RunState {
             return Err(Refusal::Malformed("tasks are wanted for a rank of the learner that there is not"));
         }
         let n_tasks = self.catalog.n_tasks(kind);
-        Ok(WantedTasks { iteration: set.iteration, kind, n_tasks, held: set.held.clone() })
+        let open_below = set.open_below.unwrap_or(n_tasks);
+        Ok(WantedTasks { iteration: set.iteration, kind, n_tasks, held: set.held.clone(), open_below })
     }
 
     /// Ends the membership of a sender that says goodbye.
@@ -294,17 +352,21 @@ impl RunState {
     pub fn leave(&mut self, caller: Option<&Caller>, now: Instant) -> Result<(), Refusal> {
         let member_id = self.members.leave(caller, now)?;
         tracing::info!(member = member_id, "left");
-        self.lost(&member_id, now);
+        self.events.note(Event::MemberLeft { member: member_id.clone() });
+        self.lost(&member_id, "member_left", now);
         Ok(())
     }
 
-    /// Ends the leases of silent members, and forgets those that have been gone for long.
+    /// Ends the leases of silent members, forgets those that have been gone for long, and looks for tasks that are late.
     pub fn expire(&mut self, now: Instant) {
         for member_id in self.members.expire(now) {
             tracing::warn!(member = member_id, "silent for a whole lease, lost");
-            self.lost(&member_id, now);
+            let lease = self.members.patience().lease.as_secs_f64();
+            self.note_loss(&member_id, Loss::Silent, format!("no sign of life for more than {lease} s"));
+            self.lost(&member_id, "member_lost", now);
         }
         for member in self.members.forget_the_long_gone(now) {
+            self.events.note(Event::MemberForgotten { member: member.applicant.member_id.clone() });
             if member.applicant.role == Role::RolloutWorker {
                 let member_id = &member.applicant.member_id;
                 self.forgotten.busy += self.tasks.busy(member_id, now);
@@ -312,49 +374,90 @@ impl RunState {
                 self.tasks.forget_worker(member_id);
             }
         }
+        self.tasks.look_for_late(now);
     }
 
     /// Notes that the launcher saw a member's process end.
     pub fn exited(&mut self, applicant: &Applicant, now: Instant) {
         if self.members.end(applicant, Presence::Lost(Loss::Exited)) {
-            self.lost(&applicant.member_id, now);
+            let reason = "its launcher saw the process end".to_owned();
+            self.note_loss(&applicant.member_id, Loss::Exited, reason);
+            self.lost(&applicant.member_id, "member_lost", now);
         }
     }
 
-    /// Puts back what a member that is gone had.
-    fn lost(&mut self, member_id: &str, now: Instant) {
-        let is_learner = |member: &Member| member.applicant.role == Role::Learner;
-        if self.members.get(member_id).is_some_and(is_learner) {
+    /// Puts back what a member that is gone for a `cause` had.
+    fn lost(&mut self, member_id: &str, cause: &'static str, now: Instant) {
+        let is_learner = |member: &&Member| member.applicant.role == Role::Learner;
+        if let Some(learner) = self.members.get(member_id).filter(is_learner) {
+            let lost = Holder::of(&learner.applicant.process);
+            self.writing_learner.take_if(|writing| *writing == lost);
             self.tasks.forget_learner();
         }
         // Nobody knows what it did since its last sign of life.
         let until = self.members.get(member_id).map_or(now, |member| member.last_heartbeat);
+        let before = self.tasks.leases_of(member_id).to_vec();
         self.tasks.release(member_id, until);
+        self.events.tasks_changed(member_id, (&before[..], &[]), GivenAs::Granted, cause);
     }
 
     /// Lets every member finish what it has in hand and leave.
     pub fn drain(&mut self) {
-        self.draining = true;
+        if !std::mem::replace(&mut self.draining, true) {
+            self.events.note(Event::RunDrained {});
+        }
+    }
+
+    /// The same, because somebody wishes that the run rests.
+    pub fn stop(&mut self, wish: StopWish) {
+        self.stop_wish.get_or_insert(wish);
+        self.drain();
+    }
+
+    /// Whether somebody wishes that the run rests.
+    pub fn stop_wish(&self) -> Option<StopWish> {
+        self.stop_wish
+    }
+
+    /// Lets a learner change the run until another joins: one that an earlier coordinator let, and that may live.
+    pub fn inherit_learner(&mut self, learner: Option<Holder>) {
+        self.writing_learner = learner;
+    }
+
+    /// The learner that may change the run directory: the one that joined last, until it is lost.
+    pub fn writing_learner(&self) -> Option<&Holder> {
+        self.writing_learner.as_ref()
     }
 
     /// Sets the number of rollout workers there should be.
     pub fn scale(&mut self, workers: u32) {
-        self.workers_wanted = workers;
+        let from = std::mem::replace(&mut self.workers_wanted, workers);
+        if from != workers {
+            self.events.note(Event::WorkersScaled { from, to: workers });
+        }
     }
 
     /// Ends the run; the first ending stands.
-    pub fn end(&mut self, ending: Ending) {
-        self.ending.get_or_insert(ending);
+    pub fn end(&mut self, ending: RunEnding) {
+        if self.ending.is_none() {
+            self.events.note(Event::ended(&ending));
+            self.ending = Some(ending);
+        }
     }
 
     /// How the run ended, if it did.
-    pub fn ending(&self) -> Option<&Ending> {
+    pub fn ending(&self) -> Option<&RunEnding> {
         self.ending.as_ref()
     }
 
     /// Whether there is a task that some worker may be given; while there is none, nobody need ask.
-    pub fn has_free_tasks(&self) -> bool {
-        !self.is_ending() && self.tasks.has_free()
+    pub fn has_grantable_tasks(&self) -> bool {
+        !self.is_ending() && self.tasks.has_grantable()
+    }
+
+    /// All workers that wait have been offered what there is.
+    pub fn note_offered(&mut self) {
+        self.tasks.note_offered();
     }
 
     /// Whether members are asked to leave.
@@ -365,60 +468,6 @@ impl RunState {
     /// Whether the learner is asked to leave: after the workers, which have yet to deliver what they have in hand.
     fn learner_leaves(&self) -> bool {
         self.ending.is_some() || self.draining && self.members.n_workers() == 0
-    }
-
-    /// Number of rollout workers there should be.
-    pub fn workers_wanted(&self) -> u32 {
-        self.workers_wanted
-    }
-
-    /// Most rollout workers that the config allows.
-    pub fn most_workers(&self) -> u32 {
-        self.catalog.config().resources.max_workers as u32
-    }
-
-    /// Whether the learner has reported how far the run is.
-    pub fn has_progress(&self) -> bool {
-        self.has_progress
-    }
-
-    /// What the learner last reported.
-    pub fn progress(&self) -> &RunProgress {
-        &self.progress
-    }
-
-    /// What the learner wanted a user to hear of.
-    pub fn notices(&self) -> &[String] {
-        &self.notices
-    }
-
-    /// The name of the run.
-    pub fn run_name(&self) -> &str {
-        &self.catalog.config().run.name
-    }
-
-    /// The tasks of the iterations at work.
-    pub fn tasks(&self) -> &TaskBook {
-        &self.tasks
-    }
-
-    /// Share of a member's time that it had something to do.
-    pub fn busy(&self, member: &Member, now: Instant) -> f64 {
-        match member.applicant.role {
-            Role::Learner => self.progress.learner_busy,
-            _ => share(self.tasks.busy(&member.applicant.member_id, now), member.present(now)),
-        }
-    }
-
-    /// Share of all workers' time with a task in hand, those that are forgotten by now included.
-    pub fn worker_busy(&self, now: Instant) -> f64 {
-        let workers = self.members.iter().filter(|member| member.applicant.role == Role::RolloutWorker);
-        let Worked { mut busy, mut present } = self.forgotten;
-        for worker in workers {
-            busy += self.tasks.busy(&worker.applicant.member_id, now);
-            present += worker.present(now);
-        }
-        share(busy, present)
     }
 
     /// By rank.
@@ -438,4 +487,14 @@ fn name_of(id: &TaskId) -> Option<TaskName> {
 
 fn share(part: Duration, whole: Duration) -> f64 {
     if whole.is_zero() { 0.0 } else { (part.as_secs_f64() / whole.as_secs_f64()).min(1.0) }
+}
+/// What a member of that role is told of the config. Workers have no use for the environments of others, which may have more
+/// in them than should go round; the learner keeps all of it with its checkpoints.
+fn config_for(role: Role, config: &RunConfig) -> String {
+    match role {
+        Role::Learner => config.to_toml(),
+        Role::RolloutWorker | Role::Unspecified => {
+            RunConfig { hosts: Vec::new(), ..config.clone() }.to_toml()
+        }
+    }
 }

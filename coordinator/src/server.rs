@@ -1,24 +1,31 @@
 //! The coordinator's services over gRPC: reads the clock, asks the state, waits where a caller is to wait.
 
-use crate::launch::capacity::{self, Machine};
-use crate::membership::{Members, Refusal};
+mod operators;
+
+use crate::entrance::Entrance;
+use crate::events::EventLog;
+use crate::membership::Refusal;
 use crate::rates::Rates;
-use crate::run_state::{Ending, RunState};
-use crate::view::{LivingRun, Overview};
+use crate::run_record::RunEnding;
+use crate::run_state::RunState;
+use crate::view::{LivingRun, Overview, PlannedMemory};
 use crate::waiting_room::WaitingRoom;
-use proto::admin_server::{Admin, AdminServer};
+use proto::admin_server::AdminServer;
 use proto::coordinator_server::{Coordinator, CoordinatorServer};
+use proto::enrolment_server::EnrolmentServer;
 use proto::{
-    DownReply, DownRequest, FinishTaskReply, FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply,
-    JoinRequest, LeaveReply, LeaveRequest, NextTaskReply, NextTaskRequest, ReportReply, ReportRequest, Role,
-    ScaleReply, ScaleRequest, StatusReply, StatusRequest,
+    Caller, FinishTaskReply, FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply, JoinRequest,
+    LeaveReply, LeaveRequest, NextTaskReply, NextTaskRequest, ReportReply, ReportRequest, Role,
 };
-use service::ServiceError;
+use protocol::with_causes;
+use service::trust::peer_role;
+use service::{Ownership, PeerRole, ServiceError, Trust, network};
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, oneshot, watch};
 use tonic::{Request, Response, Status};
 
 /// How often silent members are looked for, as a part of the lease.
@@ -32,13 +39,37 @@ const REQUEST_LIMIT: usize = 1024 * 1024;
 /// Largest answer to an operator, in bytes: the status of as many members as there may be.
 const STATUS_LIMIT: usize = 512 * 1024 * 1024;
 
+/// Operators that read files of the run at a time.
+const MOST_READERS: usize = 8;
+
+/// What tells the time; in a simulation, its own clock.
+pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
+
+/// What comes of asking for a task.
+#[derive(Debug)]
+pub enum Asked {
+    /// This one.
+    Granted(Box<proto::Task>),
+    /// None, and the caller does not want to wait.
+    Nothing,
+    /// None yet: the first that the caller may have comes here. Once the time is up, see [`ControlPlane::stop_waiting`].
+    Waits(oneshot::Receiver<proto::Task>),
+}
+
 /// The living state of a run, shared between the services, the supervisor and the display.
 #[derive(Clone)]
 pub struct ControlPlane {
+    clock: Clock,
     // A std mutex: held for a decision, never across an await.
     shared: Arc<Mutex<Shared>>,
     /// Whether the run has ended or members are asked to leave.
     is_ending: watch::Sender<bool>,
+    /// Whether nobody beyond this host is served.
+    is_local: bool,
+    /// Where it is recorded which learner may change the run directory; absent where nobody owns it, as in a simulation.
+    ownership: Option<Arc<Ownership>>,
+    /// Room for operators that read files of the run: each has a thread.
+    readers: Arc<Semaphore>,
 }
 
 struct Shared {
@@ -46,13 +77,65 @@ struct Shared {
     waiting: WaitingRoom,
     /// How fast the run has been seen to go.
     rates: Rates,
+    /// Where what is decided is written, if anywhere.
+    event_log: Option<EventLog>,
+    /// Where metrics of the coordinator are shown; empty where they are not.
+    metrics_address: String,
+    memory_planned: Vec<PlannedMemory>,
+}
+
+impl Shared {
+    fn new(state: RunState) -> Self {
+        Self {
+            state,
+            waiting: WaitingRoom::default(),
+            rates: Rates::default(),
+            event_log: None,
+            metrics_address: String::new(),
+            memory_planned: Vec::new(),
+        }
+    }
+
+    /// Passes on what was decided, in order, since the lock is held.
+    fn tell_events(&mut self) {
+        let events = self.state.events_mut().take();
+        if let Some(log) = &self.event_log {
+            log.record(events);
+        }
+    }
+
+    fn view(&self, now: Instant) -> LivingRun {
+        LivingRun {
+            events_dropped: self.event_log.as_ref().map_or(0, EventLog::n_dropped),
+            metrics_address: self.metrics_address.clone(),
+            memory_planned: self.memory_planned.clone(),
+            ..LivingRun::of(&self.state, &self.rates, now)
+        }
+    }
 }
 
 impl ControlPlane {
     /// Shares a state.
     pub fn new(state: RunState) -> Self {
-        let shared = Shared { state, waiting: WaitingRoom::default(), rates: Rates::default() };
-        Self { shared: Arc::new(Mutex::new(shared)), is_ending: watch::Sender::new(false) }
+        Self::with_clock(state, Arc::new(Instant::now))
+    }
+
+    /// Shares a state whose time another clock tells.
+    pub fn with_clock(state: RunState, clock: Clock) -> Self {
+        Self {
+            clock,
+            shared: Arc::new(Mutex::new(Shared::new(state))),
+            is_ending: watch::Sender::new(false),
+            is_local: true,
+            ownership: None,
+            readers: Arc::new(Semaphore::new(MOST_READERS)),
+        }
+    }
+
+    /// The same, for a run directory that this process owns.
+    #[must_use]
+    pub fn of_run(self, ownership: Arc<Ownership>) -> Self {
+        Self { ownership: Some(ownership), ..self }
     }
 
     /// Serves until `shutdown` resolves; connections still open then are given up by the process's end.
@@ -62,13 +145,19 @@ impl ControlPlane {
     pub async fn serve(
         self,
         listener: TcpListener,
+        entrance: Entrance,
         shutdown: impl Future<Output = ()>,
-    ) -> Result<(), tonic::transport::Error> {
-        let coordinator = CoordinatorServer::new(self.clone()).max_decoding_message_size(REQUEST_LIMIT);
+    ) -> Result<(), ServiceError> {
+        let Entrance { trust, enrolment, is_local } = entrance;
+        let this = Self { is_local, ..self.clone() };
+        let coordinator = CoordinatorServer::new(this).max_decoding_message_size(REQUEST_LIMIT);
         let admin = AdminServer::new(self.clone()).max_decoding_message_size(REQUEST_LIMIT);
         let router = service::server(LONGEST_CALL).add_service(coordinator).add_service(admin);
+        let enrolment =
+            enrolment.map(|service| EnrolmentServer::new(service).max_decoding_message_size(REQUEST_LIMIT));
+        let router = router.add_optional_service(enrolment);
         tokio::select! {
-            outcome = service::serve(router, listener, std::future::pending()) => outcome,
+            outcome = service::serve(router, listener, trust, std::future::pending()) => outcome,
             () = self.expire_leases() => Ok(()),
             () = shutdown => Ok(()),
         }
@@ -80,7 +169,29 @@ impl ControlPlane {
         loop {
             ticks.tick().await;
             self.update(RunState::expire);
+            if let Err(error) = self.record_learner().await {
+                tracing::warn!("which learner may change the run is not recorded: {}", with_causes(&error));
+            }
         }
+    }
+
+    /// Records which learner may change the run directory, before anything is said that depends on it.
+    async fn record_learner(&self) -> Result<(), ServiceError> {
+        let Some(ownership) = self.ownership.clone() else { return Ok(()) };
+        let plane = self.clone();
+        let record = move || ownership.let_write(|| plane.read(|state| state.writing_learner().cloned()));
+        tokio::task::spawn_blocking(record).await.expect("recording does not panic; else this is a bug")
+    }
+
+    /// Records on what kinds of device the run is computed, before a member of a new one is told that it joined.
+    async fn record_kinds(&self) -> Result<(), ServiceError> {
+        let Some(ownership) = self.ownership.clone() else { return Ok(()) };
+        let Some(kinds) = self.read(RunState::kinds_to_record) else { return Ok(()) };
+        let written = kinds.clone();
+        let record = move || written.write(ownership.directory());
+        tokio::task::spawn_blocking(record).await.expect("recording does not panic; else this is a bug")?;
+        self.update(|state, _| state.kinds_recorded(kinds));
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -96,10 +207,11 @@ impl ControlPlane {
     pub fn update<T>(&self, change: impl FnOnce(&mut RunState, Instant) -> T) -> T {
         let mut shared = self.lock();
         let Shared { state, waiting, .. } = &mut *shared;
-        let now = Instant::now();
+        let now = (self.clock)();
         let outcome = change(state, now);
         waiting.serve(state, now);
         let is_ending = state.is_ending();
+        shared.tell_events();
         drop(shared);
         self.is_ending.send_if_modified(|known| std::mem::replace(known, is_ending) != is_ending);
         outcome
@@ -116,45 +228,129 @@ impl ControlPlane {
         Overview::of(state, rates, now)
     }
 
+    /// Has what is decided written down from now on.
+    pub fn write_events(&self, log: EventLog) {
+        self.lock().event_log = Some(log);
+    }
+
+    /// Waits a moment for events that are not written yet.
+    pub fn finish_events(&self) {
+        let log = self.lock().event_log.clone();
+        if let Some(log) = log {
+            log.close();
+        }
+    }
+
+    /// Where metrics of the coordinator are shown, `host:port`, for who asks how the run is doing.
+    pub fn show_metrics_address(&self, address: String) {
+        self.lock().metrics_address = address;
+    }
+
+    /// What processes are reckoned to hold in memory, once that is known.
+    pub fn plan_memory(&self, planned: Vec<PlannedMemory>) {
+        self.lock().memory_planned = planned;
+    }
+
+    /// All that is shown of the run.
+    pub fn view(&self) -> LivingRun {
+        self.lock().view((self.clock)())
+    }
+
     /// Waits until the run has ended or members are asked to leave.
-    pub async fn ending(&self) -> Option<Ending> {
+    pub async fn ending(&self) -> Option<RunEnding> {
         let mut is_ending = self.is_ending.subscribe();
         // The sender lives in `self`.
         let _ = is_ending.wait_for(|is_ending| *is_ending).await;
         self.read(|state| state.ending().cloned())
     }
 
-    async fn wait_for_task(&self, request: NextTaskRequest) -> Result<Option<proto::Task>, Refusal> {
-        let wait = Duration::try_from_secs_f64(request.wait_seconds).unwrap_or_default().min(LONGEST_WAIT);
-        let deadline = tokio::time::Instant::now() + wait;
-        let mut granted = {
-            let mut shared = self.lock();
-            let now = Instant::now();
-            shared.state.members.admit(request.caller.as_ref(), now)?;
-            match shared.state.next_task(&request, now)? {
-                Some(task) => return Ok(Some(task)),
-                None if wait.is_zero() => return Ok(None),
-                None => shared.waiting.enter(request.clone()),
-            }
-        };
-        if let Ok(Ok(task)) = tokio::time::timeout_at(deadline, &mut granted).await {
-            return Ok(Some(task));
-        }
-        // The time is up, or the worker was sent back. It may be none any more, or have been given a task just now.
+    /// Makes the sender a member.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub fn admit(&self, request: &JoinRequest) -> Result<JoinReply, Refusal> {
+        let reply = self.update(|state, now| state.join(request, now))?;
+        // A call of its earlier incarnation comes back to hear that it is fenced.
+        self.lock().waiting.dismiss(&request.member_id);
+        Ok(reply)
+    }
+
+    /// Asks for a task, which is a sign of life; waiting for one is none.
+    ///
+    /// # Errors
+    /// If the sender is fenced.
+    pub fn ask(&self, request: &NextTaskRequest) -> Result<Asked, Refusal> {
+        let mut shared = self.lock();
+        let now = (self.clock)();
+        shared.state.members.admit(request.caller.as_ref(), now)?;
+        let granted = shared.state.next_task(request, now);
+        shared.tell_events();
+        Ok(match granted? {
+            Some(task) => Asked::Granted(Box::new(task)),
+            None if waits(request).is_zero() => Asked::Nothing,
+            None => Asked::Waits(shared.waiting.enter(request.clone())),
+        })
+    }
+
+    /// The time of a worker that waits is up, or it was sent back. It may be none any more, or have been given a task just
+    /// now.
+    ///
+    /// # Errors
+    /// If the sender is fenced.
+    pub fn stop_waiting(
+        &self,
+        request: &NextTaskRequest,
+        granted: &mut oneshot::Receiver<proto::Task>,
+    ) -> Result<Option<proto::Task>, Refusal> {
         let mut shared = self.lock();
         let member_id = request.caller.as_ref().map_or("", |caller| &caller.member_id);
-        shared.waiting.leave(&mut granted, member_id);
-        shared.state.next_task(&request, Instant::now())
+        shared.waiting.leave(granted, member_id);
+        let granted = shared.state.next_task(request, (self.clock)());
+        shared.tell_events();
+        granted
     }
+
+    async fn wait_for_task(&self, request: NextTaskRequest) -> Result<Option<proto::Task>, Refusal> {
+        let deadline = tokio::time::Instant::now() + waits(&request);
+        let mut granted = match self.ask(&request)? {
+            Asked::Granted(task) => return Ok(Some(*task)),
+            Asked::Nothing => return Ok(None),
+            Asked::Waits(granted) => granted,
+        };
+        match tokio::time::timeout_at(deadline, &mut granted).await {
+            Ok(Ok(task)) => Ok(Some(task)),
+            Ok(Err(_)) | Err(_) => self.stop_waiting(&request, &mut granted),
+        }
+    }
+}
+
+/// How long a worker that asks is to wait at most.
+pub fn waits(request: &NextTaskRequest) -> Duration {
+    Duration::try_from_secs_f64(request.wait_seconds).unwrap_or_default().min(LONGEST_WAIT)
 }
 
 #[tonic::async_trait]
 impl Coordinator for ControlPlane {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
+        let peer = peer_role(&request);
         let request = request.into_inner();
-        let reply = self.update(|state, now| state.join(&request, now))?;
-        // A call of its earlier incarnation comes back to hear that it is fenced.
-        self.lock().waiting.dismiss(&request.member_id);
+        check_role(peer, request.role())?;
+        if request.role() == Role::Learner {
+            check_reachable(&request.address, self.is_local)?;
+        }
+        let reply = self.admit(&request)?;
+        if request.role() == Role::Learner {
+            self.record_learner().await.map_err(|error| {
+                let reason = with_causes(&error);
+                Status::unavailable(format!(
+                    "that this learner may change the run cannot be recorded: {reason}"
+                ))
+            })?;
+        }
+        self.record_kinds().await.map_err(|error| {
+            let reason = with_causes(&error);
+            Status::unavailable(format!("what this member computes on cannot be recorded: {reason}"))
+        })?;
         Ok(Response::new(reply))
     }
 
@@ -162,11 +358,14 @@ impl Coordinator for ControlPlane {
         &self,
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatReply>, Status> {
+        let peer = peer_role(&request);
         let request = request.into_inner();
+        self.check_caller(peer, request.caller.as_ref())?;
         Ok(Response::new(self.update(|state, now| state.heartbeat(request, now))?))
     }
 
     async fn next_task(&self, request: Request<NextTaskRequest>) -> Result<Response<NextTaskReply>, Status> {
+        self.check_caller(peer_role(&request), request.get_ref().caller.as_ref())?;
         let task = self.wait_for_task(request.into_inner()).await?;
         Ok(Response::new(NextTaskReply { task }))
     }
@@ -175,57 +374,61 @@ impl Coordinator for ControlPlane {
         &self,
         request: Request<FinishTaskRequest>,
     ) -> Result<Response<FinishTaskReply>, Status> {
+        self.check_caller(peer_role(&request), request.get_ref().caller.as_ref())?;
         let request = request.into_inner();
         self.update(|state, now| state.finish_task(&request, now))?;
         Ok(Response::new(FinishTaskReply {}))
     }
 
     async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportReply>, Status> {
+        self.check_caller(peer_role(&request), request.get_ref().caller.as_ref())?;
         let drain = self.update(|state, now| state.report(request.into_inner(), now))?;
         Ok(Response::new(ReportReply { drain }))
     }
 
     async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveReply>, Status> {
+        self.check_caller(peer_role(&request), request.get_ref().caller.as_ref())?;
         self.update(|state, now| state.leave(request.get_ref().caller.as_ref(), now))?;
         Ok(Response::new(LeaveReply {}))
     }
 }
 
-#[tonic::async_trait]
-impl Admin for ControlPlane {
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
-        let shared = self.lock();
-        let run = LivingRun::of(&shared.state, &shared.rates, Instant::now());
-        drop(shared);
-        Ok(Response::new(run.into()))
-    }
-
-    async fn scale(&self, request: Request<ScaleRequest>) -> Result<Response<ScaleReply>, Status> {
-        let workers = request.get_ref().workers;
-        let (current, most, pids) =
-            self.read(|state| (state.workers_wanted(), state.most_workers(), living_workers(&state.members)));
-        if workers > current {
-            let refusal = capacity::of_config(workers, most)
-                .or_else(|| capacity::of_machine(workers - current, &Machine::look(&pids)));
-            if let Some(refusal) = refusal {
-                return Err(Status::resource_exhausted(refusal));
-            }
-        }
-        self.update(|state, _| state.scale(workers));
-        Ok(Response::new(ScaleReply {}))
-    }
-
-    async fn down(&self, _: Request<DownRequest>) -> Result<Response<DownReply>, Status> {
-        self.update(|state, _| state.drain());
-        Ok(Response::new(DownReply {}))
+impl ControlPlane {
+    /// A member speaks for members of its own role only: a worker does not send the learner away.
+    fn check_caller(&self, peer: Option<PeerRole>, caller: Option<&Caller>) -> Result<(), Status> {
+        let role_of =
+            |caller: &Caller| self.read(|state| Some(state.members.get(&caller.member_id)?.applicant.role));
+        // Who is none is told so elsewhere.
+        caller.and_then(role_of).map_or(Ok(()), |role| check_role(peer, role))
     }
 }
 
-/// Process ids of the living workers.
-fn living_workers(members: &Members) -> Vec<u32> {
-    let living = members.iter().filter(|member| member.is_living());
-    let workers = living.filter(|member| member.applicant.role == Role::RolloutWorker);
-    workers.map(|member| member.applicant.process.pid).collect()
+/// Whether a peer may be a member of that role; anybody may where connections are not secured.
+fn check_role(peer: Option<PeerRole>, role: Role) -> Result<(), Status> {
+    let wanted = match role {
+        Role::Learner => PeerRole::Learner,
+        Role::RolloutWorker => PeerRole::Worker,
+        Role::Unspecified => return Ok(()),
+    };
+    match peer {
+        Some(peer) if peer != wanted => Err(Status::permission_denied(format!(
+            "its certificate is for the role `{peer}`, and it speaks as a member of the role `{wanted}`; start it with {wanted}.token"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Whether workers of this run can reach a learner where it says.
+fn check_reachable(address: &str, is_local: bool) -> Result<(), Status> {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+    let is_anywhere = host.parse::<IpAddr>().is_ok_and(|number| number.is_unspecified());
+    match is_anywhere || !is_local && network::is_loopback(host) {
+        false => Ok(()),
+        true => Err(Status::failed_precondition(format!(
+            "the learner says that workers reach it at {address}, where those on other hosts would find themselves; start it \
+             with `--listen` and `--advertise` (or `network.bind` and `network.advertise`) at an address that they can reach"
+        ))),
+    }
 }
 
 impl From<Refusal> for Status {
@@ -234,22 +437,17 @@ impl From<Refusal> for Status {
         match refusal {
             Refusal::Malformed(_) => Self::invalid_argument(message),
             Refusal::Full => Self::unavailable(message),
+            // Its place may be free in a moment, see `service::join_end`.
+            Refusal::Taken { .. } | Refusal::OtherLearner { .. } => Self::already_exists(message),
+            // The process's time is up, that of the next begins.
+            Refusal::Stuck { .. } => Self::resource_exhausted(message),
             Refusal::OtherRun { .. }
             | Refusal::OtherRole { .. }
             | Refusal::OtherBuild { .. }
-            | Refusal::Taken { .. }
-            | Refusal::Stuck { .. }
+            | Refusal::OtherKind { .. }
             | Refusal::Fenced { .. } => Self::failed_precondition(message),
         }
     }
-}
-
-/// Binds the loopback port that members and commands reach the coordinator at; 0 is any free one.
-///
-/// # Errors
-/// If it is taken.
-pub async fn bind(port: u16) -> Result<TcpListener, std::io::Error> {
-    TcpListener::bind(("127.0.0.1", port)).await
 }
 
 /// Connects the commands of an operator to a living coordinator.
@@ -257,8 +455,9 @@ pub async fn bind(port: u16) -> Result<TcpListener, std::io::Error> {
 /// # Errors
 /// If nobody answers.
 pub async fn connect_admin(
-    port: u16,
+    address: &str,
+    trust: &Trust,
 ) -> Result<proto::admin_client::AdminClient<tonic::transport::Channel>, ServiceError> {
-    let channel = service::connect(&format!("http://127.0.0.1:{port}"), Duration::from_secs(1)).await?;
+    let channel = service::connect(address, PeerRole::Coordinator, trust, Duration::from_secs(1)).await?;
     Ok(proto::admin_client::AdminClient::new(channel).max_decoding_message_size(STATUS_LIMIT))
 }

@@ -3,8 +3,10 @@
 use crate::account::{clock, ending_text, held_out_text, seconds, totals_line};
 use crate::advice;
 use crate::results::HeldOutReward;
-use crate::view::{CardView, LivingRun, MemberView, RunView, Stage};
+use crate::run_record::RunEnding;
+use crate::view::{CardView, EndedRun, LivingRun, MemberView, RunView, Stage};
 use service::RunDirectory;
+use std::collections::BTreeMap;
 
 /// Held-out rewards that are shown of a long run: the first and the newest.
 const SHOWN_HELD_OUT: usize = 10;
@@ -15,24 +17,33 @@ const SHOWN_NOTICES: usize = 5;
 pub fn text(view: &RunView) -> String {
     let mut lines = match &view.stage {
         Stage::Living(run) => living_text(run),
-        Stage::Ended(run) => vec![
-            format!("run {}", run.run_id),
-            format!("ended {} ago: {}", clock(run.ago), ending_text(&run.ended)),
-        ],
+        Stage::Ended(run) => ended_text(run, &view.directory),
     };
     lines.extend(history_text(&view.held_out_rewards));
     lines.push(places_text(&view.directory));
     lines.join("\n")
 }
 
+fn ended_text(run: &EndedRun, directory: &RunDirectory) -> Vec<String> {
+    let mut lines = vec![
+        format!("run {}", run.run_id),
+        format!("ended {} ago: {}", clock(run.ago), ending_text(&run.ended)),
+    ];
+    if let RunEnding::Failed { .. } = run.ended {
+        lines.push(advice::once_mended(&advice::resume(directory.path())));
+    }
+    lines
+}
+
 fn living_text(run: &LivingRun) -> Vec<String> {
     let (overview, progress) = (&run.overview, &run.overview.progress);
     let left = match overview.seconds_left {
         Some(left) => format!("ETA {}", clock(seconds(left))),
+        None if overview.workers == 0 => "no ETA without workers".to_owned(),
         None => "ETA not known yet".to_owned(),
     };
     let mut lines = vec![
-        format!("run {} ({})", run.run_name, run.run_id),
+        format!("run {} ({}) · {}", run.run_name, run.run_id, run.determinism),
         format!("{} · iteration {}/{} · {left}", progress.phase, progress.iteration, progress.iterations),
         totals_line(progress),
         format!(
@@ -44,18 +55,41 @@ fn living_text(run: &LivingRun) -> Vec<String> {
             overview.tasks_waiting, overview.tasks_running, overview.workers_wanted
         ),
     ];
+    lines.extend(metrics_text(&run.metrics_address));
     lines.extend(run.members.iter().map(member_text));
+    lines.extend(kinds_text(&run.members));
     let older = run.notices.len().saturating_sub(SHOWN_NOTICES);
     lines.extend(run.notices.iter().skip(older).map(|notice| format!("note: {notice}")));
     lines
 }
 
+/// Where numbers of the run are; nothing where they are not shown.
+fn metrics_text(address: &str) -> Option<String> {
+    (!address.is_empty()).then(|| format!("metrics: http://{address}/metrics"))
+}
+
+/// On what kinds of device the members compute, as far as that is known.
+fn kinds_text(members: &[MemberView]) -> Option<String> {
+    let mut kinds: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for member in members.iter().filter(|member| member.is_living() && !member.device_kind.is_empty()) {
+        kinds.entry(&member.device_kind).or_default().push(&member.member_id);
+    }
+    let of_kind = |(kind, members): (&&str, &Vec<&str>)| match members.as_slice() {
+        [first, second, _, ..] => format!("{kind} ({first}, {second}, … {} in all)", members.len()),
+        few => format!("{kind} ({})", few.join(", ")),
+    };
+    (!kinds.is_empty())
+        .then(|| format!("devices: {}", kinds.iter().map(of_kind).collect::<Vec<_>>().join("; ")))
+}
+
 fn member_text(member: &MemberView) -> String {
     let card = member.card.as_ref().map(|card| format!(" · {}", card_text(card))).unwrap_or_default();
     let tasks: String = member.running.iter().map(|task| format!(" · {task}")).collect();
+    let slow = member.speed.filter(|_| member.is_slow);
+    let slow = slow.map(|speed| format!(" · slow: {:.0} % of the median speed", 100.0 * speed));
     let troubles: String = member.troubles.iter().map(|trouble| format!("\n    {trouble}")).collect();
     format!(
-        "  {:<12} {:<8} pid {:<8} {:<7} heard {:.1} s ago · {} tasks · {:.0} % busy{card}{tasks}{troubles}",
+        "  {:<12} {:<8} pid {:<8} {:<7} heard {:.1} s ago · {} tasks · {:.0} % busy{slow}{card}{tasks}{troubles}",
         member.member_id,
         member.state,
         member.pid,
@@ -63,6 +97,7 @@ fn member_text(member: &MemberView) -> String {
         member.seconds_since_heartbeat,
         member.tasks_done,
         100.0 * member.busy,
+        slow = slow.unwrap_or_default(),
     )
 }
 
@@ -108,9 +143,8 @@ fn places_text(run: &RunDirectory) -> String {
 mod tests {
     use super::*;
     use crate::cards::CardMemory;
-    use crate::run_record::RunEnding;
+    use crate::view::Overview;
     use crate::view::tests::{ended_run, held_out, living_run, view};
-    use crate::view::{EndedRun, Overview};
 
     fn living(run: LivingRun) -> RunView {
         view(Stage::Living(Box::new(run)))
@@ -133,7 +167,9 @@ mod tests {
     fn nothing_is_said_of_what_was_not_measured_yet() {
         let run = LivingRun { overview: Overview::default(), ..living_run() };
         let text = living_text(&LivingRun { members: Vec::new(), ..run }).join("\n");
-        assert!(!text.contains("reward") && text.contains("ETA not known yet"), "{text}");
+        assert!(!text.contains("reward") && text.contains("no ETA without workers"), "{text}");
+        let run = LivingRun { overview: Overview { workers: 1, ..Overview::default() }, ..living_run() };
+        assert!(living_text(&run).join("\n").contains("ETA not known yet"));
     }
 
     #[test]
@@ -148,8 +184,13 @@ mod tests {
     fn an_ended_run_says_how() {
         let shown = |ended: RunEnding| text(&view(Stage::Ended(EndedRun { ended, ..ended_run() })));
         assert_eq!(shown(ended_run().ended) + "\n", include_str!("../tests/golden/ended_run.txt"));
-        let text = shown(RunEnding::Failed { reason: "a NaN".to_owned(), summary: None });
-        assert!(text.contains("ended 1:05 ago: failed: a NaN\n"), "{text}");
+        let text = shown(RunEnding::Failed { reason: "a NaN".to_owned(), bad_input: false, summary: None });
+        assert!(
+            text.contains(
+                "ended 1:05 ago: failed: a NaN\nonce what is wrong is mended, go on with `coordinator resume "
+            ),
+            "{text}"
+        );
         let text = shown(RunEnding::Stopped { resume: "coordinator resume a".to_owned() });
         assert!(text.contains("stopped; go on with `coordinator resume a`\n"), "{text}");
     }

@@ -5,16 +5,21 @@
 //!
 //! Invariants:
 //! 1. Only a wanted task is granted, and only while there is a learner that said so.
-//! 2. A worker has at most two tasks: one that it samples, and one that it finishes meanwhile. While it has them nobody
-//!    else gets them; asking again gives the one that it does not name as being finished.
+//! 2. A worker has at most two tasks: one that it samples, and one that it finishes meanwhile. Asking again gives the one
+//!    that it does not name as being finished.
 //! 3. Held is what the learner says. A worker's word counts until a report has had the time to confirm it.
 //! 4. Tasks are granted in the order of their names: earlier iterations first, evaluation before training.
 //! 5. A task that failed goes to a worker that has not failed at it, as long as there is one.
 //! 6. A task that failed three times by its own fault, twice for want of memory, or ten times by whosever, ends the run, if
 //!    two workers say so or there is but one.
-//! 7. What a message costs does not grow with the number of tasks or workers: free tasks are kept, not looked for.
+//! 7. What a message costs does not grow with the number of tasks or workers: free tasks are kept, not looked for, and late
+//!    ones are looked for once in a while.
+//! 8. A task has two workers at most, and the second only where nothing is free that it may have and the first takes too
+//!    long. The first outcome counts; the other worker is told to give the task back, which is no failure.
+//! 9. No task is granted whose outcome the learner has no room for.
 
 mod leases;
+mod times;
 mod wanted_set;
 
 use config::TaskKind;
@@ -23,12 +28,17 @@ use proto::Blame;
 use protocol::TaskName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
+use times::TaskTimes;
 use wanted_set::WantedSet;
+
+pub use times::Speed;
 
 /// One to sample, and one to score and push meanwhile.
 const MOST_LEASES: usize = 2;
 /// How long a worker's "the learner holds it" is believed without the learner saying so.
 const CONFIRMATION: Duration = Duration::from_secs(3);
+/// Late tasks that are kept from one look to the next: every worker that waits is asked about each.
+const MOST_LATE: usize = 8;
 /// Failures by a task's own fault (a NaN, a bad prompt) after which it is given up.
 const MAX_OWN_FAILURES: u32 = 3;
 /// Failures for want of memory after which a task is given up: the same task takes the same memory the next time.
@@ -47,6 +57,8 @@ pub struct WantedTasks {
     pub n_tasks: u32,
     /// Indices of those that the learner holds.
     pub held: Vec<u32>,
+    /// It has room for the outcomes of those below this index.
+    pub open_below: u32,
 }
 
 /// A worker that asks for a task.
@@ -114,8 +126,13 @@ pub struct TaskBook {
     delivered: BTreeMap<TaskName, Instant>,
     leases: Leases,
     failures: BTreeMap<TaskName, Failures>,
-    /// Those that a worker can be given: wanted, and neither held nor delivered nor with a worker.
+    /// Those that nobody has: wanted, and neither held nor delivered nor with a worker.
     free: BTreeSet<TaskName>,
+    /// Those that take their only worker too long, as of the last look, in the order in which they were granted.
+    late: Vec<(Instant, TaskName)>,
+    /// Whether all workers that wait were offered the late ones since then.
+    is_late_offered: bool,
+    times: TaskTimes,
 }
 
 /// Iteration and kind of a wanted set.
@@ -136,6 +153,7 @@ impl TaskBook {
         self.wanted = None;
         self.delivered.clear();
         self.free.clear();
+        self.late.clear();
     }
 
     /// Takes the learner's full account of what it wants and holds.
@@ -143,15 +161,17 @@ impl TaskBook {
         let earlier = self.wanted.take().unwrap_or_default();
         let mut sets = BTreeMap::new();
         let mut changed = Vec::new();
-        for WantedTasks { iteration, kind, n_tasks, held } in wanted {
+        for WantedTasks { iteration, kind, n_tasks, held, open_below } in wanted {
             let name = (*iteration, *kind);
-            let set = WantedSet::new(*n_tasks, held);
+            let set = WantedSet::new(*n_tasks, held, *open_below);
             let indices = set.changes_since(earlier.get(&name));
             changed.extend(indices.map(|index| TaskName { iteration: *iteration, kind: *kind, index }));
             sets.insert(name, set);
         }
         if earlier.keys().any(|name| !sets.contains_key(name)) {
-            self.free.retain(|task| sets.contains_key(&(task.iteration, task.kind)));
+            let is_of_one = |task: &TaskName| sets.contains_key(&(task.iteration, task.kind));
+            self.free.retain(is_of_one);
+            self.late.retain(|(_, task)| is_of_one(task));
         }
         self.failures.retain(|task, _| sets.contains_key(&(task.iteration, task.kind)));
         self.delivered.retain(|task, since| {
@@ -167,9 +187,36 @@ impl TaskBook {
         changed.into_iter().for_each(|task| self.refresh(task));
     }
 
-    /// Whether there is a task that some worker may be given.
-    pub fn has_free(&self) -> bool {
-        !self.free.is_empty()
+    /// Whether there is a task that some worker may be given which waits for one.
+    pub fn has_grantable(&self) -> bool {
+        self.grantable().next().is_some() || (!self.late.is_empty() && !self.is_late_offered)
+    }
+
+    /// All workers that wait have been offered what there is: until the next look none of them need be asked about what is late.
+    pub fn note_offered(&mut self) {
+        self.is_late_offered = true;
+    }
+
+    /// Tasks that nobody has and that there is room for, in order.
+    fn grantable(&self) -> impl Iterator<Item = &TaskName> {
+        let sets = self.wanted.iter().flatten();
+        sets.flat_map(|(&(iteration, kind), set)| {
+            let name = |index| TaskName { iteration, kind, index };
+            self.free.range(name(0)..name(set.open_below()))
+        })
+    }
+
+    /// Looks for tasks that take their worker too long; to be called once in a while, since it costs time with the number of
+    /// tasks and workers.
+    pub fn look_for_late(&mut self, now: Instant) {
+        self.times.look();
+        let running = self.leases.with_one_runner();
+        let late =
+            running.filter(|(task, runner)| self.is_open(task) && self.times.is_late(*task, runner, now));
+        let mut late: Vec<(Instant, TaskName)> = late.map(|(task, runner)| (runner.since, task)).collect();
+        late.sort_unstable();
+        late.truncate(MOST_LATE);
+        (self.late, self.is_late_offered) = (late, false);
     }
 
     /// Decides what a worker that asks is to do.
@@ -191,16 +238,33 @@ impl TaskBook {
         if in_hand.len() >= MOST_LEASES {
             return Grant::Wait("the worker has yet to finish what it sampled");
         }
-        let may_be_given = |task: &&TaskName| !finishing.contains(task) && self.may_try(task, &asking);
-        let next = self.free.iter().find(may_be_given).copied();
-        match next {
+        match self.next_free(&asking).or_else(|| self.next_late(&asking, now)) {
             Some(task) => {
                 self.leases.add(worker, task, now);
                 self.refresh(task);
                 Grant::Task(task)
             }
-            None => Grant::Wait("every wanted task is held or with a worker"),
+            None if self.free.is_empty() => Grant::Wait("every wanted task is held or with a worker"),
+            None => {
+                Grant::Wait("the learner has no room for more outcomes, or others are to try what is left")
+            }
         }
+    }
+
+    fn next_free(&self, asking: &Asking<'_>) -> Option<TaskName> {
+        let may_be_given = |task: &&TaskName| !asking.finishing.contains(task) && self.may_try(task, asking);
+        self.grantable().find(may_be_given).copied()
+    }
+
+    /// The task that has been with its only worker for longest, of those that take it too long and this one less.
+    fn next_late(&self, asking: &Asking<'_>, now: Instant) -> Option<TaskName> {
+        let is_for = |task: &TaskName| {
+            let runner = self.leases.only_runner(task).filter(|runner| runner.worker != asking.worker);
+            runner.is_some_and(|runner| self.times.would_gain(asking.worker, *task, runner, now))
+                && !asking.finishing.contains(task)
+                && self.may_try(task, asking)
+        };
+        self.late.iter().map(|(_, task)| *task).find(is_for)
     }
 
     /// Notes what a worker that joins says it has in hand, of which no more is believed than a worker can have: after a
@@ -218,12 +282,40 @@ impl TaskBook {
     /// Takes a worker's word that the learner has a task, or wants it no more; whether the worker had the task. Hearing it
     /// twice does no harm.
     pub fn finish(&mut self, worker: &str, task: TaskName, now: Instant) -> bool {
+        if let Some(took) = self.leases.took(worker, &task, now) {
+            self.times.note(worker, task.kind, took);
+        }
         let had_it = self.leases.remove(worker, task, now);
         if had_it && !self.is_held(&task) {
             self.delivered.insert(task, now);
         }
         self.refresh(task);
         had_it
+    }
+
+    /// Takes a task from a worker that has no outcome of it by nobody's fault.
+    pub fn give_back(&mut self, worker: &str, task: TaskName, now: Instant) {
+        self.leases.remove(worker, task, now);
+        self.refresh(task);
+    }
+
+    /// Of the tasks that a worker has in hand, those whose outcome nobody needs: another worker was faster, or their time is
+    /// over. What is not wanted for other reasons may be wanted again, such as by a learner that has only just begun.
+    pub fn not_needed(&self, in_hand: &[TaskName]) -> Vec<TaskName> {
+        let earliest = self.wanted.iter().flat_map(|sets| sets.keys().next()).next();
+        let is_past = |task: &TaskName| earliest.is_some_and(|(iteration, _)| task.iteration < *iteration);
+        let is_here = |task: &TaskName| self.is_held(task) || self.delivered.contains_key(task);
+        in_hand.iter().filter(|task| is_here(task) || is_past(task)).copied().collect()
+    }
+
+    /// How long a worker may stand still while it computes; `longest` as long as nothing is known of its tasks, and at most.
+    pub fn standstill_deadline(&self, worker: &str, longest: Duration) -> Duration {
+        self.times.deadline(worker, self.leases.of(worker), longest)
+    }
+
+    /// How fast a worker is; `None` while nobody can tell.
+    pub fn speed(&self, worker: &str) -> Option<Speed> {
+        self.times.speed(worker)
     }
 
     /// Notes that a worker failed at a task.
@@ -258,6 +350,7 @@ impl TaskBook {
     /// Forgets a worker that has been gone for long and has no tasks.
     pub fn forget_worker(&mut self, worker: &str) {
         self.leases.forget(worker);
+        self.times.forget(worker);
     }
 
     /// The tasks that a worker has.
@@ -306,6 +399,9 @@ impl TaskBook {
             self.free.insert(task);
         } else {
             self.free.remove(&task);
+        }
+        if !self.is_open(&task) || self.leases.only_runner(&task).is_none() {
+            self.late.retain(|(_, late)| *late != task);
         }
     }
 

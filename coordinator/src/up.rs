@@ -2,26 +2,35 @@
 
 use crate::cards::Places;
 use crate::catalog::{Catalog, PromptSource};
-use crate::cli::{Place, UpArgs};
+use crate::cli::UpArgs;
 use crate::config_file;
+use crate::device_kinds::DeviceKinds;
 use crate::display::Display;
+use crate::entrance::{Entrance, NetworkPlan};
 use crate::error::CoordinatorError;
+use crate::events::EventLog;
 use crate::examination;
 use crate::inputs::Inputs;
 use crate::inspection::{self, Servers};
 use crate::launch;
-use crate::launch::capacity::{self, Machine};
-use crate::launch::{Launcher, LocalLauncher, Roster, Supervisor};
+use crate::launch::{Roster, Supervisor};
 use crate::membership::{Members, Patience};
-use crate::opening::{OpenRun, check_port, check_run, open_run};
+use crate::metrics::RunPage;
+use crate::opening::{OpenRun, Start, check_port, check_run, open_run, start_of};
+use crate::placement::{self, Launching};
 use crate::run_place::run_directory;
-use crate::run_record::RunEnding;
-use crate::run_state::{Ending, RunState};
+use crate::run_record::{RunEnding, RunRecord, StopWish};
+use crate::run_state::RunState;
 use crate::server::ControlPlane;
+use crate::view::PlannedMemory;
 use crate::{advice, detach};
 use config::RunConfig;
+use protocol::with_causes;
+use service::metrics::serve_page;
 use service::output::print_line;
-use service::{Hub, exit_code, shutdown};
+use service::{Hub, ServiceError, exit_code, shutdown};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -30,14 +39,16 @@ use tokio::task::JoinHandle;
 /// Silence after which a member is lost; it sends a heartbeat every fifth of that.
 const LEASE: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(100);
+/// Between two signs of life for other hosts.
+const BEAT: Duration = Duration::from_secs(1);
 /// Time for processes to end by themselves once the run is done: nothing of value is in flight then.
 const DONE_GRACE: Duration = Duration::from_secs(10);
 /// Time for processes to say why they fail, once the run has.
 const FAILED_GRACE: Duration = Duration::from_secs(2);
 
 /// Why processes are being stopped.
-enum Stop {
-    Ended(Ending),
+enum StopReason {
+    Ended(RunEnding),
     Drained,
     Broken(CoordinatorError),
 }
@@ -47,12 +58,14 @@ enum Stop {
 /// # Errors
 /// Usage errors before anything is started; else whatever made the run fail.
 pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, CoordinatorError> {
-    if args.options.on != Place::Local {
-        let place = if args.options.on == Place::Slurm { "slurm" } else { "kubernetes" };
-        return Err(CoordinatorError::Usage(format!(
-            "`--on {place}` is not available yet; leave it out to run on this machine"
-        )));
-    }
+    placement::check_kind(&args.options)?;
+    let args = match start(&args)? {
+        Start::Rests(why) => {
+            display.say(&why);
+            return Ok(exit_code::DONE);
+        }
+        start => UpArgs { resume: start == Start::GoesOn, ..args },
+    };
     if args.options.detached {
         detach::leave_terminal()?;
     }
@@ -63,19 +76,17 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
         true => (config_file::open(&config_args, hub, prompts)?, Vec::new()),
         false => examination::everything(&config_args, hub, &launch::programs()?, Servers::Later, prompts)?,
     };
+    let place = placement::place_of_run(&args, catalog.config());
+    placement::check(place, catalog.config(), &args.options)?;
     if args.options.dry_run {
         catalog.notes().iter().for_each(|note| display.say(note));
         return dry_run(&args, &catalog, hub);
     }
-    if let Some(refusal) =
-        capacity::of_machine(catalog.config().resources.workers as u32, &Machine::look(&[]))
-    {
-        return Err(CoordinatorError::Usage(refusal));
-    }
+    placement::check_machine(place, catalog.config())?;
     let inputs = check_inputs(&args, &catalog, hub)?;
     if args.options.detach {
         if !args.resume {
-            check_port(&args).await?;
+            check_port(&args, catalog.config()).await?;
         }
         // The process that is detached finds and says the catalog's own.
         notes.iter().for_each(|note| display.say(note));
@@ -86,7 +97,17 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
     for change in inputs.settle(&args, &mut opened)? {
         display.say(&format!("accepted: {change}"));
     }
-    Run::start(&args, catalog, opened, listener, display)?.follow().await
+    let entrance = Entrance::open(&opened.plan, &opened.record.run_id, &opened.directory).await?;
+    Run::start(&args, catalog, opened, (listener, entrance), display)?.follow().await
+}
+
+/// What it comes to that this run is started. A config that cannot be read is the business of whoever reads it next.
+fn start(args: &UpArgs) -> Result<Start, CoordinatorError> {
+    match config_file::read_to_plan(&with_workers(args).config) {
+        Ok((config, _)) => Ok(start_of(args, &run_directory(&config)?)),
+        Err(_) if args.resume => Ok(Start::GoesOn),
+        Err(_) => Ok(Start::Anew),
+    }
 }
 
 /// `--workers N` is a setting like any other.
@@ -109,13 +130,17 @@ fn dry_run(args: &UpArgs, catalog: &Catalog, hub: &Hub) -> Result<u8, Coordinato
     let config = catalog.config();
     let directory = run_directory(config)?;
     print_line(format_args!("run directory: {}", directory.path().display()));
-    let places = Places::look(&config.resources)?;
+    let places = Places::look(config)?;
     places.notes().iter().for_each(print_line);
     // What is shown is right, whatever this machine has; that it would not start here should be known all the same.
     if let Err(error) = inspection::device(config, &launch::programs()?) {
         print_line(format_args!("`up` would be refused here: {error}"));
     }
-    let launcher = LocalLauncher::new(args.options.port.unwrap_or(0), directory, places)?;
+    let plan = NetworkPlan::of(config, &args.options)?;
+    let record = RunRecord { port: args.options.port.unwrap_or(0), ..RunRecord::new(&config.run.name) };
+    let launching =
+        Launching { config, plan: &plan, directory: &directory, ssh: &args.options.ssh, record: &record };
+    let launcher = placement::launcher(placement::place_of_run(args, config), &launching)?;
     let wanted = Roster::Run { workers: config.resources.workers as u32 };
     wanted.members().for_each(|member| print_line(launcher.describe(member)));
     Ok(exit_code::DONE)
@@ -128,51 +153,67 @@ struct Run {
     supervisor: Supervisor,
     display: Display,
     signals: watch::Receiver<u32>,
-    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    serving: JoinHandle<Result<(), ServiceError>>,
     drain_grace: Duration,
     resume_command: String,
     /// When `run.max_hours` have passed.
     time_is_up: Option<tokio::time::Instant>,
+    next_beat: Instant,
+    /// Set once another coordinator owns the run: nothing of it is touched then.
+    superseded: Option<ServiceError>,
 }
 
 impl Run {
     fn start(
         args: &UpArgs,
         catalog: Catalog,
-        opened: OpenRun,
-        listener: TcpListener,
+        mut opened: OpenRun,
+        (listener, entrance): (TcpListener, Entrance),
         display: Display,
     ) -> Result<Self, CoordinatorError> {
         let signals = shutdown::signal_count()?;
         display.log_to(&opened.directory.log_of("coordinator"))?;
+        let scraped_at = opened.scraped_at.take();
         let (record, directory) = (&opened.record, opened.directory.clone());
         let patience = Patience {
             lease: LEASE,
             task_deadline: Duration::from_secs(args.options.task_deadline),
+            opening_deadline: Duration::from_secs(args.options.opening_deadline),
             drain: Duration::from_secs(args.options.drain_grace),
         };
         let members = Members::new(record.run_id.clone(), record.generation, patience);
-        let launcher =
-            LocalLauncher::new(record.port, directory.clone(), Places::look(&catalog.config().resources)?)?;
+        let (plan, ssh) = (&opened.plan, &args.options.ssh);
+        let launching = Launching { config: catalog.config(), plan, directory: &directory, ssh, record };
+        let launcher = placement::launcher(record.place, &launching)?;
         display.say(&format!("run {} in {}", catalog.config().run.name, directory.path().display()));
         opened.notices.iter().for_each(|notice| display.say(notice));
         display.say(&format!("curves: {}", advice::tensorboard(&directory)));
+        let join = opened.plan.join_command(record.port, &directory.secrets());
+        placement::note(record.place, catalog.config()).iter().for_each(|note| display.say(note));
+        if !opened.plan.is_local() {
+            display.say(&format!("workers on other hosts join by `{join}`"));
+        }
         if catalog.config().resources.workers == 0 {
-            display.say(&advice::without_workers(&directory, record.port));
+            display.say(&advice::without_workers(&directory, &join));
         }
         let time_is_up = time_limit(catalog.config()).map(|limit| tokio::time::Instant::now() + limit);
-        let plane = ControlPlane::new(RunState::new(
-            members,
-            catalog,
-            directory.path().display().to_string(),
-            Instant::now(),
-        ));
+        let room = placement::room(record.place, catalog.config());
+        let place = directory.path().display().to_string();
+        let mut state = RunState::new(members, catalog, place, Instant::now());
+        state.room = room;
+        state.inherit_learner(opened.learner.clone());
+        state.inherit_kinds(DeviceKinds::read(&directory)?);
+        let plane = ControlPlane::new(state).of_run(opened.ownership.clone());
+        plane.write_events(EventLog::start(directory.events()));
+        if let Some(scraped_at) = scraped_at {
+            show_metrics(scraped_at, &plane, &display);
+        }
         let mut supervisor = Supervisor::new(launcher, plane.clone());
         let adopted = supervisor.adopt(&record.members, Instant::now());
         if !adopted.is_empty() {
             display.say(&format!("still living: {}", adopted.join(", ")));
         }
-        let serving = tokio::spawn(plane.clone().serve(listener, std::future::pending()));
+        let serving = tokio::spawn(plane.clone().serve(listener, entrance, std::future::pending()));
         Ok(Self {
             opened,
             plane,
@@ -183,6 +224,8 @@ impl Run {
             drain_grace: Duration::from_secs(args.options.drain_grace),
             resume_command: advice::resume_with(directory.path(), &args.options),
             time_is_up,
+            next_beat: Instant::now(),
+            superseded: None,
         })
     }
 
@@ -191,42 +234,58 @@ impl Run {
         self.stop_processes(&stop).await;
         self.serving.abort();
         self.display.close();
+        if let Some(error) = self.superseded {
+            return Err(error.into());
+        }
         // What the last reports said counts more than why processes were asked to stop.
         let ending = self.plane.read(|state| state.ending().cloned());
-        let stop = ending.map_or(stop, Stop::Ended);
-        self.record_ending(&stop);
-        match stop {
-            Stop::Ended(Ending::Done(summary)) => {
+        let stop = ending.map_or(stop, StopReason::Ended);
+        let ending = self.ending_of(&stop);
+        self.plane.update(|state, _| state.end(ending.clone()));
+        self.plane.finish_events();
+        self.opened.record.ended = Some(ending.clone());
+        self.write_record();
+        if let Err(error) = self.opened.ownership.release() {
+            tracing::warn!("the run may go on elsewhere only after a while: {}", with_causes(&error));
+        }
+        match (stop, ending) {
+            (StopReason::Broken(error), _) => {
+                self.say_how_to_go_on();
+                Err(error)
+            }
+            (_, RunEnding::Done { summary }) => {
                 self.display.summary(&summary);
                 Ok(exit_code::DONE)
             }
-            Stop::Ended(Ending::Failed { reason, bad_input, summary }) => {
+            (_, RunEnding::Failed { reason, bad_input, summary }) => {
                 summary.iter().for_each(|summary| self.display.summary(summary));
+                self.say_how_to_go_on();
                 Err(CoordinatorError::RunFailed { reason, bad_input })
             }
-            Stop::Drained => {
-                self.display.say(&format!("stopped; go on with `{}`", self.resume_command));
+            (_, RunEnding::Stopped { resume }) => {
+                self.display.say(&format!("stopped; go on with `{resume}`"));
                 Ok(exit_code::RETRY)
             }
-            Stop::Broken(error) => Err(error),
         }
     }
 
-    /// Notes for `coordinator status` how the run ended.
-    fn record_ending(&mut self, stop: &Stop) {
-        self.opened.record.ended = Some(match stop {
-            Stop::Ended(Ending::Done(summary)) => RunEnding::Done { summary: summary.clone() },
-            Stop::Ended(Ending::Failed { reason, summary, .. }) => {
-                RunEnding::Failed { reason: reason.clone(), summary: summary.clone() }
+    fn say_how_to_go_on(&self) {
+        self.display.say(&advice::once_mended(&self.resume_command));
+    }
+
+    /// What `coordinator status` will tell of the run.
+    fn ending_of(&self, stop: &StopReason) -> RunEnding {
+        match stop {
+            StopReason::Ended(ending) => ending.clone(),
+            StopReason::Drained => RunEnding::Stopped { resume: self.resume_command.clone() },
+            StopReason::Broken(error) => {
+                RunEnding::Failed { reason: with_causes(error), bad_input: false, summary: None }
             }
-            Stop::Drained => RunEnding::Stopped { resume: self.resume_command.clone() },
-            Stop::Broken(error) => RunEnding::Failed { reason: error.to_string(), summary: None },
-        });
-        self.write_record();
+        }
     }
 
     /// Keeps the run going until it ends, is asked to stop, or breaks.
-    async fn watch(&mut self) -> Stop {
+    async fn watch(&mut self) -> StopReason {
         let plane = self.plane.clone();
         let ending = plane.ending();
         tokio::pin!(ending);
@@ -234,11 +293,14 @@ impl Run {
         loop {
             tokio::select! {
                 biased;
-                ending = &mut ending => return ending.map_or(Stop::Drained, Stop::Ended),
+                ending = &mut ending => {
+                    self.record_stop_wish();
+                    return ending.map_or(StopReason::Drained, StopReason::Ended);
+                }
                 () = passed(self.time_is_up) => {
                     self.time_is_up = None;
                     self.display.say("stopping after `run.max_hours`: what is in flight is finished first");
-                    self.plane.update(|state, _| state.drain());
+                    self.plane.update(|state, _| state.stop(StopWish::MaxHours));
                 }
                 Ok(()) = self.signals.changed() => {
                     self.display.say("stopping: what is in flight is finished first; once more to stop at once");
@@ -246,18 +308,24 @@ impl Run {
                 }
                 outcome = &mut self.serving => {
                     return match outcome {
-                        Ok(Err(error)) => Stop::Broken(error.into()),
-                        _ => Stop::Drained,
+                        Ok(Err(error)) => StopReason::Broken(error.into()),
+                        _ => StopReason::Drained,
                     };
                 }
                 _ = ticks.tick() => if let Err(error) = self.tick(Instant::now()) {
-                    return Stop::Broken(error);
+                    return StopReason::Broken(error);
                 }
             }
         }
     }
 
     fn tick(&mut self, now: Instant) -> Result<(), CoordinatorError> {
+        self.beat(now);
+        if self.superseded.is_some() {
+            // The error is told once what was started here has ended.
+            self.plane.update(|state, _| state.drain());
+            return Ok(());
+        }
         let outcome = self.supervisor.keep_alive(now);
         self.record_processes();
         self.show(now);
@@ -266,6 +334,31 @@ impl Run {
 
     fn show(&mut self, now: Instant) {
         self.display.update(&self.plane.observe(now), now);
+    }
+
+    /// Gives a sign of life where it is time, and notices that the run is another coordinator's.
+    fn beat(&mut self, now: Instant) {
+        if now < self.next_beat || self.superseded.is_some() {
+            return;
+        }
+        self.next_beat = now + BEAT;
+        let told = self.opened.ownership.beat().map_err(CoordinatorError::from);
+        match told.and_then(|()| self.opened.keep_told()) {
+            Ok(()) => {}
+            Err(CoordinatorError::Service(error)) if error.is_superseded() => {
+                tracing::error!("{error}");
+                self.superseded = Some(error);
+            }
+            Err(error) => tracing::warn!("the run directory is not kept up to date: {}", with_causes(&error)),
+        }
+    }
+
+    /// What somebody wishes stands before anything is done about it, so that it is kept whatever happens on the way.
+    fn record_stop_wish(&mut self) {
+        self.opened.record.stop_wish = self.plane.read(RunState::stop_wish);
+        if self.opened.record.stop_wish.is_some() {
+            self.write_record();
+        }
     }
 
     /// Keeps `run.json` true; without it a killed coordinator would start processes twice.
@@ -280,22 +373,27 @@ impl Run {
     }
 
     fn write_record(&self) {
+        if self.superseded.is_some() {
+            return;
+        }
         if let Err(error) = self.opened.record.write(&self.opened.directory) {
             tracing::error!("{error}");
         }
     }
 
     /// Waits until no process is left.
-    async fn stop_processes(&mut self, stop: &Stop) {
+    async fn stop_processes(&mut self, stop: &StopReason) {
         let grace = match stop {
-            Stop::Ended(Ending::Done(_)) => DONE_GRACE,
-            Stop::Drained => self.drain_grace,
-            Stop::Ended(Ending::Failed { .. }) | Stop::Broken(_) => FAILED_GRACE,
+            StopReason::Ended(RunEnding::Done { .. }) => DONE_GRACE,
+            StopReason::Drained | StopReason::Ended(RunEnding::Stopped { .. }) => self.drain_grace,
+            StopReason::Ended(RunEnding::Failed { .. }) | StopReason::Broken(_) => FAILED_GRACE,
         };
         self.plane.update(|state, _| state.drain());
         loop {
             let now = Instant::now();
-            let is_hurried = *self.signals.borrow() > 1;
+            self.beat(now);
+            // What members of a run that is another coordinator's have in hand is of no use to anybody.
+            let is_hurried = *self.signals.borrow() > 1 || self.superseded.is_some();
             self.supervisor.take_down((!is_hurried).then_some(grace), now);
             self.record_processes();
             if self.supervisor.processes().is_empty() {
@@ -304,6 +402,38 @@ impl Run {
             self.show(now);
             tokio::time::sleep(TICK).await;
         }
+    }
+}
+
+/// Shows metrics of the run from now on, at this place that scrapers are told.
+fn show_metrics((listener, address): (TcpListener, String), plane: &ControlPlane, display: &Display) {
+    display.say(&metrics_line(&address, listener.local_addr().ok()));
+    plane.show_metrics_address(address);
+    look_at_memory(plane);
+    tokio::spawn(serve_page(listener, Arc::new(RunPage::new(plane.clone()))));
+}
+
+fn metrics_line(address: &str, bound: Option<SocketAddr>) -> String {
+    let is_local = bound.is_none_or(|bound| bound.ip().to_canonical().is_loopback());
+    let who = if is_local { "" } else { ", for whoever reaches that port" };
+    format!("metrics at http://{address}/metrics{who}; who else is scraped at http://{address}/targets")
+}
+
+/// Reckons what processes will hold, beside what they are seen to hold. The rollout worker, which knows networks, takes its
+/// time to say what model and rewards are, so a thread asks it; without an answer there is nothing to show.
+fn look_at_memory(plane: &ControlPlane) {
+    let (plane, config) = (plane.clone(), plane.read(|state| state.config().clone()));
+    let look = move || -> Result<(), CoordinatorError> {
+        let programs = launch::programs()?;
+        let model = inspection::model(&config, &programs)?;
+        let rewards = inspection::rewards(&config, &programs, Servers::Later)?;
+        let plan = config::memory_plan(&config, &model, &rewards);
+        plane.plan_memory(PlannedMemory::of(&plan, config.resources.device));
+        Ok(())
+    };
+    let look = move || look().unwrap_or_else(|error| tracing::warn!("memory is not planned: {error}"));
+    if let Err(error) = std::thread::Builder::new().name("memory plan".to_owned()).spawn(look) {
+        tracing::warn!("memory is not planned: {error}");
     }
 }
 

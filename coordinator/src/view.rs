@@ -2,12 +2,14 @@
 //! names of the fields are keys of the JSON.
 
 use crate::cards::{Card, CardMemory};
+use crate::events::EventCount;
 use crate::history::History;
-use crate::membership::{Member, role_in_words};
+use crate::membership::{Member, Presence, role_in_words};
 use crate::rates::Rates;
 use crate::results::{HeldOutReward, RunProgress};
 use crate::run_record::{RunEnding, RunRecord};
 use crate::run_state::RunState;
+use config::{ComputeDevice, MemoryPlace, MemoryPlan};
 use proto::Role;
 use protocol::TaskName;
 use serde::{Serialize, Serializer};
@@ -46,6 +48,8 @@ pub struct LivingRun {
     pub run_id: String,
     /// The name in its config.
     pub run_name: String,
+    /// `strict` or `fast`, as `run.determinism`.
+    pub determinism: String,
     /// How it is doing as a whole.
     #[serde(flatten)]
     pub overview: Overview,
@@ -53,6 +57,25 @@ pub struct LivingRun {
     pub members: Vec<MemberView>,
     /// What the learner wanted a user to hear of.
     pub notices: Vec<String>,
+    /// How often what was decided, since the coordinator was started.
+    pub events: Vec<EventCount>,
+    /// Events since then that are not in `events.jsonl`.
+    pub events_dropped: u64,
+    /// Where metrics of the coordinator are shown, `host:port`; empty where they are not.
+    pub metrics_address: String,
+    /// What processes are reckoned to hold; nothing where nobody looks.
+    pub memory_planned: Vec<PlannedMemory>,
+}
+
+/// What one process of a role is reckoned to hold in one place at the fullest moment.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlannedMemory {
+    /// `learner` or `worker`.
+    pub role: String,
+    /// `host` or `device`.
+    pub place: String,
+    /// That many.
+    pub bytes: f64,
 }
 
 /// A living run without its members, which are too many to look at all the time.
@@ -100,6 +123,8 @@ pub struct MemberView {
     pub host: String,
     /// What it computes on; empty until it has said so.
     pub device: String,
+    /// What kind of device that is: equal kinds give equal bits. Empty where it is not known.
+    pub device_kind: String,
     /// Which card that is; absent on the CPU.
     pub card: Option<CardView>,
     /// Where its metrics are served; empty where they are not.
@@ -113,6 +138,11 @@ pub struct MemberView {
     pub running: Vec<TaskName>,
     /// Share of its time that it had something to do.
     pub busy: f64,
+    /// Worker: its speed as a share of the median worker's; absent while nobody can tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speed: Option<f64>,
+    /// It has long been slower than half the median worker.
+    pub is_slow: bool,
     /// What is wrong while it goes on, in its words.
     pub troubles: Vec<String>,
 }
@@ -149,6 +179,22 @@ impl RunView {
     }
 }
 
+impl PlannedMemory {
+    /// Of learner and worker; where the device is the CPU, all of it is the host's.
+    pub fn of(plan: &MemoryPlan, device: ComputeDevice) -> Vec<Self> {
+        let [host, on_device] = [MemoryPlace::Host, MemoryPlace::Device];
+        let of_role = |role: &str, bytes: &dyn Fn(MemoryPlace) -> f64| {
+            let planned = |place: &str, bytes| Self { role: role.to_owned(), place: place.to_owned(), bytes };
+            match device.is_cpu() {
+                true => vec![planned("host", bytes(host) + bytes(on_device))],
+                false => vec![planned("host", bytes(host)), planned("device", bytes(on_device))],
+            }
+        };
+        let learner = of_role("learner", &|place| plan.learner_bytes(place));
+        learner.into_iter().chain(of_role("worker", &|place| plan.worker_bytes(place))).collect()
+    }
+}
+
 impl CardView {
     /// A card of which nothing else is known; an empty name is none.
     pub fn named(name: String) -> Option<Self> {
@@ -173,9 +219,15 @@ impl LivingRun {
         Self {
             run_id: state.members.run_id().to_owned(),
             run_name: state.run_name().to_owned(),
+            determinism: state.determinism().to_string(),
             overview: Overview::of(state, rates, now),
             members: state.members.iter().map(|member| MemberView::of(state, member, now)).collect(),
             notices: state.notices().to_vec(),
+            events: state.events().counts(),
+            // Of the process around the state.
+            events_dropped: 0,
+            metrics_address: String::new(),
+            memory_planned: Vec::new(),
         }
     }
 }
@@ -184,10 +236,12 @@ impl Overview {
     /// Looks at the run as a whole.
     pub fn of(state: &RunState, rates: &Rates, now: Instant) -> Self {
         let (progress, tasks) = (state.progress().clone(), state.tasks().counts());
+        // However fast it has been, nothing gets on where nobody takes tasks.
+        let left = rates.time_left(progress.iterations).filter(|_| state.members.n_taking_tasks() > 0);
         Self {
             images_per_second: rates.images_per_second(),
             network_evaluations_per_second: rates.network_evaluations_per_second(),
-            seconds_left: rates.time_left(progress.iterations).map(|left| left.as_secs_f64()),
+            seconds_left: left.map(|left| left.as_secs_f64()),
             tasks_waiting: tasks.waiting,
             tasks_running: tasks.leased,
             tasks_held: tasks.held,
@@ -200,8 +254,14 @@ impl Overview {
 }
 
 impl MemberView {
+    /// Whether it is there.
+    pub fn is_living(&self) -> bool {
+        self.state == Presence::Living.as_str()
+    }
+
     fn of(state: &RunState, member: &Member, now: Instant) -> Self {
         let applicant = &member.applicant;
+        let speed = state.tasks().speed(&applicant.member_id);
         Self {
             member_id: applicant.member_id.clone(),
             role: applicant.role,
@@ -210,12 +270,15 @@ impl MemberView {
             pid: applicant.process.pid,
             host: applicant.process.host.clone(),
             device: member.device.clone(),
+            device_kind: state.kind_of(&applicant.process).to_owned(),
             card: CardView::named(member.card.clone()),
             metrics_address: applicant.process.metrics_address.clone(),
             seconds_since_heartbeat: now.saturating_duration_since(member.last_heartbeat).as_secs_f64(),
             tasks_done: member.tasks_done,
             running: state.tasks().leases_of(&applicant.member_id).to_vec(),
             busy: state.busy(member, now),
+            speed: speed.map(|speed| speed.of_median),
+            is_slow: speed.is_some_and(|speed| speed.is_slow),
             troubles: member.troubles.clone(),
         }
     }

@@ -51,9 +51,9 @@ impl WaitingRoom {
     /// Gives free tasks to those who wait, as long as there are both.
     pub(crate) fn serve(&mut self, state: &mut RunState, now: Instant) {
         let mut number = 0;
-        while state.has_free_tasks() {
+        while state.has_grantable_tasks() {
             let next = self.waiting.range(number + 1..).next();
-            let Some((&next, Waiting { request, answer })) = next else { return };
+            let Some((&next, Waiting { request, answer })) = next else { break };
             number = next;
             // A caller that has hung up gets nothing; one that is fenced comes back to hear so.
             let granted = if answer.is_closed() { Ok(None) } else { state.next_task(request, now) };
@@ -67,6 +67,7 @@ impl WaitingRoom {
                 let _ = answer.send(task);
             }
         }
+        state.note_offered();
     }
 
     /// Takes out a worker whose time is up; whoever waits in its place stays.

@@ -1,7 +1,8 @@
 //! Between what is shown of a run and the messages that carry it.
 
+use crate::events::EventCount;
 use crate::results::{HeldOutReward, RunProgress, RunSummary, ScoreChange};
-use crate::view::{CardView, LivingRun, MemberView, Overview};
+use crate::view::{CardView, LivingRun, MemberView, Overview, PlannedMemory};
 use proto::StatusReply;
 use protocol::{PROGRAM_VERSION, PROTOCOL_VERSION, TaskName};
 
@@ -90,6 +91,7 @@ impl From<StatusReply> for LivingRun {
         Self {
             run_id: wire.run_id,
             run_name: wire.run_name,
+            determinism: wire.determinism,
             overview: Overview {
                 progress: wire.progress.unwrap_or_default().into(),
                 images_per_second: wire.images_per_second,
@@ -104,7 +106,35 @@ impl From<StatusReply> for LivingRun {
             },
             members: wire.members.into_iter().map(Into::into).collect(),
             notices: wire.notices,
+            events: wire.events.into_iter().map(Into::into).collect(),
+            events_dropped: wire.events_dropped,
+            metrics_address: wire.metrics_address,
+            memory_planned: wire.memory_planned.into_iter().map(Into::into).collect(),
         }
+    }
+}
+
+impl From<proto::EventCount> for EventCount {
+    fn from(proto::EventCount { event, cause, count }: proto::EventCount) -> Self {
+        Self { event, cause, count }
+    }
+}
+
+impl From<EventCount> for proto::EventCount {
+    fn from(EventCount { event, cause, count }: EventCount) -> Self {
+        Self { event, cause, count }
+    }
+}
+
+impl From<proto::PlannedMemory> for PlannedMemory {
+    fn from(proto::PlannedMemory { role, place, bytes }: proto::PlannedMemory) -> Self {
+        Self { role, place, bytes }
+    }
+}
+
+impl From<PlannedMemory> for proto::PlannedMemory {
+    fn from(PlannedMemory { role, place, bytes }: PlannedMemory) -> Self {
+        Self { role, place, bytes }
     }
 }
 
@@ -114,6 +144,7 @@ impl From<LivingRun> for StatusReply {
         Self {
             run_id: run.run_id,
             run_name: run.run_name,
+            determinism: run.determinism,
             progress: Some(overview.progress.into()),
             members: run.members.into_iter().map(Into::into).collect(),
             tasks_queued: overview.tasks_waiting,
@@ -126,8 +157,15 @@ impl From<LivingRun> for StatusReply {
             workers: overview.workers,
             worker_busy: overview.worker_busy,
             notices: run.notices,
+            events: run.events.into_iter().map(Into::into).collect(),
+            events_dropped: run.events_dropped,
+            metrics_address: run.metrics_address,
+            memory_planned: run.memory_planned.into_iter().map(Into::into).collect(),
             protocol_version: PROTOCOL_VERSION,
             program_version: PROGRAM_VERSION.to_owned(),
+            // Of the files of the run.
+            held_out_rewards: Vec::new(),
+            run_directory: String::new(),
         }
     }
 }
@@ -144,11 +182,14 @@ impl From<proto::Member> for MemberView {
             pid: wire.pid,
             host: wire.host,
             device: wire.device,
+            device_kind: wire.device_kind,
             card: CardView::named(wire.card),
             metrics_address: wire.metrics_address,
             seconds_since_heartbeat: wire.seconds_since_heartbeat,
             tasks_done: wire.tasks_done,
             busy: wire.busy,
+            speed: wire.speed,
+            is_slow: wire.is_slow,
             troubles: wire.troubles,
         }
     }
@@ -166,9 +207,12 @@ impl From<MemberView> for proto::Member {
             tasks_done: member.tasks_done,
             running: member.running.into_iter().map(Into::into).collect(),
             busy: member.busy,
+            speed: member.speed,
+            is_slow: member.is_slow,
             troubles: member.troubles,
             host: member.host,
             device: member.device,
+            device_kind: member.device_kind,
             card: member.card.map(|card| card.name).unwrap_or_default(),
             metrics_address: member.metrics_address,
         }

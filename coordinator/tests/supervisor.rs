@@ -3,7 +3,7 @@
 use coordinator::cards::{Inventory, Places};
 use coordinator::catalog::Catalog;
 use coordinator::error::CoordinatorError;
-use coordinator::launch::{Handle, LocalLauncher, Supervisor, is_member_process};
+use coordinator::launch::{Contact, Handle, LocalLauncher, Supervisor, is_member_process};
 use coordinator::membership::{Members, Patience};
 use coordinator::run_state::RunState;
 use coordinator::server::ControlPlane;
@@ -23,10 +23,16 @@ fn programs(manner: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(manner)
 }
 
+/// These programs reach nobody.
+fn contact() -> Contact {
+    let arguments = vec!["--coordinator".to_owned(), "http://127.0.0.1:1".to_owned()];
+    Contact { learner: arguments.clone(), worker: arguments }
+}
+
 /// Seats on the CPU.
 fn places() -> Places {
     let config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
-    Places::look(&config.resources).expect("no card is asked for")
+    Places::look(&config).expect("no card is asked for")
 }
 
 fn plane(home: &Path, workers: usize) -> ControlPlane {
@@ -37,7 +43,12 @@ fn plane(home: &Path, workers: usize) -> ControlPlane {
     config.data.test = home.join("prompts.txt");
     config.rewards[0].name = "jpeg_compressibility".to_owned();
     config.resources.workers = workers;
-    let patience = Patience { lease: SECOND * 5, task_deadline: SECOND * 60, drain: SECOND * 60 };
+    let patience = Patience {
+        lease: SECOND * 5,
+        task_deadline: SECOND * 60,
+        opening_deadline: SECOND * 60,
+        drain: SECOND * 60,
+    };
     let members = Members::new("run-a".to_owned(), 1, patience);
     let catalog = Catalog::open(config).expect("prompts");
     ControlPlane::new(RunState::new(members, catalog, home.display().to_string(), Instant::now()))
@@ -65,8 +76,8 @@ impl Supervised {
         directory.create().expect("created");
         let plane = plane(home.path(), workers);
         let launcher =
-            LocalLauncher::with_programs(programs(manner), 1, directory, places).expect("programs");
-        Self { supervisor: Supervisor::new(launcher, plane.clone()), plane, home }
+            LocalLauncher::with_programs(programs(manner), contact(), directory, places).expect("programs");
+        Self { supervisor: Supervisor::new(Box::new(launcher), plane.clone()), plane, home }
     }
 
     /// Ticks at `now` until the processes are as wished; the clock of the decisions stands still meanwhile.
@@ -90,7 +101,8 @@ impl Supervised {
 impl Supervised {
     /// Makes members of all processes, which cannot do so themselves.
     fn join_all(&self) {
-        for (member_id, Handle(pid)) in self.supervisor.processes() {
+        for (member_id, handle) in self.supervisor.processes() {
+            let pid = pid_of(&handle);
             let role = if member_id == "learner" { Role::Learner } else { Role::RolloutWorker };
             let request =
                 JoinRequest { role: role.into(), member_id, process: process(pid), ..JoinRequest::default() };
@@ -114,8 +126,15 @@ fn wait_a_little(start: Instant) {
     std::thread::sleep(Duration::from_millis(2));
 }
 
-fn kill_process(Handle(pid): Handle) {
-    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("killed");
+fn pid_of(handle: &Handle) -> u32 {
+    match handle {
+        Handle::Process(pid) => *pid,
+        Handle::Remote(start) => panic!("{start:?} is elsewhere"),
+    }
+}
+
+fn kill_process(handle: &Handle) {
+    kill(Pid::from_raw(pid_of(handle) as i32), Signal::SIGKILL).expect("killed");
 }
 
 #[test]
@@ -124,7 +143,7 @@ fn what_is_wanted_is_started_and_started_again_after_a_pause() {
     let now = Instant::now();
     let processes = run.tick_until(now, |processes| processes.len() == 3);
     assert_eq!(processes.keys().collect::<Vec<_>>(), ["learner", "worker-0", "worker-1"]);
-    kill_process(processes["worker-1"]);
+    kill_process(&processes["worker-1"]);
     run.tick_until(now, |processes| !processes.contains_key("worker-1"));
     let again = run.tick_until(now + SECOND, |processes| processes.contains_key("worker-1"));
     assert_ne!(again["worker-1"], processes["worker-1"]);
@@ -148,10 +167,10 @@ fn scaling_starts_and_ends_workers() {
 
 #[test]
 fn a_member_is_started_on_its_own_card_whenever_it_is() {
-    let config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
-    let resources = config::ResourceSection { device: config::ComputeDevice::Cuda, ..config.resources };
+    let mut config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
+    config.resources.device = config::ComputeDevice::Cuda;
     let list = |name: &str| (name == "CUDA_VISIBLE_DEVICES").then(|| "GPU-a,5".to_owned());
-    let cards = Places::of(&resources, list, Inventory::default()).expect("cards");
+    let cards = Places::of(&config, list, Inventory::default()).expect("cards");
     let mut run = Supervised::with_places("tells", 1, cards);
     let now = Instant::now();
     let first = run.tick_until(now, |processes| processes.len() == 2);
@@ -173,7 +192,7 @@ fn a_member_is_started_on_its_own_card_whenever_it_is() {
     {
         assert_eq!(said(member_id, 1), format!("card {card} of PCI_BUS_ID\n"), "{member_id}");
     }
-    kill_process(first["worker-0"]);
+    kill_process(&first["worker-0"]);
     run.tick_until(now, |processes| !processes.contains_key("worker-0"));
     run.tick_until(now + SECOND, |processes| processes.contains_key("worker-0"));
     assert_eq!(said("worker-0", 2), "card 5 of PCI_BUS_ID\n".repeat(2));
@@ -217,14 +236,15 @@ fn processes_of_an_earlier_coordinator_are_taken_over_but_not_their_namesakes() 
     let now = Instant::now();
     // A process has its command line a moment after it was started.
     let started = run.tick_until(now, |processes| {
-        processes.len() == 2 && processes.iter().all(|(member_id, &pid)| is_member_process(pid, member_id))
+        processes.len() == 2
+            && processes.iter().all(|(member_id, handle)| is_member_process(pid_of(handle), member_id))
     });
     let directory = RunDirectory::new(run.home.path());
     let launcher =
-        LocalLauncher::with_programs(programs("sleeps"), 1, directory, places()).expect("programs");
-    let mut second = Supervisor::new(launcher, run.plane.clone());
+        LocalLauncher::with_programs(programs("sleeps"), contact(), directory, places()).expect("programs");
+    let mut second = Supervisor::new(Box::new(launcher), run.plane.clone());
     for stranger in [0, 1, std::process::id(), u32::MAX, u32::MAX - 1] {
-        let strangers = BTreeMap::from([("learner".to_owned(), Handle(stranger))]);
+        let strangers = BTreeMap::from([("learner".to_owned(), Handle::Process(stranger))]);
         assert!(second.adopt(&strangers, now).is_empty(), "{stranger} is taken over");
     }
     assert_eq!(second.adopt(&started, now), ["learner", "worker-0"]);
@@ -238,7 +258,7 @@ fn a_member_of_another_run_is_left_alone() {
     let mut other = Supervised::new("sleeps", 0);
     let now = Instant::now();
     let is_started = |processes: &BTreeMap<String, Handle>| {
-        processes.get("learner").is_some_and(|&learner| is_member_process(learner, "learner"))
+        processes.get("learner").is_some_and(|learner| is_member_process(pid_of(learner), "learner"))
     };
     let theirs = other.tick_until(now, is_started);
     assert!(

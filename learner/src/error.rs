@@ -190,6 +190,18 @@ impl LearnerError {
         }
     }
 
+    /// The refusal that this comes from, where the process may not change the run directory, or not any more.
+    pub fn not_owner(&self) -> Option<&ServiceError> {
+        match self {
+            Self::Service(error) if error.is_not_owner() => Some(error),
+            Self::Checkpoint(source)
+            | Self::FirstCheckpointFails { source }
+            | Self::CheckpointsFail { source, .. } => source.not_owner(),
+            Self::NotExported { source, .. } => source.not_owner(),
+            _ => None,
+        }
+    }
+
     /// What the run came to, if it ended in good order.
     pub fn summary(&self) -> Option<Summary> {
         match self {
@@ -199,10 +211,4 @@ impl LearnerError {
             _ => None,
         }
     }
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -16,6 +16,7 @@
 
 pub mod error;
 pub mod exchange;
+pub mod metrics;
 pub mod parity;
 pub mod pretrain;
 pub mod progress;

@@ -2,7 +2,6 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,13 +9,17 @@ use clap::{Parser, Subcommand};
 use config::ComputeDevice;
 use learner::pretrain::{Folders, PretrainSettings};
 use learner::run::export_checkpoint;
-use learner::serve::{Exit, ServeError, ServeOptions, serve};
+use learner::serve::{ServeEnd, ServeError, ServeOptions, serve};
 use learner::{parity, pretrain};
 use models::Activations;
-use models::reference_case::{TOLERANCE, parse_tolerance};
+use models::reference_case::{ParityOptions, TOLERANCE, parse_tolerance};
+use models::weights::WeightOptions;
 use service::logging::{self, LogFormat};
+use service::network::ListenAddress;
 use service::output::{self, StandardOutput};
-use service::{Hub, MemberArguments, cuda, exit_code, model_folder, path_argument, shutdown};
+use service::{
+    ComputeArguments, Hub, MemberArguments, cuda, exit_code, model_folder, path_argument, shutdown,
+};
 
 /// Trains the policy of a run.
 #[derive(Parser)]
@@ -77,6 +80,8 @@ struct ParityArgs {
     /// Compute activations again in the backward pass, block by block, as `training.gradient_checkpointing` does.
     #[arg(long)]
     gradient_checkpointing: bool,
+    #[command(flatten)]
+    compute: ComputeArguments,
 }
 
 #[derive(clap::Args)]
@@ -86,9 +91,17 @@ struct ServeArgs {
     /// Name among the members of the run, kept over restarts.
     #[arg(long, env = "FLOW_RL_MEMBER_ID", default_value = "learner")]
     member_id: String,
-    /// Where workers reach this process; port 0 takes a free one.
+    /// Where this process listens for workers: an address, interface or subnet of this host, and a port or range of ports;
+    /// port 0 takes a free one.
     #[arg(long, env = "FLOW_RL_LISTEN", default_value = "127.0.0.1:0")]
-    listen: SocketAddr,
+    listen: ListenAddress,
+    /// What workers are told to reach it by: an address, host name, interface or subnet; without it, where it listens.
+    #[arg(long, env = "FLOW_RL_ADVERTISE", default_value = "")]
+    advertise: String,
+    /// MiB of memory for outcomes that training has yet to take: workers sample no further ahead than there is room for. Half of
+    /// the free memory if not given.
+    #[arg(long, env = "FLOW_RL_OUTCOME_MEMORY", value_name = "MIB", value_parser = clap::value_parser!(u64).range(..=1 << 30))]
+    outcome_memory: Option<u64>,
 }
 
 fn main() -> ExitCode {
@@ -115,8 +128,12 @@ fn exit_code_of(error: &anyhow::Error) -> u8 {
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
-    // A run names its device after its processes have started.
-    let device = if matches!(args.command, Command::Serve(_)) { None } else { Some(ComputeDevice::Cpu) };
+    let device = match &args.command {
+        // A run names its device after its processes have started.
+        Command::Serve(_) => None,
+        Command::Parity(args) => Some(args.compute.device),
+        Command::Export(_) | Command::Pretrain(_) => Some(ComputeDevice::Cpu),
+    };
     cuda::load_where_wanted(device).map_err(|error| BadInput(error.into()))?;
     match args.command {
         Command::Serve(args) => run_serve(args),
@@ -128,11 +145,14 @@ fn run(args: Args) -> anyhow::Result<u8> {
 
 fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
     let activations = if args.gradient_checkpointing { Activations::Recomputed } else { Activations::Kept };
-    let cases = args.cases.as_deref();
     let hub = Hub::from_environment(|name| std::env::var_os(name));
     let model = model_folder(&args.model_dir, &hub).map_err(|error| BadInput(error.into()))?;
-    let outcome =
-        parity::run(&model, cases, args.rtol, activations, &mut StandardOutput).map_err(BadInput)?;
+    let ComputeArguments { device, dtype } = args.compute;
+    let device =
+        run_setup::open_device(device).map_err(cuda::explained).map_err(|error| BadInput(error.into()))?;
+    let weights = WeightOptions::new(run_setup::element_type(dtype), device);
+    let options = ParityOptions { model: &model, cases: args.cases.as_deref(), rtol: args.rtol, weights };
+    let outcome = parity::run(&options, activations, &mut StandardOutput).map_err(BadInput)?;
     Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
 }
 
@@ -153,10 +173,23 @@ fn run_pretrain(args: &PretrainArgs) -> anyhow::Result<u8> {
 }
 
 fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
-    let MemberArguments { coordinator, coordinator_grace: grace, log_format } = args.member;
-    logging::init(log_format, "info")?;
+    logging::init(args.member.log_format, "info")?;
+    let credentials = args.member.credentials().map_err(ServeError::from)?;
+    let MemberArguments { coordinator, coordinator_grace: grace, metrics_listen, .. } = args.member;
     let hub = Hub::from_environment(|name| std::env::var_os(name));
-    let options = ServeOptions { coordinator, member_id: args.member_id, listen: args.listen, grace, hub };
+    let (member_id, listen, advertise) = (args.member_id, args.listen, args.advertise);
+    let outcome_memory = args.outcome_memory.map(|mebibytes| mebibytes << 20);
+    let options = ServeOptions {
+        coordinator,
+        credentials,
+        member_id,
+        listen,
+        advertise,
+        metrics_listen,
+        grace,
+        outcome_memory,
+        hub,
+    };
     // Sockets need little; the training thread has the cores.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let exit = runtime.block_on(async {
@@ -164,8 +197,8 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
         Ok::<_, anyhow::Error>(serve(options, shutdown).await?)
     })?;
     Ok(match exit {
-        Exit::Done => exit_code::DONE,
-        Exit::Retry => exit_code::RETRY,
+        ServeEnd::Done => exit_code::DONE,
+        ServeEnd::Retry => exit_code::RETRY,
     })
 }
 

@@ -9,13 +9,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use models::Activations;
-use models::AdapterMode;
 pub use models::reference_case::ParityOutcome;
-use models::reference_case::{ParityReport, ReferenceCase, adapter_outputs, case_folder, how_to_record};
+use models::reference_case::{
+    ParityOptions, ParityReport, ReferenceCase, adapter_outputs, case_folder, how_to_record,
+};
+use models::{Activations, AdapterMode};
 
 /// What the name of a kind of case starts with, and what runs it.
-type Check = fn(&Path, &ReferenceCase, Activations, &mut ParityReport) -> anyhow::Result<()>;
+type Check = fn(&ParityOptions, &ReferenceCase, Activations, &mut ParityReport) -> anyhow::Result<()>;
 const KINDS: [(&str, Check); 2] = [("lora", lora), ("rl_step", rl_step::check)];
 
 /// Runs the case files `lora*` and `rl_step*` of a folder, by default `cases` in the model's or that itself, and writes a line per
@@ -25,12 +26,11 @@ const KINDS: [(&str, Check); 2] = [("lora", lora), ("rl_step", rl_step::check)];
 /// # Errors
 /// If there is no such case, or a case or the model cannot be read or do not fit each other.
 pub fn run(
-    model_dir: &Path,
-    cases: Option<&Path>,
-    rtol: f64,
+    options: &ParityOptions,
     activations: Activations,
     out: &mut dyn Write,
 ) -> anyhow::Result<ParityOutcome> {
+    let &ParityOptions { model: model_dir, cases, rtol, .. } = options;
     let folder = case_folder(model_dir, cases)?;
     let files = case_files(&folder)?;
     if files.is_empty() {
@@ -42,9 +42,9 @@ pub fn run(
     }
     let mut report = ParityReport::new(out, rtol);
     for (path, check) in files {
-        let case = ReferenceCase::open(&path)?;
+        let case = ReferenceCase::open(&path, options.weights.device)?;
         // libtorch's bindings tell shapes that do not fit by panicking.
-        match catch_unwind(AssertUnwindSafe(|| check(model_dir, &case, activations, &mut report))) {
+        match catch_unwind(AssertUnwindSafe(|| check(options, &case, activations, &mut report))) {
             Ok(checked) => checked.with_context(|| format!("cannot run {}", path.display()))?,
             Err(_) => bail!("{} does not fit the model in {}", path.display(), model_dir.display()),
         }
@@ -68,11 +68,12 @@ fn case_files(folder: &Path) -> anyhow::Result<Vec<(PathBuf, Check)>> {
 
 /// The network with an adapter, as training evaluates it, and the gradient of its output's product with a cotangent.
 fn lora(
-    model_dir: &Path,
+    options: &ParityOptions,
     case: &ReferenceCase,
     activations: Activations,
     report: &mut ParityReport,
 ) -> anyhow::Result<()> {
-    let outputs = adapter_outputs(case, model_dir, AdapterMode::Trainable, activations)?;
+    let outputs =
+        adapter_outputs(case, (options.model, &options.weights), AdapterMode::Trainable, activations)?;
     Ok(report.compare_case(case, &outputs)?)
 }

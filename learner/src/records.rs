@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 
 use config::PromptRecord;
 use image::ImageReader;
-use service::{RunDirectory, ServiceError, durable};
+use protocol::with_causes;
+use service::{OwnedDirectory, ServiceError};
 
-use crate::error::chain;
 use crate::exchange::outcome::EvaluatedImages;
 use crate::records::evaluation::Evaluation;
 use crate::records::journal::Journal;
@@ -41,7 +41,7 @@ pub struct Records {
     tests: Journal<Evaluation>,
     /// Absent where they could not be written last time.
     events: Option<EventWriter>,
-    tensorboard: PathBuf,
+    run: OwnedDirectory,
     samples: PathBuf,
     notices: Vec<String>,
 }
@@ -51,12 +51,13 @@ impl Records {
     /// are put back from `copy`, a checkpoint's.
     ///
     /// # Errors
-    /// If metrics or evaluations cannot be read.
-    pub fn open(directory: &RunDirectory, version: u32, copies: Copies) -> Result<Self, ServiceError> {
-        let metrics = Journal::open(&directory.metrics(), |row: &IterationMetrics| row.iteration < version)?;
+    /// If metrics or evaluations cannot be read, or the run is another learner's.
+    pub fn open(directory: &OwnedDirectory, version: u32, copies: Copies) -> Result<Self, ServiceError> {
+        let is_trained = |row: &IterationMetrics| row.iteration < version;
+        let metrics = Journal::open(directory, &directory.metrics(), is_trained)?;
         let is_past = |row: &Evaluation| row.version <= version;
-        let mut evaluations = Journal::open(&directory.evaluations(), is_past)?;
-        let mut tests = Journal::open(&directory.tests(), is_past)?;
+        let mut evaluations = Journal::open(directory, &directory.evaluations(), is_past)?;
+        let mut tests = Journal::open(directory, &directory.tests(), is_past)?;
         let damage = [metrics.damage(), evaluations.damage(), tests.damage()];
         let mut notices: Vec<String> = damage.into_iter().flatten().collect();
         let lost = missing(metrics.rows(), version);
@@ -76,8 +77,8 @@ impl Records {
                 ));
             }
         }
-        let (tensorboard, samples) = (directory.tensorboard(), directory.samples());
-        let mut records = Self { metrics, evaluations, tests, events: None, tensorboard, samples, notices };
+        let (run, samples) = (directory.clone(), directory.samples());
+        let mut records = Self { metrics, evaluations, tests, events: None, run, samples, notices };
         records.rewrite_events();
         Ok(records)
     }
@@ -107,7 +108,7 @@ impl Records {
         let metrics = IterationMetrics { recorded_at: unix_seconds(), ..metrics };
         let step = iteration_step(&metrics);
         if let Err(error) = self.metrics.append(metrics) {
-            tracing::error!("{}; the row is written with the next one", chain(&error));
+            tracing::error!("{}; the row is written with the next one", with_causes(&error));
         }
         self.events(step);
     }
@@ -117,7 +118,7 @@ impl Records {
         let test = Evaluation { recorded_at: unix_seconds(), ..test };
         let step = test_step(&test);
         if let Err(error) = self.tests.append(test) {
-            tracing::error!("{}; the row is written with the next one", chain(&error));
+            tracing::error!("{}; the row is written with the next one", with_causes(&error));
         }
         self.events(step);
     }
@@ -128,14 +129,16 @@ impl Records {
         if let Some(canvas) = grid::draw(tiles) {
             let path = grid_path(&self.samples, evaluation.version);
             match grid::to_png(&canvas) {
-                Ok(bytes) => durable::write_file(&path, &bytes)
-                    .unwrap_or_else(|error| tracing::error!("no samples: {}", chain(&error))),
+                Ok(bytes) => self
+                    .run
+                    .write_file(&path, &bytes)
+                    .unwrap_or_else(|error| tracing::error!("no samples: {}", with_causes(&error))),
                 Err(error) => tracing::error!("no samples: {error}"),
             }
         }
         let step = evaluation_step(&evaluation, &self.samples);
         if let Err(error) = self.evaluations.append(evaluation) {
-            tracing::error!("{}; the row is written with the next one", chain(&error));
+            tracing::error!("{}; the row is written with the next one", with_causes(&error));
         }
         self.events(step);
     }
@@ -151,6 +154,11 @@ impl Records {
     }
 
     fn events(&mut self, step: Step) {
+        if let Err(error) = self.run.check() {
+            tracing::error!("no TensorBoard events: {}", with_causes(&error));
+            self.events = None;
+            return;
+        }
         // Readers stop where a record is torn, so a file that a write failed on is of no use any more.
         match self.events.as_mut().map(|writer| writer.write(step)) {
             Some(Ok(())) => {}
@@ -164,9 +172,10 @@ impl Records {
 
     fn rewrite_events(&mut self) {
         let steps = steps(self.metrics.rows(), self.evaluations.rows(), &self.samples);
-        let events =
-            EventWriter::rewrite(&self.tensorboard, steps.chain(self.tests.rows().iter().map(test_step)));
-        self.events = events.inspect_err(|error| tracing::error!("no TensorBoard events: {error}")).ok();
+        let events = EventWriter::rewrite(&self.run, steps.chain(self.tests.rows().iter().map(test_step)));
+        let complain =
+            |error: &ServiceError| tracing::error!("no TensorBoard events: {}", with_causes(error));
+        self.events = events.inspect_err(complain).ok();
     }
 }
 

@@ -21,30 +21,30 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use config::{OnRewardHacking, RewardSection, RunConfig, TaskKind};
+use config::{OnRewardHacking, RewardSection, RunConfig, TaskKind, TaskSpec};
 use proto::Summary;
 use protocol::{TaskSet, WeightsName};
 use run_setup::TrainedSteps;
-use service::RunDirectory;
+use service::OwnedDirectory;
 use tch::Tensor;
 
 use crate::error::LearnerError;
 use crate::exchange::inbox::{Outcome, Stopped};
-use crate::exchange::outcome::EvaluatedImages;
+use crate::exchange::outcome::{EvaluatedImages, push_schema};
 use crate::exchange::publications::Publications;
 use crate::records::evaluation::Evaluation;
 use crate::records::{self, Copies, Records};
 use crate::training::metrics::{self, IterationMetrics};
 use crate::training::policy::{self, NamedTensors};
 use crate::training::trainer::Trainer;
-use checkpoint::Checkpoints;
+use checkpoint::OwnedCheckpoints;
 pub use held_out::HeldOutPrompts;
 use reward_hacking::Hacked;
 use saved_state::SavedState;
 
 /// How a run left off.
 #[derive(Debug)]
-pub enum Ended {
+pub enum TrainingEnd {
     /// All iterations are trained and evaluated.
     Done(Box<Summary>),
     /// It was told to leave; a resumed run continues.
@@ -57,9 +57,9 @@ pub struct Run {
     pub trainer: Trainer,
     publications: Arc<Publications>,
     held_out: HeldOutPrompts,
-    checkpoints: Checkpoints,
+    checkpoints: OwnedCheckpoints,
     records: Records,
-    directory: RunDirectory,
+    directory: OwnedDirectory,
     state: SavedState,
     /// Versions of the policy that wanted tasks are sampled with: earlier ones and this, as workers get them.
     earlier: BTreeMap<u32, NamedTensors>,
@@ -84,14 +84,14 @@ impl Run {
     /// Continues from the newest intact checkpoint, or starts at version 0 where there is none.
     ///
     /// # Errors
-    /// If no checkpoint is intact, it belongs to another config, or a file cannot be read.
+    /// If no checkpoint is intact, it belongs to another config, a file cannot be read, or the run is another learner's.
     pub fn open(
         mut trainer: Trainer,
         held_out: HeldOutPrompts,
         publications: Arc<Publications>,
-        directory: RunDirectory,
+        directory: OwnedDirectory,
     ) -> Result<Self, LearnerError> {
-        let checkpoints = Checkpoints::open(&directory.checkpoints(), trainer.config.checkpoints.keep_last)?;
+        let checkpoints = OwnedCheckpoints::open(&directory, trainer.config.checkpoints.keep_last)?;
         let newest = checkpoints.newest_intact()?;
         for rejected in &newest.rejected {
             let kept = checkpoints.set_aside(rejected)?;
@@ -138,7 +138,7 @@ impl Run {
     ///
     /// # Errors
     /// If the run cannot go on.
-    pub fn run(&mut self) -> Result<Ended, LearnerError> {
+    pub fn run(&mut self) -> Result<TrainingEnd, LearnerError> {
         if self.saved.is_none() {
             self.save()?;
         }
@@ -148,14 +148,14 @@ impl Run {
         self.tell_progress();
         let updates_before = self.trainer.updates;
         match self.iterate() {
-            Ok(()) => Ok(Ended::Done(Box::new(self.summary()))),
+            Ok(()) => Ok(TrainingEnd::Done(Box::new(self.summary()))),
             Err(LearnerError::Stopped(Stopped)) => {
                 tracing::info!(
                     updates = self.trainer.updates - updates_before,
                     "leaving before the end of the run"
                 );
                 self.save_before_leaving()?;
-                Ok(Ended::Left)
+                Ok(TrainingEnd::Left)
             }
             Err(error) => Err(error),
         }
@@ -218,7 +218,8 @@ impl Run {
         for iteration in iteration..ahead {
             let steps = TrainedSteps::new(config, &self.trainer.schedule, iteration)?.on_the_wire();
             let tasks = config.train_tasks(self.trainer.prompts.len(), iteration);
-            inbox.want(TaskKind::Train, iteration, TaskSet { tasks, steps });
+            let outcome_bytes = self.outcome_bytes(&tasks, steps.len())?;
+            inbox.want(TaskKind::Train, iteration, TaskSet { tasks, steps, outcome_bytes });
         }
         self.trainer.progress.update(|progress| progress.iteration = iteration);
         Ok(())
@@ -306,8 +307,17 @@ impl Run {
         let tensors = self.trainer.policy.for_workers(average);
         self.publications.publish(WeightsName::average(version), &tensors)?;
         let tasks = self.config().evaluation_tasks(kind, self.held_out.of(kind).prompts.len(), version);
-        self.trainer.inbox.want(kind, version, TaskSet { tasks, steps: Vec::new() });
+        let outcome_bytes = self.outcome_bytes(&tasks, 0)?;
+        self.trainer.inbox.want(kind, version, TaskSet { tasks, steps: Vec::new(), outcome_bytes });
         Ok(())
+    }
+
+    /// Memory that the outcome of any of these tasks takes at most.
+    fn outcome_bytes(&self, tasks: &[TaskSpec], n_steps: usize) -> Result<u64, LearnerError> {
+        let (config, model) = (self.config(), self.trainer.policy.model());
+        let latent_shape = model.latent_shape(config.sampling.height, config.sampling.width)?;
+        let schema = push_schema(config, model, latent_shape);
+        Ok(tasks.iter().map(|task| schema.outcome_bytes(task, n_steps)).max().unwrap_or(0))
     }
 
     /// Waits for the images of a version, in the order of their tasks.
@@ -316,8 +326,10 @@ impl Run {
         let tasks = self.config().evaluation_tasks(kind, self.held_out.of(kind).prompts.len(), version);
         let mut outcomes = Vec::with_capacity(tasks.len());
         for task in &tasks {
-            let taken = self.trainer.inbox.take(kind, version, task.index as usize)?;
-            let Outcome::Evaluate(images) = taken else {
+            self.trainer.progress.waits();
+            let taken = self.trainer.inbox.take(kind, version, task.index as usize);
+            self.trainer.progress.gets_on();
+            let Outcome::Evaluate(images) = taken? else {
                 unreachable!("the inbox keeps evaluation outcomes under evaluation tasks; else this is a bug")
             };
             outcomes.push(*images);

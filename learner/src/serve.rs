@@ -1,31 +1,34 @@
 //! The process around the training thread: joins the run, serves workers, reports, and ends for one of four reasons.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use config::{PromptSplit, RunConfig};
 use proto::learner_server::LearnerServer;
 use proto::{Fatal, Role};
-use run_setup::catch_out_of_memory;
+use protocol::{HoldLimit, with_causes};
+use run_setup::{OtherDeterminism, catch_out_of_memory, check_determinism};
+use service::metrics::MemberMetrics;
+use service::network::ListenAddress;
 use service::{
-    Hub, JoinDetails, MESSAGE_LIMIT, Membership, PromptCopies, RunDirectory, ServiceError, exit_code,
+    Address, Hub, JoinDetails, MESSAGE_LIMIT, Membership, OwnedDirectory, PeerRole, PromptCopies,
+    RunDirectory, Security, ServiceError, Trust, exit_code, network, trust_by,
 };
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{LearnerError, chain};
+use crate::error::LearnerError;
 use crate::exchange::embeddings::Embeddings;
 use crate::exchange::inbox::Inbox;
 use crate::exchange::outcome::push_schema;
 use crate::exchange::publications::Publications;
-use crate::exchange::push_gate::PushGate;
 use crate::exchange::receive::OutcomeReader;
 use crate::exchange::server::{LONGEST_CALL, LearnerService};
+use crate::metrics::LearnerPage;
 use crate::progress::ProgressBoard;
-use crate::run::{Ended, HeldOutPrompts, Run};
+use crate::run::{HeldOutPrompts, Run, TrainingEnd};
 use crate::training::gradient::Objective;
 use crate::training::policy::Policy;
 use crate::training::trainer::Trainer;
@@ -33,25 +36,35 @@ use crate::training::trainer::Trainer;
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Changes closer together than this share a report.
 const REPORT_PAUSE: Duration = Duration::from_millis(20);
+/// Between two looks whether another process has the place of this one.
+const PLACE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where a learner joins and listens.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
     /// Address of the coordinator, `http://host:port`.
     pub coordinator: String,
+    /// How this process shows who it is.
+    pub credentials: Security,
     /// Name among the members, kept over restarts.
     pub member_id: String,
-    /// Where workers reach this process; port 0 takes a free one.
-    pub listen: SocketAddr,
+    /// Where this process listens; port 0 takes a free one.
+    pub listen: ListenAddress,
+    /// What workers are told to reach it by; empty follows `listen`.
+    pub advertise: String,
+    /// Where metrics are shown, if anywhere.
+    pub metrics_listen: Option<ListenAddress>,
     /// How long an absent coordinator is waited for.
     pub grace: Duration,
+    /// Memory for outcomes that training has yet to take, in bytes; half of what is free if not given.
+    pub outcome_memory: Option<u64>,
     /// Where models are found by name.
     pub hub: Hub,
 }
 
 /// Why the process ends, when nothing is wrong with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
+pub enum ServeEnd {
     /// The run is done.
     Done,
     /// The run is not done, and a learner started again will continue it.
@@ -61,13 +74,13 @@ pub enum Exit {
 /// Why the process ends in failure.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The port is taken, or the address is not this machine's.
-    #[error("cannot listen on {address}; choose another with `--listen`")]
+    /// The port is taken, the address is not this machine's, or nobody could reach it.
+    #[error("`--listen {address}`: {problem}")]
     Listen {
         /// As asked for.
-        address: SocketAddr,
-        /// Why not.
-        source: std::io::Error,
+        address: ListenAddress,
+        /// Why not, and what to do.
+        problem: String,
     },
     /// The coordinator cannot be reached or does not want this learner.
     #[error(transparent)]
@@ -75,6 +88,9 @@ pub enum ServeError {
     /// The config that the coordinator handed out does not parse.
     #[error("the run config of the coordinator: {0}")]
     Config(config::ConfigErrors),
+    /// This process computes otherwise than the run wants.
+    #[error(transparent)]
+    Determinism(#[from] OtherDeterminism),
     /// Training cannot go on.
     #[error(transparent)]
     Training(#[from] LearnerError),
@@ -95,14 +111,23 @@ impl ServeError {
     /// The exit code that tells the kind of error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) => exit_code::BAD_USAGE,
-            Self::Service(error) => match error {
-                ServiceError::Unreachable { .. } | ServiceError::CoordinatorGone { .. } => exit_code::RETRY,
-                ServiceError::Address { .. } => exit_code::BAD_USAGE,
-                _ => exit_code::FAILED,
+            Self::Config(_) | Self::Determinism(_) => exit_code::BAD_USAGE,
+            Self::Service(error) => error.exit_code(),
+            Self::Training(error) => match error.not_owner() {
+                Some(refusal) => refusal.exit_code(),
+                None if error.is_bad_input() => exit_code::BAD_USAGE,
+                None => exit_code::FAILED,
             },
-            Self::Training(error) if error.is_bad_input() => exit_code::BAD_USAGE,
             _ => exit_code::FAILED,
+        }
+    }
+
+    /// Whether this process may not change the run directory, or not any more.
+    fn is_not_owner(&self) -> bool {
+        match self {
+            Self::Service(error) => error.is_not_owner(),
+            Self::Training(error) => error.not_owner().is_some(),
+            _ => false,
         }
     }
 }
@@ -114,38 +139,66 @@ struct Shared {
     embeddings: Arc<Embeddings>,
     publications: Arc<Publications>,
     progress: Arc<ProgressBoard>,
+    /// Cancelled once the training thread has opened its model and the run's files.
+    opened: CancellationToken,
+}
+
+impl Shared {
+    fn page(&self) -> Arc<LearnerPage> {
+        let Self { inbox, publications, progress, .. } = self.clone();
+        Arc::new(LearnerPage::new(inbox, publications, progress))
+    }
 }
 
 /// Joins a run and trains it until it is done, `shutdown` is cancelled, or something is wrong.
 ///
 /// # Errors
 /// If the process cannot take part in the run, or training cannot go on.
-pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result<Exit, ServeError> {
-    let address = options.listen;
-    let unusable = |source| ServeError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(unusable)?;
+pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result<ServeEnd, ServeError> {
+    let (listener, address) = listen(&options).await?;
+    let limit = hold_limit(options.outcome_memory, service::free_memory());
+    let shared = Shared { inbox: Arc::new(Inbox::new(limit)), ..Shared::default() };
+    let page = shared.page();
+    let place = options.metrics_listen.as_ref();
+    let mut metrics = MemberMetrics::open(place, &options.advertise, &options.coordinator).await?;
+    let _shown = metrics.serve(page.clone());
+    let trust = trust_by(options.credentials, PeerRole::Learner, options.grace).await?;
+    trust.check_listener(&listener)?;
     let details = JoinDetails {
         role: Role::Learner,
         member_id: options.member_id,
-        address: listener.local_addr().map_err(unusable)?.to_string(),
+        address,
+        metrics_address: metrics.address.clone(),
         grace: options.grace,
     };
-    let (membership, reply) = Membership::join(&options.coordinator, details).await?;
+    let joined = Membership::join(&options.coordinator, &trust, details);
+    let Some(joined) = shutdown.run_until_cancelled(joined).await else { return Ok(ServeEnd::Retry) };
+    let (membership, reply) = joined?;
     let config = RunConfig::from_toml(&reply.config).map_err(ServeError::Config)?;
-    membership.computes_on(config.resources.device);
-    let shared = Shared::default();
-    let (reader_ready, receiver) = oneshot::channel();
-    let places = Places {
-        directory: RunDirectory::new(&reply.run_directory),
-        prompts: PromptCopies::of(&reply),
-        hub: options.hub,
+    if let Err(other) = check_determinism(config.run.determinism) {
+        membership.leave().await;
+        return Err(other.into());
+    }
+    let directory = match OwnedDirectory::of_learner(RunDirectory::new(&reply.run_directory)) {
+        Ok(directory) => directory,
+        Err(error) => {
+            membership.leave().await;
+            return Err(error.into());
+        }
     };
+    membership.computes_on(config.resources.device);
+    metrics.tell_trouble(&membership);
+    page.joined(config.clone());
+    shared.progress.watched_by(membership.clone());
+    let (reader_ready, receiver) = oneshot::channel();
+    let superseded = superseded(directory.clone());
+    let places = Places { directory, prompts: PromptCopies::of(&reply), hub: options.hub };
     let ended = spawn_training(config, places, shared.clone(), reader_ready);
 
     let stop_network = CancellationToken::new();
     let _stop_network = stop_network.clone().drop_guard();
     let run_id = membership.caller().run_id;
-    let accepting = accept(listener, run_id, shared.clone(), receiver);
+    let accepting = accept((listener, trust), (run_id, page), shared.clone(), receiver);
     let accepting = tokio::spawn(stop_network.clone().run_until_cancelled_owned(accepting));
     let reporting = report(membership.clone(), shared.clone());
     let reporting = tokio::spawn(stop_network.run_until_cancelled_owned(reporting));
@@ -154,22 +207,43 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
         tokio::select! {
             end = accepting => task_ended("serves workers", end),
             end = reporting => task_ended("reports to the coordinator", end),
+            error = superseded => error.into(),
         }
     };
 
-    let ended = wait_for_end(ended, &membership, &shared.inbox, shutdown, breakdown).await;
+    let ended = wait_for_end(ended, &membership, &shared, shutdown, breakdown).await;
     stop_reporting.abort();
+    shared.progress.unwatched();
     say_goodbye(ended, membership, &shared.progress).await
 }
 
-/// Waits for the training thread, and tells it to leave when the process has to.
+/// Listens, and says where workers reach this process.
+async fn listen(options: &ServeOptions) -> Result<(TcpListener, String), ServeError> {
+    let unusable = |problem: String| ServeError::Listen { address: options.listen.clone(), problem };
+    let listener = options.listen.bind().await.map_err(|error| unusable(error.to_string()))?;
+    let bound = listener.local_addr().map_err(|error| unusable(error.to_string()))?;
+    let coordinator = options.coordinator.parse::<Address>()?.number().await;
+    let host = network::advertised(bound.ip(), &options.advertise, coordinator);
+    let host = host.map_err(|error| unusable(error.to_string()))?;
+    Ok((listener, network::joined(&host, &bound.port().to_string())))
+}
+
+/// What there is room for: as much as a user says, else half of the memory that is free before the model is opened. The rest
+/// is for what is being received, for what training has taken, and for the model where it is not on a card.
+fn hold_limit(outcome_memory: Option<u64>, free_memory: Option<u64>) -> HoldLimit {
+    let bytes = outcome_memory.or(free_memory.map(|free| free / 2)).unwrap_or(u64::MAX);
+    HoldLimit { bytes, ..HoldLimit::NONE }
+}
+
+/// Waits for the training thread, and tells it to leave when the process has to. What it opens is not waited for then, nor
+/// what it computes where the coordinator does not take this process any more: its place is another's, or it hangs.
 async fn wait_for_end(
-    ended: oneshot::Receiver<Result<Ended, LearnerError>>,
+    ended: oneshot::Receiver<Result<TrainingEnd, LearnerError>>,
     membership: &Membership,
-    inbox: &Inbox,
+    shared: &Shared,
     shutdown: CancellationToken,
     breakdown: impl Future<Output = ServeError>,
-) -> Result<Ended, ServeError> {
+) -> Result<TrainingEnd, ServeError> {
     let mut standing = membership.standing();
     let told_to_leave = async {
         tokio::select! {
@@ -184,7 +258,11 @@ async fn wait_for_end(
         result = &mut ended => return Ok(result.map_err(|_| ServeError::Panicked)??),
         loss = told_to_leave => loss,
     };
-    inbox.stop();
+    shared.inbox.stop();
+    let is_refused = matches!(&loss, Some(ServeError::Service(ServiceError::Refused { .. })));
+    if is_refused || !shared.opened.is_cancelled() {
+        return loss.map_or(Ok(TrainingEnd::Left), Err);
+    }
     let result = ended.await.map_err(|_| ServeError::Panicked)??;
     match loss {
         Some(loss) => Err(loss),
@@ -192,41 +270,59 @@ async fn wait_for_end(
     }
 }
 
+/// Waits until another process has the place of this one for good, which one that has nothing to write hears of as well.
+async fn superseded(directory: OwnedDirectory) -> ServiceError {
+    loop {
+        tokio::time::sleep(PLACE_INTERVAL).await;
+        let directory = directory.clone();
+        // A network file system may take its time.
+        match tokio::task::spawn_blocking(move || directory.check()).await {
+            Ok(Err(error)) if error.is_superseded() => return error,
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
 /// A task ended that lives as long as the process: by an error of its own, or by a panic.
 fn task_ended(task: &'static str, end: Result<Option<String>, JoinError>) -> ServeError {
     let reason = match end {
         Ok(reason) => reason.unwrap_or_else(|| "it was stopped".to_owned()),
-        Err(error) => chain(&error),
+        Err(error) => with_causes(&error),
     };
     ServeError::TaskEnded { task, reason }
 }
 
 async fn say_goodbye(
-    ended: Result<Ended, ServeError>,
+    ended: Result<TrainingEnd, ServeError>,
     membership: Membership,
     progress: &ProgressBoard,
-) -> Result<Exit, ServeError> {
+) -> Result<ServeEnd, ServeError> {
     match ended {
-        Ok(Ended::Done(summary)) => {
+        Ok(TrainingEnd::Done(summary)) => {
             progress.phase("done");
             membership.report_done(progress.get(), *summary).await?;
             membership.leave().await;
-            Ok(Exit::Done)
+            Ok(ServeEnd::Done)
         }
-        Ok(Ended::Left) => {
+        Ok(TrainingEnd::Left) => {
             membership.leave().await;
-            Ok(Exit::Retry)
+            Ok(ServeEnd::Retry)
         }
         Err(ServeError::Service(ServiceError::CoordinatorGone { address, grace })) => {
             tracing::error!(
                 "the coordinator at {address} has been away for {} s, leaving",
                 grace.as_secs_f64()
             );
-            Ok(Exit::Retry)
+            Ok(ServeEnd::Retry)
+        }
+        Err(error) if error.is_not_owner() => {
+            // It speaks for a run that is another learner's, or that it has not been let into again.
+            membership.leave().await;
+            Err(error)
         }
         Err(error) => {
             if let ServeError::Training(problem) = &error {
-                let (reason, bad_input) = (chain(problem), problem.is_bad_input());
+                let (reason, bad_input) = (with_causes(problem), problem.is_bad_input());
                 let fatal = Fatal { reason, bad_input, summary: problem.summary() };
                 membership.report_fatal(fatal).await?;
             }
@@ -237,7 +333,7 @@ async fn say_goodbye(
 
 /// Where the training thread reads and writes.
 struct Places {
-    directory: RunDirectory,
+    directory: OwnedDirectory,
     prompts: PromptCopies,
     hub: Hub,
 }
@@ -248,7 +344,7 @@ fn spawn_training(
     places: Places,
     shared: Shared,
     reader_ready: oneshot::Sender<OutcomeReader>,
-) -> oneshot::Receiver<Result<Ended, LearnerError>> {
+) -> oneshot::Receiver<Result<TrainingEnd, LearnerError>> {
     let (ended_sender, ended) = oneshot::channel();
     std::thread::spawn(move || {
         let trained = catch_out_of_memory(|| train(config, places, shared, reader_ready));
@@ -264,11 +360,13 @@ fn train(
     places: Places,
     shared: Shared,
     reader_ready: oneshot::Sender<OutcomeReader>,
-) -> Result<Ended, LearnerError> {
+) -> Result<TrainingEnd, LearnerError> {
     tch::set_num_threads(config.resources.learner_threads as i32);
     tch::set_num_interop_threads(1);
     let Places { directory, prompts, hub } = places;
+    let (progress, opened) = (shared.progress.clone(), shared.opened.clone());
     let policy = Policy::open(&config, &hub.resolve(&config.model.path)?)?;
+    progress.gets_on();
     let latent_shape = policy.model().latent_shape(config.sampling.height, config.sampling.width)?;
     let schedule = run_setup::training_schedule(&config, policy.model())?;
     let receiver = OutcomeReader {
@@ -277,7 +375,10 @@ fn train(
         stds: run_setup::move_stds(&config, &schedule)?,
     };
     let trainer = Trainer {
-        objective: Objective::new(&config, &latent_shape),
+        objective: Objective::new(&config, &latent_shape).telling({
+            let progress = progress.clone();
+            move || progress.gets_on()
+        }),
         prompts: prompts.read(PromptSplit::Train)?,
         inbox: shared.inbox,
         embeddings: shared.embeddings,
@@ -290,6 +391,8 @@ fn train(
     };
     let held_out = HeldOutPrompts::read(&trainer.config.data, |split| prompts.read(split))?;
     let mut run = Run::open(trainer, held_out, shared.publications, directory)?;
+    opened.cancel();
+    progress.opened();
     // If the process is being torn down, the run stops at its first wait.
     let _ = reader_ready.send(receiver);
     run.run()
@@ -297,8 +400,8 @@ fn train(
 
 /// Serves workers as soon as the training thread knows what to expect of them; returns why it no longer can.
 async fn accept(
-    listener: TcpListener,
-    run_id: String,
+    (listener, trust): (TcpListener, Trust),
+    (run_id, page): (String, Arc<LearnerPage>),
     shared: Shared,
     receiver: oneshot::Receiver<OutcomeReader>,
 ) -> String {
@@ -310,12 +413,13 @@ async fn accept(
         embeddings: shared.embeddings,
         publications: shared.publications,
         reader: Arc::new(receiver),
-        pushes: Arc::new(PushGate::default()),
+        pushes: page.pushes.clone(),
+        metrics: page.exchange.clone(),
     };
     let service = LearnerServer::new(service).max_decoding_message_size(MESSAGE_LIMIT);
     let router = service::server(LONGEST_CALL).add_service(service);
-    let served = service::serve(router, listener, std::future::pending()).await;
-    served.map_or_else(|error| chain(&error), |()| "there are no more connections".to_owned())
+    let served = service::serve(router, listener, trust, std::future::pending()).await;
+    served.map_or_else(|error| with_causes(&error), |()| "there are no more connections".to_owned())
 }
 
 /// Tells the coordinator what is wanted and how far the run is: at every change, and every second.
@@ -349,6 +453,15 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("reports to the coordinator") && text.contains("panicked"), "{text}");
         assert_eq!(error.exit_code(), exit_code::FAILED);
+    }
+
+    #[test]
+    fn half_of_the_free_memory_is_for_outcomes_unless_a_user_says_how_much() {
+        for (said, free, expected) in
+            [(None, Some(100), 50), (Some(70), Some(100), 70), (None, None, u64::MAX), (Some(7), None, 7)]
+        {
+            assert_eq!(hold_limit(said, free), HoldLimit { outcomes: u64::MAX, bytes: expected });
+        }
     }
 
     #[test]

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use learner::parity::{ParityOutcome, run};
 use models::Activations;
-use models::reference_case::TOLERANCE;
+use models::reference_case::{ParityOptions, TOLERANCE};
 use models::safetensors_file::{read_all, write};
+use models::weights::WeightOptions;
+use tch::{Device, Kind};
 
 fn golden(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(family)
@@ -27,7 +29,8 @@ fn check_with(
     rtol: f64,
 ) -> (anyhow::Result<ParityOutcome>, String) {
     let mut out = Vec::new();
-    let outcome = run(&golden(family), cases, rtol, activations, &mut out);
+    let (model, weights) = (golden(family), WeightOptions::new(Kind::Float, Device::Cpu));
+    let outcome = run(&ParityOptions { model: &model, cases, rtol, weights }, activations, &mut out);
     (outcome, String::from_utf8(out).unwrap())
 }
 

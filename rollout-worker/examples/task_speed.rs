@@ -1,17 +1,17 @@
 //! How fast one thread samples and scores training tasks of a run config:
-//! `cargo run --release -p rollout-worker --example task_speed -- CONFIG [N_TASKS]`.
+//! `cargo run --release -p rollout-worker --example task_speed -- CONFIG [N_TASKS] [--device cuda] [--dtype bfloat16]`.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context;
-use config::RunConfig;
+use clap::Parser;
+use config::{ComputeDevice, Dtype, RunConfig};
 use protocol::{Prompt, Task, TaskName};
 use rollout_worker::sampling::guided_model::GuidedModel;
 use rollout_worker::sampling::task::Sampler;
 use rollout_worker::scoring::{Listener, Scorer};
-use service::Hub;
+use service::{Hub, cuda};
 
 /// Nobody is told how scoring goes on.
 struct Unheard;
@@ -21,15 +21,33 @@ impl Listener for Unheard {
     fn reachable(&self, _: &str) {}
 }
 
+/// Times training tasks of a run config.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// The run config.
+    config: PathBuf,
+    /// How many tasks, after one that is not counted.
+    #[arg(default_value_t = 20)]
+    n_tasks: usize,
+    /// `cpu`, `cuda` or `cuda:N`; the config's if not given.
+    #[arg(long, env = "FLOW_RL_DEVICE")]
+    device: Option<ComputeDevice>,
+    /// Type that networks compute in, `float32` or `bfloat16`; the config's if not given.
+    #[arg(long)]
+    dtype: Option<Dtype>,
+}
+
 fn main() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let path = arguments.next().context("name a run config")?;
-    let n_tasks = arguments.next().map_or(Ok(20), |count| count.parse::<usize>())?;
-    let config = RunConfig::from_toml(&std::fs::read_to_string(Path::new(&path))?)?;
+    let Args { config: path, n_tasks, device, dtype } = service::parse_arguments();
+    let mut config = RunConfig::from_toml(&std::fs::read_to_string(&path)?)?;
+    config.resources.device = device.unwrap_or(config.resources.device);
+    config.model.dtype = dtype.unwrap_or(config.model.dtype);
+    cuda::load_where_wanted(Some(config.resources.device))?;
     tch::set_num_interop_threads(1);
     tch::set_num_threads(config.resources.worker_threads as i32);
 
-    let device = run_setup::open_device(config.resources.device)?;
+    let device = run_setup::open_device(config.resources.device).map_err(cuda::explained)?;
     let weights = run_setup::weight_options(&config, device);
     let model = GuidedModel::open(&config.model.path, weights, config.model.max_sequence_length)?;
     let hub = Hub::from_environment(|name| std::env::var_os(name));
@@ -55,7 +73,7 @@ fn main() -> anyhow::Result<()> {
             n_seeds: spec.n_seeds,
             learner_rank: 0,
         };
-        let sampled = sampler.sample(&task, &|| ())?;
+        let sampled = sampler.sample(&task, &|| true)?;
         let start = Instant::now();
         let seconds = sampled.seconds;
         let cost =

@@ -3,5 +3,6 @@
 pub mod device;
 pub mod hands;
 pub mod learner_link;
+pub mod measured;
 pub mod push;
 pub mod weights;

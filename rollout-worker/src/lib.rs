@@ -10,6 +10,7 @@
 pub mod bad_input;
 pub mod commands;
 pub mod errands;
+pub mod metrics;
 pub mod sampling;
 pub mod scoring;
 pub mod serve;

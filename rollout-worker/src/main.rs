@@ -7,19 +7,21 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use config::{
     Algorithm, BranchSteps, ComputeDevice, Dtype, RatioNormalization, RewardInquiry, StepRule, StepWeight,
 };
 use models::lora::LoraConfig;
-use models::reference_case::{TOLERANCE, parse_tolerance};
+use models::reference_case::{ParityOptions, TOLERANCE, parse_tolerance};
+use models::weights::WeightOptions;
 use rollout_worker::bad_input::BadInput;
-use rollout_worker::commands::argument_parsers::{dtype, finite, step_rule, tokens};
+use rollout_worker::commands::argument_parsers::{finite, step_rule, tokens};
 use rollout_worker::commands::inspect::{self, InspectOptions};
 use rollout_worker::commands::sample::{self, arguments::SampleArguments};
 use rollout_worker::commands::score::{self, ScoreOptions};
-use rollout_worker::commands::serve_reward::{self, Ended, ServeRewardOptions};
+use rollout_worker::commands::serve_reward::{self, ServeEnd, ServeRewardOptions};
 use rollout_worker::commands::{inspect_rewards, parity};
 use rollout_worker::sampling::guided_model::GuidanceSettings;
 use rollout_worker::scoring::reward_resources::reward_resources;
@@ -28,7 +30,8 @@ use run_setup::StepSettings;
 use service::logging::LogFormat;
 use service::output::{self, StandardOutput};
 use service::{
-    Hub, MemberArguments, ServiceError, cuda, exit_code, logging, model_folder, path_argument, shutdown,
+    ComputeArguments, Hub, MemberArguments, ServiceError, cuda, exit_code, logging, model_folder,
+    parse_seconds, path_argument, shutdown,
 };
 
 /// Samples images: for a training run, or by itself.
@@ -72,6 +75,11 @@ struct ServeArgs {
     /// `cpu`, `cuda` or `cuda:N`; the run config's device if not given.
     #[arg(long, env = "FLOW_RL_DEVICE")]
     device: Option<ComputeDevice>,
+    /// Seconds between the signal that asks this process to end (SIGTERM, SIGINT or SIGUSR1) and its being killed, where a
+    /// scheduler preempts it. A task that takes longer than is left is given back at once for others to run; without a notice
+    /// it is drawn to its end.
+    #[arg(long, env = "FLOW_RL_NOTICE", value_name = "SECONDS", value_parser = parse_seconds)]
+    notice: Option<Duration>,
 }
 
 #[derive(clap::Args)]
@@ -84,6 +92,8 @@ struct ParityArgs {
     /// Largest relative error that passes.
     #[arg(long, allow_negative_numbers = true, default_value_t = TOLERANCE, value_parser = parse_tolerance)]
     rtol: f64,
+    #[command(flatten)]
+    compute: ComputeArguments,
 }
 
 /// Which model, and where its weights come from.
@@ -96,7 +106,7 @@ struct ModelArgs {
     #[arg(long)]
     random_weights: bool,
     /// Type of the base weights, `float32` or `bfloat16`.
-    #[arg(long, default_value = "float32", value_parser = dtype)]
+    #[arg(long, default_value = "float32")]
     dtype: Dtype,
 }
 
@@ -254,7 +264,8 @@ impl Command {
             Self::Score(args) => Some(args.device),
             Self::ServeReward(args) => Some(args.device),
             Self::InspectDevice { device } => Some(*device),
-            Self::Parity(_) | Self::Inspect(_) | Self::InspectRewards => Some(ComputeDevice::Cpu),
+            Self::Parity(args) => Some(args.compute.device),
+            Self::Inspect(_) | Self::InspectRewards => Some(ComputeDevice::Cpu),
         })
     }
 }
@@ -276,31 +287,38 @@ fn exit_code_of(error: &anyhow::Error) -> u8 {
     if error.is::<BadInput>() {
         return exit_code::BAD_USAGE;
     }
-    match error.downcast_ref::<ServiceError>() {
-        Some(ServiceError::Unreachable { .. } | ServiceError::CoordinatorGone { .. }) => exit_code::RETRY,
-        Some(ServiceError::Address { .. }) => exit_code::BAD_USAGE,
-        _ => exit_code::FAILED,
-    }
+    error.downcast_ref::<ServiceError>().map_or(exit_code::FAILED, ServiceError::exit_code)
 }
 
 fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
-    let MemberArguments { coordinator, coordinator_grace: grace, log_format } = args.member;
-    logging::init(log_format, "info")?;
+    logging::init(args.member.log_format, "info")?;
+    let credentials = args.member.credentials()?;
+    let MemberArguments { coordinator, coordinator_grace: grace, metrics_listen, .. } = args.member;
+    // Sockets and scores need little; the device thread has the cores.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // Before anything that takes long, so that a signal finds its handler.
+    let shutdown = runtime.block_on(async { shutdown::on_signals() })?;
     if let Some(device) = args.device {
         run_setup::open_device(device).map_err(cuda::explained).map_err(BadInput::from_error)?;
     }
+    let (member_id, device, notice) = (args.member_id, args.device, args.notice);
+    let hub = hub();
     let options =
-        ServeOptions { coordinator, member_id: args.member_id, device: args.device, grace, hub: hub() };
-    // Sockets and scores need little; the device thread has the cores.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async { serve::run(options, shutdown::on_signals()?).await })?;
+        ServeOptions { coordinator, credentials, member_id, device, metrics_listen, grace, notice, hub };
+    let outcome = runtime.block_on(serve::run(options, shutdown));
+    // What is still computed or waited for is of no use to anybody.
+    runtime.shutdown_background();
+    outcome?;
     Ok(exit_code::DONE)
 }
 
 fn run_parity(args: &ParityArgs) -> anyhow::Result<u8> {
     let model = model_folder(&args.model_dir, &hub()).map_err(BadInput::from_error)?;
-    let outcome = parity::run(&model, args.cases.as_deref(), args.rtol, &mut StandardOutput)
-        .map_err(BadInput::from_error)?;
+    let ComputeArguments { device, dtype } = args.compute;
+    let device = run_setup::open_device(device).map_err(cuda::explained).map_err(BadInput::from_error)?;
+    let weights = WeightOptions::new(run_setup::element_type(dtype), device);
+    let options = ParityOptions { model: &model, cases: args.cases.as_deref(), rtol: args.rtol, weights };
+    let outcome = parity::run(&options, &mut StandardOutput).map_err(BadInput::from_error)?;
     Ok(if outcome.failed == 0 { exit_code::DONE } else { exit_code::FAILED })
 }
 
@@ -424,8 +442,8 @@ fn run_serve_reward(args: ServeRewardArgs) -> anyhow::Result<u8> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let serve = async { serve_reward::run(options, shutdown::on_signals()?, ready).await };
     Ok(match runtime.block_on(serve)? {
-        Ended::Drained => exit_code::DONE,
-        Ended::CutOff => exit_code::RETRY,
+        ServeEnd::Drained => exit_code::DONE,
+        ServeEnd::CutOff => exit_code::RETRY,
     })
 }
 

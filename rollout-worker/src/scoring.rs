@@ -28,6 +28,7 @@ use rewards::{PromptRecord, RewardError, RewardPart, Score, weighted_sum};
 use service::Hub;
 use tch::Device;
 
+use crate::metrics::RewardMetrics;
 use crate::sampling::delivery::{Delivery, WireTensor};
 use crate::sampling::task::{Sampled, TaskError};
 use reward_thread::ScorerDied;
@@ -39,6 +40,7 @@ pub struct Scorer {
     threads: Vec<ScorerThread>,
     training: Vec<Part>,
     evaluation: Vec<Part>,
+    metrics: RewardMetrics,
 }
 
 /// A reward of one of the config's lists.
@@ -75,7 +77,17 @@ impl Scorer {
             let build = reward_thread::build(section.clone(), device, hub.clone());
             threads.push(ScorerThread::start(name, n_threads, build).await?);
         }
-        Ok(Self { threads, training, evaluation })
+        Ok(Self { threads, training, evaluation, metrics: RewardMetrics::default() })
+    }
+
+    /// The same, measured.
+    pub fn measured_by(self, metrics: RewardMetrics) -> Self {
+        Self { metrics, ..self }
+    }
+
+    /// What is counted of the scorers.
+    pub fn metrics(&self) -> &RewardMetrics {
+        &self.metrics
     }
 
     /// Scores the images of a task and makes up what is to be sent; `listener` hears how it goes.
@@ -131,9 +143,11 @@ impl Scorer {
         let sampled = &*sampled;
         let scored = parts.iter().map(async |Part { name, weight, thread }| {
             let died = || ScorerDied(name.clone());
+            let (start, _there) = (Instant::now(), self.metrics.begins(name));
             let pending = self.threads[*thread].submit(batch.clone(), listener.clone()).await;
             let scores = pending.ok_or_else(died)?.await.map_err(|_| died())?;
             let scores = scores.map_err(|problem| blame(sampled, problem))?;
+            self.metrics.scored(name, start);
             Ok::<_, ScoringError>(RewardPart { name: name.clone(), weight: *weight, scores })
         });
         // The first that fails is told at once, even while others are held.

@@ -4,18 +4,23 @@
 
 use std::future::Future;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use config::{ComputeDevice, PromptSplit, RunConfig};
 use models::{LoadOptions, ModelError};
-use proto::{JoinReply, Role};
-use service::{Hub, JoinDetails, Membership, PromptCopies, cuda};
+use proto::{JoinReply, Role, Work};
+use service::metrics::MemberMetrics;
+use service::network::ListenAddress;
+use service::{Hub, JoinDetails, Membership, PeerRole, PromptCopies, Security, WorkInHand, cuda, trust_by};
 use tch::Device;
 use tokio_util::sync::CancellationToken;
 
 use crate::bad_input::BadInput;
 use crate::errands::device::DeviceThread;
-use crate::errands::hands::Hands;
+use crate::errands::hands::{Departure, Hands};
+use crate::errands::measured::Measured;
+use crate::metrics::WorkerMetrics;
 use crate::sampling::embedding_cache::{EmbeddingCache, EmbeddingSettings};
 use crate::sampling::guided_model::GuidedModel;
 use crate::sampling::task::Sampler;
@@ -27,12 +32,18 @@ use crate::scoring::Scorer;
 pub struct ServeOptions {
     /// `http://host:port` of the coordinator.
     pub coordinator: String,
+    /// How this process shows who it is.
+    pub credentials: Security,
     /// Name kept over restarts.
     pub member_id: String,
     /// In place of the run config's device.
     pub device: Option<ComputeDevice>,
+    /// Where metrics are shown, if anywhere.
+    pub metrics_listen: Option<ListenAddress>,
     /// How long an absent coordinator is waited for.
     pub grace: Duration,
+    /// After which time it is killed once `shutdown` asks it to leave, if that is known.
+    pub notice: Option<Duration>,
     /// Where models are found by name.
     pub hub: Hub,
 }
@@ -43,25 +54,40 @@ pub struct ServeOptions {
 /// [`BadInput`] if model or rewards cannot be used, [`service::ServiceError`] if the coordinator refuses the worker or
 /// is lost, anything else if this process is broken.
 pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut place = MemberMetrics::open(options.metrics_listen.as_ref(), "", &options.coordinator).await?;
+    let metrics = WorkerMetrics::default();
+    let _shown = place.serve(Arc::new(metrics.clone()));
     let details = JoinDetails {
         role: Role::RolloutWorker,
         member_id: options.member_id,
         address: String::new(),
+        metrics_address: place.address.clone(),
         grace: options.grace,
     };
-    let joined = until(&shutdown, Membership::join(&options.coordinator, details)).await;
+    let (coordinator, credentials, grace) = (options.coordinator, options.credentials, options.grace);
+    let joined = async move {
+        let trust = trust_by(credentials, PeerRole::Worker, grace).await?;
+        Membership::join(&coordinator, &trust, details).await
+    };
+    let joined = until(&shutdown, joined).await;
     let Some((membership, reply)) = joined.transpose()? else { return Ok(()) };
+    place.tell_trouble(&membership);
     let stop = shutdown.child_token();
     tokio::spawn(stop_when_ordered(membership.clone(), stop.clone()));
-    let started = start(&reply, options.device, options.hub, membership.clone());
+    let departure = Departure { stop: stop.clone(), shutdown, notice: options.notice };
     // Opening a model and embedding its prompts may take long; nothing is lost if it is not waited for.
-    let outcome = match until(&stop, started).await {
-        Some(Ok(hands)) => tokio::select! {
-            outcome = hands.work(&stop) => outcome,
-            error = membership.lost() => Err(error.into()),
-        },
-        Some(Err(error)) => Err(error),
-        None => Ok(()),
+    let work = async {
+        let started = start(&reply, (options.device, options.hub), membership.clone(), metrics);
+        match until(&stop, started).await {
+            Some(Ok(hands)) => hands.work(&departure).await,
+            Some(Err(error)) => Err(error),
+            None => Ok(()),
+        }
+    };
+    // Who is not a member any more, such as one that was found to hang while it opened its model, waits for nothing.
+    let outcome = tokio::select! {
+        outcome = work => outcome,
+        error = membership.lost() => Err(error.into()),
     };
     stop.cancel();
     membership.leave().await;
@@ -71,31 +97,40 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
 /// Opens model and rewards, each on threads of its own.
 async fn start(
     reply: &JoinReply,
-    device: Option<ComputeDevice>,
-    hub: Hub,
+    (device, hub): (Option<ComputeDevice>, Hub),
     membership: Membership,
+    metrics: WorkerMetrics,
 ) -> anyhow::Result<Hands> {
     let mut config = RunConfig::from_toml(&reply.config).map_err(BadInput::from_error)?;
     if let Some(device) = device {
         config.resources.device = device;
     }
+    run_setup::check_determinism(config.run.determinism).map_err(BadInput::from_error)?;
     let opened = run_setup::open_device(config.resources.device).map_err(cuda::explained);
     let reward_device = opened.map_err(BadInput::from_error)?;
     membership.computes_on(config.resources.device);
-    let scorer = Scorer::start(&config, reward_device, &hub).await?;
+    let opening = membership.begin_work(Work::Opening);
+    let scorer = Scorer::start(&config, reward_device, &hub).await?.measured_by(metrics.rewards.clone());
+    opening.progressed();
     let n_threads = config.resources.worker_threads;
     let (told, prompts) = (membership.clone(), PromptCopies::of(reply));
-    let open = move || open_sampler(config, &hub, &prompts, &told).map_err(BadInput::from_error);
+    let measured_by = metrics.clone();
+    let open = move || {
+        let opened = open_sampler(config, &hub, &prompts, (&told, &opening));
+        let sampler = opened.map_err(BadInput::from_error)?;
+        Ok::<_, anyhow::Error>(Measured::new(sampler, measured_by))
+    };
     let device = DeviceThread::start(n_threads, open).await?;
     tracing::info!("ready");
-    Ok(Hands::new(membership, device, scorer))
+    metrics.has_model();
+    Ok(Hands::new(membership, device, scorer, metrics))
 }
 
 fn open_sampler(
     config: RunConfig,
     hub: &Hub,
     prompts: &PromptCopies,
-    membership: &Membership,
+    (membership, opening): (&Membership, &WorkInHand),
 ) -> anyhow::Result<Sampler> {
     let device = run_setup::open_device(config.resources.device)?;
     let folder = hub.resolve(&config.model.path)?;
@@ -118,7 +153,8 @@ fn open_sampler(
         Some(cache) => {
             let mut for_prompts = GuidedModel::open_for_prompts(&folder, weights.clone(), length, cache)?;
             let scales = [config.sampling.guidance_scale, config.evaluation.guidance_scale];
-            cache_prompts(prompts, scales, &mut for_prompts)?;
+            opening.progressed();
+            cache_prompts(prompts, scales, &mut for_prompts, &|| opening.progressed())?;
             for_prompts.into_embedded()
         }
         None => (None, TruncatedPrompts::default()),
@@ -126,6 +162,7 @@ fn open_sampler(
     let decoder = Some(run_setup::decoder_options(&config));
     let options = LoadOptions { weights, text_encoders: cache.is_none(), decoder };
     let mut model = GuidedModel::open_with(&folder, options, length, cache)?;
+    opening.progressed();
     model.remember_truncated(truncated);
     Ok(Sampler::new(config, model)?)
 }
@@ -152,6 +189,7 @@ fn cache_prompts(
     copies: &PromptCopies,
     guidance_scales: [f64; 2],
     model: &mut GuidedModel,
+    progressed: &dyn Fn(),
 ) -> Result<(), ModelError> {
     let mut prompts = Vec::new();
     for split in PromptSplit::ALL.into_iter().filter(|split| copies.has(*split)) {
@@ -166,7 +204,7 @@ fn cache_prompts(
     let start = std::process::id().wrapping_mul(0x9e37_79b9) as usize;
     let n_prompts = prompts.len().max(1);
     prompts.rotate_left(start % n_prompts);
-    let embedded = model.cache_prompts(&prompts, &guidance_scales)?;
+    let embedded = model.cache_prompts(&prompts, &guidance_scales, progressed)?;
     tracing::info!(prompts = prompts.len(), embedded, "embedded, text encoders are dropped");
     Ok(())
 }

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use models::reference_case::ParityOptions;
 use models::safetensors_file::{read_all, write};
+use models::weights::WeightOptions;
 use rollout_worker::commands::parity::{self, ParityOutcome};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 const RTOL: f64 = models::reference_case::TOLERANCE;
 
@@ -14,8 +16,18 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn run(model: &Path, cases: Option<&Path>, rtol: f64) -> (anyhow::Result<ParityOutcome>, String) {
+    run_in(Kind::Float, model, cases, rtol)
+}
+
+fn run_in(
+    kind: Kind,
+    model: &Path,
+    cases: Option<&Path>,
+    rtol: f64,
+) -> (anyhow::Result<ParityOutcome>, String) {
     let mut text = Vec::new();
-    let outcome = parity::run(model, cases, rtol, &mut text);
+    let weights = WeightOptions::new(kind, Device::Cpu);
+    let outcome = parity::run(&ParityOptions { model, cases, rtol, weights }, &mut text);
     (outcome, String::from_utf8(text).unwrap())
 }
 
@@ -92,6 +104,19 @@ fn every_recorded_pickscore_case_holds() {
     assert_eq!(outcome.unwrap(), ParityOutcome { passed: 4, failed: 0 }, "{text}");
     for output in ["pixel_values", "text_embeds", "image_embeds", "score"] {
         assert!(text.contains(output), "{output} is missing:\n{text}");
+    }
+}
+
+/// Bits that a family rounds away in half precision show in every case of networks, and in no other.
+#[test]
+fn networks_compute_in_the_type_asked_for() {
+    for (family, case) in [("sd3", "transformer"), ("pickscore", "score"), ("hpsv3", "score")] {
+        let (outcome, text) = run_in(Kind::BFloat16, &golden(family), None, RTOL);
+        assert!(outcome.unwrap().failed > 0, "{text}");
+        let is_off = |line: &str| line.starts_with(case) && line.ends_with("FAIL");
+        assert!(text.lines().any(is_off), "{family} has {case} in float32:\n{text}");
+        let (outcome, text) = run_in(Kind::BFloat16, &golden(family), None, 0.5);
+        assert_eq!(outcome.unwrap().failed, 0, "{text}");
     }
 }
 

@@ -77,6 +77,7 @@ impl Studio {
         config.model.max_sequence_length = 8;
         config.data.test = "prompts.txt".into();
         (config.sampling.height, config.sampling.width) = (16, 24);
+        config.rewards = vec![config::RewardSection::new("jpeg_compressibility")];
         config.sampling.guidance_scale = 2.0;
         config.evaluation.guidance_scale = 2.0;
         (config.evaluation.steps, config.evaluation.prompts) = (3, 1);

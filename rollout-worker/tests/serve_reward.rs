@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rewards::{PromptRecord, Resources, Reward, RewardError, RgbImage, Score, build};
 use serde_json::{Value, json};
+use service::{Insecure, PeerRole, Trust};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -212,8 +213,11 @@ fn an_unknown_reward_is_told_with_those_there_are() {
 #[tokio::test]
 async fn health_is_told_in_the_standard_way() {
     let server = tokio::task::spawn_blocking(|| Server::start("shapes", &[])).await.expect("started");
-    let mut health =
-        HealthClient::new(service::connect(&server.url, Duration::ZERO).await.expect("connected"));
+    let mut health = HealthClient::new(
+        service::connect(&server.url, PeerRole::Reward, &Trust::Plain(Insecure::Loopback), Duration::ZERO)
+            .await
+            .expect("connected"),
+    );
     for service in ["", "tempflow.v1.Reward"] {
         let request = HealthCheckRequest { service: service.to_owned() };
         let status = health.check(request).await.expect("an answer").into_inner().status();
@@ -247,7 +251,10 @@ async fn a_server_that_is_going_away_says_so_to_probes() {
     })
     .await
     .expect("started");
-    let channel = service::connect(&server.url, Duration::ZERO).await.expect("connected");
+    let channel =
+        service::connect(&server.url, PeerRole::Reward, &Trust::Plain(Insecure::Loopback), Duration::ZERO)
+            .await
+            .expect("connected");
     let mut watched = Vec::new();
     for service in ["", "tempflow.v1.Reward"] {
         let request = HealthCheckRequest { service: service.to_owned() };

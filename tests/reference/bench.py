@@ -29,7 +29,7 @@ def ours(model):
     command = [EXAMPLES / "transformer_speed", model]
     text = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     rows = [line.split(",") for line in text.splitlines()[1:]]
-    return {int(batch): (float(sampling), float(training)) for batch, sampling, training in rows}
+    return {int(batch): (float(sampling), float(training)) for batch, sampling, training, _ in rows}
 
 
 def least_ms(call, repeats=REPEATS):

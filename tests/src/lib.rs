@@ -2,7 +2,10 @@
 //!
 //! Every run has a directory of its own, a free port, and a deadline; dropping it kills whatever is left of it.
 
+pub mod chaos;
+pub mod hosts;
 mod sources;
+mod stand_in_card;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,6 +20,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub use sources::{Source, sources};
+pub use stand_in_card::{CardTraffic, on_stand_in_card, traffic_on_stand_in_card, with_stand_in_card};
 
 /// How long any single run of these tests may take.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -156,6 +160,22 @@ impl Run {
     /// If it cannot be started.
     pub fn start(&mut self, arguments: &[&str]) {
         self.spawn(Command::new(coordinator()), &self.up(), arguments);
+    }
+
+    /// Starts `coordinator up` with the stand-in for a GPU before every process; `environment` says what else it does.
+    ///
+    /// # Panics
+    /// If the card cannot be made, or the coordinator not be started.
+    pub fn start_on_stand_in_card(&mut self, environment: &[(&str, &str)], arguments: &[&str]) {
+        let mut command = Command::new(coordinator());
+        with_stand_in_card(&mut command).env("STAND_IN_CARD_COUNTS", self.home.path().join("counts"));
+        command.envs(environment.iter().copied());
+        self.spawn(command, &self.up(), arguments);
+    }
+
+    /// The programs that used the card, and what the card counted, as its source says.
+    pub fn counts_of_stand_in_card(&self) -> Vec<String> {
+        self.read("counts").lines().map(str::to_owned).collect()
     }
 
     /// Starts `coordinator resume` with further arguments.
@@ -334,20 +354,27 @@ impl Run {
     /// # Panics
     /// If the run left no checkpoint.
     pub fn adapter_digests(&self) -> BTreeMap<String, String> {
-        let checkpoints =
-            std::fs::read_dir(self.directory().join("checkpoints")).expect("there are checkpoints");
-        // Damaged ones are set aside with an ending to their names.
-        let is_checkpoint = |path: &PathBuf| path.is_dir() && path.extension().is_none();
-        let newest = checkpoints.flatten().map(|entry| entry.path()).filter(is_checkpoint).max();
-        let mut files = safetensors_below(&newest.expect("there is a checkpoint"));
-        files.extend(safetensors_below(&self.directory().join("adapter")));
-        let digests = files.into_iter().map(|path| {
-            let bytes = std::fs::read(&path).expect("a readable file");
-            let name = path.strip_prefix(self.directory()).expect("a file of the run").display().to_string();
-            (name, blake3::hash(&bytes).to_hex().to_string())
-        });
-        digests.collect()
+        adapter_digests_below(&self.directory())
     }
+}
+
+/// The same of any run's directory.
+///
+/// # Panics
+/// If the run left no checkpoint.
+pub fn adapter_digests_below(directory: &Path) -> BTreeMap<String, String> {
+    let checkpoints = std::fs::read_dir(directory.join("checkpoints")).expect("there are checkpoints");
+    // Damaged ones are set aside with an ending to their names.
+    let is_checkpoint = |path: &PathBuf| path.is_dir() && path.extension().is_none();
+    let newest = checkpoints.flatten().map(|entry| entry.path()).filter(is_checkpoint).max();
+    let mut files = safetensors_below(&newest.expect("there is a checkpoint"));
+    files.extend(safetensors_below(&directory.join("adapter")));
+    let digests = files.into_iter().map(|path| {
+        let bytes = std::fs::read(&path).expect("a readable file");
+        let name = path.strip_prefix(directory).expect("a file of the run").display().to_string();
+        (name, blake3::hash(&bytes).to_hex().to_string())
+    });
+    digests.collect()
 }
 
 fn safetensors_below(directory: &Path) -> Vec<PathBuf> {

@@ -102,12 +102,14 @@ fn a_tensor_of_another_shape_is_named() {
 #[test]
 fn adapters_and_sizes_that_do_not_fit_the_model_are_refused() {
     let cases = [
-        ("adapter.targets", "[\"attn.to_qq\"]", "attn.to_qq"),
-        ("adapter.rank", "4096", "lower `adapter.rank`"),
-        ("sampling.height", "17", "cannot draw 17×16 pixels"),
+        (&[("adapter.targets", "[\"attn.to_qq\"]")][..], "attn.to_qq"),
+        (&[("adapter.rank", "4096")], "lower `adapter.rank`"),
+        (&[("sampling.height", "17"), ("sampling.width", "17")], "cannot draw 17×17 pixels"),
+        (&[("sampling.height", "24")], "`shapes` takes squares with a side of 16 to 64 pixels"),
     ];
-    for (key, value, words) in cases {
-        ends(&[(key, value.to_owned())], 2, &[words]);
+    for (keys, words) in cases {
+        let keys: Vec<(&str, String)> = keys.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+        ends(&keys, 2, &[words]);
     }
 }
 
@@ -257,12 +259,12 @@ fn weights_that_are_no_numbers_any_more_end_the_run_with_prompts_and_seeds() {
 }
 
 #[test]
-fn a_run_directory_that_is_there_is_left_alone() {
+fn a_run_that_is_done_is_left_alone() {
     let mut run = Run::new(&[]);
     run.complete(&["--workers", "1"]);
     let digests = run.adapter_digests();
     run.start(&[]);
-    expect_end(&mut run, 2, &["exists", "--resume", "run.name"]);
+    expect_end(&mut run, 0, &["is done and is left so", "coordinator resume", "run.name"]);
     assert_eq!(run.adapter_digests(), digests);
 }
 

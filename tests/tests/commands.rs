@@ -89,6 +89,27 @@ fn a_run_stops_when_its_hours_are_over_and_has_them_again_when_it_goes_on() {
     assert!(run.said().contains("go on with `coordinator resume"), "{}", run.said());
 }
 
+#[test]
+fn members_of_a_run_that_may_be_fast_are_told_and_status_says_so() {
+    let mut run = Run::new(&[("run.iterations", "1000000"), ("run.determinism", "\"fast\"")]);
+    run.start(&["--workers", "1"]);
+    // A member that computes otherwise than the run wants would have ended it.
+    run.wait_for_iterations(1);
+    let status = run.status(&[]);
+    assert!(status.lines().next().is_some_and(|line| line.ends_with(" · fast")), "{status}");
+    let directory = path_text(&run.directory());
+    let mut strict = Command::new(binary("rollout-worker"));
+    let record = fs::read(run.directory().join("run.json")).expect("there");
+    let record: Value = serde_json::from_slice(&record).expect("JSON");
+    let address = format!("http://127.0.0.1:{}", record["port"]);
+    strict.args(["serve", "--coordinator", &address, "--member-id", "strict"]);
+    let output = strict.env_remove("FLOW_RL_DETERMINISM").output().expect("the worker starts");
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("start it with FLOW_RL_DETERMINISM=fast"), "{said}");
+    says(&["down", &directory], 0, &["stopped"]);
+}
+
 /// Waits for a process that is nobody's child here to end.
 fn wait_for_end(pid: i32) {
     let deadline = Instant::now() + Duration::from_secs(120);
@@ -118,11 +139,12 @@ fn a_detached_run_outlives_its_terminal_and_is_followed_and_stopped_by_the_comma
     let pid: i32 = pid.and_then(|pid| pid.parse().ok()).expect("a process id");
     says(&["status", &directory], 0, &["worker-0", "iteration ", "ETA", "tensorboard --logdir"]);
     says(&["logs", &directory, "--tail", "5"], 0, &["INFO"]);
-    says(&["up", &config, "--detach"], 2, &["exists; go on with it by `coordinator resume"]);
+    says(&["up", &config, "--detach"], 2, &["has a living coordinator"]);
     says(&["resume", &directory, "--detach"], 2, &["has a living coordinator"]);
     says(&["down", &directory], 0, &["stopped"]);
     wait_for_end(pid);
     assert!(run.status(&[]).contains("stopped; go on with `coordinator resume"), "{}", run.status(&[]));
+    says(&["up", &config], 0, &["was stopped by `coordinator down` and is left so", "coordinator resume"]);
     says(&["resume", &directory, "--detach"], 0, &["started (process "]);
     says(&["down", &directory], 0, &["stopped"]);
 }

@@ -6,8 +6,19 @@ use std::process::Command;
 use tests::{Source, sources};
 
 const SERVICES: [&str; 3] = ["coordinator", "learner", "rollout-worker"];
-const WITHOUT_LIBTORCH: [&str; 8] =
-    ["coordinator", "proto", "protocol", "config", "noise", "service", "pickle", "scenes"];
+const WITHOUT_LIBTORCH: [&str; 11] = [
+    "coordinator",
+    "collective",
+    "proto",
+    "protocol",
+    "config",
+    "noise",
+    "service",
+    "pickle",
+    "scenes",
+    "simulation",
+    "fuzzing",
+];
 
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
@@ -130,10 +141,58 @@ fn what_processes_must_derive_alike_is_said_once() {
 fn connections_are_accepted_in_one_place() {
     for Source { path, text } in rust() {
         let accepts = ["serve_with_incoming", "TcpListenerStream", "TcpIncoming"];
-        let is_the_place = path == "crates/service/src/incoming.rs";
+        let is_the_place = path == "crates/service/src/incoming/mod.rs";
         assert!(
             is_the_place || !accepts.iter().any(|word| text.contains(word)),
             "{path} accepts connections by itself; use `service::serve`"
         );
+    }
+}
+
+/// What a client does by itself, it may forget: limits, keep-alive, and to ask who is at the other end.
+#[test]
+fn connections_are_made_in_one_place() {
+    for Source { path, text } in rust() {
+        let connects = ["Endpoint::from", "connect_with_connector", "Channel::from", "TlsConnector"];
+        let is_the_place = path.starts_with("crates/service/src/connect/");
+        assert!(
+            is_the_place || !connects.iter().any(|word| text.contains(word)),
+            "{path} connects by itself; use `service::connect`"
+        );
+    }
+}
+
+/// A process that changes a run directory without asking may overwrite what its next owner wrote.
+#[test]
+fn a_run_directory_is_changed_through_its_owner_alone() {
+    let changes =
+        ["durable::", "fs::write(", "fs::rename(", "fs::remove_", "fs::create_dir", "File::create("];
+    let harmless = ["durable::flush_file", "durable::sync_directory"];
+    let elsewhere = [
+        // Files below the temporary name of a checkpoint or an export, and exports to a folder of the user's.
+        "learner/src/run/checkpoint.rs",
+        "learner/src/run/saving.rs",
+        "learner/src/run/export.rs",
+        "learner/src/run/export_checkpoint.rs",
+        "learner/src/pretrain",
+        "coordinator/src/admin.rs",
+        "coordinator/src/remote_run.rs",
+        // What tests of the coordinator start in place of members.
+        "coordinator/src/stand_ins.rs",
+        // A log, which nothing is decided by.
+        "coordinator/src/events/log.rs",
+        // A directory that is there for a moment, to see whether one can be made.
+        "coordinator/src/run_place.rs",
+    ];
+    let is_meant = |path: &str| {
+        let is_process = ["learner/src/", "coordinator/src/"].iter().any(|folder| path.starts_with(folder));
+        is_process && !path.ends_with("tests.rs") && !elsewhere.iter().any(|place| path.starts_with(place))
+    };
+    for source in rust().into_iter().filter(|source| is_meant(&source.path)) {
+        let is_one = |line: &&str| {
+            changes.iter().any(|word| line.contains(word)) && !harmless.iter().any(|word| line.contains(word))
+        };
+        let found: Vec<&str> = source.code().filter(is_one).collect();
+        assert!(found.is_empty(), "{}: use `service::OwnedDirectory` for {found:?}", source.path);
     }
 }

@@ -2,7 +2,7 @@
 //! workers, learner and coordinator on the way.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
@@ -235,4 +235,76 @@ fn a_reward_server_that_has_moved_is_found_by_a_resumed_run() {
     run.start(&["--resume"]);
     assert_eq!(run.wait(), Some(0), "the run failed:\n{}", run.output());
     assert_eq!(&run.adapter_digests(), undisturbed(0), "{}", run.output());
+}
+
+/// Workers started by hand; dropping them kills them.
+struct WorkersByHand(Vec<Child>);
+
+impl WorkersByHand {
+    /// Adds one; where `other_kernels`, its libtorch takes those of any processor.
+    fn add(&mut self, run: &Run, other_kernels: bool) -> &mut Child {
+        let address = format!("file:{}", run.directory().join("address").display());
+        let name = format!("hand-{}", self.0.len());
+        let mut command = Command::new(tests::binary("rollout-worker"));
+        command.args(["serve", "--coordinator", &address, "--member-id", &name]);
+        if other_kernels {
+            command.env("ATEN_CPU_CAPABILITY", "default");
+        }
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        self.0.push(child.expect("the worker starts"));
+        self.0.last_mut().expect("just added")
+    }
+}
+
+impl Drop for WorkersByHand {
+    fn drop(&mut self) {
+        self.0.iter_mut().for_each(|worker| drop((worker.kill(), worker.wait())));
+    }
+}
+
+/// Starts a run without workers.
+fn without_workers(changes: &[(&str, &str)]) -> Run {
+    let mut run = Run::new(changes);
+    run.start(&["--workers", "0"]);
+    run.wait_until_said("no worker is started here");
+    run
+}
+
+#[test]
+fn workers_of_another_kind_than_the_learner_obey_the_same_law_and_a_further_kind_is_refused() {
+    let trained_by = |n_workers| {
+        let (mut run, mut workers) = (without_workers(&with_lag(0)), WorkersByHand(Vec::new()));
+        for _ in 0..n_workers {
+            workers.add(&run, true);
+        }
+        run.wait_for_iterations(1);
+        let further = workers.add(&run, false);
+        let mut complaint = String::new();
+        further.stderr.take().expect("piped").read_to_string(&mut complaint).expect("readable");
+        assert_eq!(further.wait().expect("ended").code(), Some(2), "{complaint}");
+        let words =
+            ["`hand-", "and the workers of this run on `libtorch", "ATen DEFAULT", "mixed_devices = true"];
+        words.iter().for_each(|word| assert!(complaint.contains(word), "`{word}` is not in:\n{complaint}"));
+        assert_eq!(run.wait(), Some(0), "the run failed:\n{}", run.output());
+        run.adapter_digests()
+    };
+    let by_one = trained_by(1);
+    assert_ne!(&by_one, undisturbed(0), "other kernels round otherwise");
+    assert_eq!(by_one, trained_by(3));
+}
+
+#[test]
+fn a_run_of_mixed_devices_says_that_bits_are_not_promised() {
+    let (mut run, mut workers) =
+        (without_workers(&[("resources.mixed_devices", "true")]), WorkersByHand(Vec::new()));
+    workers.add(&run, true);
+    run.wait_for_iterations(1);
+    workers.add(&run, false);
+    run.wait_until_said("hand-1 computes on a further kind of device");
+    let shown = run.status(&[]);
+    assert!(shown.contains("device_kind") || shown.contains("devices: libtorch"), "{shown}");
+    // It is admitted once that is recorded, and trains to the end with the other.
+    assert_eq!(run.wait(), Some(0), "the run failed:\n{}", run.output());
+    let recorded = std::fs::read_to_string(run.directory().join("devices.json")).expect("recorded");
+    assert_eq!(recorded.matches("ATen").count(), 3, "one kind of learner, two of workers: {recorded}");
 }

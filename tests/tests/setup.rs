@@ -15,9 +15,9 @@ case "$1" in
     while [ "$1" != --target ]; do shift; done
     site=$2
     case "$*" in *torch==*)
-        mkdir -p "$site/torch/lib" "$site/torch/include" "$site/torch-2.11.0.dist-info"
+        mkdir -p "$site/torch/lib" "$site/torch/include" "$site/torch-2.13.0.dist-info"
         for library in libtorch_cpu.so libtorch_cuda.so libc10.so libgomp.so.1; do : > "$site/torch/lib/$library"; done
-        cat > "$site/torch-2.11.0.dist-info/METADATA" <<END
+        cat > "$site/torch-2.13.0.dist-info/METADATA" <<END
 Requires-Dist: filelock
 Requires-Dist: cuda-toolkit[cublas,nvtx]==13.0.2; platform_system == "Linux"
 Requires-Dist: cuda-bindings<14,>=13.0.3; platform_system == "Linux"
@@ -122,7 +122,7 @@ fn without_a_gpu_libtorch_is_fetched_without_cuda_and_once() {
     assert!(setup.set_up(device).contains("545 MB"));
     assert!(setup.libtorch("lib/libcudart.so.13").exists() && setup.libtorch("lib/libtorch.so").exists());
     assert!(!setup.libtorch("lib/libtorch_cuda.so").exists());
-    assert!(setup.stamp().starts_with("libtorch 2.11.0 cpu"));
+    assert!(setup.stamp().starts_with("libtorch 2.13.0 cpu"));
     assert_eq!(setup.set_up(device), "");
 }
 
@@ -135,7 +135,7 @@ fn with_a_gpu_it_is_fetched_with_what_its_wheel_needs_of_cuda() {
     assert!(asked.contains(" cuda-toolkit[cublas,nvtx]==13.0.2 nvidia-cudnn-cu13==9.19.0.56\n"), "{asked}");
     assert!(!asked.contains("triton") && !asked.contains("cuda-bindings"), "{asked}");
     assert!(setup.libtorch("lib/libtorch_cuda.so").exists());
-    assert_eq!((setup.stamp().as_str(), setup.set_up("").as_str()), ("libtorch 2.11.0 cuda", ""));
+    assert_eq!((setup.stamp().as_str(), setup.set_up("").as_str()), ("libtorch 2.13.0 cuda", ""));
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn a_view_for_the_cpu_is_replaced_once_a_gpu_is_seen_and_cuda_serves_a_cpu_too()
     let setup = Setup::new();
     fs::create_dir_all(setup.libtorch("lib")).expect("created");
     fs::write(setup.libtorch("lib/libtorch_cpu.so"), "").expect("written");
-    fs::write(setup.libtorch("stamp"), "libtorch 2.11.0").expect("written");
+    fs::write(setup.libtorch("stamp"), "libtorch 2.13.0").expect("written");
     if !has_driver() {
         assert_eq!(setup.set_up(""), "", "one of an earlier version of the script stays");
     }
@@ -171,7 +171,7 @@ fn an_installed_pytorch_is_used_if_it_has_what_is_wanted() {
     assert!(setup.set_up("").contains("2.5 GB"), "it has no CUDA half");
     let setup = Setup::new().with_gpu().with_installed(&["libtorch_cpu.so", "libtorch_cuda.so"]);
     assert!(setup.set_up("").contains("using the installed PyTorch"));
-    assert!(!setup.asked_of_pip().contains("torch==") && setup.stamp() == "libtorch 2.11.0 cuda");
+    assert!(!setup.asked_of_pip().contains("torch==") && setup.stamp() == "libtorch 2.13.0 cuda");
     let setup = Setup::new().with_installed(&["libtorch_cpu.so"]);
     assert!(setup.set_up("cpu").contains("using the installed PyTorch"));
 }

@@ -4,10 +4,10 @@
 //! Nothing here has been run where a GPU is.
 
 mod affinity;
-mod inventory;
 mod places;
 mod seating;
 
-pub use inventory::{Card, CardMemory, Inventory};
 pub use places::{Places, Seat};
+pub(crate) use seating::environment as worker_environment;
 pub use seating::{Seating, SeatingError};
+pub use service::cuda::{Card, CardMemory, Inventory};

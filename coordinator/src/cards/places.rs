@@ -1,11 +1,11 @@
 //! The seats of a run's members on this machine.
 
 use super::affinity::{self, Cpus};
-use super::inventory::{BUILT_FOR, Card, Inventory};
 use super::seating::{Seating, SeatingError, VARIABLES, VISIBLE};
 use crate::launch::Roster;
 use crate::member_name::MemberName;
-use config::{ResourceSection, VisibleCards};
+use config::{Determinism, ResourceSection, RunConfig, VisibleCards};
+use service::cuda::{BUILT_FOR, Card, Inventory};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
@@ -23,6 +23,7 @@ pub struct Places {
     /// Variables that the user has set.
     set: BTreeSet<&'static str>,
     resources: ResourceSection,
+    determinism: Determinism,
     allowed: Cpus,
     pci_devices: PathBuf,
 }
@@ -45,15 +46,14 @@ impl Places {
     ///
     /// # Errors
     /// If that is not what the device asks for.
-    pub fn look(resources: &ResourceSection) -> Result<Self, SeatingError> {
+    pub fn look(config: &RunConfig) -> Result<Self, SeatingError> {
         let variable = |name: &str| std::env::var(name).ok();
-        let list: VisibleCards =
-            variable(VISIBLE).map_or(Ok(VisibleCards::default()), |list| list.parse()).unwrap_or_default();
-        let cards = match resources.device.is_cpu() {
+        let list = variable(VISIBLE).map(|list| VisibleCards::seen(&list)).unwrap_or_default();
+        let cards = match config.resources.device.is_cpu() {
             true => Inventory::default(),
             false => Inventory::look(list.names(), variable(ORDER).as_deref()),
         };
-        Self::of(resources, variable, cards)
+        Self::of(config, variable, cards)
     }
 
     /// The same on a machine with these cards; `variable` looks a variable up.
@@ -61,15 +61,17 @@ impl Places {
     /// # Errors
     /// Likewise.
     pub fn of(
-        resources: &ResourceSection,
+        config: &RunConfig,
         variable: impl Fn(&str) -> Option<String>,
         cards: Inventory,
     ) -> Result<Self, SeatingError> {
+        let resources = config.resources.clone();
         Ok(Self {
             seating: Seating::new(resources.device, variable(VISIBLE).as_deref(), cards.n_cards())?,
             cards,
             set: VARIABLES.into_iter().filter(|name| variable(name).is_some()).collect(),
-            resources: resources.clone(),
+            resources,
+            determinism: config.run.determinism,
             allowed: affinity::allowed(),
             pci_devices: PCI_DEVICES.into(),
         })
@@ -92,7 +94,7 @@ impl Places {
             |card: &Card| affinity::cpus_beside(&self.pci_devices, &card.place, &self.allowed, n_threads);
         Seat {
             cpus: facts.as_ref().and_then(beside),
-            environment: self.seating.environment(member, |name| self.set.contains(name)),
+            environment: self.seating.environment(member, self.determinism, |name| self.set.contains(name)),
             card,
             facts,
         }
@@ -160,16 +162,16 @@ mod tests {
         Card { name, uuid, place: format!("0000:0{position}:00.0"), ..Card::default() }
     }
 
-    fn resources(device: ComputeDevice, workers: usize) -> ResourceSection {
-        let resources = config::preset("tempflow-tiny-cpu").expect("a preset").config.resources;
-        ResourceSection { device, workers, ..resources }
+    fn run(device: ComputeDevice, workers: usize) -> RunConfig {
+        let config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
+        RunConfig { resources: ResourceSection { device, workers, ..config.resources }, ..config }
     }
 
     /// Three cards, of which the user lists some.
     fn places(list: Option<&str>) -> Places {
         let cards = Inventory::new(vec![card(0), card(1), card(2)], None);
         let variable = |name: &str| list.filter(|_| name == VISIBLE).map(str::to_owned);
-        Places::of(&resources(ComputeDevice::Cuda, 2), variable, cards).expect("cards")
+        Places::of(&run(ComputeDevice::Cuda, 2), variable, cards).expect("cards")
     }
 
     fn shown(places: &Places) -> Vec<String> {
@@ -205,7 +207,7 @@ mod tests {
     fn a_card_without_kernels_is_said_once() {
         let old = Card { capability: Some((7, 0)), ..card(0) };
         let cards = Inventory::new(vec![old], None);
-        let places = Places::of(&resources(ComputeDevice::Cuda, 3), |_| None, cards).expect("cards");
+        let places = Places::of(&run(ComputeDevice::Cuda, 3), |_| None, cards).expect("cards");
         let notes = places.notes();
         assert_eq!(notes.len(), 1, "{notes:?}");
         assert!(
@@ -216,7 +218,7 @@ mod tests {
 
     #[test]
     fn on_the_cpu_nobody_has_a_card() {
-        let places = Places::look(&resources(ComputeDevice::Cpu, 0)).expect("no card is asked for");
+        let places = Places::look(&run(ComputeDevice::Cpu, 0)).expect("no card is asked for");
         assert_eq!(shown(&places), ["learner: no card"]);
     }
 }

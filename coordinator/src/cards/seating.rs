@@ -1,7 +1,7 @@
 //! Who sits on which card: a decision without I/O.
 
 use crate::member_name::MemberName;
-use config::{ComputeDevice, RepeatedCard, VisibleCards};
+use config::{ComputeDevice, Determinism, VisibleCards, VisibleCardsError};
 
 /// What names the cards that a process may see.
 pub(super) const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
@@ -9,18 +9,26 @@ pub(super) const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
 const ALLOCATOR: [&str; 2] = ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"];
 
 /// What members on a GPU are started with where the user has not set it. CUDA counts cards as NVML and `nvidia-smi` do;
-/// the same products give the same bits however many rows they have; memory is not lost to pieces of unequal sizes.
-const DEFAULTS: [(&str, &str); 5] = [
-    ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
+/// memory is not lost to pieces of unequal sizes.
+const DEFAULTS: [(&str, &str); 2] =
+    [("CUDA_DEVICE_ORDER", "PCI_BUS_ID"), (ALLOCATOR[0], "expandable_segments:True")];
+
+/// Likewise where bits count: the same products give the same ones however many rows they have.
+const DEFAULTS_FOR_BITS: [(&str, &str); 3] = [
     ("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1"),
     ("CUBLAS_WORKSPACE_CONFIG", ":16:8"),
     ("CUBLASLT_WORKSPACE_SIZE", "1"),
-    (ALLOCATOR[0], "expandable_segments:True"),
 ];
 
 /// All that a user may have set of what decides about cards here.
-pub(super) const VARIABLES: [&str; 6] =
-    [DEFAULTS[0].0, DEFAULTS[1].0, DEFAULTS[2].0, DEFAULTS[3].0, ALLOCATOR[0], ALLOCATOR[1]];
+pub(super) const VARIABLES: [&str; 6] = [
+    DEFAULTS[0].0,
+    ALLOCATOR[0],
+    ALLOCATOR[1],
+    DEFAULTS_FOR_BITS[0].0,
+    DEFAULTS_FOR_BITS[1].0,
+    DEFAULTS_FOR_BITS[2].0,
+];
 
 /// The cards of a run in the order in which they are given out.
 ///
@@ -37,9 +45,9 @@ pub struct Seating {
 /// The cards that a run asks for are not there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SeatingError {
-    /// The user's list says one twice.
+    /// The user's list cannot be meant so.
     #[error(transparent)]
-    Repeated(#[from] RepeatedCard),
+    List(#[from] VisibleCardsError),
     /// The user's list is empty.
     #[error(
         "`resources.device` = {device}, but CUDA_VISIBLE_DEVICES = `{list}` lists no card; unset it, name the cards that \
@@ -96,27 +104,43 @@ impl Seating {
         self.cards.get(position).map(String::as_str)
     }
 
-    /// What a member's environment has besides; `is_set` tells which variables the user has set, which are left alone.
+    /// What a member's environment has besides, in a run of this determinism; `is_set` tells which variables the user has
+    /// set, which are left alone.
     pub fn environment(
         &self,
         member: MemberName,
+        determinism: Determinism,
         is_set: impl Fn(&str) -> bool,
     ) -> Vec<(&'static str, String)> {
-        let own = match (self.device, self.card(member)) {
-            // A card that it does not use costs a process memory there, and libtorch's CUDA half memory and time.
-            (ComputeDevice::Cpu, _) => Some(String::new()),
-            (ComputeDevice::Cuda, Some(card)) => Some(card.to_owned()),
-            // The position counts in the list as it is.
-            (ComputeDevice::Cuda | ComputeDevice::CudaAt(_), _) => None,
-        };
-        let own = own.map(|cards| (VISIBLE, cards));
-        let is_set = |name: &str| match ALLOCATOR.contains(&name) {
-            true => ALLOCATOR.into_iter().any(&is_set),
-            false => is_set(name),
-        };
-        let defaults = DEFAULTS.iter().filter(|(name, _)| !self.device.is_cpu() && !is_set(name));
-        own.into_iter().chain(defaults.map(|&(name, value)| (name, value.to_owned()))).collect()
+        environment(self.device, self.card(member), determinism, is_set)
     }
+}
+
+/// What the environment of a process has besides that computes on that device, and on that card where each has its own.
+pub(crate) fn environment(
+    device: ComputeDevice,
+    card: Option<&str>,
+    determinism: Determinism,
+    is_set: impl Fn(&str) -> bool,
+) -> Vec<(&'static str, String)> {
+    let own = match (device, card) {
+        // A card that it does not use costs a process memory there, and libtorch's CUDA half memory and time.
+        (ComputeDevice::Cpu, _) => Some(String::new()),
+        (ComputeDevice::Cuda, Some(card)) => Some(card.to_owned()),
+        // The position counts in the list as it is.
+        (ComputeDevice::Cuda | ComputeDevice::CudaAt(_), _) => None,
+    };
+    let own = own.map(|cards| (VISIBLE, cards));
+    let is_set = |name: &str| match ALLOCATOR.contains(&name) {
+        true => ALLOCATOR.into_iter().any(&is_set),
+        false => is_set(name),
+    };
+    let for_bits = DEFAULTS_FOR_BITS.iter().filter(|_| determinism == Determinism::Strict);
+    let defaults = DEFAULTS.iter().chain(for_bits);
+    let defaults = defaults.filter(|(name, _)| !device.is_cpu() && !is_set(name));
+    let told = (Determinism::VARIABLE, determinism.name().to_owned());
+    let defaults = defaults.map(|&(name, value)| (name, value.to_owned()));
+    own.into_iter().chain([told]).chain(defaults).collect()
 }
 
 /// The place of a member among all that there may be.
@@ -186,21 +210,25 @@ mod tests {
 
     #[test]
     fn each_member_sees_its_card_alone_and_what_the_user_has_set_stays() {
-        let environment = |device, n_cards| {
+        let environment = |device, n_cards, determinism| {
             let seating = Seating::new(device, None, n_cards).expect("cards");
             let is_set = |name: &str| ["CUDA_DEVICE_ORDER", "PYTORCH_ALLOC_CONF"].contains(&name);
-            let variables = seating.environment(MemberName::Worker(0), is_set).into_iter();
+            let variables = seating.environment(MemberName::Worker(0), determinism, is_set).into_iter();
             variables.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
         };
         let defaults = [
+            "FLOW_RL_DETERMINISM=strict",
             "TORCH_CUDNN_SDPA_DEPRIORITIZED=1",
             "CUBLAS_WORKSPACE_CONFIG=:16:8",
             "CUBLASLT_WORKSPACE_SIZE=1",
         ];
-        assert_eq!(environment(CUDA, 2)[0], "CUDA_VISIBLE_DEVICES=1");
-        assert_eq!(environment(CUDA, 2)[1..], defaults);
-        assert_eq!(environment(CUDA, 0), defaults, "nothing is known, so nothing is hidden");
-        assert_eq!(environment(ComputeDevice::CudaAt(1), 2), defaults, "it counts in the user's list");
-        assert_eq!(environment(ComputeDevice::Cpu, 2), ["CUDA_VISIBLE_DEVICES="]);
+        let strict = |device, n_cards| environment(device, n_cards, Determinism::Strict);
+        assert_eq!(strict(CUDA, 2)[0], "CUDA_VISIBLE_DEVICES=1");
+        assert_eq!(strict(CUDA, 2)[1..], defaults);
+        assert_eq!(strict(CUDA, 0), defaults, "nothing is known, so nothing is hidden");
+        assert_eq!(strict(ComputeDevice::CudaAt(1), 2), defaults, "it counts in the user's list");
+        assert_eq!(strict(ComputeDevice::Cpu, 2), ["CUDA_VISIBLE_DEVICES=", defaults[0]]);
+        let fast = environment(CUDA, 0, Determinism::Fast);
+        assert_eq!(fast, ["FLOW_RL_DETERMINISM=fast"], "what bits need costs time");
     }
 }

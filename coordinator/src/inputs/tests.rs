@@ -4,7 +4,10 @@ use super::*;
 use crate::cli::{Cli, Command};
 use crate::opening::open_run;
 use crate::run_place::run_directory;
+use crate::run_record::RunRecord;
+use crate::stand_ins::StandIn;
 use clap::Parser;
+use service::Ownership;
 use std::fs;
 
 /// A folder with prompts, a model and the config of a run on them.
@@ -35,6 +38,10 @@ impl Home {
         let path = self.folder.path().join(name);
         fs::create_dir_all(path.parent().expect("a folder")).expect("created");
         fs::write(path, text).expect("written");
+    }
+
+    fn owner(&self) -> Ownership {
+        Ownership::claim(&self.directory(), 0, None).expect("claimed")
     }
 
     /// Opens the run as `coordinator up` with these flags does; what was accepted, or the refusal.
@@ -140,22 +147,32 @@ async fn living_members_must_not_learn_of_a_change_by_surprise() {
     let home = Home::new();
     assert_eq!(home.up(&[]).await, Ok(vec![]));
     home.write("train.txt", "a bat\n");
-    // A process with the name of a member in its arguments.
-    let mut member = std::process::Command::new("sh");
-    member.args(["-c", "read line", "learner", "--member-id", "learner"]).stdin(std::process::Stdio::piped());
-    let mut member = member.spawn().expect("a process");
+    let member = StandIn::start("learner");
+    member.record(&home.directory(), "learner");
+    let told = home.up(&["--resume", "--accept-changed-data"]).await.expect_err("it lives");
+    let pid = member.pid();
+    assert!(
+        told.contains(&format!(
+            "learner (process {pid}) still live and know what was before; end them first by `kill {pid}`"
+        )),
+        "{told}"
+    );
+    drop(member);
     let mut record = RunRecord::read(&home.directory()).expect("a record");
-    record.members.insert("learner".to_owned(), crate::launch::Handle(member.id()));
-    record.write(&home.directory()).expect("written");
-    let lives = !record.living_members().is_empty();
-    let outcome = home.up(&["--resume", "--accept-changed-data"]).await;
-    member.kill().expect("killed");
-    member.wait().expect("waited for");
-    assert!(lives, "the stand-in is not taken for a member");
-    assert!(outcome.expect_err("it lives").contains("learner still live and know what was before"));
     record.members.clear();
-    record.write(&home.directory()).expect("written");
+    record.write(home.owner().directory()).expect("written");
     home.up(&["--resume", "--accept-changed-data"]).await.expect("nobody lives");
+}
+
+#[tokio::test]
+async fn a_folder_in_place_of_the_digests_is_named_with_the_remedy() {
+    let home = Home::new();
+    assert_eq!(home.up(&[]).await, Ok(vec![]));
+    let path = home.directory().inputs();
+    fs::remove_file(&path).expect("removed");
+    fs::create_dir(&path).expect("created");
+    let told = home.up(&["--resume"]).await.expect_err("no file");
+    assert!(told.contains("inputs.json is a folder") && told.contains("move it away"), "{told}");
 }
 
 #[tokio::test]
@@ -288,7 +305,7 @@ async fn a_record_of_an_earlier_version_is_taken_for_what_it_holds() {
     let downgrade = || {
         let mut record = KeptInputs::of(&home.directory()).record.expect("a record");
         record.prompts = None;
-        record.write(&home.directory()).expect("written");
+        record.write(home.owner().directory()).expect("written");
     };
     downgrade();
     assert_eq!(home.resume().await, Ok(vec![]));

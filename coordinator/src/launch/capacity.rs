@@ -2,6 +2,7 @@
 //! machine bounds nothing.
 
 use nix::sys::resource::{Resource, getrlimit};
+use service::system_numbers::{number_after, number_in};
 use std::fs;
 
 /// Descriptors that a worker takes in the coordinator, or in the learner, which inherits its limit.
@@ -70,6 +71,32 @@ fn gigabytes(bytes: u64) -> String {
     format!("{:.2} GB", bytes as f64 / 1e9)
 }
 
+/// What bounds the workers of a run besides its config.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Room {
+    /// What is left on the machine of the coordinator.
+    #[default]
+    ThisMachine,
+    /// So many slots of other hosts.
+    Slots(u32),
+}
+
+impl Room {
+    /// Why so many workers are too many, where `current` are wanted already and `members` are those of this machine, by their
+    /// process ids.
+    pub fn refusal(self, current: u32, wanted: u32, members: &[u32]) -> Option<String> {
+        match self {
+            Self::ThisMachine => of_machine(wanted.saturating_sub(current), &Machine::look(members)),
+            Self::Slots(slots) => (wanted > slots).then(|| {
+                format!(
+                    "{wanted} workers are more than the {slots} slot(s) of `[[hosts]]`; add hosts or slots to the run's config, and \
+                     go on with that by `coordinator resume RUN`"
+                )
+            }),
+        }
+    }
+}
+
 impl Machine {
     /// Looks at this machine, and at those of `members`, by their process ids, that live on it.
     pub fn look(members: &[u32]) -> Self {
@@ -77,7 +104,7 @@ impl Machine {
         let statuses: Vec<String> = members.iter().map(status).collect();
         let most = |key: &str| statuses.iter().filter_map(|status| number_after(status, key)).max();
         Self {
-            free_memory: least([memory_of_system(), memory_of_group()]),
+            free_memory: service::free_memory(),
             // Pages of files, such as the programs' own, are shared.
             memory_of_worker: most("RssAnon:").map(|kibibytes| kibibytes * 1024),
             free_threads: free_threads(),
@@ -85,19 +112,6 @@ impl Machine {
             free_descriptors: free_descriptors(),
         }
     }
-}
-
-fn memory_of_system() -> Option<u64> {
-    Some(number_after(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")? * 1024)
-}
-
-/// What the control group of a container leaves; files that were read are given up when memory is short.
-fn memory_of_group() -> Option<u64> {
-    let (limit, used) =
-        (number_in("/sys/fs/cgroup/memory.max")?, number_in("/sys/fs/cgroup/memory.current")?);
-    let statistics = fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
-    let reclaimable = number_after(&statistics, "inactive_file").unwrap_or(0);
-    Some(limit.saturating_sub(used.saturating_sub(reclaimable)))
 }
 
 fn free_threads() -> Option<u64> {
@@ -146,16 +160,6 @@ fn least(bounds: impl IntoIterator<Item = Option<u64>>) -> Option<u64> {
     bounds.into_iter().flatten().min()
 }
 
-fn number_in(path: &str) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-/// The number after a key that begins a line.
-fn number_after(text: &str, key: &str) -> Option<u64> {
-    let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
-    rest.split_whitespace().next()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,6 +187,16 @@ mod tests {
     }
 
     #[test]
+    fn the_slots_of_hosts_bound_workers_whatever_this_machine_has() {
+        assert_eq!(Room::Slots(8).refusal(0, 8, &[]), None);
+        let told = Room::Slots(8).refusal(8, 9, &[]).expect("too many");
+        assert!(
+            told.starts_with("9 workers are more than the 8 slot(s) of `[[hosts]]`; add hosts or slots"),
+            "{told}"
+        );
+    }
+
+    #[test]
     fn the_config_bounds_workers_too() {
         assert_eq!(of_config(8, 8), None);
         assert!(of_config(9, 8).expect("too many").contains("`resources.max_workers` = 8"));
@@ -203,12 +217,5 @@ mod tests {
         let statuses = [status(7, 3), status(0, 4000), status(7, 2), "gone".to_owned()];
         assert_eq!(threads_of_user(&statuses, 7), 5);
         assert!(!process_statuses().is_empty());
-    }
-
-    #[test]
-    fn numbers_are_found_after_their_keys() {
-        let status = "Name:\tworker\nRssAnon:\t  204800 kB\nThreads:\t9\n";
-        assert_eq!(number_after(status, "RssAnon:"), Some(204_800));
-        assert_eq!((number_after(status, "Threads:"), number_after(status, "VmSwap:")), (Some(9), None));
     }
 }

@@ -22,12 +22,21 @@ const TAIL_LINES: usize = 15;
 /// Starts, signals and buries the processes of one run.
 pub struct LocalLauncher {
     programs: PathBuf,
-    coordinator: String,
+    contact: Contact,
     /// As members that run here call it.
     host: String,
     directory: RunDirectory,
     places: Places,
     processes: BTreeMap<MemberName, Process>,
+}
+
+/// What members are told of how they reach and trust the coordinator, by their kind.
+#[derive(Clone, Debug)]
+pub struct Contact {
+    /// Arguments of a learner.
+    pub learner: Vec<String>,
+    /// Arguments of a worker.
+    pub worker: Vec<String>,
 }
 
 struct Process {
@@ -56,8 +65,8 @@ impl LocalLauncher {
     ///
     /// # Errors
     /// A usage error if one of them is missing.
-    pub fn new(port: u16, directory: RunDirectory, places: Places) -> Result<Self, CoordinatorError> {
-        Self::with_programs(programs()?, port, directory, places)
+    pub fn new(contact: Contact, directory: RunDirectory, places: Places) -> Result<Self, CoordinatorError> {
+        Self::with_programs(programs()?, contact, directory, places)
     }
 
     /// A launcher of the programs in a folder.
@@ -66,7 +75,7 @@ impl LocalLauncher {
     /// A usage error if one of them is missing.
     pub fn with_programs(
         programs: PathBuf,
-        port: u16,
+        contact: Contact,
         directory: RunDirectory,
         places: Places,
     ) -> Result<Self, CoordinatorError> {
@@ -79,9 +88,8 @@ impl LocalLauncher {
                 )));
             }
         }
-        let coordinator = format!("http://127.0.0.1:{port}");
         let host = service::host_name();
-        Ok(Self { programs, coordinator, host, directory, places, processes: BTreeMap::new() })
+        Ok(Self { programs, contact, host, directory, places, processes: BTreeMap::new() })
     }
 
     fn program(&self, member: MemberName) -> PathBuf {
@@ -91,9 +99,13 @@ impl LocalLauncher {
         })
     }
 
-    fn arguments(&self, member: MemberName) -> [String; 5] {
-        let member_id = member.to_string();
-        ["serve", "--coordinator", &self.coordinator, "--member-id", &member_id].map(str::to_owned)
+    fn arguments(&self, member: MemberName) -> Vec<String> {
+        let contact = match member {
+            MemberName::Learner => &self.contact.learner,
+            MemberName::Worker(_) => &self.contact.worker,
+        };
+        let own = ["--member-id".to_owned(), member.to_string()];
+        std::iter::once("serve".to_owned()).chain(contact.iter().cloned()).chain(own).collect()
     }
 
     fn log(&self, member: MemberName) -> PathBuf {
@@ -103,7 +115,10 @@ impl LocalLauncher {
 
 impl Launcher for LocalLauncher {
     fn describe(&self, member: MemberName) -> String {
-        let (program, arguments) = (self.program(member), self.arguments(member).join(" "));
+        let (program, arguments) = (
+            self.program(member),
+            self.arguments(member).iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
+        );
         let seat = self.places.seat(member);
         let variables: String =
             seat.environment.iter().map(|(name, value)| format!(" {name}={}", quoted(value))).collect();
@@ -132,6 +147,9 @@ impl Launcher for LocalLauncher {
             .stderr(errors)
             // A group of its own: Ctrl-C on the terminal reaches the coordinator alone, which then drains.
             .process_group(0);
+        service::MEMBER_VARIABLES.into_iter().for_each(|name| {
+            command.env_remove(name);
+        });
         let child = seat.on_its_cpus(|| command.spawn());
         let child = child.map_err(|source| CoordinatorError::Spawn { program, source })?;
         let pid = child.id();
@@ -141,7 +159,8 @@ impl Launcher for LocalLauncher {
     }
 
     fn adopt(&mut self, member: MemberName, handle: Handle) -> bool {
-        let process = Process { pid: handle.0, child: None, report: None };
+        let Handle::Process(pid) = handle else { return false };
+        let process = Process { pid, child: None, report: None };
         let living = process.is_there(member, &self.directory);
         if living {
             self.processes.insert(member, process);
@@ -181,7 +200,7 @@ impl Launcher for LocalLauncher {
     }
 
     fn handles(&self) -> BTreeMap<MemberName, Handle> {
-        self.processes.iter().map(|(&member, process)| (member, Handle(process.pid))).collect()
+        self.processes.iter().map(|(&member, process)| (member, Handle::Process(process.pid))).collect()
     }
 
     fn is_own(&self, member: MemberName, applicant: &Applicant) -> bool {
@@ -198,7 +217,7 @@ impl Process {
             None => match directory.logs().canonicalize() {
                 Ok(logs) => member_of_process(self.pid, &logs).is_some_and(|id| id == member.to_string()),
                 // Its log says nothing then, and a process that may live is not started a second time.
-                Err(_) => is_member_process(Handle(self.pid), &member.to_string()),
+                Err(_) => is_member_process(self.pid, &member.to_string()),
             },
         }
     }
@@ -219,7 +238,7 @@ impl Process {
 }
 
 /// Whether the process of that id was started as that member, of this run or another; ids are used again.
-pub fn is_member_process(Handle(pid): Handle, member_id: &str) -> bool {
+pub fn is_member_process(pid: u32, member_id: &str) -> bool {
     let Ok(command_line) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
         return false;
     };
@@ -234,7 +253,7 @@ fn member_of_process(pid: u32, logs: &Path) -> Option<String> {
     let log = std::fs::read_link(format!("/proc/{pid}/fd/1")).ok()?;
     // The end of the name may say that the file was deleted.
     let member_id = log.file_stem()?.to_str()?.to_owned();
-    let is_member = log.parent() == Some(logs) && is_member_process(Handle(pid), &member_id);
+    let is_member = log.parent() == Some(logs) && is_member_process(pid, &member_id);
     is_member.then_some(member_id)
 }
 

@@ -3,21 +3,25 @@
 
 pub mod capacity;
 pub mod exit_report;
+mod handle;
 mod keeper;
 mod local;
 mod restart;
+pub mod ssh;
 mod supervisor;
 
 use crate::error::CoordinatorError;
 use crate::membership::Applicant;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 pub use crate::member_name::MemberName;
 pub use exit_report::ExitReport;
+pub use handle::{Handle, RemoteStart};
 pub use keeper::{Action, Keeper, Roster, Sight};
-pub use local::{LocalLauncher, is_member_process, living_processes, programs};
+pub use local::{Contact, LocalLauncher, is_member_process, living_processes, programs};
+pub use ssh::SshLauncher;
 pub use supervisor::Supervisor;
+pub(crate) use supervisor::set_aside_notice;
 
 /// A place where the members of a run can run.
 ///
@@ -50,11 +54,6 @@ pub trait Launcher: Send {
     /// Whether who joined under a member's name is what was started or adopted as that member.
     fn is_own(&self, member: MemberName, applicant: &Applicant) -> bool;
 }
-
-/// A number by which a launcher finds a member again, as `run.json` keeps it. Only the launcher knows of what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Handle(pub u32);
 
 /// How a member is made to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct End {
+pub struct ProcessEnd {
     /// Whether it got something done.
     pub has_worked: bool,
     /// Whether it said goodbye and ended in good order, because it was told to.
@@ -36,9 +36,14 @@ pub struct RestartHistory {
 }
 
 impl RestartHistory {
+    /// Whether another end without work sets the member aside at once.
+    pub fn is_exhausted(&self) -> bool {
+        self.idle_deaths >= MAX_IDLE_DEATHS
+    }
+
     /// Takes note of an end and decides. How long the process lived is no sign of its health: loading a large model takes
     /// longer than many a life.
-    pub fn decide(&mut self, end: End) -> RestartDecision {
+    pub fn decide(&mut self, end: ProcessEnd) -> RestartDecision {
         if end.code == Some(service::exit_code::BAD_USAGE.into()) {
             return RestartDecision::GiveUp;
         }
@@ -46,7 +51,7 @@ impl RestartHistory {
             self.idle_deaths = 0;
         }
         self.idle_deaths += u32::from(!end.is_announced);
-        if self.idle_deaths >= MAX_IDLE_DEATHS {
+        if self.is_exhausted() {
             return RestartDecision::SetAside;
         }
         let doublings = self.idle_deaths.saturating_sub(1);
@@ -58,7 +63,7 @@ impl RestartHistory {
 mod tests {
     use super::*;
 
-    const DEATH: End = End { has_worked: false, is_announced: false, code: Some(1) };
+    const DEATH: ProcessEnd = ProcessEnd { has_worked: false, is_announced: false, code: Some(1) };
 
     #[test]
     fn pauses_grow_until_a_member_is_set_aside() {
@@ -76,16 +81,16 @@ mod tests {
     fn a_member_that_works_or_was_told_to_end_is_started_for_ever() {
         let mut history = RestartHistory::default();
         for _ in 0..100 {
-            let worked = End { has_worked: true, code: None, ..DEATH };
+            let worked = ProcessEnd { has_worked: true, code: None, ..DEATH };
             assert_eq!(history.decide(worked), RestartDecision::After(FIRST_PAUSE));
-            let told = End { is_announced: true, code: Some(75), ..DEATH };
+            let told = ProcessEnd { is_announced: true, code: Some(75), ..DEATH };
             assert_eq!(history.decide(told), RestartDecision::After(FIRST_PAUSE));
         }
     }
 
     #[test]
     fn bad_input_is_not_tried_twice() {
-        let end = End { has_worked: true, code: Some(2), ..DEATH };
+        let end = ProcessEnd { has_worked: true, code: Some(2), ..DEATH };
         assert_eq!(RestartHistory::default().decide(end), RestartDecision::GiveUp);
     }
 }

@@ -1,8 +1,9 @@
 //! Carries out what the keeper decides, and shows it what the launcher and the run's state see.
 
+use super::keeper::TIME_SET_ASIDE;
 use super::{Action, Handle, Keeper, Launcher, MemberName, Roster, Sight};
 use crate::error::CoordinatorError;
-use crate::membership::Member;
+use crate::membership::{Member, Presence};
 use crate::run_state::RunState;
 use crate::server::ControlPlane;
 use std::collections::BTreeMap;
@@ -17,16 +18,16 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// Watches over nothing yet.
-    pub fn new(launcher: impl Launcher + 'static, plane: ControlPlane) -> Self {
-        Self { launcher: Box::new(launcher), plane, keeper: Keeper::default() }
+    pub fn new(launcher: Box<dyn Launcher>, plane: ControlPlane) -> Self {
+        Self { launcher, plane, keeper: Keeper::default() }
     }
 
     /// Takes over those members of an earlier coordinator that still live, and names them.
     pub fn adopt(&mut self, members: &BTreeMap<String, Handle>, now: Instant) -> Vec<String> {
         let mut adopted = Vec::new();
-        for (member_id, &handle) in members {
+        for (member_id, handle) in members {
             let named = MemberName::parse(member_id);
-            if let Some(member) = named.filter(|&member| self.launcher.adopt(member, handle)) {
+            if let Some(member) = named.filter(|&member| self.launcher.adopt(member, handle.clone())) {
                 self.keeper.adopt(member, now);
                 adopted.push(member_id.clone());
             }
@@ -59,7 +60,16 @@ impl Supervisor {
 
     fn keep(&mut self, wanted: Roster, now: Instant) -> Result<(), CoordinatorError> {
         let sights = self.look();
-        self.keeper.decide(wanted, &sights, now).into_iter().try_for_each(|action| self.carry_out(action))
+        self.note_who_has_come(&sights);
+        self.keeper.note_others(self.count_others(&sights));
+        let actions = self.keeper.decide(wanted, &sights, now);
+        let events = self.keeper.take_events();
+        if !events.is_empty() {
+            let note =
+                |state: &mut RunState| events.into_iter().for_each(|event| state.events_mut().note(event));
+            self.plane.update(|state, _| note(state));
+        }
+        actions.into_iter().try_for_each(|action| self.carry_out(action))
     }
 
     fn look(&mut self) -> BTreeMap<MemberName, Sight> {
@@ -73,9 +83,31 @@ impl Supervisor {
         })
     }
 
+    /// From when on the names of what was started are nobody else's.
+    fn note_who_has_come(&self, sights: &BTreeMap<MemberName, Sight>) {
+        let living = sights.iter().filter(|(_, sight)| sight.presence == Some(Presence::Living));
+        let names: Vec<String> = living.map(|(member, _)| member.to_string()).collect();
+        let is_awaited = |state: &RunState| names.iter().any(|name| state.members.is_awaited(name));
+        if self.plane.read(is_awaited) {
+            self.plane.update(|state, _| names.iter().for_each(|name| state.members.has_come(name)));
+        }
+    }
+
+    /// Living workers that the launcher has neither started nor adopted.
+    fn count_others(&self, sights: &BTreeMap<MemberName, Sight>) -> u32 {
+        let is_own_worker = |(member, sight): &(&MemberName, &Sight)| {
+            **member != MemberName::Learner && sight.presence == Some(Presence::Living)
+        };
+        let n_own = sights.iter().filter(is_own_worker).count() as u32;
+        self.plane.read(|state| state.members.n_workers()).saturating_sub(n_own)
+    }
+
     fn carry_out(&mut self, action: Action) -> Result<(), CoordinatorError> {
         match action {
-            Action::Start(member) => self.launcher.start(member)?,
+            Action::Start(member) => {
+                self.launcher.start(member)?;
+                self.plane.update(|state, _| state.members.await_process(&member.to_string()));
+            }
             Action::Drain(member) => self.plane.update(|state, _| state.members.drain(&member.to_string())),
             Action::Signal(member, signal) => self.launcher.signal(member, signal),
             Action::Forget(member) => {
@@ -86,10 +118,12 @@ impl Supervisor {
                 self.launcher.forget(member);
             }
             Action::SetAside(report) => {
-                let (member, how, log) = (report.member, &report.how, report.log.display());
+                let (how, log) = (&report.how, report.log.display());
+                let said = set_aside_notice(&report.member.to_string());
+                let minutes = TIME_SET_ASIDE.as_secs() / 60;
                 let notice = format!(
-                    "{member} is set aside: again and again it ended without having finished anything, last it {how}; see {log}. \
-                     Another number of workers (`coordinator scale`) gives it another chance"
+                    "{said} its processes end without having finished anything, last it {how}; see {log}. It is tried again \
+                     every {minutes} minutes, and at once by another number of workers (`coordinator scale`)"
                 );
                 self.plane.update(|state, _| state.note(&notice));
             }
@@ -97,6 +131,11 @@ impl Supervisor {
         }
         Ok(())
     }
+}
+
+/// How the notice of a member begins that is not started again.
+pub(crate) fn set_aside_notice(member_id: &str) -> String {
+    format!("{member_id} is set aside:")
 }
 
 /// The member of the run that what was started as it has become; none before it has joined, or if another has.

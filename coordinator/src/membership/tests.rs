@@ -1,10 +1,12 @@
 //! Who is let in, who is fenced, and when.
 
 use super::*;
+use protocol::{PROGRAM_VERSION, PROTOCOL_VERSION};
 
 const PATIENCE: Patience = Patience {
     lease: Duration::from_secs(5),
     task_deadline: Duration::from_secs(60),
+    opening_deadline: Duration::from_secs(300),
     drain: Duration::from_secs(30),
 };
 
@@ -36,6 +38,12 @@ fn learner(member_id: &str, pid: u32) -> Applicant {
     Applicant { role: Role::Learner, address: "here:1".to_owned(), ..worker(member_id, pid) }
 }
 
+/// The launcher starts a process under a name, which joins.
+fn replace(members: &mut Members, applicant: Applicant, now: Instant) -> Caller {
+    members.await_process(&applicant.member_id);
+    members.join(applicant, now).expect("its launcher started it")
+}
+
 #[test]
 fn a_member_without_heartbeat_is_lost_and_fenced() {
     let (mut members, now) = (members(), Instant::now());
@@ -59,7 +67,7 @@ fn every_message_renews_the_lease() {
 fn an_earlier_incarnation_is_fenced() {
     let (mut members, now) = (members(), Instant::now());
     let old = members.join(worker("a", 1), now).expect("joined");
-    let new = members.join(worker("a", 2), now).expect("a new process takes over");
+    let new = replace(&mut members, worker("a", 2), now);
     assert!(new.incarnation > old.incarnation);
     assert!(matches!(members.admit(Some(&old), now), Err(Refusal::Fenced { .. })));
     assert!(members.admit(Some(&new), now).is_ok());
@@ -69,9 +77,9 @@ fn an_earlier_incarnation_is_fenced() {
 fn a_replaced_process_cannot_come_back_while_its_successor_lives() {
     let (mut members, now) = (members(), Instant::now());
     members.join(worker("a", 1), now).expect("joined");
-    members.join(worker("a", 2), now).expect("a new process takes over");
-    let refusal = members.join(again(worker("a", 1)), now).expect_err("replaced");
-    assert_eq!(refusal.to_string(), "member `a` is process 2 on here now");
+    replace(&mut members, worker("a", 2), now);
+    let refusal = members.join(again(worker("a", 1)), now).expect_err("replaced").to_string();
+    assert!(refusal.contains("`a`, joined from here (process 2)"), "{refusal}");
     members.join(again(worker("a", 2)), now).expect("the successor may");
     assert!(members.end(&worker("a", 2), Presence::Lost(Loss::Exited)));
     members.join(again(worker("a", 1)), now).expect("the place is free");
@@ -100,8 +108,9 @@ fn members_of_other_runs_are_refused() {
 fn there_is_one_learner() {
     let (mut members, now) = (members(), Instant::now());
     members.join(learner("learner", 1), now).expect("joined");
-    assert!(matches!(members.join(learner("other", 2), now), Err(Refusal::Taken { .. })));
-    members.join(learner("learner", 3), now).expect("its successor");
+    let told = members.join(learner("other", 2), now).expect_err("a second one").to_string();
+    assert!(told.contains("the learner of this run is `learner`") && told.contains("process 1"), "{told}");
+    replace(&mut members, learner("learner", 3), now);
     assert_eq!(members.learner().expect("a learner").applicant.process.pid, 3);
 }
 
@@ -109,9 +118,8 @@ fn there_is_one_learner() {
 fn a_worker_that_gets_nowhere_is_stuck() {
     let (mut members, now) = (members(), Instant::now());
     let caller = members.join(worker("a", 1), now).expect("joined");
-    members.heartbeat(Some(&caller), PATIENCE.task_deadline, now).expect("in time");
-    let late = PATIENCE.task_deadline + Duration::from_secs(1);
-    assert!(members.heartbeat(Some(&caller), late, now).is_err());
+    members.heartbeat(Some(&caller), false, now).expect("in time");
+    assert!(members.heartbeat(Some(&caller), true, now).is_err());
     assert_eq!(members.get("a").expect("known").presence, Presence::Lost(Loss::Stuck));
     assert!(matches!(members.join(again(worker("a", 1)), now), Err(Refusal::Stuck { .. })));
     members.join(worker("a", 2), now).expect("its successor");
@@ -123,7 +131,7 @@ fn presence_and_tasks_add_up_over_lives() {
     members.join(worker("a", 1), now).expect("joined");
     members.count_task("a");
     let later = now + Duration::from_secs(4);
-    members.join(worker("a", 2), later).expect("joined");
+    replace(&mut members, worker("a", 2), later);
     let member = members.get("a").expect("known");
     assert_eq!(member.present(later + Duration::from_secs(2)), Duration::from_secs(6));
     assert_eq!(member.tasks_done, 1);
@@ -219,7 +227,7 @@ fn whoever_comes_and_goes_memory_is_bounded_and_the_numbers_hold() {
             1 => assert!(members.end(&worker(&caller.member_id, number), Presence::Lost(Loss::Exited))),
             _ => {
                 members.drain(&caller.member_id);
-                members.heartbeat(Some(&caller), PATIENCE.task_deadline * 2, now).expect_err("stuck");
+                members.heartbeat(Some(&caller), true, now).expect_err("stuck");
             }
         }
         if number % 100 == 0 {
@@ -242,7 +250,7 @@ fn there_is_an_end_to_members() {
         members.join(worker(&format!("w{number}"), 1), now).expect("room");
     }
     assert_eq!(members.join(worker("one-more", 1), now), Err(Refusal::Full));
-    members.join(worker("w7", 2), now).expect("it is one of them");
+    replace(&mut members, worker("w7", 2), now);
     members.drain("w8");
     assert_eq!(members.n_taking_tasks(), MOST_LIVING - 1);
     members.expire(now + PATIENCE.lease * 2);
@@ -257,10 +265,62 @@ fn processes_are_told_apart_by_their_nonces_alone() {
     // A container that is started again: the same id on a host of the same name.
     let restarted =
         Applicant { process: Process { nonce: vec![7; 16].into(), ..process(1) }, ..worker("a", 1) };
-    let refused = members.join(again(restarted.clone()), now).expect_err("the first one lives");
-    assert_eq!(refused.to_string(), "member `a` is process 1 on here now");
-    members.join(restarted, now).expect("it is newly started, and replaces the first");
+    for other in [again(restarted.clone()), restarted.clone()] {
+        let refused = members.join(other, now).expect_err("the first one lives");
+        assert!(matches!(refused, Refusal::Taken { .. }), "{refused}");
+    }
+    members.join(worker("a", 1), now).expect("it is the same process, whose reply was lost");
+    replace(&mut members, restarted, now);
     members.join(again(worker("a", 1)), now).expect_err("it was replaced");
+}
+
+#[test]
+fn of_two_living_processes_with_one_name_the_first_stays_and_the_second_is_told() {
+    let (mut members, now) = (members(), Instant::now());
+    let first = members.join(worker("a", 1), now).expect("joined");
+    let told = members.join(worker("a", 2), now).expect_err("the first one lives").to_string();
+    let words = ["joined from here (process 1) and lives", "give each its own `--member-id`"];
+    assert!(words.iter().all(|words| told.contains(words)), "{told}");
+    members.admit(Some(&first), now).expect("nothing has changed for the first");
+}
+
+#[test]
+fn a_process_that_follows_a_dead_one_gets_in_with_the_end_of_its_lease_or_as_soon_as_the_death_is_known() {
+    let (mut members, now) = (members(), Instant::now());
+    members.join(worker("a", 1), now).expect("joined");
+    members.join(worker("a", 2), now + PATIENCE.lease).expect_err("the lease is current");
+    let late = now + PATIENCE.lease + Duration::from_millis(1);
+    assert_eq!(members.expire(late), ["a"]);
+    let second = members.join(worker("a", 2), late).expect("the lease has ended");
+    members.leave(Some(&second), late).expect("left");
+    members.join(worker("a", 3), late).expect("it has left");
+    assert!(members.end(&worker("a", 3), Presence::Lost(Loss::Exited)));
+    members.join(worker("a", 4), late).expect("it was seen to end");
+}
+
+#[test]
+fn what_the_launcher_starts_gets_its_place_once_whoever_has_come_meanwhile() {
+    let (mut members, now) = (members(), Instant::now());
+    let stranger = members.join(worker("worker-0", 7), now).expect("the place was free");
+    members.await_process("worker-0");
+    let refused = members.join(again(worker("worker-0", 8)), now).expect_err("it is not new");
+    assert!(matches!(refused, Refusal::Taken { .. }), "{refused}");
+    members.join(worker("worker-0", 1), now).expect("its launcher started it");
+    assert!(matches!(members.admit(Some(&stranger), now), Err(Refusal::Fenced { .. })));
+    members.join(again(worker("worker-0", 7)), now).expect_err("the stranger's place is gone");
+    members.has_come("worker-0");
+    members.join(worker("worker-0", 9), now).expect_err("one process was started");
+}
+
+#[test]
+fn whoever_comes_before_what_the_launcher_started_does_not_take_its_place() {
+    let (mut members, now) = (members(), Instant::now());
+    members.await_process("learner");
+    // One that an earlier coordinator started and that it did not live to note.
+    for orphan in [again(learner("learner", 7)), learner("learner", 8)] {
+        members.join(orphan, now).expect("nobody has the place yet");
+        members.join(learner("learner", 1), now).expect("its launcher started it");
+    }
 }
 
 #[test]
@@ -283,5 +343,26 @@ fn another_build_or_protocol_is_refused_with_both_versions() {
     ] {
         let refused = members.join(odd, now).expect_err("refused");
         assert!(matches!(refused, Refusal::Malformed(_)), "{refused}");
+    }
+}
+
+#[test]
+fn each_kind_of_work_may_stand_still_for_its_own_time() {
+    let computing = Duration::from_secs(20);
+    let standstill = |(work, seconds): (Work, f64)| Standstill { work: work.into(), seconds };
+    for (told, hung) in [
+        (&[][..], None),
+        (&[(Work::Opening, 300.0), (Work::Computing, 20.0), (Work::Waiting, 60.0)], None),
+        (&[(Work::Opening, 301.0)], Some((Work::Opening, 300))),
+        (&[(Work::Waiting, 60.0), (Work::Computing, 20.5)], Some((Work::Computing, 20))),
+        (&[(Work::Waiting, 61.0)], Some((Work::Waiting, 60))),
+        (&[(Work::Unspecified, 61.0)], Some((Work::Unspecified, 60))),
+        (&[(Work::Computing, f64::NAN), (Work::Opening, -7.0)], None),
+    ] {
+        let told: Vec<Standstill> = told.iter().copied().map(standstill).collect();
+        let hang = PATIENCE.hang(&told, computing);
+        let found = hang.map(|hang| (hang.work, hang.deadline.as_secs()));
+        assert_eq!(found, hung, "{told:?}");
+        assert!(hang.is_none_or(|hang| hang.to_string().contains("-deadline`")), "the remedy is named");
     }
 }

@@ -8,8 +8,18 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Leases {
     by_worker: BTreeMap<String, InHand>,
-    /// How many workers have a task; after a restart of the coordinator it may be more than one.
-    n_holders: HashMap<TaskName, u32>,
+    /// Who has each task that somebody has.
+    runners: HashMap<TaskName, Vec<Runner>>,
+}
+
+/// A worker that has a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Runner {
+    pub(super) worker: String,
+    /// When it got the task, or said after a restart of the coordinator that it has it.
+    pub(super) since: Instant,
+    /// Whether that is when it got it.
+    pub(super) is_timed: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -29,7 +39,27 @@ impl Leases {
 
     /// Whether any worker has a task.
     pub(super) fn is_leased(&self, task: &TaskName) -> bool {
-        self.n_holders.contains_key(task)
+        self.runners.contains_key(task)
+    }
+
+    /// The one worker that has a task; `None` if there are others, or nobody.
+    pub(super) fn only_runner(&self, task: &TaskName) -> Option<&Runner> {
+        let [runner] = self.runners.get(task)?.as_slice() else { return None };
+        Some(runner)
+    }
+
+    /// Tasks that one worker has, with it.
+    pub(super) fn with_one_runner(&self) -> impl Iterator<Item = (TaskName, &Runner)> {
+        self.runners.iter().filter_map(|(task, runners)| match runners.as_slice() {
+            [runner] => Some((*task, runner)),
+            _ => None,
+        })
+    }
+
+    /// How long a worker has had a task; `None` where nobody knows.
+    pub(super) fn took(&self, worker: &str, task: &TaskName, now: Instant) -> Option<Duration> {
+        let runner = self.runners.get(task)?.iter().find(|runner| runner.worker == worker)?;
+        runner.is_timed.then(|| now.saturating_duration_since(runner.since))
     }
 
     /// Time that a worker has had a task in hand, two at a time counted once.
@@ -39,18 +69,18 @@ impl Leases {
 
     /// Gives a worker another task.
     pub(super) fn add(&mut self, worker: &str, task: TaskName, now: Instant) {
-        self.change(worker, now, |tasks| tasks.push(task));
+        self.change(worker, (now, true), |tasks| tasks.push(task));
     }
 
-    /// Makes a worker have exactly these tasks.
+    /// Makes a worker have exactly these tasks, since it says so.
     pub(super) fn set(&mut self, worker: &str, tasks: &[TaskName], now: Instant) {
-        self.change(worker, now, |leased| *leased = tasks.to_vec());
+        self.change(worker, (now, false), |leased| *leased = tasks.to_vec());
     }
 
     /// Takes a task from a worker; whether it had it.
     pub(super) fn remove(&mut self, worker: &str, task: TaskName, now: Instant) -> bool {
         let had_it = self.of(worker).contains(&task);
-        self.change(worker, now, |tasks| tasks.retain(|other| *other != task));
+        self.change(worker, (now, true), |tasks| tasks.retain(|other| *other != task));
         had_it
     }
 
@@ -61,20 +91,31 @@ impl Leases {
         }
     }
 
-    fn change(&mut self, worker: &str, now: Instant, change: impl FnOnce(&mut Vec<TaskName>)) {
+    fn change(
+        &mut self,
+        worker: &str,
+        (now, is_timed): (Instant, bool),
+        change: impl FnOnce(&mut Vec<TaskName>),
+    ) {
         let nothing = InHand { tasks: Vec::new(), since: now, earlier: Duration::ZERO };
         let in_hand = self.by_worker.entry(worker.to_owned()).or_insert(nothing);
         in_hand.earlier += in_hand.unbroken(now);
         in_hand.since = now;
-        for task in &in_hand.tasks {
-            match self.n_holders.get_mut(task) {
-                Some(n_holders @ 2..) => *n_holders -= 1,
-                _ => drop(self.n_holders.remove(task)),
+        let before = in_hand.tasks.clone();
+        change(&mut in_hand.tasks);
+        for task in before.iter().filter(|task| !in_hand.tasks.contains(task)) {
+            if let Some(runners) = self.runners.get_mut(task) {
+                runners.retain(|runner| runner.worker != worker);
+                if runners.is_empty() {
+                    self.runners.remove(task);
+                }
             }
         }
-        change(&mut in_hand.tasks);
-        for task in &in_hand.tasks {
-            *self.n_holders.entry(*task).or_default() += 1;
+        for task in in_hand.tasks.iter().filter(|task| !before.contains(task)) {
+            let runners = self.runners.entry(*task).or_default();
+            if !runners.iter().any(|runner| runner.worker == worker) {
+                runners.push(Runner { worker: worker.to_owned(), since: now, is_timed });
+            }
         }
     }
 }
@@ -108,6 +149,21 @@ mod tests {
         assert!(leases.is_leased(&task(0)) && !leases.is_leased(&task(1)));
         assert!(leases.remove("b", task(0), now));
         assert!(!leases.is_leased(&task(0)));
+    }
+
+    #[test]
+    fn a_lease_that_a_worker_confirms_keeps_its_time_and_one_that_it_claims_has_none() {
+        let (mut leases, start) = (Leases::default(), Instant::now());
+        leases.add("a", task(0), start);
+        leases.set("a", &[task(0), task(1)], start + SECOND * 5);
+        assert_eq!(leases.took("a", &task(0), start + SECOND * 8), Some(SECOND * 8));
+        assert_eq!(leases.took("a", &task(1), start + SECOND * 8), None, "nobody knows when it was granted");
+        assert_eq!(leases.took("b", &task(0), start + SECOND * 8), None);
+        leases.add("b", task(0), start + SECOND * 6);
+        assert_eq!(leases.only_runner(&task(0)), None);
+        let alone: Vec<_> =
+            leases.with_one_runner().map(|(task, runner)| (task, runner.worker.as_str())).collect();
+        assert_eq!(alone, [(task(1), "a")]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Every rule of the book, with the clock in hand.
 
+mod second_grants;
+
 use super::*;
 
 fn train(iteration: u32, index: u32) -> TaskName {
@@ -11,7 +13,7 @@ fn evaluate(version: u32, index: u32) -> TaskName {
 }
 
 fn wants(iteration: u32, n_tasks: u32, held: &[u32]) -> WantedTasks {
-    WantedTasks { iteration, kind: TaskKind::Train, n_tasks, held: held.to_vec() }
+    WantedTasks { iteration, kind: TaskKind::Train, n_tasks, held: held.to_vec(), open_below: u32::MAX }
 }
 
 /// A book whose learner wants `n_tasks` training tasks of iteration 0.
@@ -56,7 +58,7 @@ fn nothing_is_granted_before_a_learner_speaks() {
 fn earlier_iterations_go_first_and_evaluation_before_training() {
     let now = Instant::now();
     let mut book = TaskBook::default();
-    let evaluation = WantedTasks { iteration: 4, kind: TaskKind::Evaluate, n_tasks: 1, held: vec![] };
+    let evaluation = WantedTasks { kind: TaskKind::Evaluate, ..wants(4, 1, &[]) };
     book.report(&[wants(5, 1, &[]), wants(4, 2, &[0]), evaluation], now);
     let order: Vec<_> = ["a", "b", "c"].map(|worker| granted(&mut book, worker, now)).into();
     assert_eq!(order, [evaluate(4, 0), train(4, 1), train(5, 0)]);
@@ -329,9 +331,13 @@ fn free_tasks_are_those_that_nobody_has_after_any_course_of_events() {
     let mut book = TaskBook::default();
     for _ in 0..4000 {
         now += Duration::from_millis(200);
+        if draw(5) == 0 {
+            book.look_for_late(now);
+        }
         let worker = ["a", "b", "c"][draw(3) as usize];
         let task = train(draw(3) as u32, draw(5) as u32);
-        match draw(8) {
+        match draw(9) {
+            8 => book.give_back(worker, task, now),
             0 => {
                 let held: Vec<u32> = (0..6).filter(|_| draw(3) == 0).collect();
                 let wanted = [wants(draw(3) as u32, 5, &held), wants(draw(3) as u32, 5, &[])];
@@ -351,6 +357,9 @@ fn free_tasks_are_those_that_nobody_has_after_any_course_of_events() {
         let open: Vec<TaskName> = all.filter(|task| book.is_open(task)).collect();
         let free: Vec<TaskName> = open.iter().filter(|task| !leased.contains(task)).copied().collect();
         assert_eq!(book.free.iter().copied().collect::<Vec<_>>(), free);
+        for (_, task) in &book.late {
+            assert!(book.is_open(task) && book.leases.only_runner(task).is_some(), "{task} is not late");
+        }
         let counts = book.counts();
         assert_eq!((counts.waiting, counts.leased), (free.len() as u32, (open.len() - free.len()) as u32));
     }

@@ -17,6 +17,7 @@ pub(crate) fn living_run() -> LivingRun {
     LivingRun {
         run_id: "demo-0123456789abcdef".to_owned(),
         run_name: "demo".to_owned(),
+        determinism: "strict".to_owned(),
         overview: Overview {
             progress,
             images_per_second: 12.5,
@@ -31,7 +32,19 @@ pub(crate) fn living_run() -> LivingRun {
         },
         members: vec![learner(), worker()],
         notices: vec!["a damaged checkpoint was passed over".to_owned()],
+        events: vec![event("member_lost", "silent", 2), event("task_granted", "", 40)],
+        events_dropped: 1,
+        metrics_address: "127.0.0.1:9400".to_owned(),
+        memory_planned: vec![planned("learner", 2e9), planned("worker", 1e9)],
     }
+}
+
+fn event(event: &str, cause: &str, count: u64) -> EventCount {
+    EventCount { event: event.to_owned(), cause: cause.to_owned(), count }
+}
+
+fn planned(role: &str, bytes: f64) -> PlannedMemory {
+    PlannedMemory { role: role.to_owned(), place: "host".to_owned(), bytes }
 }
 
 fn learner() -> MemberView {
@@ -43,12 +56,15 @@ fn learner() -> MemberView {
         pid: 11,
         host: "here".to_owned(),
         device: "cuda".to_owned(),
+        device_kind: "NVIDIA H200, libtorch 2.13.0".to_owned(),
         card: CardView::named("GPU-ab12".to_owned()),
         metrics_address: "127.0.0.1:4002".to_owned(),
         seconds_since_heartbeat: 0.25,
         tasks_done: 0,
         running: Vec::new(),
         busy: 0.375,
+        speed: None,
+        is_slow: false,
         troubles: Vec::new(),
     }
 }
@@ -63,12 +79,15 @@ fn worker() -> MemberView {
         pid: 12,
         host: "there".to_owned(),
         device: "cpu".to_owned(),
+        device_kind: String::new(),
         card: None,
         metrics_address: String::new(),
         seconds_since_heartbeat: 6.5,
         tasks_done: 7,
         running: vec![task(4), task(5)],
         busy: 0.75,
+        speed: Some(0.375),
+        is_slow: true,
         troubles: vec!["the reward does not answer".to_owned()],
     }
 }
@@ -106,8 +125,11 @@ fn the_json_of_a_living_run_keeps_its_keys() {
 #[test]
 fn the_json_of_an_ended_run_keeps_its_keys() {
     is_golden(&view(Stage::Ended(ended_run())), include_str!("../../tests/golden/ended_run.json"));
-    let failed = RunEnding::Failed { reason: "a NaN".to_owned(), summary: None };
-    assert_eq!(to_json(&failed), serde_json::json!({ "how": "failed", "reason": "a NaN" }));
+    let failed = RunEnding::Failed { reason: "a NaN".to_owned(), bad_input: false, summary: None };
+    assert_eq!(
+        to_json(&failed),
+        serde_json::json!({ "how": "failed", "reason": "a NaN", "bad_input": false })
+    );
 }
 
 #[test]
@@ -121,6 +143,28 @@ fn what_is_known_of_cards_is_shown_of_members_on_the_same_host() {
         serde_json::json!({ "name": "GPU-ab12", "model": "NVIDIA H200", "memory_bytes": memory_bytes });
     assert_eq!(shown("here"), expected);
     assert_eq!(shown("there"), serde_json::json!({ "name": "GPU-ab12" }));
+}
+
+#[test]
+fn on_a_cpu_all_memory_is_the_hosts() {
+    let part = |bytes, place| config::MemoryPart { name: String::new(), bytes, place, is_estimate: false };
+    let parts = vec![part(3.0, MemoryPlace::Device), part(4.0, MemoryPlace::Host)];
+    let plan = MemoryPlan { learner: parts.clone(), worker: parts, embedding: Vec::new() };
+    let shown = |device| {
+        let planned = PlannedMemory::of(&plan, device).into_iter();
+        planned.map(|planned| (planned.role, planned.place, planned.bytes)).collect::<Vec<_>>()
+    };
+    let of = |role: &str, place: &str, bytes| (role.to_owned(), place.to_owned(), bytes);
+    assert_eq!(shown(ComputeDevice::Cpu), [of("learner", "host", 7.0), of("worker", "host", 7.0)]);
+    assert_eq!(
+        shown(ComputeDevice::Cuda),
+        [
+            of("learner", "host", 4.0),
+            of("learner", "device", 3.0),
+            of("worker", "host", 4.0),
+            of("worker", "device", 3.0)
+        ]
+    );
 }
 
 #[test]

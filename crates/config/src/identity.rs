@@ -1,13 +1,17 @@
 //! Which keys decide what a run trains, and which may change when it is resumed.
 
-use crate::{CONNECTION_OPTIONS, CheckpointSection, OnRewardHacking, RewardSection, RunConfig};
+use crate::{
+    CONNECTION_OPTIONS, CheckpointSection, NetworkSection, OnRewardHacking, PortRange, RewardSection,
+    RunConfig, TlsSection,
+};
 
 /// Keys, or sections ending in a dot, that decide nothing about the iterations done: what [`RunConfig::identity`] leaves
-/// out. Thread counts and the device are not among them, since matrix products round differently on others; nor are the
-/// images of an evaluation, since gains are taken against the first one. What scores them may change: every evaluation says
-/// what it was scored by, and only equals are compared. Of a trained reward, [`CONNECTION_OPTIONS`] may change. Prompt files
-/// may move, since the prompts themselves are compared when a run is resumed, as the model's files are.
-pub const CHANGEABLE_KEYS: [&str; 14] = [
+/// out. Thread counts and the device are not among them, since matrix products round differently on others; nor is
+/// `run.determinism`, since what is faster may round differently; nor are the images of an evaluation, since gains are taken
+/// against the first one. What scores them may change: every evaluation says what it was scored by, and only equals are
+/// compared. Of a trained reward, [`CONNECTION_OPTIONS`] may change. Prompt files may move, since the prompts themselves are
+/// compared when a run is resumed, as the model's files are.
+pub const CHANGEABLE_KEYS: [&str; 17] = [
     "run.name",
     "run.directory",
     "run.iterations",
@@ -22,6 +26,9 @@ pub const CHANGEABLE_KEYS: [&str; 14] = [
     "checkpoints.",
     "resources.workers",
     "resources.max_workers",
+    "resources.mixed_devices",
+    "network.",
+    "hosts",
 ];
 
 impl RunConfig {
@@ -46,6 +53,16 @@ impl RunConfig {
         identity.checkpoints = CheckpointSection { every: 0, keep_last: 0, retry_minutes: 0.0 };
         identity.resources.workers = 0;
         identity.resources.max_workers = 0;
+        identity.resources.mixed_devices = false;
+        identity.network = NetworkSection {
+            bind: String::new(),
+            advertise: String::new(),
+            port: PortRange::one(0),
+            grace: 0.0,
+            metrics: String::new(),
+            tls: TlsSection::default(),
+        };
+        identity.hosts.clear();
         identity.to_toml()
     }
 }
@@ -84,6 +101,7 @@ mod tests {
             "run.max_hours=7",
             "run.seed=7",
             "run.lag=1",
+            "run.determinism=fast",
             "model.embedding_cache=embeddings",
             "data.train=elsewhere.txt",
             "data.validation=elsewhere.txt",
@@ -101,6 +119,13 @@ mod tests {
             "checkpoints.retry_minutes=7.0",
             "resources.workers=7",
             "resources.max_workers=7",
+            "resources.mixed_devices=true",
+            "network.bind=10.0.0.1",
+            "network.advertise=a",
+            "network.port=7",
+            "network.grace=7",
+            "network.metrics=127.0.0.1:9400",
+            "network.tls.mode=always",
             "resources.worker_threads=7",
             "training.learning_rate=7.0",
         ];
@@ -127,6 +152,17 @@ mod tests {
             assert!(!is_changeable(key), "{key}");
         }
         assert!(is_changeable("evaluation_rewards[1].name"));
+    }
+
+    #[test]
+    fn a_run_that_moves_to_other_hosts_is_the_same() {
+        let mut config = with("run.lag=0");
+        let identity = config.identity();
+        let (address, slots) = ("gpu1".to_owned(), crate::Slots::Count(2));
+        let host = crate::HostSection { address, slots, programs: "".into(), environment: [].into() };
+        config.hosts.push(host);
+        assert_eq!(config.identity(), identity);
+        assert!(is_changeable("hosts[0].slots") && is_changeable("hosts"));
     }
 
     #[test]

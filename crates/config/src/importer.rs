@@ -8,6 +8,7 @@ mod document;
 mod report;
 mod rewards;
 mod sections;
+mod training;
 mod unused_keys;
 
 pub use report::{Fate, ImportEntry, ImportReport};

@@ -1,8 +1,20 @@
-//! How branch steps and step weights are written in the config: as one short string each.
+//! How branch steps, step weights and element types are written in configs and on command lines: as one short string each.
 
-use crate::{BranchSteps, StepWeight};
+use crate::{BranchSteps, Dtype, StepWeight};
 use std::fmt;
 use std::str::FromStr;
+
+impl FromStr for Dtype {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "float32" => Ok(Self::Float32),
+            "bfloat16" => Ok(Self::Bfloat16),
+            _ => Err(format!("unknown element type `{text}`; write `float32` or `bfloat16`")),
+        }
+    }
+}
 
 impl FromStr for BranchSteps {
     type Err = String;

@@ -5,6 +5,7 @@
 
 use crate::defaults::{REWARD_LISTS, defaults};
 use crate::derived_defaults::{DerivedDefault, derived_defaults};
+use crate::hosts::{HOST_LIST, HostSection};
 use crate::kinds;
 use crate::spelling::meant;
 use crate::validate::{unavailable_rewards, validate};
@@ -108,8 +109,9 @@ pub(crate) fn read(text: &str, settings: &[String]) -> (Option<RunConfig>, Vec<C
         }
     }
     let rewards = REWARD_LISTS.map(|key| take_rewards(&mut given, key, &mut problems));
+    let hosts = take_hosts(&mut given, &mut problems);
     let merged = merge_over_defaults(given, &mut problems);
-    match build(merged, rewards) {
+    match build(merged, rewards, hosts) {
         Ok(config) => (Some(config), problems),
         Err(problem) => {
             if problems.is_empty() {
@@ -147,15 +149,26 @@ fn apply_setting(given: &mut Table, setting: &str) -> Result<(), ConfigProblem> 
     let (path, text) = setting.split_once('=').ok_or_else(malformed)?;
     let (section, key) = path.trim().split_once('.').ok_or_else(malformed)?;
     let value = setting_value(section, key, text);
-    if REWARD_LISTS.contains(&section) {
-        return Err(ConfigProblem::new(path, "rewards cannot be set one by one; write them into the file"));
+    if let Some((_, each)) = lists().find(|(list, _)| *list == section) {
+        let message = format!("{each}s cannot be set one by one; write them into the file");
+        return Err(ConfigProblem::new(path, message));
     }
     let entry = given.entry(section).or_insert_with(|| Value::Table(Table::new()));
     match entry {
-        Value::Table(table) => {
-            table.insert(key.to_owned(), value);
-            Ok(())
-        }
+        Value::Table(table) => match key.split_once('.') {
+            // Of a table within the section.
+            Some((inner, key)) => {
+                let entry = table.entry(inner).or_insert_with(|| Value::Table(Table::new()));
+                let problem =
+                    || ConfigProblem::new(format!("{section}.{inner}"), "is not a section of its own");
+                entry.as_table_mut().ok_or_else(problem)?.insert(key.to_owned(), value);
+                Ok(())
+            }
+            None => {
+                table.insert(key.to_owned(), value);
+                Ok(())
+            }
+        },
         _ => Err(ConfigProblem::new(section, format!("is not a section; write `[{section}]`"))),
     }
 }
@@ -163,7 +176,8 @@ fn apply_setting(given: &mut Table, setting: &str) -> Result<(), ConfigProblem> 
 /// The value of a setting: whatever is typed where the key holds a text, so that a run may be called 2024 and steps may be
 /// `2`; else as TOML has it.
 fn setting_value(section: &str, key: &str, text: &str) -> Value {
-    let default = defaults().remove(section).and_then(|section| section.get(key).cloned());
+    let of_section = defaults().remove(section);
+    let default = key.split('.').try_fold(of_section, |table, key| Some(table?.get(key).cloned())).flatten();
     match (default, value_of(text)) {
         (_, value @ Value::String(_)) => value,
         (Some(Value::String(_)), _) => Value::String(text.trim().to_owned()),
@@ -195,25 +209,15 @@ pub fn reward_from_settings(scorer: &str, settings: &[String]) -> Result<RewardS
     Ok(reward)
 }
 
+/// The lists of a config, and what each entry of them is.
+fn lists() -> impl Iterator<Item = (&'static str, &'static str)> {
+    REWARD_LISTS.into_iter().map(|list| (list, "reward")).chain([(HOST_LIST, "host")])
+}
+
 /// Takes the list of rewards called `key`; options of scorers pass as they are, since only scorers know them.
 fn take_rewards(given: &mut Table, key: &str, problems: &mut Vec<ConfigProblem>) -> Vec<RewardSection> {
-    let entries = match given.remove(key) {
-        Some(Value::Array(entries)) => entries,
-        Some(_) => {
-            let message = format!("is not a list; write `[[{key}]]` before each reward");
-            problems.push(ConfigProblem::new(key, message));
-            return Vec::new();
-        }
-        None => return Vec::new(),
-    };
     let mut rewards = Vec::new();
-    for (position, entry) in entries.into_iter().enumerate() {
-        let place = format!("{key}[{position}]");
-        let Value::Table(mut table) = entry else {
-            let message = format!("is not a table; write `[[{key}]]` before each reward");
-            problems.push(ConfigProblem::new(place, message));
-            continue;
-        };
+    for (place, mut table) in take_tables(given, (key, "reward"), problems) {
         integer_to_float(&mut table, "weight");
         let name = table.get("name").and_then(Value::as_str).map(str::to_owned);
         match section::<RewardSection>(table) {
@@ -228,12 +232,54 @@ fn take_rewards(given: &mut Table, key: &str, problems: &mut Vec<ConfigProblem>)
     rewards
 }
 
+/// Takes the list of hosts; one that cannot be read leaves none, so that nothing wrong is said of the places of others.
+fn take_hosts(given: &mut Table, problems: &mut Vec<ConfigProblem>) -> Vec<HostSection> {
+    let n_before = problems.len();
+    let mut hosts = Vec::new();
+    for (place, table) in take_tables(given, (HOST_LIST, "host"), problems) {
+        match section::<HostSection>(table) {
+            Ok(host) => hosts.push(host),
+            Err(message) => problems.push(ConfigProblem::new(place, message)),
+        }
+    }
+    if problems.len() == n_before { hosts } else { Vec::new() }
+}
+
+/// Takes a list of tables, each an entry that is called `each`, with their places.
+fn take_tables(
+    given: &mut Table,
+    (key, each): (&str, &str),
+    problems: &mut Vec<ConfigProblem>,
+) -> Vec<(String, Table)> {
+    let entries = match given.remove(key) {
+        Some(Value::Array(entries)) => entries,
+        Some(_) => {
+            let message = format!("is not a list; write `[[{key}]]` before each {each}");
+            problems.push(ConfigProblem::new(key, message));
+            return Vec::new();
+        }
+        None => return Vec::new(),
+    };
+    let mut tables = Vec::new();
+    for (position, entry) in entries.into_iter().enumerate() {
+        let place = format!("{key}[{position}]");
+        match entry {
+            Value::Table(table) => tables.push((place, table)),
+            _ => {
+                let message = format!("is not a table; write `[[{key}]]` before each {each}");
+                problems.push(ConfigProblem::new(place, message));
+            }
+        }
+    }
+    tables
+}
+
 /// Lays the given sections over the defaults; whatever does not fit is reported and left at its default.
 fn merge_over_defaults(given: Table, problems: &mut Vec<ConfigProblem>) -> Table {
     let mut merged = defaults();
     for (section_name, value) in given.clone() {
         let Some(Value::Table(default_section)) = merged.get(&section_name).cloned() else {
-            let known = merged.keys().map(String::as_str).chain(REWARD_LISTS);
+            let known = merged.keys().map(String::as_str).chain(lists().map(|(list, _)| list));
             problems.push(unknown_key("", &section_name, known));
             continue;
         };
@@ -272,6 +318,13 @@ fn merge_key(section_name: &str, defaults: &Table, key: &str, value: Value) -> R
     }
     let mut trial = defaults.clone();
     let is_float = matches!(defaults[key], Value::Float(_));
+    let value = match (value, &defaults[key]) {
+        // What is given of a table within a section.
+        (Value::Table(given), Value::Table(defaults)) => {
+            Value::Table(defaults.clone().into_iter().chain(given).collect())
+        }
+        (value, _) => value,
+    };
     trial.insert(key.to_owned(), value);
     if is_float {
         integer_to_float(&mut trial, key);
@@ -304,6 +357,7 @@ fn try_section(name: &str, table: Table) -> Result<(), String> {
         "evaluation" => section::<crate::EvaluationSection>(table).map(drop),
         "checkpoints" => section::<crate::CheckpointSection>(table).map(drop),
         "resources" => section::<crate::ResourceSection>(table).map(drop),
+        "network" => section::<crate::NetworkSection>(table).map(drop),
         other => unreachable!("the defaults have no section `{other}`; this is a bug"),
     }
 }
@@ -315,6 +369,7 @@ fn section<T: DeserializeOwned>(table: Table) -> Result<T, String> {
 fn build(
     mut merged: Table,
     [rewards, evaluation_rewards]: [Vec<RewardSection>; 2],
+    hosts: Vec<HostSection>,
 ) -> Result<RunConfig, ConfigProblem> {
     for key in REWARD_LISTS {
         merged.insert(key.to_owned(), Value::Array(Vec::new()));
@@ -322,7 +377,7 @@ fn build(
     let config: RunConfig = merged
         .try_into()
         .map_err(|error: toml::de::Error| ConfigProblem::new("", error.message().to_owned()))?;
-    Ok(RunConfig { rewards, evaluation_rewards, ..config })
+    Ok(RunConfig { rewards, evaluation_rewards, hosts, ..config })
 }
 
 /// Names the known key that is spelt most like the given one.

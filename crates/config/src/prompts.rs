@@ -226,12 +226,27 @@ pub fn unused_prompt_keys(path: &Path, records: &[PromptRecord]) -> Vec<String> 
 /// # Errors
 /// If the file cannot be read, is no regular file, its ending is unknown, it holds no prompt, or has malformed lines (each named by its number).
 pub fn read_prompts(path: &Path) -> Result<Vec<PromptRecord>, PromptFileError> {
-    let format =
-        PromptFormat::of(path).ok_or_else(|| PromptFileError::UnknownFormat { path: path.to_owned() })?;
+    let format = format_of(path)?;
     let bytes = read_whole(path, MOST_PROMPT_BYTES)
         .map_err(|source| PromptFileError::Unreadable { path: path.to_owned(), source })?;
+    prompts_of(path, format, &bytes)
+}
+
+/// Reads the bytes of a prompt file; the path says which format they have, and names the file in errors.
+///
+/// # Errors
+/// As [`read_prompts`], but that nothing is read from a disk.
+pub fn parse_prompts(path: &Path, bytes: &[u8]) -> Result<Vec<PromptRecord>, PromptFileError> {
+    prompts_of(path, format_of(path)?, bytes)
+}
+
+fn format_of(path: &Path) -> Result<PromptFormat, PromptFileError> {
+    PromptFormat::of(path).ok_or_else(|| PromptFileError::UnknownFormat { path: path.to_owned() })
+}
+
+fn prompts_of(path: &Path, format: PromptFormat, bytes: &[u8]) -> Result<Vec<PromptRecord>, PromptFileError> {
     let named = |problem: Problem| format!("line {}: {}", problem.line, problem.message);
-    let text = decoding::decode(&bytes)
+    let text = decoding::decode(bytes)
         .map_err(|problems| malformed(path, problems.into_iter().map(named).collect()))?;
     let (mut records, mut problems) = (Vec::new(), Vec::new());
     for row in rows::rows(&text, format) {

@@ -1,8 +1,9 @@
 //! Files that are read whole. What a person names may be a pipe that nobody writes to, or a device without an end.
 
+use nix::libc::O_NONBLOCK;
 use std::fs::{File, FileType};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Bytes of a file of settings or records; none has more than a few thousand.
@@ -21,7 +22,8 @@ pub const MOST_RECORD_BYTES: u64 = 4 << 30;
 pub fn open_regular(path: &Path) -> io::Result<File> {
     let kind = std::fs::metadata(path)?.file_type();
     match other_kind(kind) {
-        None => File::open(path),
+        // What the system makes up may be a regular file and have no end, as /proc/kmsg: reading it would wait for more.
+        None => File::options().read(true).custom_flags(O_NONBLOCK).open(path),
         Some(other) => {
             let problem = format!("it is {other}, no file; copy what it holds into a file, and name that");
             Err(io::Error::new(ErrorKind::InvalidInput, problem))
@@ -36,7 +38,7 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
 pub fn read_whole(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // What the system makes up while it is read, as below /proc, tells no size before.
-    open_regular(path)?.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    open_regular(path)?.take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(endless)?;
     match bytes.len() as u64 <= most {
         true => Ok(bytes),
         false => {
@@ -55,6 +57,17 @@ pub fn read_settings(path: &Path) -> io::Result<String> {
     String::from_utf8(read_whole(path, MOST_SETTINGS_BYTES)?).map_err(not_text)
 }
 
+/// What it means that there is more to come.
+fn endless(error: io::Error) -> io::Error {
+    match error.kind() {
+        ErrorKind::WouldBlock => {
+            let problem = "it has no end, and who reads it waits for more; copy what it holds into a file, and name that";
+            io::Error::new(ErrorKind::InvalidInput, problem)
+        }
+        _ => error,
+    }
+}
+
 /// What a file is that is none.
 fn other_kind(kind: FileType) -> Option<&'static str> {
     let kinds = [
@@ -69,6 +82,7 @@ fn other_kind(kind: FileType) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::{FcntlArg, fcntl};
     use std::os::unix::net::UnixListener;
     use std::process::Command;
 
@@ -87,6 +101,16 @@ mod tests {
             let told = read_settings(path).expect_err("no file").to_string();
             assert!(told.starts_with(&format!("it is {kind}, no file")), "{told}");
         }
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_not_waited_for() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let opened = open_regular(file.path()).expect("a regular file");
+        let flags = fcntl(&opened, FcntlArg::F_GETFL).expect("flags");
+        assert_ne!(flags & O_NONBLOCK, 0, "a read that would wait comes back");
+        let told = endless(ErrorKind::WouldBlock.into()).to_string();
+        assert!(told.contains("it has no end") && told.contains("copy what it holds"), "{told}");
     }
 
     #[test]

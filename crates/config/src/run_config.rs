@@ -3,7 +3,7 @@
 //! Every key has one meaning for all processes: the coordinator reads the file once and hands the resolved text to
 //! whoever joins. Ranges and contradictions are checked in `validate`, not by these types.
 
-use crate::ComputeDevice;
+use crate::{ComputeDevice, Determinism, HostSection, NetworkSection};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -34,6 +34,11 @@ pub struct RunConfig {
     pub checkpoints: CheckpointSection,
     /// Devices, threads and worker count; only `workers` may change while a run lives.
     pub resources: ResourceSection,
+    /// Where it listens and how members know each other.
+    pub network: NetworkSection,
+    /// Where `coordinator up --on ssh` starts workers, in the order in which they get them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<HostSection>,
 }
 
 /// `[run]`
@@ -52,6 +57,8 @@ pub struct RunSection {
     pub max_hours: f64,
     /// Tasks of iteration `i` are sampled with policy version `max(0, i − lag)`: 0 is strictly on-policy.
     pub lag: u32,
+    /// Whether libtorch may take what is faster but gives other bits each time, as some of its kernels on a GPU do.
+    pub determinism: Determinism,
 }
 
 /// `[model]`
@@ -398,6 +405,9 @@ pub struct CheckpointSection {
 pub struct ResourceSection {
     /// `cpu`, `cuda` (a GPU for each process; they share where there are fewer) or `cuda:N` (that one for all).
     pub device: ComputeDevice,
+    /// Whether learners, or workers, may compute on several kinds of device: other cards, processors or libraries. The bits
+    /// of the result then depend on who did what.
+    pub mixed_devices: bool,
     /// Rollout workers started by `coordinator up`.
     pub workers: usize,
     /// Most rollout workers that `workers`, `--workers` or `coordinator scale` may ask for.

@@ -1,11 +1,17 @@
 //! Ranges and contradictions of a run config.
 
 use crate::defaults::{REWARD_LISTS, default_adapter};
-use crate::spelling::meant;
+use crate::hosts::host_problems;
+use crate::network::network_problems;
 use crate::{
     AdapterMethod, AdapterSection, Algorithm, ConfigProblem, Dtype, EvaluationSection, OnRewardHacking,
-    REWARD_NAMES, RewardSection, RunConfig, SamplingSection, StepRule, StepWeight,
+    RewardSection, RunConfig, SamplingSection, StepRule, StepWeight,
 };
+
+mod rewards;
+
+pub(crate) use rewards::unavailable_rewards;
+use rewards::{check_rewards, check_scorer};
 
 /// More of anything than a run can have; keeps products of counts and casts to 32 bits safe.
 pub(crate) const MOST: usize = 1_000_000;
@@ -42,9 +48,6 @@ const MOST_HOURS: f64 = 876_000.0;
 
 /// Bytes of a run's name: it names a directory, and what is told from others by it is named with more behind.
 const LONGEST_RUN_NAME: usize = 200;
-
-/// Bytes of a reward's name.
-const LONGEST_REWARD_NAME: usize = 64;
 
 /// Collects problems, one check a line.
 struct Checks(Vec<ConfigProblem>);
@@ -100,6 +103,8 @@ pub fn validate(config: &RunConfig) -> Vec<ConfigProblem> {
     check_training(config, &mut checks);
     check_rest(config, &mut checks);
     check_reals(config, &mut checks);
+    checks.0.extend(network_problems(&config.network));
+    checks.0.extend(host_problems(config));
     checks.0
 }
 
@@ -341,6 +346,9 @@ fn check_rest(config: &RunConfig, checks: &mut Checks) {
     for (list, rewards) in reward_lists(config) {
         check_rewards(list, rewards, checks);
     }
+    for (place, reward) in config.all_rewards() {
+        check_scorer(&place, reward, &config.sampling, checks);
+    }
     checks.0.extend(unavailable_rewards(config));
     check_evaluation(&config.evaluation, checks);
     check_hacking(config, checks);
@@ -406,52 +414,6 @@ fn check_hacking(config: &RunConfig, checks: &mut Checks) {
 
 pub(crate) fn reward_lists(config: &RunConfig) -> impl Iterator<Item = (&'static str, &[RewardSection])> {
     REWARD_LISTS.into_iter().zip([config.rewards.as_slice(), config.evaluation_rewards.as_slice()])
-}
-
-fn check_rewards(list: &str, rewards: &[RewardSection], checks: &mut Checks) {
-    for (position, reward) in rewards.iter().enumerate() {
-        checks.require(
-            reward.weight.is_finite() && reward.weight != 0.0,
-            &format!("{list}[{position}].weight"),
-            || format!("is {}; it must be finite and not 0", reward.weight),
-        );
-        let name = format!("{list}[{position}].name");
-        checks.require(!reward.name.is_empty(), &name, || "is empty; name a scorer".to_owned());
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        let is_name = reward.name.len() <= LONGEST_REWARD_NAME && reward.name.chars().all(is_plain);
-        checks.require(is_name, &name, || {
-            format!(
-                "is `{}`; use at most {LONGEST_REWARD_NAME} letters, digits, `-`, `_` and `.`, since it names tensors and \
-                 curves",
-                reward.name
-            )
-        });
-        let is_repeated = rewards[..position].iter().any(|other| other.name == reward.name);
-        checks.require(!is_repeated, &name, || {
-            format!(
-                "`{}` is given twice; add the weights, or give one another name and the scorer's as `scorer`",
-                reward.name
-            )
-        });
-    }
-}
-
-/// The rewards that no scorer of this build is called by.
-pub(crate) fn unavailable_rewards(config: &RunConfig) -> Vec<ConfigProblem> {
-    let problem = |(place, reward): (String, &RewardSection)| {
-        let key = if reward.scorer.is_some() { "scorer" } else { "name" };
-        let is_lacking = !REWARD_NAMES.contains(&reward.scorer());
-        is_lacking.then(|| ConfigProblem::new(format!("{place}.{key}"), unavailable_reward(reward.scorer())))
-    };
-    config.all_rewards().filter_map(problem).collect()
-}
-
-fn unavailable_reward(name: &str) -> String {
-    let hint = match meant(name, REWARD_NAMES) {
-        Some(known) => format!("; did you mean `{known}`?"),
-        None => String::new(),
-    };
-    format!("reward `{name}` is not available in this build{hint}; available: {}", REWARD_NAMES.join(", "))
 }
 
 #[cfg(test)]

@@ -5,22 +5,52 @@ use std::str::FromStr;
 
 /// The cards of a list such as `0,1`, `GPU-8932f937,GPU-0a5c3c1e` or `MIG-7e3d…`, in its order and as it names them.
 ///
-/// It is read as CUDA reads it: the first entry that names no card ends the list, so that an empty one, `-1` and
-/// `NoDevFiles` list none.
+/// It is read as CUDA reads it: `-1` ends the list, and an empty one or `NoDevFiles` lists none. What ends a list by being
+/// misspelt hides the cards behind it, and is an error here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VisibleCards(Vec<String>);
 
-/// A list that names a card twice, by which CUDA sees none at all.
+/// What is wrong with a list, by which CUDA would see other cards than were meant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "CUDA_VISIBLE_DEVICES = `{list}` names card `{card}` twice, so that CUDA sees no card; name each once"
-)]
-pub struct RepeatedCard {
-    list: String,
-    card: String,
+pub enum VisibleCardsError {
+    /// It names a card twice.
+    #[error(
+        "CUDA_VISIBLE_DEVICES = `{list}` names card `{card}` twice, so that CUDA sees no card; name each once"
+    )]
+    Repeated {
+        /// The list.
+        list: String,
+        /// The card.
+        card: String,
+    },
+    /// It has an entry that names none.
+    #[error(
+        "CUDA_VISIBLE_DEVICES = `{list}`: `{entry}` names no card, and hides it and all behind it from CUDA; name cards as \
+         `0,1`, `GPU-…` or `MIG-…`, or take that out"
+    )]
+    Malformed {
+        /// The list.
+        list: String,
+        /// What stands in place of a card.
+        entry: String,
+    },
 }
 
+/// Ends a list.
+const END: &str = "-1";
+/// Lists that are meant to have no card.
+const NONE: [&str; 4] = ["", END, "NoDevFiles", "none"];
+
 impl VisibleCards {
+    /// What CUDA sees of a list, whatever was meant by it.
+    pub fn seen(list: &str) -> Self {
+        let names: Vec<&str> = list.split(',').map(str::trim).take_while(|name| is_card(name)).collect();
+        match repeated(&names) {
+            Some(_) => Self::default(),
+            None => Self(names.into_iter().map(str::to_owned).collect()),
+        }
+    }
+
     /// As the list names them.
     pub fn names(&self) -> &[String] {
         &self.0
@@ -28,17 +58,31 @@ impl VisibleCards {
 }
 
 impl FromStr for VisibleCards {
-    type Err = RepeatedCard;
+    type Err = VisibleCardsError;
 
-    fn from_str(list: &str) -> Result<Self, RepeatedCard> {
-        let names: Vec<&str> = list.split(',').map(str::trim).take_while(|name| is_card(name)).collect();
-        for (position, card) in names.iter().enumerate() {
-            if names[..position].iter().any(|earlier| same_card(earlier, card)) {
-                return Err(RepeatedCard { list: list.to_owned(), card: (*card).to_owned() });
-            }
+    fn from_str(list: &str) -> Result<Self, VisibleCardsError> {
+        if NONE.contains(&list.trim()) {
+            return Ok(Self::default());
         }
-        Ok(Self(names.into_iter().map(str::to_owned).collect()))
+        // A comma at the end has nothing behind it to hide.
+        let entries = list.trim().trim_end_matches(',').split(',').map(str::trim);
+        let names: Vec<&str> = entries.take_while(|entry| *entry != END).collect();
+        if let Some(entry) = names.iter().find(|name| !is_card(name)) {
+            return Err(VisibleCardsError::Malformed { list: list.to_owned(), entry: (*entry).to_owned() });
+        }
+        match repeated(&names) {
+            Some(card) => Err(VisibleCardsError::Repeated { list: list.to_owned(), card: card.to_owned() }),
+            None => Ok(Self(names.into_iter().map(str::to_owned).collect())),
+        }
     }
+}
+
+/// The first name of a card that another one before it has.
+fn repeated<'a>(names: &[&'a str]) -> Option<&'a str> {
+    let mut named = names.iter().enumerate();
+    let found =
+        named.find(|(position, card)| names[..*position].iter().any(|earlier| same_card(earlier, card)));
+    found.map(|(_, card)| *card)
 }
 
 impl ComputeDevice {
@@ -53,7 +97,8 @@ impl ComputeDevice {
     }
 }
 
-fn is_card(name: &str) -> bool {
+/// Whether a word names a card.
+pub(crate) fn is_card(name: &str) -> bool {
     name.starts_with("GPU-") || name.starts_with("MIG-") || position(name).is_some()
 }
 
@@ -75,7 +120,7 @@ mod tests {
     use super::*;
 
     fn names(list: &str) -> Vec<String> {
-        list.parse::<VisibleCards>().expect("no card twice").names().to_vec()
+        list.parse::<VisibleCards>().expect("well-formed").names().to_vec()
     }
 
     #[test]
@@ -83,18 +128,49 @@ mod tests {
         for (list, expected) in [
             ("0", &["0"][..]),
             ("3,1, 2", &["3", "1", "2"]),
+            ("0,1,", &["0", "1"]),
             ("GPU-8932f937-d72c,GPU-0a5c", &["GPU-8932f937-d72c", "GPU-0a5c"]),
             ("MIG-7e3d,MIG-GPU-8932/1/0", &["MIG-7e3d", "MIG-GPU-8932/1/0"]),
             ("1gpu,2", &["1gpu", "2"]),
             ("2,-1,3", &["2"]),
-            ("0,,1", &["0"]),
-            ("0,1,none", &["0", "1"]),
             ("", &[]),
+            (" ", &[]),
             ("-1", &[]),
             ("NoDevFiles", &[]),
-            ("99999999999999999999", &[]),
+            ("none", &[]),
         ] {
             assert_eq!(names(list), expected, "{list}");
+            assert_eq!(VisibleCards::seen(list).names(), expected, "{list}");
+        }
+    }
+
+    #[test]
+    fn what_cuda_sees_ends_before_what_is_no_card() {
+        for (list, expected) in [
+            ("0,x,1", &["0"][..]),
+            ("0,,1", &["0"]),
+            ("x,0", &[]),
+            ("0,1,0", &[]),
+            ("99999999999999999999", &[]),
+        ] {
+            assert_eq!(VisibleCards::seen(list).names(), expected, "{list}");
+        }
+    }
+
+    #[test]
+    fn an_entry_that_names_no_card_is_refused_and_hides_none_in_silence() {
+        for (list, entry) in [
+            ("0,x,1", "x"),
+            ("0,,1", ""),
+            ("0,1,none", "none"),
+            ("gpu-8932", "gpu-8932"),
+            ("cuda:0", "cuda:0"),
+            ("0;1,-2", "-2"),
+            ("99999999999999999999", "99999999999999999999"),
+        ] {
+            let told = list.parse::<VisibleCards>().expect_err("malformed").to_string();
+            let words = format!("`{list}`: `{entry}` names no card");
+            assert!(told.contains(&words) && told.contains("take that out"), "{told}");
         }
     }
 
@@ -104,7 +180,7 @@ mod tests {
             let told = list.parse::<VisibleCards>().expect_err("twice").to_string();
             assert!(told.contains(&format!("`{list}`")) && told.contains("name each once"), "{told}");
         }
-        assert_eq!(names("0,x,0"), ["0"], "what stands behind the end is not looked at");
+        assert_eq!(names("0,-1,0"), ["0"], "what stands behind the end is not looked at");
     }
 
     #[test]

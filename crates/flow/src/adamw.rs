@@ -13,10 +13,12 @@
 //! Source: PyTorch 2.11, `torch/optim/adam.py`; Loshchilov and Hutter (arXiv:1711.05101).
 
 use std::collections::HashMap;
+use std::ops::Range;
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use crate::FlowError;
+use crate::transfer::host_copy;
 
 /// Hyper-parameters of [`AdamW`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -130,21 +132,44 @@ impl AdamW {
     }
 }
 
+/// Elements that are moved at once. What an update has beside parameters, gradients and moments is some numbers for each of
+/// these, not for each of the largest parameter, which may be a tenth of a network.
+const ELEMENTS_AT_ONCE: i64 = 1 << 24;
+
 impl Slot {
     fn update(&mut self, gradient: &Tensor, settings: &AdamWSettings) {
-        let AdamWSettings { lr, beta1, beta2, epsilon, weight_decay } = *settings;
         self.updates += 1;
-        let updates = self.updates as f64;
-        let _ = self.parameter.g_mul_scalar_(1.0 - lr * weight_decay);
-        let _ = self.first_moment.lerp_(gradient, 1.0 - beta1);
-        let _ = self.second_moment.g_mul_scalar_(beta2);
-        self.second_moment += (gradient * (1.0 - beta2)) * gradient;
-
-        let step_size = lr / (1.0 - libm::pow(beta1, updates));
-        let correction = (1.0 - libm::pow(beta2, updates)).sqrt();
-        let denominator = self.second_moment.sqrt() / correction + epsilon;
-        self.parameter += (&self.first_moment * -step_size) / denominator;
+        let tensors = [&self.parameter, gradient, &self.first_moment, &self.second_moment];
+        for rows in slices(&self.parameter.size(), ELEMENTS_AT_ONCE) {
+            let [parameter, gradient, first_moment, second_moment] =
+                tensors.map(|tensor| tensor.atleast_1d().narrow(0, rows.start, rows.end - rows.start));
+            update_in_place([parameter, first_moment, second_moment], &gradient, self.updates, settings);
+        }
     }
+}
+
+/// Ranges of the first dimension of `shape` that cover it, each of at most `most` elements, or of one row where that has more.
+fn slices(shape: &[i64], most: i64) -> impl Iterator<Item = Range<i64>> {
+    let rows = shape.first().copied().unwrap_or(1);
+    let elements_per_row: i64 = shape.iter().skip(1).product();
+    let rows_at_once = (most / elements_per_row.max(1)).max(1);
+    (0..rows).step_by(rows_at_once as usize).map(move |start| start..rows.min(start + rows_at_once))
+}
+
+/// The update number `updates` of some elements: of the parameter, the first and the second moment.
+fn update_in_place(moved: [Tensor; 3], gradient: &Tensor, updates: i64, settings: &AdamWSettings) {
+    let AdamWSettings { lr, beta1, beta2, epsilon, weight_decay } = *settings;
+    let [mut parameter, mut first_moment, mut second_moment] = moved;
+    let updates = updates as f64;
+    let _ = parameter.g_mul_scalar_(1.0 - lr * weight_decay);
+    let _ = first_moment.lerp_(gradient, 1.0 - beta1);
+    let _ = second_moment.g_mul_scalar_(beta2);
+    second_moment += (gradient * (1.0 - beta2)) * gradient;
+
+    let step_size = lr / (1.0 - libm::pow(beta1, updates));
+    let correction = (1.0 - libm::pow(beta2, updates)).sqrt();
+    let denominator = second_moment.sqrt() / correction + epsilon;
+    parameter += (first_moment * -step_size) / denominator;
 }
 
 /// Scales all gradients together so that their joint Euclidean norm is at most `max_norm`; returns the norm before.
@@ -206,17 +231,10 @@ pub(crate) fn reject_leftover(saved: &HashMap<&str, &Tensor>) -> Result<(), Flow
     }
 }
 
-/// A copy in the host's memory, which later changes of the tensor leave as it is.
-pub fn host_copy(tensor: &Tensor) -> Tensor {
-    // What is on another device is copied by coming here.
-    let here = tensor.to_device(Device::Cpu);
-    if tensor.device() == Device::Cpu { here.copy() } else { here }
-}
-
 #[cfg(test)]
 mod tests {
     use models::reference_case::Deviation;
-    use tch::Kind;
+    use tch::{Device, Kind};
 
     use super::*;
 
@@ -234,6 +252,32 @@ mod tests {
     /// Accumulates the gradient of `Σ gradient·parameter`.
     fn backward(parameters: &[(String, Tensor)], gradient: &[f32]) {
         (&parameters[0].1 * Tensor::from_slice(gradient)).sum(Kind::Float).backward();
+    }
+
+    #[test]
+    fn slices_cover_all_rows_once_and_are_a_row_at_least() {
+        let of =
+            |shape: &[i64], most| slices(shape, most).map(|rows| (rows.start, rows.end)).collect::<Vec<_>>();
+        assert_eq!(of(&[5, 3], 6), [(0, 2), (2, 4), (4, 5)]);
+        assert_eq!(of(&[2, 100], 6), [(0, 1), (1, 2)]);
+        assert_eq!(of(&[7], 7), [(0, 7)]);
+        assert_eq!((of(&[], 6), of(&[0, 3], 6)), (vec![(0, 1)], vec![]));
+    }
+
+    #[test]
+    fn an_update_in_slices_is_that_of_the_whole_to_the_last_bit() {
+        let update = |shape: &[i64], most: i64| {
+            let tensor =
+                |scale: f64| (Tensor::arange(35, (Kind::Float, Device::Cpu)).sin() * scale).view(shape);
+            let [moved @ .., gradient] = [tensor(1.0), tensor(0.1), tensor(0.3).square(), tensor(0.7)];
+            for rows in slices(shape, most) {
+                let slice = |whole: &Tensor| whole.narrow(0, rows.start, rows.end - rows.start);
+                update_in_place(moved.each_ref().map(slice), &slice(&gradient), 3, &SETTINGS);
+            }
+            moved.map(|tensor| floats(&tensor.flatten(0, -1)))
+        };
+        assert_eq!(update(&[7, 5], 12), update(&[7, 5], 35));
+        assert_eq!(update(&[35], 4), update(&[35], 35));
     }
 
     const GRADIENTS: [[f32; 5]; 3] =

@@ -18,9 +18,10 @@ pub mod gdpo;
 pub mod objective;
 pub mod schedule;
 pub mod step;
+mod transfer;
 pub mod weight;
 
-pub use adamw::{AdamW, AdamWSettings, clip_gradient_norm, host_copy};
+pub use adamw::{AdamW, AdamWSettings, clip_gradient_norm};
 pub use advantage::{GroupStatistics, SeedRewards, advantages, group_statistics};
 pub use ema::{Ema, EmaSettings};
 pub use error::FlowError;
@@ -31,4 +32,5 @@ pub use step::{
     TransitionCoefficients, TransitionRows, log_probability, log_ratio, next_latents, next_latents_on_host,
     ode_step, repeat_for_branches, transition_mean,
 };
+pub use transfer::{host_copy, upload};
 pub use weight::step_weights;

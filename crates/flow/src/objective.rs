@@ -26,7 +26,7 @@
 use config::KlDenominator;
 use tch::{Kind, Tensor};
 
-use crate::TransitionCoefficients;
+use crate::{TransitionCoefficients, upload};
 
 /// Beyond it a ratio counts as this one, and has no gradient: far outside any clip range, and its exponential is finite, so
 /// that one worker's means, however false, do not end a run.
@@ -116,7 +116,7 @@ pub fn kl_divergence(
 ) -> Tensor {
     let denominators: Vec<f32> =
         coefficients.iter().map(|row| squared_unit(denominator, row) as f32).collect();
-    let denominators = Tensor::from_slice(&denominators).to_device(mean_new.device());
+    let denominators = upload(&Tensor::from_slice(&denominators), mean_new.device());
     let squares = (mean_new - mean_reference.detach()).square();
     squares.flatten(1, -1).mean_dim(1, false, Kind::Float) / denominators
 }

@@ -38,6 +38,7 @@ use std::f64::consts::{FRAC_PI_2, TAU};
 use config::{RatioNormalization, StepRule};
 use tch::{Device, Kind, Tensor};
 
+use crate::transfer::upload;
 use crate::{FlowError, Schedule};
 
 /// Everything about the random move at one step that does not depend on the latents.
@@ -172,16 +173,25 @@ pub struct TransitionRows {
 impl TransitionRows {
     /// One row per entry of `coefficients`, which may belong to different steps.
     pub fn new(coefficients: &[TransitionCoefficients], device: Device) -> Self {
-        let column = |value: fn(&TransitionCoefficients) -> f64| {
-            let values: Vec<f32> = coefficients.iter().map(|row| value(row) as f32).collect();
-            Tensor::from_slice(&values).to_device(device)
+        let columns: [fn(&TransitionCoefficients) -> f64; 5] = [
+            |row| row.mean_latent,
+            |row| row.mean_velocity,
+            |row| row.std,
+            TransitionCoefficients::distance_scale,
+            TransitionCoefficients::log_normalizer,
+        ];
+        let of_column = |value: &fn(&TransitionCoefficients) -> f64| {
+            coefficients.iter().map(|row| value(row) as f32).collect::<Vec<_>>()
         };
+        let values: Vec<f32> = columns.iter().flat_map(of_column).collect();
+        let table = upload(&Tensor::from_slice(&values).view([columns.len() as i64, -1]), device);
+        let column = |position| table.get(position);
         Self {
-            mean_latent: column(|row| row.mean_latent),
-            mean_velocity: column(|row| row.mean_velocity),
-            std: column(|row| row.std),
-            distance_scale: column(TransitionCoefficients::distance_scale),
-            log_normalizer: column(TransitionCoefficients::log_normalizer),
+            mean_latent: column(0),
+            mean_velocity: column(1),
+            std: column(2),
+            distance_scale: column(3),
+            log_normalizer: column(4),
         }
     }
 

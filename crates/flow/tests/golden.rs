@@ -18,7 +18,7 @@ fn cases(prefix: &str) -> Vec<ReferenceCase> {
         .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(prefix))
         .collect();
     paths.sort();
-    paths.iter().map(|path| ReferenceCase::open(path).unwrap()).collect()
+    paths.iter().map(|path| ReferenceCase::open(path, Device::Cpu).unwrap()).collect()
 }
 
 /// The scheduler's own settings are among the arguments of the call.

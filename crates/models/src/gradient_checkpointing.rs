@@ -138,11 +138,13 @@ fn leaf(tensor: &Tensor, requires_grad: bool) -> Tensor {
 
 /// Differentiates `Σ output·gradient`, each gradient being the one that its leaf has collected.
 ///
-/// An output that depends on nothing trained, or that nothing after it has read, has no term.
+/// An output that depends on nothing trained, or that nothing after it has read, has no term. A term is one inner product:
+/// its value is of no interest, and no product of the streams' size is kept for it.
 fn differentiate(outputs_and_leaves: &[(&Tensor, &Tensor)]) {
     let terms = outputs_and_leaves.iter().filter_map(|(output, leaf)| {
         let gradient = leaf.grad();
-        (output.requires_grad() && gradient.defined()).then(|| (*output * gradient).sum(Kind::Float))
+        let is_read = output.requires_grad() && gradient.defined();
+        is_read.then(|| output.reshape([-1]).dot(&gradient.reshape([-1])).to_kind(Kind::Float))
     });
     let terms: Vec<Tensor> = terms.collect();
     if !terms.is_empty() {

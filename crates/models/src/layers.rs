@@ -25,8 +25,18 @@ impl Linear {
     /// # Shapes
     /// `[..., inputs]` → `[..., outputs]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        linear(x, &self.weight, self.bias.as_ref())
     }
+}
+
+/// `x·Wᵀ + b` over the last dimension, by the same matrix product however many rows `x` has and however they lie: libtorch
+/// takes another one, and rounds otherwise, for a tensor of three dimensions that is not contiguous, and half of a split one
+/// is contiguous where there is one row only.
+///
+/// # Shapes
+/// `x` `[..., inputs]`, `weight` `[outputs, inputs]`, `bias` `[outputs]` → `[..., outputs]`.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    x.contiguous().linear(weight, bias)
 }
 
 /// A two-dimensional convolution.
@@ -101,12 +111,14 @@ impl RmsNorm {
 
 /// `x / √(mean(x²) + ε) · weight` over the last dimension; `weight` broadcasts against `x`.
 ///
-/// Source: Zhang and Sennrich 2019, with the float32 mean of the reference networks.
+/// On CUDA the quotient is one kernel, which reads and writes the type of `x` and computes in float32.
+///
+/// Source: Zhang and Sennrich 2019, with the float32 mean of the reference networks, which round before they multiply by
+/// the weight.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Tensor {
-    let wide = x.to_kind(Kind::Float);
-    let mean_square = (&wide * &wide).mean_dim(&[-1_i64][..], true, Kind::Float);
-    let normed = wide * (mean_square + epsilon).rsqrt();
-    normed.to_kind(x.kind()) * weight
+    let width = x.size().last().copied().unwrap_or(1);
+    let (normed, _inverse_root) = x.internal_fused_rms_norm([width], None::<&Tensor>, epsilon);
+    normed * weight
 }
 
 /// Group norm with weight and bias over channels.

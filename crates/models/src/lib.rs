@@ -12,6 +12,7 @@ mod stand_in;
 mod transformer_config;
 
 pub mod adapter_file;
+pub mod determinism;
 pub mod error;
 pub mod flux;
 pub mod gradient_checkpointing;
@@ -35,6 +36,7 @@ pub mod clip_text;
 pub mod clip_vision;
 pub mod json_file;
 pub mod pipeline;
+pub mod products;
 pub mod qwen2_decoder;
 pub mod qwen2_vision;
 pub mod qwen2_vl;

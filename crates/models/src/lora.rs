@@ -158,13 +158,12 @@ impl LoraFactors {
 
     /// `weight + scale·B·A`, differentiable in `A` and `B`.
     pub(crate) fn merged_into(&self, weight: &Tensor) -> Tensor {
-        weight.addmm(&(&self.b * self.scale), &self.a)
+        weight.addmm(&self.scaled_b(), &self.a)
     }
 
-    /// `scale·(x·Aᵀ)·Bᵀ`, in the element type of `x`.
-    pub(crate) fn delta(&self, x: &Tensor) -> Tensor {
-        let (a, b) = (self.a.to_kind(x.kind()), (&self.b * self.scale).to_kind(x.kind()));
-        x.linear(&a, None::<&Tensor>).linear(&b, None::<&Tensor>)
+    /// `scale·B`.
+    pub(crate) fn scaled_b(&self) -> Tensor {
+        &self.b * self.scale
     }
 }
 

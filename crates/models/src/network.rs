@@ -102,7 +102,7 @@ pub trait Network {
 
     /// Predicts the velocity; `mode` says what the adapter has to do with it.
     ///
-    /// In float32, right after a refresh, frozen and trainable adapters give the same bits.
+    /// Right after a refresh, frozen and trainable adapters give the same bits.
     ///
     /// # Panics
     /// If the shapes do not fit each other or the network.

@@ -2,8 +2,11 @@
 //!
 //! Three calls for query, key and value become one; a checkpoint and an adapter still see three modules.
 
+use std::cell::OnceCell;
+
 use tch::{Kind, Tensor, no_grad};
 
+use crate::layers::linear;
 use crate::lora::{LoraConfig, LoraFactors, NormalSource, a_name, b_name};
 use crate::weights::{Init, Scope};
 
@@ -12,7 +15,7 @@ use crate::weights::{Init, Scope};
 pub enum AdapterMode {
     /// The network without its adapter.
     Off,
-    /// The adapter as of the last refresh, without gradients to it.
+    /// The adapter as it was at the first such pass after the last refresh, without gradients to it.
     Frozen,
     /// The adapter as it is now, with gradients to it; the same effective weights as `Frozen` after a refresh.
     Trainable,
@@ -23,7 +26,32 @@ pub struct Projection {
     parts: Vec<Part>,
     weight: Tensor,
     bias: Tensor,
-    merged: Option<Tensor>,
+    /// Made where a frozen forward pass first needs it: a learner has none, and its memory is the weight's.
+    frozen: OnceCell<FrozenAdapters>,
+}
+
+/// The adapters of all modules, in the form in which forward passes without gradients take them.
+enum FrozenAdapters {
+    /// `weight + scale·B·A`.
+    Merged(Tensor),
+    /// Beside a half-precision weight, into which a merge would round the adapter away.
+    Apart(Factors),
+}
+
+/// The factors of all adapted modules in the element type of the weight.
+struct Factors {
+    /// The first factors, one below the other, transposed: `[inputs, modules · rank]`.
+    a: Tensor,
+    /// `scale·B` of each module, transposed: `[rank, outputs]`.
+    b: Vec<Tensor>,
+}
+
+impl Factors {
+    /// `x·Aᵀ` of each module, `[rows, rank]`, by one product for all.
+    fn inside(&self, x: &Tensor) -> Vec<Tensor> {
+        let rank = self.a.size()[1] / self.b.len() as i64;
+        x.reshape([-1, self.a.size()[0]]).mm(&self.a).split(rank, -1)
+    }
 }
 
 struct Part {
@@ -44,7 +72,7 @@ impl Projection {
             parts: modules.iter().map(part).collect(),
             weight: Scope::stacked(modules, "weight", &[inputs], init),
             bias: Scope::stacked(modules, "bias", &[], Init::Zeros),
-            merged: None,
+            frozen: OnceCell::new(),
         }
     }
 
@@ -56,19 +84,42 @@ impl Projection {
     /// # Shapes
     /// `[..., inputs]` → `[..., sum of outputs]`.
     pub fn forward(&self, x: &Tensor, mode: AdapterMode) -> Tensor {
+        let bias = Some(&self.bias);
         if mode == AdapterMode::Off || !self.is_adapted() {
-            return x.linear(&self.weight, Some(&self.bias));
+            return linear(x, &self.weight, bias);
         }
-        match (&self.merged, mode) {
-            (Some(merged), AdapterMode::Frozen) => x.linear(merged, Some(&self.bias)),
-            (Some(_), _) => x.linear(&self.merge(), Some(&self.bias)),
-            // A merged half-precision weight would round the adapter away, so its product is added to the output.
-            (None, _) => self.add_deltas(x),
+        match (mode, self.is_mergeable()) {
+            (AdapterMode::Frozen, _) => match self.frozen.get_or_init(|| no_grad(|| self.freeze())) {
+                FrozenAdapters::Merged(weight) => linear(x, weight, bias),
+                FrozenAdapters::Apart(factors) => self.add_in_place(x, factors),
+            },
+            (_, true) => linear(x, &self.merge(), bias),
+            (_, false) => self.add_differentiably(x, &self.factors()),
         }
     }
 
     fn is_adapted(&self) -> bool {
         self.parts.iter().any(|part| part.adapter.is_some())
+    }
+
+    fn is_mergeable(&self) -> bool {
+        self.weight.kind() == Kind::Float
+    }
+
+    fn freeze(&self) -> FrozenAdapters {
+        if self.is_mergeable() {
+            FrozenAdapters::Merged(self.merge())
+        } else {
+            FrozenAdapters::Apart(self.factors())
+        }
+    }
+
+    fn factors(&self) -> Factors {
+        let kind = self.weight.kind();
+        let adapters = || self.parts.iter().filter_map(|part| part.adapter.as_ref());
+        let a = adapters().map(|adapter| adapter.a.shallow_clone()).collect();
+        let b = adapters().map(|adapter| adapter.scaled_b().to_kind(kind).tr());
+        Factors { b: b.collect(), a: concatenated(a, 0).to_kind(kind).tr() }
     }
 
     fn merge(&self) -> Tensor {
@@ -81,13 +132,36 @@ impl Projection {
         concatenated(rows, 0)
     }
 
-    fn add_deltas(&self, x: &Tensor) -> Tensor {
-        let y = x.linear(&self.weight, Some(&self.bias));
-        let columns: Vec<Tensor> = self
-            .blocks(&y, -1)
-            .map(|(part, y)| part.adapter.as_ref().map_or_else(|| y.shallow_clone(), |a| &y + a.delta(x)))
-            .collect();
-        concatenated(columns, -1)
+    /// Adds each module's `scale·(x·Aᵀ)·Bᵀ` where its output stands.
+    fn add_in_place(&self, x: &Tensor, factors: &Factors) -> Tensor {
+        let y = linear(x, &self.weight, Some(&self.bias));
+        let rows = y.view([-1, self.outputs()]);
+        let adapted = self.blocks(&rows, -1).filter(|(part, _)| part.adapter.is_some());
+        for ((_, mut columns), (inside, b)) in adapted.zip(factors.inside(x).iter().zip(&factors.b)) {
+            let _ = columns.addmm_(inside, b);
+        }
+        y
+    }
+
+    /// The same to the last bit, with gradients to the factors.
+    fn add_differentiably(&self, x: &Tensor, factors: &Factors) -> Tensor {
+        let y = linear(x, &self.weight, Some(&self.bias));
+        let widths: Vec<i64> = self.parts.iter().map(|part| part.outputs).collect();
+        let inside = factors.inside(x);
+        let mut deltas = inside.iter().zip(&factors.b);
+        // Split, where narrowing would make the backward pass add up as many padded tensors as there are modules.
+        let columns = y.view([-1, self.outputs()]).split_with_sizes(widths, -1);
+        let added = self.parts.iter().zip(columns).map(|(part, columns)| {
+            match part.adapter.as_ref().and_then(|_| deltas.next()) {
+                Some((inside, b)) => columns.addmm(inside, b),
+                None => columns,
+            }
+        });
+        concatenated(added.collect(), -1).view_as(&y)
+    }
+
+    fn outputs(&self) -> i64 {
+        self.weight.size()[0]
     }
 
     /// Each part with its slice of a tensor whose dimension `dim` runs over the outputs.
@@ -132,10 +206,9 @@ impl Projection {
         self.refresh();
     }
 
-    /// Forms the effective weights that frozen forward passes use from the adapter as it is now.
+    /// Lets frozen forward passes take the adapter, or the weights, as they are by then.
     pub fn refresh(&mut self) {
-        let mergeable = self.weight.kind() == Kind::Float && self.is_adapted();
-        self.merged = mergeable.then(|| no_grad(|| self.merge()));
+        self.frozen.take();
     }
 
     /// The adapter's tensors with their names.

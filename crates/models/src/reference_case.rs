@@ -1,7 +1,8 @@
 //! What a reference implementation computed, recorded in a file, and how far our numbers are from it.
 //!
 //! A case is one safetensors file: `in.*` are inputs, `out.*` the reference's results, and the header's `call` is a JSON
-//! object with the remaining arguments. `tests/reference/write_cases.py` writes such files.
+//! object with the remaining arguments. `tests/reference/write_cases.py` writes such files. Inputs are handed out on the
+//! device of the networks, whose element type they take by themselves; results are compared on the CPU.
 
 mod folder;
 mod latents;
@@ -11,10 +12,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 use crate::safetensors_file::SafetensorsFile;
+use crate::weights::WeightOptions;
 pub use folder::{case_folder, how_to_record};
 pub use latents::{RecordedLatents, image_size};
 pub use network::{
@@ -37,26 +39,39 @@ const INPUT: &str = "in.";
 const OUTPUT: &str = "out.";
 const CALL: &str = "call";
 
+/// What is compared with what.
+pub struct ParityOptions<'a> {
+    /// Folder of the model.
+    pub model: &'a Path,
+    /// Folder of its cases, if not [`case_folder`]'s own choice.
+    pub cases: Option<&'a Path>,
+    /// Largest relative deviation that passes.
+    pub rtol: f64,
+    /// How networks are opened, and where everything is computed.
+    pub weights: WeightOptions,
+}
+
 /// One recorded case.
 pub struct ReferenceCase {
     path: PathBuf,
+    device: Device,
     file: SafetensorsFile,
     call: serde_json::Map<String, serde_json::Value>,
 }
 
 impl ReferenceCase {
-    /// Opens a case file.
+    /// Opens a case file, whose inputs go to `device`.
     ///
     /// # Errors
     /// If the file is missing, truncated or malformed, or lacks a `call` or any output.
-    pub fn open(path: &Path) -> Result<Self, ModelError> {
+    pub fn open(path: &Path, device: Device) -> Result<Self, ModelError> {
         let file = SafetensorsFile::open(path)?;
         let metadata = file.metadata();
         let call = metadata.get(CALL).ok_or_else(|| ModelError::damaged(path, "its header has no `call`"))?;
         let call = serde_json::from_str(call).map_err(|error| {
             ModelError::damaged(path, format!("its `call` is not a JSON object: {error}"))
         })?;
-        let case = Self { path: path.to_owned(), file, call };
+        let case = Self { path: path.to_owned(), device, file, call };
         match case.output_names().is_empty() {
             true => Err(ModelError::damaged(path, "it records no output: no tensor is named `out.…`")),
             false => Ok(case),
@@ -78,12 +93,15 @@ impl ReferenceCase {
         self.file.shape(&format!("{INPUT}{name}")).is_some()
     }
 
-    /// An input by its name without `in.`.
+    /// An input by its name without `in.`, on the device of the networks.
     ///
     /// # Errors
     /// If there is none.
+    ///
+    /// # Panics
+    /// If the device has no memory left.
     pub fn input(&self, name: &str) -> Result<Tensor, ModelError> {
-        self.file.read(&format!("{INPUT}{name}"))
+        Ok(self.file.read(&format!("{INPUT}{name}"))?.to_device(self.device))
     }
 
     /// Names of all recorded outputs, without `out.`.
@@ -95,7 +113,7 @@ impl ReferenceCase {
         outputs
     }
 
-    /// A recorded output by its name without `out.`.
+    /// A recorded output by its name without `out.`, on the CPU.
     ///
     /// # Errors
     /// If there is none.
@@ -158,7 +176,7 @@ impl Deviation {
         if reference.numel() == 0 {
             return Self { max_abs: 0.0, relative: 0.0, largest: 0.0 };
         }
-        let wide = |tensor: &Tensor| tensor.to_device(tch::Device::Cpu).to_kind(Kind::Double);
+        let wide = |tensor: &Tensor| tensor.to_device(Device::Cpu).to_kind(Kind::Double);
         let (difference, reference) = (wide(got) - wide(reference), wide(reference));
         let (distance, length) = (difference.norm().double_value(&[]), reference.norm().double_value(&[]));
         let relative = if distance == 0.0 { 0.0 } else { distance / length };

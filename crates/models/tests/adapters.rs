@@ -29,7 +29,8 @@ fn open(family: &str, source: TensorSource) -> Box<dyn TextToImageModel> {
 }
 
 fn output(model: &dyn TextToImageModel, family: &str) -> Tensor {
-    let case = ReferenceCase::open(&golden(family).join("cases/transformer.safetensors")).unwrap();
+    let case =
+        ReferenceCase::open(&golden(family).join("cases/transformer.safetensors"), Device::Cpu).unwrap();
     no_grad(|| NetworkQuery::read(&case, model).unwrap().sample(model, AdapterMode::Frozen))
 }
 

@@ -2,7 +2,10 @@
 //!
 //! 1. A task's outcome is held at most once; whoever brings it again is told so and nothing changes.
 //! 2. Outcomes wait here in any order of arrival and are taken in the order of training.
-//! 3. Nothing is kept that is not wanted, so what is wanted bounds the memory.
+//! 3. Nothing is kept that is not wanted.
+//! 4. Tasks are opened to workers in the order of training, as far as there is room for their outcomes: a slow learner slows
+//!    workers and does not fill memory. The task that training waits for is always open, so nothing waits for ever. What was
+//!    granted beyond that, by an earlier learner of the run, is kept, too; that is two tasks of a worker at most.
 
 use crate::{TaskName, kind_to_wire};
 use config::{TaskKind, TaskSpec};
@@ -16,6 +19,22 @@ pub struct TaskSet {
     pub tasks: Vec<TaskSpec>,
     /// Training only: the trained steps, in rising order.
     pub steps: Vec<u32>,
+    /// Memory that one outcome takes at most.
+    pub outcome_bytes: u64,
+}
+
+/// How much there is room for, of outcomes that training has not taken yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HoldLimit {
+    /// Number of outcomes.
+    pub outcomes: u64,
+    /// Memory of all of them.
+    pub bytes: u64,
+}
+
+impl HoldLimit {
+    /// Room for everything that is wanted.
+    pub const NONE: Self = Self { outcomes: u64::MAX, bytes: u64::MAX };
 }
 
 /// How a task stands with the learner.
@@ -40,10 +59,22 @@ pub enum Taken<T> {
     Stopped,
 }
 
+/// How many of the wanted tasks are where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IntakeCounts {
+    /// Not here yet.
+    pub missing: usize,
+    /// Here, and not taken.
+    pub waiting: usize,
+    /// Taken by training.
+    pub taken: usize,
+}
+
 /// The place where outcomes `T` wait for training.
 #[derive(Debug)]
 pub struct Intake<T> {
     sets: BTreeMap<SetName, Shelf<T>>,
+    limit: HoldLimit,
     is_stopping: bool,
 }
 
@@ -64,11 +95,23 @@ enum Slot<T> {
 
 impl<T> Default for Intake<T> {
     fn default() -> Self {
-        Self { sets: BTreeMap::new(), is_stopping: false }
+        Self::new(HoldLimit::NONE)
+    }
+}
+
+impl<T> Shelf<T> {
+    /// Tasks that training has taken, which it does in the order of their indices.
+    fn n_taken(&self) -> usize {
+        self.slots.iter().take_while(|slot| matches!(slot, Slot::Taken)).count()
     }
 }
 
 impl<T> Intake<T> {
+    /// A place with room for so much.
+    pub fn new(limit: HoldLimit) -> Self {
+        Self { sets: BTreeMap::new(), limit, is_stopping: false }
+    }
+
     /// Starts wanting the tasks of a set, unless they are wanted already.
     pub fn want(&mut self, kind: TaskKind, iteration: u32, set: TaskSet) {
         let slots = set.tasks.iter().map(|_| Slot::Empty).collect();
@@ -118,11 +161,12 @@ impl<T> Intake<T> {
         if is_stopping { Taken::Stopped } else { Taken::NotYet }
     }
 
-    /// What the coordinator is told: everything wanted, and which of it is here.
+    /// What the coordinator is told: everything wanted, which of it is here, and for how much of it there is room.
     pub fn wanted(&self) -> Vec<Wanted> {
-        let wanted = |((iteration, kind), shelf): (&SetName, &Shelf<T>)| Wanted {
-            kind: kind_to_wire(*kind).into(),
-            iteration: *iteration,
+        let open = self.open();
+        let wanted = |(name, shelf): (&SetName, &Shelf<T>)| Wanted {
+            kind: kind_to_wire(name.1).into(),
+            iteration: name.0,
             version: shelf.set.tasks.first().map_or(0, |task| task.version),
             rank: 0,
             held: (0..)
@@ -130,8 +174,67 @@ impl<T> Intake<T> {
                 .filter(|(_, slot)| !matches!(slot, Slot::Empty))
                 .map(|(index, _)| index)
                 .collect(),
+            open_below: open.get(name).copied(),
         };
         self.sets.iter().map(wanted).collect()
+    }
+
+    /// Whether some of what is wanted is not open to workers yet, so that taking an outcome opens more.
+    pub fn is_short_of_room(&self) -> bool {
+        let open = self.open();
+        let is_closed = |(name, shelf): (&SetName, &Shelf<T>)| {
+            open.get(name).is_some_and(|open_below| (*open_below as usize) < shelf.slots.len())
+        };
+        self.sets.iter().any(is_closed)
+    }
+
+    /// For each set, the index below which its tasks are open: walks through all that is not taken yet in the order in which
+    /// training takes it, until there is no more room.
+    fn open(&self) -> BTreeMap<SetName, u32> {
+        let mut order: Vec<(&SetName, &Shelf<T>)> = self.sets.iter().collect();
+        // The images of a version are looked at once its iteration is trained.
+        order.sort_by_key(|((iteration, kind), _)| (*iteration, *kind != TaskKind::Train, *kind));
+        let HoldLimit { mut outcomes, mut bytes } = self.limit;
+        let mut is_first = true;
+        let mut open = BTreeMap::new();
+        for (name, shelf) in order {
+            let (n_taken, each) = (shelf.n_taken(), shelf.set.outcome_bytes);
+            let n_wanted = (shelf.slots.len() - n_taken) as u64;
+            let fitting = outcomes.min(bytes.checked_div(each).unwrap_or(u64::MAX));
+            let n_open = fitting.max(u64::from(is_first)).min(n_wanted);
+            open.insert(*name, (n_taken as u64 + n_open) as u32);
+            // What comes later in training waits for room until all of this has it.
+            (outcomes, bytes) = match n_open < n_wanted {
+                true => (0, 0),
+                false => (outcomes.saturating_sub(n_open), bytes.saturating_sub(n_open * each)),
+            };
+            is_first &= n_wanted == 0;
+        }
+        open
+    }
+
+    /// Outcomes that are here and were not taken yet, and the memory that they take at most.
+    pub fn holds(&self) -> HoldLimit {
+        let mut holds = HoldLimit { outcomes: 0, bytes: 0 };
+        for shelf in self.sets.values() {
+            let n_held = shelf.slots.iter().filter(|slot| matches!(slot, Slot::Held(_))).count() as u64;
+            holds.outcomes += n_held;
+            holds.bytes += n_held * shelf.set.outcome_bytes;
+        }
+        holds
+    }
+
+    /// How many wanted tasks are not here yet, are here, and were taken.
+    pub fn counts(&self) -> IntakeCounts {
+        let mut counts = IntakeCounts::default();
+        for slot in self.sets.values().flat_map(|shelf| &shelf.slots) {
+            match slot {
+                Slot::Empty => counts.missing += 1,
+                Slot::Held(_) => counts.waiting += 1,
+                Slot::Taken => counts.taken += 1,
+            }
+        }
+        counts
     }
 
     /// From now on what is not here is not waited for.
@@ -170,9 +273,26 @@ mod tests {
         TaskName { iteration, kind: TaskKind::Evaluate, index }
     }
 
+    #[test]
+    fn tasks_are_missing_until_they_wait_and_wait_until_they_are_taken() {
+        let mut intake = intake();
+        let counts = |missing, waiting, taken| IntakeCounts { missing, waiting, taken };
+        assert_eq!(intake.counts(), counts(2, 0, 0));
+        intake.hold(name(4, 1), 7);
+        assert_eq!(intake.counts(), counts(1, 1, 0));
+        let _ = intake.take(name(4, 1));
+        assert_eq!(intake.counts(), counts(1, 0, 1));
+        intake.forget(TaskKind::Evaluate, 4);
+        assert_eq!(intake.counts(), counts(0, 0, 0));
+    }
+
     fn intake() -> Intake<u32> {
         let mut intake = Intake::default();
-        intake.want(TaskKind::Evaluate, 4, TaskSet { tasks: vec![task(0), task(1)], steps: vec![] });
+        intake.want(
+            TaskKind::Evaluate,
+            4,
+            TaskSet { tasks: vec![task(0), task(1)], steps: vec![], outcome_bytes: 10 },
+        );
         intake
     }
 
@@ -192,7 +312,11 @@ mod tests {
     fn wanting_again_keeps_what_is_here() {
         let mut intake = intake();
         intake.hold(name(4, 0), 1);
-        intake.want(TaskKind::Evaluate, 4, TaskSet { tasks: vec![task(0), task(1)], steps: vec![] });
+        intake.want(
+            TaskKind::Evaluate,
+            4,
+            TaskSet { tasks: vec![task(0), task(1)], steps: vec![], outcome_bytes: 10 },
+        );
         assert_eq!(intake.take(name(4, 0)), Taken::Here(1));
     }
 
@@ -223,5 +347,63 @@ mod tests {
         assert_eq!(intake.take(name(4, 1)), Taken::Here(1));
         assert_eq!(intake.hold(name(4, 0), 2), TaskStanding::Held);
         assert_eq!(intake.take(name(4, 0)), Taken::Here(2));
+    }
+
+    /// The sets that are wanted by their iterations and kinds, and below which index each is open.
+    fn open(intake: &Intake<u32>) -> Vec<(u32, TaskKind, u32)> {
+        let told = |wanted: &Wanted| {
+            let kind = crate::kind_from_wire(wanted.kind()).expect("a kind");
+            (wanted.iteration, kind, wanted.open_below.expect("told"))
+        };
+        intake.wanted().iter().map(told).collect()
+    }
+
+    #[test]
+    fn tasks_are_opened_in_the_order_of_training_as_far_as_there_is_room() {
+        use TaskKind::{Evaluate, Train};
+        let sized = |n_tasks: u32, outcome_bytes| {
+            let tasks = (0..n_tasks).map(task).collect();
+            TaskSet { tasks, steps: vec![], outcome_bytes }
+        };
+        // Four training tasks of 100 bytes each, then two evaluations of 10, then the next iteration.
+        for (outcomes, bytes, expected) in [
+            (u64::MAX, u64::MAX, [4, 2, 4]),
+            (2, u64::MAX, [2, 0, 0]),
+            (u64::MAX, 250, [2, 0, 0]),
+            (u64::MAX, 415, [4, 1, 0]),
+            (7, u64::MAX, [4, 2, 1]),
+            (6, 519, [4, 2, 0]),
+            (0, 0, [1, 0, 0]),
+        ] {
+            let mut intake = Intake::new(HoldLimit { outcomes, bytes });
+            intake.want(Train, 4, sized(4, 100));
+            intake.want(Evaluate, 4, sized(2, 10));
+            intake.want(Train, 5, sized(4, 100));
+            let [train, evaluate, next] = expected;
+            let sets = [(4, Evaluate, evaluate), (4, Train, train), (5, Train, next)];
+            assert_eq!(open(&intake), sets, "{outcomes} outcomes, {bytes} bytes");
+            assert_eq!(intake.is_short_of_room(), outcomes < 10 || bytes < 820);
+        }
+    }
+
+    #[test]
+    fn what_training_takes_makes_room_and_what_is_here_does_not_count_twice() {
+        let mut intake = Intake::new(HoldLimit { outcomes: 1, bytes: u64::MAX });
+        let set = TaskSet { tasks: vec![task(0), task(1), task(2)], steps: vec![], outcome_bytes: 10 };
+        intake.want(TaskKind::Evaluate, 4, set);
+        assert_eq!(open(&intake), [(4, TaskKind::Evaluate, 1)]);
+        // Granted by an earlier learner.
+        assert_eq!(intake.hold(name(4, 2), 7), TaskStanding::Held);
+        assert_eq!(intake.hold(name(4, 0), 7), TaskStanding::Held);
+        assert_eq!(intake.holds(), HoldLimit { outcomes: 2, bytes: 20 });
+        assert_eq!(open(&intake), [(4, TaskKind::Evaluate, 1)], "nothing is taken");
+        intake.take(name(4, 0));
+        assert_eq!(open(&intake), [(4, TaskKind::Evaluate, 2)]);
+        assert_eq!(intake.holds(), HoldLimit { outcomes: 1, bytes: 10 });
+        intake.hold(name(4, 1), 7);
+        intake.take(name(4, 1));
+        intake.take(name(4, 2));
+        assert_eq!(open(&intake), [(4, TaskKind::Evaluate, 3)]);
+        assert!(!intake.is_short_of_room());
     }
 }

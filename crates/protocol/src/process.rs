@@ -9,7 +9,8 @@ pub const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Bytes of what tells processes apart.
 pub const NONCE_BYTES: usize = 16;
 
-/// A process of this program, which drew that nonce when it began; it serves no metrics.
+/// A process of this program, which drew that nonce when it began; it serves no metrics, and
+/// what it computes on is not known.
 pub fn process(nonce: [u8; NONCE_BYTES], host: &str, pid: u32) -> Process {
     Process {
         nonce: nonce.to_vec().into(),
@@ -18,5 +19,7 @@ pub fn process(nonce: [u8; NONCE_BYTES], host: &str, pid: u32) -> Process {
         host: host.to_owned(),
         pid,
         metrics_address: String::new(),
+        host_kind: String::new(),
+        card_kind: String::new(),
     }
 }

@@ -82,6 +82,16 @@ impl PushSchema {
         tensors
     }
 
+    /// Bytes that the outcome of a task takes at most where it is held, embeddings and extras aside: what is sent, and next
+    /// latents, which are rebuilt where they are not sent.
+    pub fn outcome_bytes(&self, task: &TaskSpec, n_steps: usize) -> u64 {
+        let sent: u64 = self.expected(task, n_steps).iter().map(n_bytes).sum();
+        let is_training = task.kind == TaskKind::Train;
+        let n_moves = u64::from(task.n_seeds) * (n_steps * self.n_branches) as u64;
+        let next_latents = n_moves * self.latent_len() as u64 * size_of::<f32>() as u64;
+        sent + if is_training { next_latents } else { 0 }
+    }
+
     /// Checks everything that a header claims, so that only wanted bytes are received.
     ///
     /// # Errors
@@ -253,6 +263,17 @@ fn tensor_info(name: &str, shape: &[i64], element_type: ElementType) -> TensorIn
     TensorInfo { name: name.to_owned(), shape: shape.to_vec(), element_type: element_type.into() }
 }
 
+/// Bytes of a tensor of the schema's own, whose shape is possible.
+fn n_bytes(info: &TensorInfo) -> u64 {
+    let element = match info.element_type() {
+        ElementType::F32 => 4,
+        ElementType::Bf16 => 2,
+        ElementType::I64 => 8,
+        ElementType::U8 | ElementType::Unspecified => 1,
+    };
+    info.shape.iter().map(|size| *size as u64).product::<u64>() * element
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,6 +313,17 @@ mod tests {
             negative_conditioning: vec![2; 32].into(),
             ..PushHeader::default()
         }
+    }
+
+    #[test]
+    fn the_memory_of_an_outcome_is_that_of_what_is_sent_and_rebuilt() {
+        let (cells, moves, latent) = (2 * 5, 2 * 5 * 3, 4 * 2 * 2);
+        let sent = 4 * (2 * cells * latent + moves) + 8 * moves + 4 * 2 * moves;
+        let rebuilt = 4 * moves * latent;
+        assert_eq!(schema().outcome_bytes(&train_task(), 5), sent + rebuilt);
+        let images = TaskSpec { kind: TaskKind::Evaluate, prompts: vec![0, 1, 2], ..train_task() };
+        let n_images = 6;
+        assert_eq!(schema().outcome_bytes(&images, 0), n_images * (16 * 16 * 3 + 4 * 3));
     }
 
     fn refusal(change: impl FnOnce(&mut PushHeader)) -> String {

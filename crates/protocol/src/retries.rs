@@ -22,6 +22,18 @@ pub enum Failure {
     Final(String),
 }
 
+impl Failure {
+    /// What it is, in a word that can be counted.
+    pub fn cause(&self) -> &'static str {
+        match self {
+            Self::Passing(_) => "away",
+            Self::Damaged(_) => "damaged",
+            Self::Fenced(_) => "fenced",
+            Self::Final(_) => "refused",
+        }
+    }
+}
+
 /// How a delivery ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivered {

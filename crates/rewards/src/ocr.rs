@@ -102,8 +102,6 @@ impl OcrReward {
 const LONGEST_TIMEOUT: f64 = 86_400.0;
 /// How long a machine that cannot run the program, or is too slow, is given to recover.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Shortest side of an image in which Tesseract can tell ink from paper.
-const SHORTEST_SIDE: usize = 8;
 
 impl Reward for OcrReward {
     fn name(&self) -> &str {
@@ -116,7 +114,7 @@ impl Reward for OcrReward {
         let mut pages = Vec::new();
         for (index, image) in images.iter().enumerate().filter(|(index, _)| targets[*index].is_some()) {
             let RgbImage { width, height, .. } = *image;
-            if width.min(height) < SHORTEST_SIDE {
+            if width.min(height) < config::OCR_SHORTEST_SIDE {
                 let allowed = "at least 8 pixels on either side";
                 return Err(RewardError::ImageSize { index, width, height, name: NAME, allowed });
             }

@@ -13,9 +13,6 @@ use tch::Tensor;
 use crate::image_resampling::resize_bicubic;
 use crate::pixel_preprocessing::{COLORS, Levels, PixelPreprocessing};
 
-/// How many times the shorter side of an image the longer one may be.
-const MAX_RATIO: f64 = 200.0;
-
 /// How many pixels an image may have after it was resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PixelBounds {
@@ -42,7 +39,7 @@ pub fn smart_resize(
     bounds: PixelBounds,
 ) -> Result<(usize, usize), TooNarrow> {
     let (wide, high) = (width as f64, height as f64);
-    if width == 0 || height == 0 || wide.max(high) / wide.min(high) > MAX_RATIO {
+    if width == 0 || height == 0 || wide.max(high) / wide.min(high) > config::HPSV3_MOST_RATIO as f64 {
         return Err(TooNarrow);
     }
     let unit = factor as f64;

@@ -30,7 +30,7 @@ fn prompts() -> Vec<PromptRecord> {
 }
 
 fn case() -> ReferenceCase {
-    ReferenceCase::open(&golden("clip_rewards/scores.safetensors")).expect("golden case")
+    ReferenceCase::open(&golden("clip_rewards/scores.safetensors"), tch::Device::Cpu).expect("golden case")
 }
 
 /// Options that point to the tiny models, and `more`.
@@ -89,7 +89,8 @@ fn scores_equal_those_of_the_references() {
 
 #[test]
 fn pickscore_equals_the_reference() {
-    let case = ReferenceCase::open(&golden("pickscore/cases/score.safetensors")).expect("golden case");
+    let path = golden("pickscore/cases/score.safetensors");
+    let case = ReferenceCase::open(&path, tch::Device::Cpu).expect("golden case");
     let files: Vec<String> = case.argument("images").expect("recorded");
     let images: Vec<RgbImage> =
         files.iter().map(|file| read_png(&golden("pickscore/cases").join(file))).collect();

@@ -4,6 +4,7 @@
 //! element type, along which noise levels a model is sampled, which steps are trained with which coefficients and weights,
 //! and from which keys the noise is drawn. What is said here is said nowhere else.
 
+mod determinism;
 mod device;
 mod networks;
 mod noise_keys;
@@ -12,6 +13,7 @@ mod optimization;
 mod out_of_memory;
 mod trained_steps;
 
+pub use determinism::{OtherDeterminism, check_determinism};
 pub use device::{DeviceError, open_device, tensor_device};
 pub use networks::{decoder_options, element_type, lora_config, weight_options};
 pub use noise_keys::{adapter_key, evaluation_key, training_key};

@@ -16,27 +16,26 @@ pub fn chunks(bytes: Bytes) -> impl Iterator<Item = Chunk> + Send + 'static {
     })
 }
 
-/// Puts the chunks of a stream together again.
+/// Checks the chunks of a stream one by one, and keeps none of them.
 #[derive(Debug)]
-pub struct Assembly {
-    expected: usize,
-    bytes: Vec<u8>,
+pub struct ChunkCheck {
+    expected: u64,
+    received: u64,
     hasher: blake3::Hasher,
 }
 
-impl Assembly {
-    /// An assembly of as many bytes as were announced.
-    pub fn new(expected: usize) -> Self {
-        let bytes = Vec::with_capacity(expected.min(TRUSTED_LENGTH));
-        Self { expected, bytes, hasher: blake3::Hasher::new() }
+impl ChunkCheck {
+    /// Of a stream of as many bytes as were announced.
+    pub fn new(expected: u64) -> Self {
+        Self { expected, received: 0, hasher: blake3::Hasher::new() }
     }
 
-    /// Takes the next chunk.
+    /// Looks at the next chunk.
     ///
     /// # Errors
     /// If the chunk is damaged, is not the next one, or holds more than was announced.
     pub fn accept(&mut self, chunk: &Chunk) -> Result<(), ChunkError> {
-        let (offset, expected) = (chunk.offset, self.bytes.len() as u64);
+        let (offset, expected) = (chunk.offset, self.received);
         if offset != expected {
             return Err(ChunkError::OutOfOrder { offset, expected });
         }
@@ -47,10 +46,51 @@ impl Assembly {
         if crc32fast::hash(&chunk.data) != chunk.crc32 {
             return Err(ChunkError::Corrupt { offset });
         }
-        if chunk.data.len() > self.expected - self.bytes.len() {
+        let n_bytes = chunk.data.len() as u64;
+        if n_bytes > self.expected - self.received {
             return Err(ChunkError::TooLong { expected: self.expected });
         }
         self.hasher.update(&chunk.data);
+        self.received += n_bytes;
+        Ok(())
+    }
+
+    /// Whether all came, and its BLAKE3 digest is `digest`.
+    ///
+    /// # Errors
+    /// If bytes are missing or the digest differs.
+    pub fn finish(&self, digest: &[u8]) -> Result<(), ChunkError> {
+        if self.received != self.expected {
+            return Err(ChunkError::TooShort { got: self.received, expected: self.expected });
+        }
+        match self.hasher.finalize().as_bytes() == digest {
+            true => Ok(()),
+            false => Err(ChunkError::Digest),
+        }
+    }
+}
+
+/// Puts the chunks of a stream together again.
+#[derive(Debug)]
+pub struct Assembly {
+    expected: usize,
+    bytes: Vec<u8>,
+    check: ChunkCheck,
+}
+
+impl Assembly {
+    /// An assembly of as many bytes as were announced.
+    pub fn new(expected: usize) -> Self {
+        let bytes = Vec::with_capacity(expected.min(TRUSTED_LENGTH));
+        Self { expected, bytes, check: ChunkCheck::new(expected as u64) }
+    }
+
+    /// Takes the next chunk.
+    ///
+    /// # Errors
+    /// If the chunk is damaged, is not the next one, or holds more than was announced.
+    pub fn accept(&mut self, chunk: &Chunk) -> Result<(), ChunkError> {
+        self.check.accept(chunk)?;
         self.make_room(chunk.data.len());
         self.bytes.extend_from_slice(&chunk.data);
         Ok(())
@@ -70,12 +110,7 @@ impl Assembly {
     /// # Errors
     /// If bytes are missing or the digest differs.
     pub fn finish(self, digest: &[u8]) -> Result<Vec<u8>, ChunkError> {
-        if self.bytes.len() != self.expected {
-            return Err(ChunkError::TooShort { got: self.bytes.len(), expected: self.expected });
-        }
-        if self.hasher.finalize().as_bytes() != digest {
-            return Err(ChunkError::Digest);
-        }
+        self.check.finish(digest)?;
         Ok(self.bytes)
     }
 }
@@ -107,15 +142,15 @@ pub enum ChunkError {
     #[error("the stream goes on after the {expected} bytes that were announced")]
     TooLong {
         /// Bytes announced.
-        expected: usize,
+        expected: u64,
     },
     /// Less came than was announced.
     #[error("the stream ends after {got} of {expected} bytes")]
     TooShort {
         /// Bytes received.
-        got: usize,
+        got: u64,
         /// Bytes announced.
-        expected: usize,
+        expected: u64,
     },
     /// The digest of everything does not hold.
     #[error("the bytes of the stream have another digest than announced")]
@@ -173,9 +208,9 @@ mod tests {
         assert_eq!(assemble(length, &flipped), Err(ChunkError::Corrupt { offset: second }));
         let empty = [Chunk::default()];
         assert_eq!(assemble(length, &empty), Err(ChunkError::Empty { offset: 0 }));
-        let too_short = ChunkError::TooShort { got: length - 5, expected: length };
+        let too_short = ChunkError::TooShort { got: length as u64 - 5, expected: length as u64 };
         assert_eq!(assemble(length, &good[..2]), Err(too_short));
-        assert_eq!(assemble(length - 1, &good), Err(ChunkError::TooLong { expected: length - 1 }));
+        assert_eq!(assemble(length - 1, &good), Err(ChunkError::TooLong { expected: length as u64 - 1 }));
         let other: Vec<_> = chunks(vec![0; length].into()).collect();
         assert_eq!(assemble(length, &other), Err(ChunkError::Digest));
     }

@@ -5,11 +5,13 @@
 //! when it is loaded, which must be before the first tensor. Loading a library is unsafe; starting oneself again with
 //! `LD_PRELOAD` is not. This has never been run where a GPU is.
 
+mod inventory;
 mod reasons;
 mod shadowing;
 
 use config::{ComputeDevice, VisibleCards};
 use reasons::{Facts, Half};
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -23,6 +25,7 @@ const CONTROL_DEVICES: [&str; 2] = ["/dev/nvidiactl", "/dev/dxg"];
 /// What separates the libraries of `LD_PRELOAD`.
 const SEPARATORS: [char; 2] = [':', ' '];
 
+pub use inventory::{BUILT_FOR, Card, CardMemory, Inventory};
 pub use shadowing::shadowed_cudnn;
 
 /// A device that cannot be used, with all that is known of why.
@@ -68,8 +71,21 @@ pub fn explained<E>(error: E) -> Explained<E> {
 
 /// The card that a device is to this process, as `CUDA_VISIBLE_DEVICES` names it; `None` on the CPU.
 pub fn card(device: ComputeDevice) -> Option<String> {
-    let visible = list().map(|list| list.parse().unwrap_or_default());
+    let visible = list().map(|list| VisibleCards::seen(&list));
     device.card(visible.as_ref())
+}
+
+/// The models of the cards that this process sees; `None` where one of them is not known, or there is none.
+pub(crate) fn visible_models() -> Option<BTreeSet<String>> {
+    let visible = list().map(|list| VisibleCards::seen(&list));
+    let names = visible.as_ref().map(VisibleCards::names).unwrap_or_default();
+    let order = std::env::var("CUDA_DEVICE_ORDER").ok();
+    let cards = Inventory::look(names, order.as_deref());
+    let models: Option<BTreeSet<String>> = match visible {
+        Some(_) => names.iter().map(|name| Some(cards.find(name)?.name.clone())).collect(),
+        None => Some(cards.models()),
+    };
+    models.filter(|models| !models.is_empty() && !models.contains(""))
 }
 
 /// Keeps libtorch's CUDA half, which costs any program a third of a second and 470 MB, from a child that is no part of
@@ -139,7 +155,7 @@ fn list() -> Option<String> {
 
 /// Whether a list hides all cards from CUDA.
 fn are_hidden(list: Option<&str>) -> bool {
-    list.is_some_and(|list| list.parse().unwrap_or(VisibleCards::default()).names().is_empty())
+    list.is_some_and(|list| VisibleCards::seen(list).names().is_empty())
 }
 
 /// Elsewhere than on Linux there is no such file, and nothing to load.
@@ -232,9 +248,16 @@ mod tests {
 
     #[test]
     fn a_list_without_cards_hides_them_all() {
-        for (list, hides) in
-            [(None, false), (Some("0"), false), (Some(""), true), (Some("-1"), true), (Some("0,0"), true)]
-        {
+        for (list, hides) in [
+            (None, false),
+            (Some("0"), false),
+            (Some(""), true),
+            (Some("-1"), true),
+            (Some("0,0"), true),
+            (Some("x,0"), true),
+            (Some("0,x"), false),
+            (Some("0,,1"), false),
+        ] {
             assert_eq!(are_hidden(list), hides, "{list:?}");
         }
     }

@@ -4,12 +4,17 @@
 //! kept until then, under the name itself wherever the file system can exchange two directories, else for a moment as
 //! `.NAME.replaced`; (3) leftovers of an interrupted write are called `.NAME.partial` and are overwritten by the next, or
 //! cleared by [`clear_leftovers`].
+//!
+//! The functions here are for places that no other process changes. A run directory is changed through
+//! [`OwnedDirectory`](crate::OwnedDirectory), which does the same and asks a `Permit` right before every change that
+//! others see.
 
 use crate::ServiceError;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -18,19 +23,65 @@ const PARTIAL_SUFFIX: &str = ".partial";
 /// Ends the name of a directory that is being replaced where two cannot be exchanged.
 const REPLACED_SUFFIX: &str = ".replaced";
 
+/// The right to change files, which may be lost at any moment.
+pub(crate) trait Permit {
+    /// Asked right before every change that others see.
+    fn check(&self) -> Result<(), ServiceError>;
+
+    /// Stands in temporary names, so that two processes that believe to have the right do not write to one file.
+    fn tag(&self) -> &str;
+}
+
+/// The right to change what no other process changes.
+pub(crate) struct Unshared;
+
+impl Permit for Unshared {
+    fn check(&self) -> Result<(), ServiceError> {
+        Ok(())
+    }
+
+    fn tag(&self) -> &str {
+        ""
+    }
+}
+
 /// Writes a whole file: to a temporary name beside it, to disk, then renamed over `path`.
 ///
 /// # Errors
 /// If any step fails; what stood at `path` is then untouched.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ServiceError> {
-    let partial = partial_name(path);
+    write_file_by(&Unshared, path, bytes)
+}
+
+pub(crate) fn write_file_by(permit: &dyn Permit, path: &Path, bytes: &[u8]) -> Result<(), ServiceError> {
+    write_with_mode(permit, path, bytes, 0o666)
+}
+
+/// The same for a secret: only the user of this process may read it, from its first byte on.
+///
+/// # Errors
+/// As [`write_file`].
+pub fn write_private_file(path: &Path, bytes: &[u8]) -> Result<(), ServiceError> {
+    write_with_mode(&Unshared, path, bytes, 0o600)
+}
+
+/// `mode` as of a new file, before the user's mask is taken off.
+fn write_with_mode(permit: &dyn Permit, path: &Path, bytes: &[u8], mode: u32) -> Result<(), ServiceError> {
+    let partial = partial_name(permit, path);
     let write = || -> io::Result<()> {
-        let mut file = File::create(&partial)?;
+        // What an interrupted write left would keep its mode.
+        match fs::remove_file(&partial) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&partial)?;
         file.write_all(bytes)?;
         file.sync_all()
     };
     write().map_err(failed("write", &partial))?;
-    fs::rename(&partial, path).map_err(failed("rename a new file to", path))?;
+    permit.check().inspect_err(|_| drop(fs::remove_file(&partial)))?;
+    fs::rename(&partial, path)
+        .map_err(|error| failed("rename a new file to", path)(in_the_way(path, error)))?;
     sync_directory(parent(path))
 }
 
@@ -40,9 +91,16 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ServiceError> {
 /// # Errors
 /// If the file cannot be written.
 pub fn append_line(path: &Path, line: &str) -> Result<(), ServiceError> {
-    let existed = path.exists();
-    let append = || -> io::Result<()> {
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    append_line_by(&Unshared, path, line)
+}
+
+pub(crate) fn append_line_by(permit: &dyn Permit, path: &Path, line: &str) -> Result<(), ServiceError> {
+    let open = || OpenOptions::new().read(true).append(true).create(true).open(path);
+    let mut file = open().map_err(failed("append to", path))?;
+    // Asked once the file is open: who has the right next puts another file in its place before adding to it, so that a
+    // line that comes late ends in one that nobody reads.
+    permit.check()?;
+    let mut append = || -> io::Result<u64> {
         let mut text = format!("{line}\n");
         if !ends_with_newline(&file)? {
             text.insert(0, '\n');
@@ -51,10 +109,26 @@ pub fn append_line(path: &Path, line: &str) -> Result<(), ServiceError> {
         file.write_all(text.as_bytes()).and_then(|()| file.sync_data()).inspect_err(|_| {
             // Half a line would stay in the file for good; the first error is the one to tell.
             let _ = file.set_len(length);
-        })
+        })?;
+        Ok(length)
     };
-    append().map_err(failed("append to", path))?;
-    if existed { Ok(()) } else { sync_directory(parent(path)) }
+    // An append that failed may have made the file: its name is on disk only once a first line is.
+    let is_first = append().map_err(failed("append to", path))? == 0;
+    if is_first { sync_directory(parent(path)) } else { Ok(()) }
+}
+
+/// Makes durable what is read of a file, and its name: whoever wrote it may have been killed before that. No file is fine.
+///
+/// # Errors
+/// If it cannot be opened or flushed.
+pub fn flush_file(path: &Path) -> Result<(), ServiceError> {
+    match File::open(path) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        file => {
+            file.and_then(|file| file.sync_all()).map_err(failed("flush", path))?;
+            sync_directory(parent(path))
+        }
+    }
 }
 
 fn ends_with_newline(file: &File) -> io::Result<bool> {
@@ -76,6 +150,16 @@ pub fn create_directory(path: &Path) -> Result<(), ServiceError> {
     sync_directory(parent(path))
 }
 
+/// Creates a directory that only the user of this process may enter, where there is none.
+///
+/// # Errors
+/// If it cannot be created.
+pub fn create_private_directory(path: &Path) -> Result<(), ServiceError> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(path).map_err(failed("create", path))?;
+    sync_directory(parent(path))
+}
+
 /// Writes a whole directory: `fill` gets an empty one under a temporary name; its files then go to disk and it takes
 /// the name `path`, in place of what stood there.
 ///
@@ -85,12 +169,21 @@ pub fn write_directory<E: From<ServiceError>>(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(), E> {
-    let partial = partial_name(path);
+    write_directory_by(&Unshared, path, fill)
+}
+
+pub(crate) fn write_directory_by<E: From<ServiceError>>(
+    permit: &dyn Permit,
+    path: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let partial = partial_name(permit, path);
     clear(&partial)?;
     fs::create_dir_all(&partial).map_err(failed("create", &partial))?;
     let write = || {
         fill(&partial)?;
         sync_tree(&partial)?;
+        permit.check()?;
         Ok(take_place(&partial, path)?)
     };
     let replaced = write().inspect_err(|_: &E| {
@@ -132,6 +225,15 @@ fn clear(path: &Path) -> Result<(), ServiceError> {
 /// # Errors
 /// If the file system refuses.
 pub fn clear_leftovers(directory: &Path) -> Result<(), ServiceError> {
+    clear_leftovers_by(&Unshared, directory, "")
+}
+
+/// Clears those leftovers alone whose names begin, after the dot, as given.
+pub(crate) fn clear_leftovers_by(
+    permit: &dyn Permit,
+    directory: &Path,
+    beginning: &str,
+) -> Result<(), ServiceError> {
     if !directory.is_dir() {
         return Ok(());
     }
@@ -142,15 +244,26 @@ pub fn clear_leftovers(directory: &Path) -> Result<(), ServiceError> {
     });
     for name in names.map_err(failed("list", directory))? {
         let path = directory.join(&name);
-        let Some(hidden) = name.strip_prefix('.') else { continue };
+        let hidden = name.strip_prefix('.').filter(|hidden| hidden.starts_with(beginning));
+        let Some(hidden) = hidden else { continue };
         let place = hidden.strip_suffix(REPLACED_SUFFIX).map(|name| directory.join(name));
+        if place.is_none() && !hidden.ends_with(PARTIAL_SUFFIX) {
+            continue;
+        }
+        permit.check()?;
         match place {
             Some(place) if !place.exists() => {
                 fs::rename(&path, &place).map_err(failed("put back", &place))?;
             }
-            None if !hidden.ends_with(PARTIAL_SUFFIX) => continue,
             None if !path.is_dir() => fs::remove_file(&path).map_err(failed("remove", &path))?,
-            Some(_) | None => remove_or_leave(&path),
+            Some(_) | None => {
+                // Its writer may be stopped right before giving it its place: what is half removed must not get there.
+                let own = partial_name(permit, &path);
+                match own == path || fs::rename(&path, &own).is_err() {
+                    true => remove_or_leave(&path),
+                    false => remove_or_leave(&own),
+                }
+            }
         }
         sync_directory(directory)?;
     }
@@ -173,8 +286,13 @@ pub fn remove_directory(path: &Path) -> Result<(), ServiceError> {
 /// # Errors
 /// If the file system refuses.
 pub fn discard_directory(path: &Path) -> Result<(), ServiceError> {
-    let partial = partial_name(path);
+    discard_directory_by(&Unshared, path)
+}
+
+pub(crate) fn discard_directory_by(permit: &dyn Permit, path: &Path) -> Result<(), ServiceError> {
+    let partial = partial_name(permit, path);
     remove_directory(&partial)?;
+    permit.check()?;
     fs::rename(path, &partial).map_err(failed("remove", path))?;
     sync_directory(parent(path))?;
     remove_directory(&partial)
@@ -236,8 +354,12 @@ fn sync_tree(path: &Path) -> Result<(), ServiceError> {
     sync_directory(path)
 }
 
-fn partial_name(path: &Path) -> PathBuf {
-    hidden_name(path, PARTIAL_SUFFIX)
+/// `.NAME.partial`, or `.NAME.TAG.partial` where others may write the same.
+pub(crate) fn partial_name(permit: &dyn Permit, path: &Path) -> PathBuf {
+    match permit.tag() {
+        "" => hidden_name(path, PARTIAL_SUFFIX),
+        tag => hidden_name(path, &format!(".{tag}{PARTIAL_SUFFIX}")),
+    }
 }
 
 fn hidden_name(path: &Path, suffix: &str) -> PathBuf {
@@ -252,9 +374,20 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ServiceError {
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ServiceError {
     let path = path.to_owned();
     move |source| ServiceError::File { action, path, source }
+}
+
+/// Names what stands where a file is to be; the system's word for it is all but clear.
+fn in_the_way(path: &Path, error: io::Error) -> io::Error {
+    match path.is_dir() {
+        true => io::Error::new(
+            io::ErrorKind::IsADirectory,
+            "a folder stands where this file should; move it away, and try again",
+        ),
+        false => error,
+    }
 }
 
 #[cfg(test)]
@@ -277,6 +410,17 @@ mod tests {
         write_file(&path, b"two").expect("written");
         assert_eq!(fs::read(&path).expect("readable"), b"two");
         assert_eq!(names_in(directory.path()), ["run.json"]);
+    }
+
+    #[test]
+    fn a_folder_in_place_of_a_file_is_said_to_be_in_the_way() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("inputs.json");
+        fs::create_dir(&path).expect("created");
+        let error = write_file(&path, b"{}").expect_err("refused");
+        let source = std::error::Error::source(&error).expect("a reason").to_string();
+        assert!(source.contains("a folder stands where this file should; move it away"), "{source}");
+        assert!(error.to_string().contains("inputs.json"), "{error}");
     }
 
     #[test]
@@ -338,6 +482,19 @@ mod tests {
         let ServiceError::File { action: "replace", source, .. } = &error else { panic!("{error:?}") };
         assert_eq!(source.kind(), io::ErrorKind::NotADirectory);
         assert_eq!(fs::read(&path).expect("readable"), b"notes");
+    }
+
+    #[test]
+    fn what_is_flushed_stays_as_it_is_and_nothing_is_made() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("rows.jsonl");
+        flush_file(&path).expect("nothing to flush");
+        assert!(names_in(directory.path()).is_empty());
+        append_line(&path, "{}").expect("appended");
+        flush_file(&path).expect("flushed");
+        assert_eq!(fs::read(&path).expect("readable"), b"{}\n");
+        let file_in_the_way = path.join("rows.jsonl");
+        assert!(flush_file(&file_in_the_way).is_err(), "a file is no directory");
     }
 
     #[test]

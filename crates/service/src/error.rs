@@ -1,5 +1,10 @@
 //! Errors of this crate.
 
+use crate::exit_code;
+use crate::network::NetworkError;
+use crate::ownership::Fenced;
+use crate::trust::TrustError;
+use protocol::JoinRefusal;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,13 +12,12 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
     /// An address does not parse.
-    #[error("unreadable address `{address}`; write `http://host:port`")]
+    #[error("unreadable address `{address}`: {remedy}")]
     Address {
-        /// As given.
+        /// As given, but for passwords.
         address: String,
-        /// Why.
-        #[source]
-        source: tonic::transport::Error,
+        /// What is wrong, or what to write.
+        remedy: &'static str,
     },
     /// Nobody answered for as long as the caller was ready to wait.
     #[error("nobody answered at {address} within {} s", patience.as_secs_f64())]
@@ -27,14 +31,14 @@ pub enum ServiceError {
         source: tonic::transport::Error,
     },
     /// The coordinator does not want this member.
-    #[error("the coordinator at {address} refuses member `{member_id}`: {reason}")]
+    #[error("the coordinator at {address} refuses member `{member_id}`: {}", refusal.reason)]
     Refused {
         /// The coordinator.
         address: String,
         /// Who asked.
         member_id: String,
-        /// What the coordinator said.
-        reason: String,
+        /// Why.
+        refusal: JoinRefusal,
     },
     /// The coordinator has been away for longer than the grace; a later start can take over.
     #[error("the coordinator at {address} has been away for {} s", grace.as_secs_f64())]
@@ -53,6 +57,30 @@ pub enum ServiceError {
         #[source]
         source: Box<tonic::Status>,
     },
+    /// The other side is not trusted, or does not trust this process.
+    #[error("{address}: {problem}")]
+    Untrusted {
+        /// Who was called.
+        address: String,
+        /// What is wrong, and the remedy.
+        #[source]
+        problem: Box<TrustError>,
+    },
+    /// Metrics cannot be shown where they were asked for.
+    #[error("`--metrics-listen {place}`: {problem}")]
+    MetricsPlace {
+        /// As asked for.
+        place: String,
+        /// Why not, and what to do.
+        #[source]
+        problem: Box<NetworkError>,
+    },
+    /// A server broke.
+    #[error("the server broke")]
+    Serve(#[from] tonic::transport::Error),
+    /// This process cannot show who it is.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// A file or directory could not be written, read or renamed.
     #[error("failed to {action} {}", path.display())]
     File {
@@ -63,6 +91,14 @@ pub enum ServiceError {
         /// Why not.
         #[source]
         source: std::io::Error,
+    },
+    /// This process may not change a run directory, or not any more.
+    #[error("{}: {fenced}", directory.display())]
+    NotOwner {
+        /// The directory.
+        directory: PathBuf,
+        /// Why not.
+        fenced: Box<Fenced>,
     },
     /// Signal handlers could not be installed.
     #[error("failed to listen for signals")]
@@ -80,6 +116,39 @@ pub enum ServiceError {
 }
 
 impl ServiceError {
+    /// Whether nobody answered, which may pass.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Call { source, .. } => crate::connect::is_outage(source),
+            _ => false,
+        }
+    }
+
+    /// The exit code that tells the kind of error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            error if error.is_outage() => exit_code::RETRY,
+            error if error.is_superseded() => exit_code::FENCED,
+            Self::CoordinatorGone { .. } | Self::NotOwner { .. } => exit_code::RETRY,
+            Self::Refused { refusal, .. } => exit_code::of_refusal(refusal),
+            Self::Address { .. } | Self::MetricsPlace { .. } | Self::Trust(_) | Self::Untrusted { .. } => {
+                exit_code::BAD_USAGE
+            }
+            _ => exit_code::FAILED,
+        }
+    }
+
+    /// Whether this process may not change a run directory, for now or for good.
+    pub fn is_not_owner(&self) -> bool {
+        matches!(self, Self::NotOwner { .. })
+    }
+
+    /// Whether another process has the place of this one for good.
+    pub fn is_superseded(&self) -> bool {
+        matches!(self, Self::NotOwner { fenced, .. } if matches!(**fenced, Fenced::Superseded { .. }))
+    }
+
     /// Whether the disk was full, which may pass when space is made.
     pub fn is_disk_full(&self) -> bool {
         matches!(self, Self::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)

@@ -9,7 +9,10 @@ mod backoff;
 mod chunks;
 mod connect;
 pub mod cuda;
+mod device_kind;
+mod duplex;
 pub mod durable;
+mod enrolment;
 mod environment;
 mod error;
 pub mod exit_code;
@@ -17,29 +20,43 @@ mod hub;
 mod incoming;
 pub mod logging;
 mod membership;
+pub mod metrics;
+pub mod network;
 pub mod output;
+mod ownership;
 mod prompt_copies;
 mod provenance;
 mod run_directory;
 mod shown;
 pub mod shutdown;
+pub mod system_numbers;
 mod timely;
+pub mod trust;
 
 pub use arguments::{
-    MemberArguments, model_folder, parse_arguments, path_argument, typed_path, unprefixed_variables,
+    ComputeArguments, MEMBER_VARIABLES, MemberArguments, OperatorArguments, model_folder, parse_arguments,
+    parse_seconds, path_argument, typed_path, unprefixed_variables,
 };
 pub use backoff::backoff;
-pub use chunks::{Assembly, ChunkError, chunks};
+pub use chunks::{Assembly, ChunkCheck, ChunkError, chunks};
 pub use connect::{
-    CHUNK_BYTES, MESSAGE_LIMIT, connect, coordinator_client, learner_client, request, reward_client, server,
+    Address, CHUNK_BYTES, MESSAGE_LIMIT, Router, connect, coordinator_client, learner_client, request,
+    reward_client, server,
 };
+pub use enrolment::{EnrolmentService, Security, Source, enrolment_client, trust_by};
 pub use environment::expand_path;
 pub use error::ServiceError;
 pub use hub::{Hub, ModelNotFound};
 pub use incoming::serve;
-pub use membership::{JoinDetails, Membership, Standing, WorkInHand, host_name};
+pub use membership::{JoinDetails, Membership, Standing, WorkInHand, call_end, host_name, join_end};
+pub use ownership::{
+    Fenced, Holder, OWNER_LEASE, OwnedDirectory, OwnerRecord, Ownership, Seen, Vigil, incumbent,
+    is_of_this_machine, sign_of_life, utc,
+};
 pub use prompt_copies::{PromptCopies, PromptCopyError, prompt_digest, write_prompts};
 pub use provenance::Provenance;
 pub use run_directory::RunDirectory;
 pub use shown::{shown, visible};
+pub use system_numbers::free_memory;
 pub use timely::{NEXT_MESSAGE, Timely, taken_in_time};
+pub use trust::{Insecure, PeerRole, Trust};

@@ -7,23 +7,24 @@
 mod link;
 mod work_in_hand;
 
-use crate::connect::endpoint;
-use crate::{ServiceError, coordinator_client, cuda, request};
+use crate::connect::Dial;
+use crate::trust::{PeerRole, Trust};
+use crate::{ServiceError, coordinator_client, cuda, device_kind, request};
 use config::ComputeDevice;
 use link::{CALL_DEADLINE, Link, State, heartbeats};
 use proto::{
     Blame, Caller, Fatal, FinishTaskRequest, JoinReply, LeaveRequest, NextTaskRequest, Process, Progress,
-    ReportReply, ReportRequest, Role, Summary, Task, TaskId, Wanted,
+    ReportReply, ReportRequest, Role, Summary, Task, TaskId, Wanted, Work,
 };
-use protocol::{MemberLink, MembershipLoss, NONCE_BYTES};
+use protocol::{InHand, MemberLink, MembershipLoss, NONCE_BYTES, TaskName};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use work_in_hand::WorkClocks;
 
+pub use link::{call_end, join_end};
 pub use work_in_hand::WorkInHand;
 
 const LEAVE_DEADLINE: Duration = Duration::from_secs(2);
@@ -37,6 +38,8 @@ pub struct JoinDetails {
     pub member_id: String,
     /// Learner: where workers reach it, `host:port`; else empty.
     pub address: String,
+    /// Where its metrics are shown, `host:port`; empty where they are not.
+    pub metrics_address: String,
     /// How long an absent coordinator is waited for.
     pub grace: Duration,
 }
@@ -48,6 +51,15 @@ pub struct Standing {
     pub learner_addresses: Vec<String>,
     /// Set where this member is to finish what is in flight and leave: how long delivering it may take.
     pub drain: Option<Duration>,
+    /// Tasks in hand that nobody needs any more.
+    pub not_needed: Vec<TaskName>,
+}
+
+impl Standing {
+    /// What a member knows that has just joined, of the learners that are there.
+    fn joined(learner_addresses: Vec<String>) -> Self {
+        Self { learner_addresses, drain: None, not_needed: Vec::new() }
+    }
 }
 
 /// A living membership; its heartbeat stops when the last clone is dropped.
@@ -58,26 +70,33 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Joins the run at `address` (`http://host:port`), waiting for the coordinator for `details.grace` at most.
+    /// Joins the run at `address`, as [`Address`](crate::Address) reads it, waiting for the coordinator for
+    /// `details.grace` at most.
     ///
     /// # Errors
     /// If the address does not parse, nobody answers in time, or the coordinator refuses the member.
-    pub async fn join(address: &str, details: JoinDetails) -> Result<(Self, JoinReply), ServiceError> {
-        let client = coordinator_client(endpoint(address)?.connect_lazy());
+    pub async fn join(
+        address: &str,
+        trust: &Trust,
+        details: JoinDetails,
+    ) -> Result<(Self, JoinReply), ServiceError> {
+        let dial = Dial::new(address.parse()?, PeerRole::Coordinator, trust)?;
+        let client = coordinator_client(dial.channel());
         let state = State {
             member: MemberLink::new(&details.member_id, details.grace, Instant::now()),
-            running: Vec::new(),
-            work: WorkClocks::default(),
+            in_hand: InHand::default(),
             troubles: BTreeMap::new(),
             device: String::new(),
             card: String::new(),
         };
-        let standing = Standing { learner_addresses: Vec::new(), drain: None };
+        let standing = Standing::joined(Vec::new());
+        let process = Process { metrics_address: details.metrics_address.clone(), ..this_process() };
         let link = Arc::new(Link {
             address: address.to_owned(),
             client,
+            trust: trust.clone(),
             details,
-            process: this_process(),
+            process,
             state: Mutex::new(state),
             joining: tokio::sync::Mutex::new(()),
             standing: watch::Sender::new(standing),
@@ -87,6 +106,11 @@ impl Membership {
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(heartbeats(link.clone())));
         Ok((Self { link, _heartbeat: Arc::new(stop.drop_guard()) }, reply))
+    }
+
+    /// How other members are reached.
+    pub fn trust(&self) -> &Trust {
+        &self.link.trust
     }
 
     /// The newest identity; every rpc to the learner carries it.
@@ -110,8 +134,8 @@ impl Membership {
 
     /// Begins something that must get on: from now until the end of what is returned, heartbeats tell how long it has
     /// stood still.
-    pub fn begin_work(&self) -> WorkInHand {
-        WorkInHand::begin(self.link.clone())
+    pub fn begin_work(&self, work: Work) -> WorkInHand {
+        WorkInHand::begin(self.link.clone(), work)
     }
 
     /// Lets the coordinator know, from the next heartbeat on, what this member computes on.
@@ -150,11 +174,7 @@ impl Membership {
             })
             .await?
             .task;
-        let mut state = link.state();
-        // Some of them may be held by now, and are gone already.
-        state.running.retain(|running| finishing.contains(running));
-        state.running.extend(task.as_ref().and_then(|task| task.id));
-        drop(state);
+        link.state().in_hand.answered(finishing, task.as_ref().and_then(|task| task.id));
         Ok(task)
     }
 
@@ -181,6 +201,15 @@ impl Membership {
         .await
     }
 
+    /// Tells that a task has no outcome here, by nobody's fault.
+    ///
+    /// # Errors
+    /// If the membership is lost.
+    pub async fn task_given_back(&self, task: TaskId) -> Result<(), ServiceError> {
+        let given_back = true;
+        self.finish(FinishTaskRequest { task: Some(task), given_back, ..FinishTaskRequest::default() }).await
+    }
+
     async fn finish(&self, message: FinishTaskRequest) -> Result<(), ServiceError> {
         self.link
             .call(CALL_DEADLINE, |mut client, caller| {
@@ -188,7 +217,7 @@ impl Membership {
                 async move { client.finish_task(request(message, CALL_DEADLINE)).await }
             })
             .await?;
-        self.link.state().running.retain(|running| Some(*running) != message.task);
+        self.link.state().in_hand.told(message.task);
         Ok(())
     }
 
@@ -244,7 +273,7 @@ impl Membership {
 }
 
 /// What this process says of itself: the same whenever it joins, and unlike any other.
-fn this_process() -> Process {
+pub(crate) fn this_process() -> Process {
     static NONCE: LazyLock<[u8; NONCE_BYTES]> = LazyLock::new(|| {
         let mut nonce = [0; NONCE_BYTES];
         // Keys of a hash map are the one source of randomness in the standard library; nothing here need be secret.
@@ -253,7 +282,10 @@ fn this_process() -> Process {
             .for_each(|half| half.copy_from_slice(&RandomState::new().build_hasher().finish().to_le_bytes()));
         nonce
     });
-    protocol::process(*NONCE, &host_name(), std::process::id())
+    static KINDS: LazyLock<[String; 2]> = LazyLock::new(|| [device_kind::of_host(), device_kind::of_cards()]);
+    let [host_kind, card_kind] = KINDS.clone();
+    let process = protocol::process(*NONCE, &host_name(), std::process::id());
+    Process { host_kind, card_kind, ..process }
 }
 
 /// The name of this host; empty where it has none.

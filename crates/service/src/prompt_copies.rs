@@ -4,7 +4,7 @@
 //! all other processes read the copies, of which the coordinator told them the digests. So no two processes of a run can
 //! have different lists, whatever becomes of the files meanwhile.
 
-use crate::{RunDirectory, ServiceError, durable};
+use crate::{OwnedDirectory, RunDirectory, ServiceError};
 use config::{PromptFileError, PromptRecord, PromptSplit};
 use proto::JoinReply;
 use std::collections::HashMap;
@@ -77,7 +77,7 @@ pub fn prompt_digest(records: &[PromptRecord]) -> String {
 /// # Errors
 /// If it cannot be written.
 pub fn write_prompts(
-    directory: &RunDirectory,
+    directory: &OwnedDirectory,
     split: PromptSplit,
     records: &[PromptRecord],
 ) -> Result<(), ServiceError> {
@@ -85,13 +85,14 @@ pub fn write_prompts(
     if config::read_whole(&path, config::MOST_PROMPT_BYTES).is_ok_and(|bytes| bytes == text.as_bytes()) {
         return Ok(());
     }
-    durable::create_directory(&directory.prompt_folder())?;
-    durable::write_file(&path, text.as_bytes())
+    directory.create_directory(&directory.prompt_folder())?;
+    directory.write_file(&path, text.as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Ownership;
 
     #[test]
     fn a_copy_is_the_list_that_was_told_of_or_refused() {
@@ -100,7 +101,8 @@ mod tests {
         let file = home.path().join("mine.csv");
         std::fs::write(&file, "prompt,n\na cat,1\n\"a\ndog\",2\n").expect("written");
         let records = config::read_prompts(&file).expect("valid");
-        write_prompts(&directory, PromptSplit::Test, &records).expect("written");
+        let owned = Ownership::claim(&directory, 0, None).expect("nobody else's");
+        write_prompts(owned.directory(), PromptSplit::Test, &records).expect("written");
         let reply = JoinReply {
             run_directory: home.path().display().to_string(),
             prompt_digests: [("test".to_owned(), prompt_digest(&records))].into(),

@@ -1,6 +1,6 @@
 //! Where the files of a run are.
 
-use crate::{ServiceError, durable};
+use crate::{ServiceError, durable, host_name};
 use config::PromptSplit;
 use std::path::{Path, PathBuf};
 
@@ -70,6 +70,16 @@ impl RunDirectory {
         self.path.join("metrics.jsonl")
     }
 
+    /// The kinds of device that the run was computed on.
+    pub fn devices(&self) -> PathBuf {
+        self.path.join("devices.json")
+    }
+
+    /// One JSON object per decision of the coordinator; older ones are in a file of this name with `.1` at its end.
+    pub fn events(&self) -> PathBuf {
+        self.path.join("events.jsonl")
+    }
+
     /// One JSON object per held-out evaluation.
     pub fn evaluations(&self) -> PathBuf {
         self.path.join("evaluations.jsonl")
@@ -117,8 +127,33 @@ impl RunDirectory {
         self.path.join("run.json")
     }
 
-    /// Locked by the living coordinator of the run.
+    /// Where members elsewhere reach the coordinator; rewritten at every start of it.
+    pub fn address_file(&self) -> PathBuf {
+        self.path.join("address")
+    }
+
+    /// The run's authority and tokens, for its owner alone.
+    pub fn secrets(&self) -> PathBuf {
+        self.path.join("tls")
+    }
+
+    /// Who owns the run, and which learner may change it.
+    pub fn owner_file(&self) -> PathBuf {
+        self.path.join("owner.json")
+    }
+
+    /// Claims of owners, one file for each.
+    pub fn owners(&self) -> PathBuf {
+        self.path.join("owners")
+    }
+
+    /// The claim of the owner of an epoch.
+    pub fn claim(&self, epoch: u64) -> PathBuf {
+        self.owners().join(format!("{epoch:06}"))
+    }
+
+    /// Locked by the living coordinator of the run on this host: a lock says nothing on another one.
     pub fn lock_file(&self) -> PathBuf {
-        self.path.join(".lock")
+        self.path.join(format!(".lock-{}", host_name().replace('/', "-")))
     }
 }

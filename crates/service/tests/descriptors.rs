@@ -3,6 +3,7 @@
 
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::time::TimeValLike;
+use service::{Insecure, PeerRole, Trust};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -25,7 +26,7 @@ fn without_file_descriptors_a_server_waits_and_then_goes_on() {
     let address = listener.local_addr().expect("bound");
     let router = service::server(Duration::from_secs(60))
         .add_service(proto::reward_server::RewardServer::new(Nothing));
-    runtime.spawn(service::serve(router, listener, std::future::pending()));
+    runtime.spawn(service::serve(router, listener, Trust::Plain(Insecure::Loopback), std::future::pending()));
 
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
     // Room for three connections of which both ends are here, and one more end.
@@ -45,8 +46,14 @@ fn without_file_descriptors_a_server_waits_and_then_goes_on() {
     clients.clear();
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("raised");
     let described = runtime.block_on(async {
-        let channel =
-            service::connect(&address.to_string(), Duration::from_secs(10)).await.expect("connected");
+        let channel = service::connect(
+            &address.to_string(),
+            PeerRole::Coordinator,
+            &Trust::Plain(Insecure::Loopback),
+            Duration::from_secs(10),
+        )
+        .await
+        .expect("connected");
         service::reward_client(channel)
             .describe(service::request(proto::DescribeRequest {}, Duration::from_secs(10)))
             .await

@@ -2,7 +2,7 @@
 
 use proto::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::*;
-use service::{JoinDetails, Membership, ServiceError};
+use service::{Insecure, JoinDetails, Membership, ServiceError, Trust};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,7 +24,9 @@ struct StubState {
     device: String,
     card: String,
     finished: Vec<TaskId>,
-    idle_seconds: f64,
+    standstills: Vec<Standstill>,
+    running: Vec<TaskId>,
+    given_back: Vec<TaskId>,
     troubles: Vec<String>,
 }
 
@@ -66,7 +68,7 @@ impl Stub {
             let listener =
                 TcpListener::from_std(listener.into_std().expect("a listener")).expect("registered");
             let router = service::server(Duration::from_secs(60)).add_service(service);
-            service::serve(router, listener, std::future::pending()).await
+            service::serve(router, listener, Trust::Plain(Insecure::Loopback), std::future::pending()).await
         });
         Serving { runtime: Some(runtime) }
     }
@@ -107,9 +109,10 @@ impl Coordinator for Stub {
         &self,
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatReply>, Status> {
-        let HeartbeatRequest { caller, idle_seconds, troubles, device, card } = request.into_inner();
+        let HeartbeatRequest { caller, standstills, troubles, device, card, running } = request.into_inner();
         self.fence(caller)?;
-        self.state.lock().unwrap().idle_seconds = idle_seconds;
+        self.state.lock().unwrap().standstills = standstills;
+        self.state.lock().unwrap().running = running;
         self.state.lock().unwrap().troubles = troubles;
         self.state.lock().unwrap().device = device;
         self.state.lock().unwrap().card = card;
@@ -130,7 +133,11 @@ impl Coordinator for Stub {
     ) -> Result<Response<FinishTaskReply>, Status> {
         let request = request.into_inner();
         self.fence(request.caller)?;
-        self.state.lock().unwrap().finished.extend(request.task);
+        let mut state = self.state.lock().unwrap();
+        match request.given_back {
+            true => state.given_back.extend(request.task),
+            false => state.finished.extend(request.task),
+        }
         Ok(Response::new(FinishTaskReply {}))
     }
 
@@ -145,11 +152,20 @@ impl Coordinator for Stub {
 }
 
 fn worker(grace: Duration) -> JoinDetails {
-    JoinDetails { role: Role::RolloutWorker, member_id: "worker-0".to_owned(), address: String::new(), grace }
+    JoinDetails {
+        role: Role::RolloutWorker,
+        member_id: "worker-0".to_owned(),
+        address: String::new(),
+        metrics_address: String::new(),
+        grace,
+    }
 }
 
 async fn join(address: SocketAddr, grace: Duration) -> Membership {
-    Membership::join(&format!("http://{address}"), worker(grace)).await.expect("joined").0
+    Membership::join(&format!("http://{address}"), &Trust::Plain(Insecure::Loopback), worker(grace))
+        .await
+        .expect("joined")
+        .0
 }
 
 #[tokio::test]
@@ -210,10 +226,31 @@ async fn heartbeats_tell_how_long_work_has_stood_still_while_there_is_any() {
     let stub = Stub::default();
     let (address, _stop) = stub.serve().await;
     let membership = join(address, Duration::from_secs(9)).await;
-    let work = membership.begin_work();
-    stub.until("it stands still", |state| state.idle_seconds >= 0.05).await;
+    let work = membership.begin_work(Work::Opening);
+    let stands_still = |told: &Standstill| told.work() == Work::Opening && told.seconds >= 0.05;
+    stub.until("it stands still", |state| state.standstills.iter().any(stands_still)).await;
     drop(work);
-    stub.until("there is none", |state| state.idle_seconds <= 0.0).await;
+    stub.until("there is none", |state| state.standstills.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_member_tells_what_it_has_and_hears_which_of_it_nobody_needs() {
+    let stub = Stub::default();
+    let (address, _stop) = stub.serve().await;
+    let membership = join(address, Duration::from_secs(9)).await;
+    membership.next_task(&[], Duration::ZERO).await.expect("asked").expect("a task");
+    stub.until("it is told", |state| state.running == [TASK]).await;
+    let tasks = vec![TASK, TaskId::default()];
+    let give_back = Some(order::Order::GiveBack(GiveBack { tasks }));
+    stub.state.lock().unwrap().orders = vec![Order { order: give_back }];
+    let mut standing = membership.standing();
+    let heard = standing.wait_for(|standing| !standing.not_needed.is_empty());
+    let not_needed = heard.await.expect("a member").not_needed.clone();
+    let told: Vec<TaskId> = not_needed.into_iter().map(TaskId::from).collect();
+    assert_eq!(told, [TASK], "and nothing that has no name");
+    membership.task_given_back(TASK).await.expect("told");
+    stub.until("it has none", |state| state.running.is_empty()).await;
+    assert_eq!(stub.state.lock().unwrap().given_back, [TASK]);
 }
 
 #[tokio::test]
@@ -264,8 +301,15 @@ async fn a_refused_member_gives_up_at_once_and_says_why() {
     let stub = Stub::default();
     stub.state.lock().unwrap().refuse = true;
     let (address, _stop) = stub.serve().await;
-    let outcome = Membership::join(&format!("http://{address}"), worker(Duration::from_secs(60))).await;
-    let error = outcome.err().expect("refused").to_string();
+    let outcome = Membership::join(
+        &format!("http://{address}"),
+        &Trust::Plain(Insecure::Loopback),
+        worker(Duration::from_secs(60)),
+    )
+    .await;
+    let error = outcome.err().expect("refused");
+    assert_eq!(error.exit_code(), service::exit_code::BAD_USAGE, "the same would happen again");
+    let error = error.to_string();
     assert!(error.contains("this is run B") && error.contains("worker-0"), "{error}");
 }
 
@@ -276,7 +320,10 @@ async fn a_coordinator_that_accepts_and_never_answers_is_given_up() {
     let address = format!("http://{}", silent.local_addr().expect("bound"));
     let start = std::time::Instant::now();
     let error =
-        Membership::join(&address, worker(Duration::from_millis(100))).await.err().expect("no answer");
+        Membership::join(&address, &Trust::Plain(Insecure::Loopback), worker(Duration::from_millis(100)))
+            .await
+            .err()
+            .expect("no answer");
     assert!(matches!(error, ServiceError::CoordinatorGone { .. }), "{error}");
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 }

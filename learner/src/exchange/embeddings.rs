@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use models::{Conditioning, ModelError, tensor_bytes};
 use proto::TensorInfo;
-use protocol::Digest;
 use protocol::push_tensors::embedding_part_of;
+use protocol::{Digest, with_causes};
 use tch::{Kind, Tensor};
 
 use crate::exchange::numbers::LARGEST_FEATURE;
@@ -55,7 +55,7 @@ pub enum EmbeddingError {
 
 impl From<ModelError> for EmbeddingError {
     fn from(error: ModelError) -> Self {
-        Self::Damaged(error.to_string())
+        Self::Damaged(with_causes(&error))
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 
 use config::TaskKind;
 use proto::Wanted;
-use protocol::{Intake, Taken, TaskName, TaskSet, TaskStanding};
+use protocol::{HoldLimit, Intake, IntakeCounts, Taken, TaskName, TaskSet, TaskStanding};
 use tokio::sync::watch;
 
 use crate::exchange::outcome::{EvaluatedImages, Trajectories};
@@ -32,11 +32,17 @@ pub struct Inbox {
 
 impl Default for Inbox {
     fn default() -> Self {
-        Self { intake: Mutex::default(), arrived: Condvar::new(), changes: watch::Sender::new(0) }
+        Self::new(HoldLimit::NONE)
     }
 }
 
 impl Inbox {
+    /// A place with room for so much.
+    pub fn new(limit: HoldLimit) -> Self {
+        let intake = Mutex::new(Intake::new(limit));
+        Self { intake, arrived: Condvar::new(), changes: watch::Sender::new(0) }
+    }
+
     /// Starts wanting the tasks of a set, unless they are wanted already.
     pub fn want(&self, kind: TaskKind, iteration: u32, set: TaskSet) {
         self.intake().want(kind, iteration, set);
@@ -75,7 +81,15 @@ impl Inbox {
         let mut intake = self.intake();
         loop {
             match intake.take(task) {
-                Taken::Here(outcome) => return Ok(outcome),
+                Taken::Here(outcome) => {
+                    // There is room for another, which workers hear of at once.
+                    let is_short_of_room = intake.is_short_of_room();
+                    drop(intake);
+                    if is_short_of_room {
+                        self.changed();
+                    }
+                    return Ok(outcome);
+                }
                 Taken::Stopped => return Err(Stopped),
                 Taken::NotYet => {}
             }
@@ -86,6 +100,11 @@ impl Inbox {
     /// What the coordinator is told: everything wanted, and which of it is here.
     pub fn wanted(&self) -> Vec<Wanted> {
         self.intake().wanted()
+    }
+
+    /// How many wanted tasks are where.
+    pub fn counts(&self) -> IntakeCounts {
+        self.intake().counts()
     }
 
     /// Makes [`Self::take`] return without waiting from now on.
@@ -131,8 +150,8 @@ mod tests {
         Outcome::Evaluate(Box::new(EvaluatedImages { rewards: vec![reward], ..EvaluatedImages::default() }))
     }
 
-    fn inbox() -> Arc<Inbox> {
-        let task = |index| TaskSpec {
+    fn task(index: u32) -> TaskSpec {
+        TaskSpec {
             kind: TaskKind::Evaluate,
             iteration: 4,
             index,
@@ -141,9 +160,16 @@ mod tests {
             prompt_slot: 0,
             first_seed: 0,
             n_seeds: 1,
-        };
+        }
+    }
+
+    fn inbox() -> Arc<Inbox> {
         let inbox = Arc::new(Inbox::default());
-        inbox.want(TaskKind::Evaluate, 4, TaskSet { tasks: vec![task(0), task(1)], steps: vec![] });
+        inbox.want(
+            TaskKind::Evaluate,
+            4,
+            TaskSet { tasks: vec![task(0), task(1)], steps: vec![], outcome_bytes: 0 },
+        );
         inbox
     }
 
@@ -161,6 +187,19 @@ mod tests {
         inbox.hold(name(0), outcome(5.0));
         let Ok(Outcome::Evaluate(images)) = taker.join().unwrap() else { panic!("an evaluation was held") };
         assert_eq!(images.rewards, [5.0]);
+    }
+
+    #[test]
+    fn what_is_taken_where_room_is_short_is_a_change() {
+        for (outcomes, is_change) in [(1, true), (2, false)] {
+            let inbox = Inbox::new(HoldLimit { outcomes, bytes: u64::MAX });
+            let tasks = vec![task(0), task(1), task(2)];
+            inbox.want(TaskKind::Evaluate, 4, TaskSet { tasks, steps: vec![], outcome_bytes: 1 });
+            inbox.hold(name(0), outcome(1.0));
+            let changes = inbox.changes();
+            inbox.take(TaskKind::Evaluate, 4, 0).unwrap();
+            assert_eq!(changes.has_changed().unwrap(), is_change, "room for {outcomes}");
+        }
     }
 
     #[test]

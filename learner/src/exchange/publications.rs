@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use bytes::Bytes;
 use models::{ModelError, tensor_bytes};
 use proto::WeightsManifest;
 use protocol::{WeightsName, WeightsRole};
+use service::metrics::Durations;
 use tch::Tensor;
 
 /// One version in one role, ready to be streamed.
@@ -19,9 +21,16 @@ pub struct Publication {
 }
 
 /// The versions that wanted tasks are sampled with.
-#[derive(Default)]
 pub struct Publications {
     versions: Mutex<BTreeMap<WeightsName, Arc<Publication>>>,
+    /// How long publishing takes.
+    pub seconds: Durations<1>,
+}
+
+impl Default for Publications {
+    fn default() -> Self {
+        Self { versions: Mutex::default(), seconds: Durations::new(["phase"]) }
+    }
 }
 
 impl Publications {
@@ -30,6 +39,7 @@ impl Publications {
     /// # Errors
     /// If a tensor's element type has no name on the wire.
     pub fn publish(&self, name: WeightsName, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
+        let start = Instant::now();
         let mut bytes = Vec::new();
         let mut infos = Vec::with_capacity(tensors.len());
         for (tensor_name, tensor) in tensors {
@@ -41,6 +51,7 @@ impl Publications {
         let manifest = WeightsManifest { version: name.version, role, tensors: infos, digest };
         let publication = Arc::new(Publication { manifest, bytes: bytes.into() });
         self.versions().entry(name).or_insert(publication);
+        self.seconds.observe(["publish"], start.elapsed());
         Ok(())
     }
 

@@ -15,6 +15,8 @@ const ADMITTED_AT_ONCE: usize = 128;
 pub struct PushGate {
     admitted: Semaphore,
     received: Arc<Semaphore>,
+    /// How many of each there may be.
+    limits: (usize, usize),
 }
 
 impl Default for PushGate {
@@ -26,7 +28,8 @@ impl Default for PushGate {
 impl PushGate {
     /// A gate for so many pushes at a time, and among them so many whose bytes are received.
     pub fn new(n_admitted: usize, n_received: usize) -> Self {
-        Self { admitted: Semaphore::new(n_admitted), received: Arc::new(Semaphore::new(n_received)) }
+        let (admitted, received) = (Semaphore::new(n_admitted), Arc::new(Semaphore::new(n_received)));
+        Self { admitted, received, limits: (n_admitted, n_received) }
     }
 
     /// Lets a push wait for its turn, once its header was checked.
@@ -46,6 +49,11 @@ impl PushGate {
     /// None while the gate is there.
     pub async fn turn(&self) -> Result<OwnedSemaphorePermit, Status> {
         self.received.clone().acquire_owned().await.map_err(|error| Status::unavailable(error.to_string()))
+    }
+
+    /// Pushes that were let in, and those that are received.
+    pub fn n_in_progress(&self) -> (usize, usize) {
+        (self.limits.0 - self.n_free_places(), self.limits.1 - self.n_free_turns())
     }
 
     /// Pushes that could be let in beside those that are.

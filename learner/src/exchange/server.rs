@@ -22,6 +22,7 @@ use crate::exchange::inbox::Inbox;
 use crate::exchange::publications::Publications;
 use crate::exchange::push_gate::PushGate;
 use crate::exchange::receive::{OutcomeReader, PushRefusal, announced_bytes};
+use crate::metrics::ExchangeMetrics;
 
 /// Bytes of the largest chunk that the wire allows.
 const CHUNK_LIMIT: usize = 1024 * 1024;
@@ -51,6 +52,8 @@ pub struct LearnerService {
     pub reader: Arc<OutcomeReader>,
     /// Bounds the pushes at a time.
     pub pushes: Arc<PushGate>,
+    /// Counts what is brought and fetched.
+    pub metrics: ExchangeMetrics,
 }
 
 /// A push that is here whole.
@@ -85,41 +88,10 @@ impl Learner for LearnerService {
         Ok(Response::new(MissingConditioningReply { missing }))
     }
 
-    // Nothing is kept before the header was checked, and no turn is taken before bytes flow. Whoever sends a good header and then
-    // nothing has a place, of which there are many, until the deadline of its first byte.
     async fn push(&self, request: Request<Streaming<PushRequest>>) -> Result<Response<PushReply>, Status> {
-        let mut messages = Timely::new(request.into_inner());
-        let Some(push_request::Part::Header(header)) = next_part(&mut messages).await? else {
-            return Err(Status::invalid_argument("a push begins with a header"));
-        };
-        self.admit(header.caller.as_ref())?;
-        let id = header.task.as_ref().ok_or_else(|| Status::invalid_argument("the header names no task"))?;
-        // A kind that is unknown here is none that is wanted.
-        let Ok(name) = TaskName::try_from(id) else {
-            let status = unwanted(&TaskStanding::NotWanted, &mut messages).await;
-            return Ok(Response::new(PushReply { status: status.into() }));
-        };
-        let status = match self.inbox.standing(name) {
-            TaskStanding::Wanted(task, steps) => {
-                self.reader
-                    .schema
-                    .check(&header, &task, &steps)
-                    .map_err(|fault| refusal_status(name, PushRefusal::Faulty(fault)))?;
-                let _admitted = self.pushes.admit()?;
-                let first = next_part(&mut messages).await?;
-                let turn = self.pushes.turn().await?;
-                match self.inbox.standing(name) {
-                    TaskStanding::Wanted(..) => {
-                        let bytes = receive_bytes(&header, name, first, &mut messages).await?;
-                        self.complete(name, task, Received { header, bytes, _turn: turn }).await?
-                    }
-                    // Another worker was faster.
-                    standing => unwanted(&standing, &mut messages).await,
-                }
-            }
-            standing => unwanted(&standing, &mut messages).await,
-        };
-        Ok(Response::new(PushReply { status: status.into() }))
+        let outcome = self.receive(Timely::new(request.into_inner())).await;
+        self.metrics.pushed(&outcome);
+        outcome.map(|status| Response::new(PushReply { status: status.into() }))
     }
 
     type WeightsStream = Pin<Box<dyn Stream<Item = Result<WeightsReply, Status>> + Send>>;
@@ -140,9 +112,11 @@ impl Learner for LearnerService {
             ))
         })?;
         let manifest = weights_reply::Part::Manifest(publication.manifest.clone());
-        let chunks = service::chunks(publication.bytes.clone()).map(|chunk| {
+        let sent = self.metrics.sent_bytes.clone();
+        let chunks = service::chunks(publication.bytes.clone()).map(move |chunk| {
             // A copy of its own: what waits to be sent must not keep a whole version.
             let data = Bytes::copy_from_slice(&chunk.data);
+            sent.add([], data.len() as f64);
             weights_reply::Part::Chunk(Chunk { data, ..chunk })
         });
         let replies = std::iter::once(manifest).chain(chunks).map(|part| WeightsReply { part: Some(part) });
@@ -160,6 +134,40 @@ impl LearnerService {
                 shown(&caller.run_id, LONGEST_PROBLEM)
             ))),
             None => Err(Status::invalid_argument("the caller is missing")),
+        }
+    }
+
+    // Nothing is kept before the header was checked, and no turn is taken before bytes flow. Whoever sends a good header and then
+    // nothing has a place, of which there are many, until the deadline of its first byte.
+    async fn receive(&self, mut messages: Messages) -> Result<PushStatus, Status> {
+        let Some(push_request::Part::Header(header)) = next_part(&mut messages).await? else {
+            return Err(Status::invalid_argument("a push begins with a header"));
+        };
+        self.admit(header.caller.as_ref())?;
+        let id = header.task.as_ref().ok_or_else(|| Status::invalid_argument("the header names no task"))?;
+        // A kind that is unknown here is none that is wanted.
+        let Ok(name) = TaskName::try_from(id) else {
+            return Ok(unwanted(&TaskStanding::NotWanted, &mut messages).await);
+        };
+        let (task, steps) = match self.inbox.standing(name) {
+            TaskStanding::Wanted(task, steps) => (task, steps),
+            standing => return Ok(unwanted(&standing, &mut messages).await),
+        };
+        self.reader
+            .schema
+            .check(&header, &task, &steps)
+            .map_err(|fault| refusal_status(name, PushRefusal::Faulty(fault)))?;
+        let _admitted = self.pushes.admit()?;
+        let first = next_part(&mut messages).await?;
+        let turn = self.pushes.turn().await?;
+        match self.inbox.standing(name) {
+            TaskStanding::Wanted(..) => {
+                let bytes = receive_bytes(&header, name, first, &mut messages).await?;
+                self.metrics.received_bytes.add([], bytes.len() as f64);
+                self.complete(name, task, Received { header, bytes, _turn: turn }).await
+            }
+            // Another worker was faster.
+            standing => Ok(unwanted(&standing, &mut messages).await),
         }
     }
 

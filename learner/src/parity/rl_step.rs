@@ -1,7 +1,5 @@
 //! Cases `rl_step*`: the loss of some transitions at one step, its gradients, and the adapter after the update.
 
-use std::path::Path;
-
 use anyhow::ensure;
 use config::{KlDenominator, StepRule, StepWeight};
 use flow::{
@@ -9,19 +7,19 @@ use flow::{
     clip_gradient_norm, kl_divergence, log_probability, step_weights, transition_mean,
 };
 use models::reference_case::{
-    Outputs, ParityReport, RecordedLatents, ReferenceCase, conditioning, guidance_scale, named_gradients,
-    open_with_adapter, saved_adapter,
+    Outputs, ParityOptions, ParityReport, RecordedLatents, ReferenceCase, conditioning, guidance_scale,
+    named_gradients, open_with_adapter, saved_adapter,
 };
 use models::{Activations, AdapterMode, Conditioning, Guidance, TextToImageModel};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 pub(super) fn check(
-    model_dir: &Path,
+    options: &ParityOptions,
     case: &ReferenceCase,
     activations: Activations,
     report: &mut ParityReport,
 ) -> anyhow::Result<()> {
-    let model = open_with_adapter(model_dir, &saved_adapter(case, "adapter_before")?)?;
+    let model = open_with_adapter(options.model, &options.weights, &saved_adapter(case, "adapter_before")?)?;
     let mut outputs = backward(model.as_ref(), case, activations)?;
     let parameters = model.network().adapter_parameters();
     outputs.extend(named_gradients(&parameters));
@@ -59,7 +57,7 @@ fn backward(
     let rows = question.latents.size()[0];
     let (coefficients, weight) = transition(case)?;
     let coefficients = vec![coefficients; rows as usize];
-    let transition_rows = TransitionRows::new(&coefficients, Device::Cpu);
+    let transition_rows = TransitionRows::new(&coefficients, question.latents.device());
     let (latents, sigmas, guidance) = (&question.latents, &question.sigmas, question.guidance());
     let training = model.training_velocity(latents, sigmas, &guidance, activations);
     let mean = transition_mean(latents, training.velocity(), &transition_rows);
@@ -74,7 +72,7 @@ fn backward(
         clip_above: clip_range,
         advantage_clip: case.argument("adv_clip_max")?,
     };
-    let weights = Tensor::full([rows], weight, (Kind::Float, Device::Cpu));
+    let weights = Tensor::full([rows], weight, (Kind::Float, log_prob.device()));
     let log_ratio = &log_prob - case.input("log_prob_old")?;
     let policy = objective.policy_loss(&log_ratio, &case.input("advantages")?, &weights);
     let kl = kl_divergence(&mean, &reference, &coefficients, KlDenominator::Std).mean(Kind::Float);

@@ -4,30 +4,39 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use service::{ServiceError, durable};
+use service::{OwnedDirectory, ServiceError, durable};
 
 /// Ends the name of the file that damaged rows are moved to.
 const DAMAGED_SUFFIX: &str = ".damaged";
 
 /// One such file.
 pub struct Journal<T> {
+    run: OwnedDirectory,
     path: PathBuf,
     rows: Vec<T>,
     /// How many of the rows are in the file; fewer than all while the disk is full.
     written: usize,
+    /// Whether this process has written the file as a whole: to one that an earlier learner has open nothing is added, since
+    /// that learner might.
+    is_own_file: bool,
     /// Lines, from 1, that were no rows when the file was opened.
     damaged: Vec<usize>,
 }
 
 impl<T: Serialize + DeserializeOwned> Journal<T> {
-    /// Opens a file, or starts one, keeping the rows that `is_kept` accepts.
+    /// Opens a file of a run, or starts one, keeping the rows that `is_kept` accepts.
     ///
     /// A checkpoint is older than what was logged after it, and a crash can leave half a last line; both are removed. Any
     /// other line that is no row is moved to a file beside.
     ///
     /// # Errors
-    /// If the file cannot be read or rewritten.
-    pub fn open(path: &Path, is_kept: impl Fn(&T) -> bool) -> Result<Self, ServiceError> {
+    /// If the file cannot be read or rewritten, or the run is another learner's.
+    pub fn open(
+        run: &OwnedDirectory,
+        path: &Path,
+        is_kept: impl Fn(&T) -> bool,
+    ) -> Result<Self, ServiceError> {
+        run.clear_leftovers_of(path)?;
         let bytes = read_if_there(path)?;
         let (mut rows, mut kept, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
         for (number, line) in (1..).zip(bytes.split_inclusive(|byte| *byte == b'\n')) {
@@ -42,12 +51,16 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
                 Ok(_) | Err(_) => {}
             }
         }
-        set_aside(path, damaged.iter().map(|(_, line)| *line))?;
-        if kept != bytes {
-            durable::write_file(path, &kept)?;
+        set_aside(run, path, damaged.iter().map(|(_, line)| *line))?;
+        let is_as_it_was = kept == bytes;
+        match is_as_it_was {
+            // A process that was killed may have written rows and not have flushed them; they count from now on.
+            true => durable::flush_file(path)?,
+            false => run.write_file(path, &kept)?,
         }
         let damaged = damaged.into_iter().map(|(number, _)| number).collect();
-        Ok(Self { path: path.to_owned(), written: rows.len(), rows, damaged })
+        let (run, path, written) = (run.clone(), path.to_owned(), rows.len());
+        Ok(Self { run, path, written, rows, is_own_file: !is_as_it_was, damaged })
     }
 
     /// All rows.
@@ -78,8 +91,7 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         if !keys.is_empty() {
             self.rows.extend(lost);
             self.rows.sort_by_key(&key);
-            durable::write_file(&self.path, &to_lines(&self.rows))?;
-            self.written = self.rows.len();
+            self.rewrite()?;
         }
         Ok(keys)
     }
@@ -98,10 +110,19 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
     /// # Errors
     /// If the file cannot be written; they are kept for the next call.
     pub fn flush(&mut self) -> Result<(), ServiceError> {
+        if self.written < self.rows.len() && !self.is_own_file {
+            return self.rewrite();
+        }
         while let Some(row) = self.rows.get(self.written) {
-            durable::append_line(&self.path, &to_line(row))?;
+            self.run.append_line(&self.path, &to_line(row))?;
             self.written += 1;
         }
+        Ok(())
+    }
+
+    fn rewrite(&mut self) -> Result<(), ServiceError> {
+        self.run.write_file(&self.path, &to_lines(&self.rows))?;
+        (self.written, self.is_own_file) = (self.rows.len(), true);
         Ok(())
     }
 }
@@ -116,7 +137,11 @@ fn to_line<T: Serialize>(row: &T) -> String {
 }
 
 /// Adds lines to the file of the damaged ones, but for those that an interrupted opening has added.
-fn set_aside<'a>(path: &Path, lines: impl Iterator<Item = &'a [u8]>) -> Result<(), ServiceError> {
+fn set_aside<'a>(
+    run: &OwnedDirectory,
+    path: &Path,
+    lines: impl Iterator<Item = &'a [u8]>,
+) -> Result<(), ServiceError> {
     let beside = damaged_path(path);
     let mut kept = read_if_there(&beside)?;
     let n_bytes = kept.len();
@@ -125,7 +150,7 @@ fn set_aside<'a>(path: &Path, lines: impl Iterator<Item = &'a [u8]>) -> Result<(
             kept.extend_from_slice(line);
         }
     }
-    if kept.len() > n_bytes { durable::write_file(&beside, &kept) } else { Ok(()) }
+    if kept.len() > n_bytes { run.write_file(&beside, &kept) } else { Ok(()) }
 }
 
 fn damaged_path(path: &Path) -> PathBuf {
@@ -144,22 +169,33 @@ fn read_if_there(path: &Path) -> Result<Vec<u8>, ServiceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use service::{Ownership, RunDirectory};
+    use tempfile::TempDir;
 
-    fn rows(path: &Path, limit: u32) -> Vec<u32> {
-        Journal::<u32>::open(path, |row| *row < limit).unwrap().rows().to_vec()
+    fn owned(directory: &TempDir) -> OwnedDirectory {
+        Ownership::claim(&RunDirectory::new(directory.path()), 0, None).unwrap().directory().clone()
+    }
+
+    fn open(directory: &TempDir, path: &Path) -> Journal<u32> {
+        Journal::open(&owned(directory), path, |_| true).unwrap()
+    }
+
+    /// What another learner finds below a limit, and keeps.
+    fn rows(directory: &TempDir, path: &Path, limit: u32) -> Vec<u32> {
+        Journal::<u32>::open(&owned(directory), path, |row| *row < limit).unwrap().rows().to_vec()
     }
 
     #[test]
     fn rows_after_the_checkpoint_are_cut_off() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("metrics.jsonl");
-        let mut journal = Journal::<u32>::open(&path, |_| true).unwrap();
+        let mut journal = open(&directory, &path);
         for row in 0..4 {
             journal.append(row).unwrap();
         }
-        assert_eq!(rows(&path, 9), [0, 1, 2, 3]);
-        assert_eq!(rows(&path, 2), [0, 1]);
-        assert_eq!(rows(&path, 9), [0, 1], "they are gone from the file");
+        assert_eq!(rows(&directory, &path, 9), [0, 1, 2, 3]);
+        assert_eq!(rows(&directory, &path, 2), [0, 1]);
+        assert_eq!(rows(&directory, &path, 9), [0, 1], "they are gone from the file");
     }
 
     #[test]
@@ -167,12 +203,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("metrics.jsonl");
         std::fs::write(&path, "1\n3\n[4").unwrap();
-        let mut journal = Journal::<u32>::open(&path, |_| true).unwrap();
+        let mut journal = open(&directory, &path);
         assert_eq!(journal.damage(), None, "a crash tears the line that is being written");
         journal.append(7).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n3\n7\n");
         std::fs::write(&path, "1\n3").unwrap();
-        Journal::<u32>::open(&path, |_| true).unwrap().append(7).unwrap();
+        open(&directory, &path).append(7).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n3\n7\n", "only its end was missing");
     }
 
@@ -185,13 +221,13 @@ mod tests {
         for _ in 0..2 {
             // The second time as after a crash between the two writes.
             std::fs::write(&path, text).unwrap();
-            let journal = Journal::<u32>::open(&path, |_| true).unwrap();
+            let journal = open(&directory, &path);
             let damage = journal.damage().unwrap();
             assert!(damage.contains("line 2, line 5 damaged, kept in"), "{damage}");
             assert_eq!(std::fs::read(&path).unwrap(), b"1\n3\n");
             assert_eq!(std::fs::read(&beside).unwrap(), b"\xff2\n{}\n");
         }
-        assert_eq!(Journal::<u32>::open(&path, |_| true).unwrap().damage(), None);
+        assert_eq!(open(&directory, &path).damage(), None);
     }
 
     #[test]
@@ -199,21 +235,36 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("evaluations.jsonl");
         std::fs::write(&path, "20\n51\n").unwrap();
-        let mut journal = Journal::<u32>::open(&path, |_| true).unwrap();
+        let mut journal = open(&directory, &path);
         assert_eq!(journal.restore(vec![10, 22, 30], |row| row / 10).unwrap(), [1, 3]);
         assert_eq!(journal.rows(), [10, 20, 30, 51], "a row that is there is not replaced");
         journal.append(60).unwrap();
-        assert_eq!(rows(&path, 99), [10, 20, 30, 51, 60]);
+        assert_eq!(rows(&directory, &path, 99), [10, 20, 30, 51, 60]);
     }
 
     #[test]
     fn rows_that_could_not_be_written_are_written_later() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("there/metrics.jsonl");
-        let mut journal = Journal::<u32>::open(&path, |_| true).unwrap();
+        let mut journal = open(&directory, &path);
         assert!(journal.append(1).is_err(), "the directory is missing");
         std::fs::create_dir(directory.path().join("there")).unwrap();
         journal.append(2).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n2\n");
+    }
+
+    #[test]
+    fn a_row_of_a_learner_that_was_superseded_ends_nowhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("metrics.jsonl");
+        let mut first = open(&directory, &path);
+        first.append(1).unwrap();
+        // As the first has opened its file, asked for its right, and is stopped.
+        let mut late = std::fs::File::options().append(true).open(&path).unwrap();
+        let mut second = open(&directory, &path);
+        second.append(2).unwrap();
+        std::io::Write::write_all(&mut late, b"2\n").unwrap();
+        assert!(first.append(3).unwrap_err().is_superseded());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n2\n");
     }
 }

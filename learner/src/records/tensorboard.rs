@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prost::Message;
+use service::{OwnedDirectory, ServiceError};
 
 /// In the name of every event file that this program writes.
 const WRITER: &str = ".learner.";
-/// What is being written has no name that a reader would take for events.
-const PARTIAL_FILE: &str = ".learner.partial";
 
 /// Appends events to one file.
 pub struct EventWriter {
@@ -47,19 +46,36 @@ pub enum EventValue {
 }
 
 impl EventWriter {
-    /// Writes a new event file with all `steps` so far, in place of those that earlier lives of the learner left in
-    /// `directory`; whoever has read them begins again.
+    /// Writes a new event file with all `steps` so far, in place of those that earlier lives of the learner left in the
+    /// run; whoever has read them begins again.
     ///
     /// # Errors
-    /// If the file system refuses.
-    pub fn rewrite(directory: &Path, steps: impl Iterator<Item = Step>) -> io::Result<Self> {
-        std::fs::create_dir_all(directory)?;
-        let earlier = event_files(directory)?;
+    /// If the file system refuses, or the run is another learner's.
+    pub fn rewrite(run: &OwnedDirectory, steps: impl Iterator<Item = Step>) -> Result<Self, ServiceError> {
+        let directory = run.tensorboard();
+        run.create_directory(&directory)?;
+        let failed = |action| {
+            let path = directory.clone();
+            move |source| ServiceError::File { action, path, source }
+        };
+        let earlier = event_files(&directory).map_err(failed("list"))?;
         let now = unix_seconds();
         // Readers take the files of a directory in the order of their names.
         let name = format!("events.out.tfevents.{now:017.6}{WRITER}{}", std::process::id());
-        let partial = directory.join(PARTIAL_FILE);
-        let mut writer = Self { file: File::create(&partial)? };
+        let path = directory.join(name);
+        // What is being written has no name that a reader would take for events.
+        let partial = run.partial_name(&path);
+        let writer = Self::create(&partial, now, steps).map_err(failed("write events to"))?;
+        run.rename(&partial, &path)?;
+        for path in earlier.iter().filter(|earlier| **earlier != path) {
+            run.remove_file(path)?;
+        }
+        Ok(writer)
+    }
+
+    fn create(path: &Path, now: f64, steps: impl Iterator<Item = Step>) -> io::Result<Self> {
+        let file = OpenOptions::new().create_new(true).append(true).open(path)?;
+        let mut writer = Self { file };
         writer.append(0, now, What::FileVersion("brain.Event:2".to_owned()))?;
         // Voids what was read from earlier files at this step or later.
         writer.append(0, now, What::SessionLog(SessionLog { status: SESSION_START }))?;
@@ -67,12 +83,7 @@ impl EventWriter {
             writer.write(step)?;
         }
         writer.file.sync_all()?;
-        let path = directory.join(name);
-        std::fs::rename(&partial, &path)?;
-        for path in earlier.iter().filter(|earlier| **earlier != path) {
-            std::fs::remove_file(path)?;
-        }
-        Ok(Self { file: OpenOptions::new().append(true).open(&path)? })
+        Ok(writer)
     }
 
     /// Appends the values of one step in a single record.
@@ -213,6 +224,16 @@ impl From<EventValue> for Payload {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use service::{Ownership, RunDirectory};
+
+    /// A run, and where its events are.
+    fn run() -> (tempfile::TempDir, OwnedDirectory, PathBuf) {
+        let home = tempfile::tempdir().unwrap();
+        let owner = Ownership::claim(&RunDirectory::new(home.path()), 0, None).unwrap();
+        let events = owner.directory().tensorboard();
+        std::fs::create_dir(&events).unwrap();
+        (home, owner.directory().clone(), events)
+    }
 
     #[test]
     fn checksums_match_the_published_vectors() {
@@ -250,13 +271,13 @@ mod tests {
 
     #[test]
     fn scalars_and_images_are_read_back() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut writer = EventWriter::rewrite(directory.path(), std::iter::empty()).unwrap();
+        let (_home, run, directory) = run();
+        let mut writer = EventWriter::rewrite(&run, std::iter::empty()).unwrap();
         writer.write(step(3, "reward", EventValue::Scalar(0.5))).unwrap();
         let png = EventValue::Png { bytes: vec![1, 2, 3], width: 2, height: 1 };
         writer.write(step(4, "samples", png)).unwrap();
 
-        let events = only_file(directory.path());
+        let events = only_file(&directory);
         assert_eq!(events[0].what, Some(What::FileVersion("brain.Event:2".to_owned())));
         assert_eq!((events[1].step, &events[1].what), (0, &Some(What::SessionLog(SessionLog { status: 1 }))));
         let Some(What::Summary(summary)) = &events[2].what else { panic!("a summary was written") };
@@ -270,16 +291,16 @@ mod tests {
 
     #[test]
     fn a_new_file_has_everything_so_far_and_is_the_only_one() {
-        let directory = tempfile::tempdir().unwrap();
-        let foreign = directory.path().join("events.out.tfevents.1.other");
+        let (_home, run, directory) = run();
+        let foreign = directory.join("events.out.tfevents.1.other");
         std::fs::write(&foreign, "").unwrap();
-        let mut writer = EventWriter::rewrite(directory.path(), std::iter::empty()).unwrap();
+        let mut writer = EventWriter::rewrite(&run, std::iter::empty()).unwrap();
         writer.write(step(3, "reward", EventValue::Scalar(0.5))).unwrap();
         let rows = [1, 2].map(|number| step(number, "reward", EventValue::Scalar(0.25)));
-        let mut writer = EventWriter::rewrite(directory.path(), rows.into_iter()).unwrap();
+        let mut writer = EventWriter::rewrite(&run, rows.into_iter()).unwrap();
         writer.write(step(3, "reward", EventValue::Scalar(0.75))).unwrap();
         std::fs::remove_file(&foreign).expect("it is left alone");
-        let steps: Vec<_> = only_file(directory.path()).iter().map(|event| event.step).collect();
+        let steps: Vec<_> = only_file(&directory).iter().map(|event| event.step).collect();
         assert_eq!(steps, [0, 0, 1, 2, 3]);
     }
 }

@@ -4,15 +4,17 @@
 //!    every file synced, then renamed, then its parent synced.
 //! 2. What the manifest does not confirm, by size and BLAKE3, is not loaded.
 //! 3. A failed write leaves all earlier checkpoints as they were.
-//! 4. A damaged directory is set aside under another name: it must not count as one of the newest few that are kept.
+//! 4. Only a learner that its coordinator lets changes them, and no two write under one temporary name.
+//! 5. A damaged directory is set aside under another name: it must not count as one of the newest few that are kept.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use service::{ServiceError, durable};
+use service::{OwnedDirectory, ServiceError, durable};
 
 const PREFIX: &str = "iteration-";
 const DAMAGED_SUFFIX: &str = ".damaged";
@@ -47,10 +49,35 @@ pub enum CheckpointError {
     },
 }
 
-/// The checkpoints of one run.
+impl CheckpointError {
+    /// The refusal, where this process may not change the run.
+    pub fn not_owner(&self) -> Option<&ServiceError> {
+        match self {
+            Self::File(error) if error.is_not_owner() => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// The checkpoints of one run, to be read.
 pub struct Checkpoints {
     directory: PathBuf,
+}
+
+/// The checkpoints of a run that this process may change.
+pub struct OwnedCheckpoints {
+    checkpoints: Checkpoints,
+    run: OwnedDirectory,
     keep_last: usize,
+}
+
+/// They can be read as well.
+impl Deref for OwnedCheckpoints {
+    type Target = Checkpoints;
+
+    fn deref(&self) -> &Checkpoints {
+        &self.checkpoints
+    }
 }
 
 /// A checkpoint that is not what its manifest says.
@@ -112,19 +139,9 @@ struct FileRecord {
 }
 
 impl Checkpoints {
-    /// The checkpoints in `directory`, which is created if absent; what an interrupted write left there is removed.
-    ///
-    /// # Errors
-    /// If the file system refuses.
-    pub fn open(directory: &Path, keep_last: usize) -> Result<Self, CheckpointError> {
-        durable::create_directory(directory)?;
-        durable::clear_leftovers(directory)?;
-        Ok(Self { directory: directory.to_owned(), keep_last: keep_last.max(1) })
-    }
-
-    /// The checkpoints in `directory` to be read alone: nothing is touched, since a learner may be writing there.
+    /// The checkpoints in `directory`. Nothing is touched, since a learner may be writing there.
     pub fn of_run(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), keep_last: usize::MAX }
+        Self { directory: directory.to_owned() }
     }
 
     /// The directory of a version's checkpoint, if its files are what its manifest says.
@@ -138,23 +155,6 @@ impl Checkpoints {
     /// Where the checkpoint of a version is or would be.
     pub fn path(&self, version: u32) -> PathBuf {
         self.directory.join(format!("{PREFIX}{version:06}"))
-    }
-
-    /// Writes the checkpoint of `version`: `write_files` fills a temporary directory, the rest is done here.
-    ///
-    /// # Errors
-    /// If `write_files` fails or the file system refuses; no checkpoint is touched then.
-    pub fn write(
-        &self,
-        version: u32,
-        write_files: impl FnOnce(&Path) -> Result<(), CheckpointError>,
-    ) -> Result<PathBuf, CheckpointError> {
-        let target = self.path(version);
-        durable::write_directory(&target, |directory| {
-            write_files(directory)?;
-            write_manifest(directory)
-        })?;
-        Ok(target)
     }
 
     /// The newest checkpoint whose files are what its manifest says.
@@ -199,47 +199,9 @@ impl Checkpoints {
         record.map(|record| record.blake3).map_err(|fault| fault.of(path))
     }
 
-    /// Renames a damaged checkpoint, so that it is none any more; returns its new path.
-    ///
-    /// # Errors
-    /// If the file system refuses.
-    pub fn set_aside(&self, rejected: &Rejected) -> Result<PathBuf, CheckpointError> {
-        let mut name = rejected.path.clone().into_os_string();
-        name.push(DAMAGED_SUFFIX);
-        let kept = PathBuf::from(name);
-        if kept.exists() {
-            durable::remove_directory(&kept)?;
-        }
-        let path = rejected.path.clone();
-        fs::rename(&path, &kept).map_err(|source| ServiceError::File { action: "rename", path, source })?;
-        durable::sync_directory(&self.directory)?;
-        Ok(kept)
-    }
-
-    /// Names the checkpoint of `version` the best one, in the file `best`.
-    ///
-    /// # Errors
-    /// If the file system refuses.
-    pub fn mark_best(&self, version: u32) -> Result<(), CheckpointError> {
-        Ok(durable::write_file(&self.directory.join(BEST), format!("{PREFIX}{version:06}\n").as_bytes())?)
-    }
-
     /// Version of the checkpoint marked as the best one.
     pub fn best(&self) -> Option<u32> {
         version_of(fs::read_to_string(self.directory.join(BEST)).ok()?.trim())
-    }
-
-    /// Removes all checkpoints but the newest few and the best.
-    ///
-    /// # Errors
-    /// If the file system refuses.
-    pub fn prune(&self, best: Option<u32>) -> Result<(), CheckpointError> {
-        let versions = self.versions()?;
-        let n_old = versions.len().saturating_sub(self.keep_last);
-        for version in versions.into_iter().take(n_old).filter(|version| Some(*version) != best) {
-            durable::discard_directory(&self.path(version))?;
-        }
-        Ok(())
     }
 
     /// Versions that have a checkpoint, in order.
@@ -252,6 +214,74 @@ impl Checkpoints {
             names.iter().filter_map(|path| version_of(&path.file_name()?.to_string_lossy())).collect();
         versions.sort_unstable();
         Ok(versions)
+    }
+}
+
+impl OwnedCheckpoints {
+    /// The checkpoints of a run, whose directory is created if absent; what an interrupted write left there is removed.
+    ///
+    /// # Errors
+    /// If the file system refuses, or the run is another learner's.
+    pub fn open(run: &OwnedDirectory, keep_last: usize) -> Result<Self, CheckpointError> {
+        let checkpoints = Checkpoints::of_run(&run.checkpoints());
+        run.create_directory(&checkpoints.directory)?;
+        run.clear_leftovers(&checkpoints.directory)?;
+        // A process that was killed may have given a checkpoint its name and not have flushed that; it is resumed from now.
+        durable::sync_directory(&checkpoints.directory)?;
+        Ok(Self { checkpoints, run: run.clone(), keep_last: keep_last.max(1) })
+    }
+
+    /// Writes the checkpoint of `version`: `write_files` fills a temporary directory, the rest is done here.
+    ///
+    /// # Errors
+    /// If `write_files` fails or the file system refuses; no checkpoint is touched then.
+    pub fn write(
+        &self,
+        version: u32,
+        write_files: impl FnOnce(&Path) -> Result<(), CheckpointError>,
+    ) -> Result<PathBuf, CheckpointError> {
+        let target = self.path(version);
+        self.run.write_directory(&target, |directory| {
+            write_files(directory)?;
+            write_manifest(directory)
+        })?;
+        Ok(target)
+    }
+
+    /// Renames a damaged checkpoint, so that it is none any more; returns its new path.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn set_aside(&self, rejected: &Rejected) -> Result<PathBuf, CheckpointError> {
+        let mut name = rejected.path.clone().into_os_string();
+        name.push(DAMAGED_SUFFIX);
+        let kept = PathBuf::from(name);
+        if kept.exists() {
+            self.run.discard_directory(&kept)?;
+        }
+        self.run.rename(&rejected.path, &kept)?;
+        Ok(kept)
+    }
+
+    /// Names the checkpoint of `version` the best one, in the file `best`.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn mark_best(&self, version: u32) -> Result<(), CheckpointError> {
+        Ok(self.run.write_file(&self.directory.join(BEST), format!("{PREFIX}{version:06}\n").as_bytes())?)
+    }
+
+    /// Removes all checkpoints but the newest few and the best.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn prune(&self, best: Option<u32>) -> Result<(), CheckpointError> {
+        let versions = self.versions()?;
+        let n_old = versions.len().saturating_sub(self.keep_last);
+        for version in versions.into_iter().take(n_old).filter(|version| Some(*version) != best) {
+            self.run.discard_directory(&self.path(version))?;
+        }
+        Ok(())
     }
 }
 
@@ -319,14 +349,20 @@ fn compare(manifest: &Manifest, found: &BTreeMap<String, FileRecord>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use service::{Ownership, RunDirectory};
 
-    fn checkpoints(keep_last: usize) -> (tempfile::TempDir, Checkpoints) {
+    fn open(home: &Path, keep_last: usize) -> OwnedCheckpoints {
+        let owner = Ownership::claim(&RunDirectory::new(home), 0, None).unwrap();
+        OwnedCheckpoints::open(owner.directory(), keep_last).unwrap()
+    }
+
+    fn checkpoints(keep_last: usize) -> (tempfile::TempDir, OwnedCheckpoints) {
         let directory = tempfile::tempdir().unwrap();
-        let checkpoints = Checkpoints::open(&directory.path().join("checkpoints"), keep_last).unwrap();
+        let checkpoints = open(directory.path(), keep_last);
         (directory, checkpoints)
     }
 
-    fn write(checkpoints: &Checkpoints, version: u32) {
+    fn write(checkpoints: &OwnedCheckpoints, version: u32) {
         let content = vec![version as u8; 1000];
         checkpoints.write(version, |path| Ok(durable::write_file(&path.join("a.bin"), &content)?)).unwrap();
     }
@@ -395,7 +431,7 @@ mod tests {
         let (directory, checkpoints) = checkpoints(9);
         write(&checkpoints, 1);
         fs::create_dir(checkpoints.directory.join(".iteration-000002.partial")).unwrap();
-        let reopened = Checkpoints::open(&directory.path().join("checkpoints"), 9).unwrap();
+        let reopened = open(directory.path(), 9);
         assert_eq!(fs::read_dir(&reopened.directory).unwrap().count(), 1);
     }
 
@@ -434,5 +470,29 @@ mod tests {
         }
         assert_eq!(checkpoints.versions().unwrap(), [1, 4, 5]);
         assert_eq!(checkpoints.best(), Some(1));
+    }
+
+    #[test]
+    fn a_learner_that_was_superseded_changes_no_checkpoint() {
+        let (directory, first) = checkpoints(1);
+        write(&first, 1);
+        let second = open(directory.path(), 9);
+        write(&second, 2);
+        let files = |path: &Path| -> Result<(), CheckpointError> {
+            Ok(durable::write_file(&path.join("a.bin"), b"late")?)
+        };
+        let rejected = Rejected { path: first.path(2), reason: String::new() };
+        for outcome in [
+            first.write(3, files).map(drop),
+            first.write(2, files).map(drop),
+            first.prune(None),
+            first.mark_best(2),
+            first.set_aside(&rejected).map(drop),
+        ] {
+            assert!(outcome.unwrap_err().not_owner().unwrap().is_superseded());
+        }
+        assert_eq!((second.versions().unwrap(), second.best()), (vec![1, 2], None));
+        assert!(second.newest_intact().unwrap().rejected.is_empty());
+        assert_eq!(fs::read_dir(&second.directory).unwrap().count(), 2, "nothing is left behind");
     }
 }

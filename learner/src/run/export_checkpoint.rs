@@ -7,7 +7,7 @@ use config::{AdapterMethod, RunConfig};
 use service::{Hub, Provenance, RunDirectory, durable};
 
 use crate::run::checkpoint::Checkpoints;
-use crate::run::export;
+use crate::run::export::{self, Place};
 use crate::run::saved_state::CONFIG_FILE;
 use crate::training::policy::{self, AVERAGE_FILE};
 
@@ -35,11 +35,12 @@ pub fn run(run: &Path, version: Option<u32>, to: &Path, hub: &Hub) -> anyhow::Re
     let provenance = Provenance { version, average: checkpoints.digest(version, AVERAGE_FILE)? };
     durable::write_directory(to, |folder| match config.adapter.method {
         AdapterMethod::Lora => {
-            export::write_adapter(&config, &average, &provenance, folder).map_err(anyhow::Error::from)
+            let place = Place::Apart(folder);
+            export::write_adapter(&config, &average, &provenance, &place).map_err(anyhow::Error::from)
         }
         AdapterMethod::Full => {
             let base = hub.resolve(&config.model.path)?;
-            Ok(export::write_transformer(&base, &average, &provenance, folder)?)
+            Ok(export::write_transformer(&base, &average, &provenance, &Place::Apart(folder))?)
         }
     })?;
     Ok(version)

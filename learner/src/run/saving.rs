@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use models::weights;
 use proto::{HeldOut, ScoreChange, Summary};
-use service::durable;
+use protocol::with_causes;
+use service::{ServiceError, durable};
 
-use crate::error::{LearnerError, chain};
+use crate::error::LearnerError;
 use crate::exchange::inbox::Stopped;
 use crate::records::evaluation::{self, Evaluation};
 use crate::records::journal;
@@ -37,6 +38,8 @@ impl Run {
                 self.settle();
                 Ok(())
             }
+            // Another learner has this one's place: it would be refused for ever.
+            Err(source) if source.not_owner().is_some_and(ServiceError::is_superseded) => Err(source.into()),
             // Nothing is recorded before the first checkpoint, so that records without one tell that one was lost.
             Err(source) if self.saved.is_none() => Err(LearnerError::FirstCheckpointFails { source }),
             Err(source) => self.note_failure(version, source),
@@ -44,7 +47,8 @@ impl Run {
     }
 
     fn note_failure(&mut self, version: u32, source: CheckpointError) -> Result<(), LearnerError> {
-        let reason = chain(&source);
+        self.trainer.progress.failed_checkpoints.count([]);
+        let reason = with_causes(&source);
         let before = self.save_failure.take();
         if before.as_ref().is_none_or(|failure| failure.reason != reason) {
             let notice = format!("checkpoint {version} not written, earlier ones are kept: {reason}");
@@ -64,6 +68,8 @@ impl Run {
     pub(crate) fn save_at_last(&mut self) -> Result<(), LearnerError> {
         let start = Instant::now();
         loop {
+            // What fails may do so for longer than what hangs.
+            self.trainer.progress.gets_on();
             match self.saved == Some(self.state.version) {
                 true => self.settle(),
                 false => self.save()?,

@@ -8,24 +8,24 @@
 use std::path::Path;
 
 use config::AdapterMethod;
-use service::{Provenance, ServiceError, durable};
+use protocol::with_causes;
+use service::{Provenance, ServiceError};
 use tch::Tensor;
 
 use crate::error::LearnerError;
-use crate::error::chain;
 use crate::records::evaluation;
 use crate::run::Run;
 use crate::run::checkpoint::{CheckpointError, Rejected};
-use crate::run::export;
+use crate::run::export::{self, Place};
 use crate::training::policy::{self, AVERAGE_FILE, NamedTensors};
 use crate::training::trainer::Trainer;
 
 impl Run {
     /// Makes all that follows from what is on disk. A failure is told, and made good the next time.
     pub(crate) fn settle(&mut self) {
-        let before = self.unsettled.as_ref().map(|error| chain(error));
+        let before = self.unsettled.as_ref().map(|error| with_causes(error));
         self.unsettled = self.try_to_settle().err();
-        let Some(reason) = self.unsettled.as_ref().map(|error| chain(error)) else { return };
+        let Some(reason) = self.unsettled.as_ref().map(|error| with_causes(error)) else { return };
         if before.as_ref() != Some(&reason) {
             let notice = format!("not all that follows from the newest checkpoint could be made: {reason}");
             self.trainer.progress.notice(notice);
@@ -52,7 +52,7 @@ impl Run {
     fn clear_leftovers(&self) -> Result<(), ServiceError> {
         let run = &self.directory;
         let directories = [run.adapter(), run.best_adapter(), run.samples(), run.tensorboard()];
-        directories.iter().try_for_each(|directory| durable::clear_leftovers(directory))
+        directories.iter().try_for_each(|directory| run.clear_leftovers(directory))
     }
 
     /// The best version that has a checkpoint; a damaged one is set aside, and the next best is the best.
@@ -123,13 +123,14 @@ impl Run {
             true => shallow_clones(self.trainer.policy.average()),
             false => policy::read_average(&self.checkpoints.path(version))?,
         };
+        let place = Place::OfRun(&self.directory, directory.to_owned());
         let Trainer { config, policy, .. } = &mut self.trainer;
         match method {
-            AdapterMethod::Lora => export::write_adapter(config, &average, &provenance, directory),
+            AdapterMethod::Lora => export::write_adapter(config, &average, &provenance, &place),
             AdapterMethod::Full => {
                 let base = policy.folder().to_owned();
                 policy.with_average(&average, |tensors| {
-                    export::write_transformer(&base, tensors, &provenance, directory)
+                    export::write_transformer(&base, tensors, &provenance, &place)
                 })?
             }
         }

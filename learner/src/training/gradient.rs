@@ -11,7 +11,7 @@
 use config::{KlDenominator, RatioNormalization, RunConfig, TaskSpec};
 use flow::{
     ClippedObjective, PolicyLoss, TransitionCoefficients, TransitionRows, kl_divergence, log_probability,
-    log_ratio, repeat_for_branches, transition_mean,
+    log_ratio, repeat_for_branches, transition_mean, upload,
 };
 use models::{Conditioning, Guidance};
 use run_setup::TrainedSteps;
@@ -20,8 +20,10 @@ use tch::{Kind, Tensor, no_grad};
 use crate::exchange::outcome::Trajectories;
 use crate::training::policy::Policy;
 
+/// Called after every batch.
+type OnBatch = Box<dyn Fn() + Send>;
+
 /// What is differentiated, and in what portions.
-#[derive(Debug)]
 pub struct Objective {
     clipped: ClippedObjective,
     ratio_normalization: RatioNormalization,
@@ -31,6 +33,7 @@ pub struct Objective {
     n_branches: usize,
     max_rows: usize,
     latent_shape: Vec<i64>,
+    on_batch: OnBatch,
 }
 
 /// A task that is ready for training.
@@ -125,7 +128,13 @@ impl Objective {
             n_branches: config.sampling.branches_per_seed,
             max_rows: config.training.max_rows.max(1),
             latent_shape: latent_shape.to_vec(),
+            on_batch: Box::new(|| ()),
         }
+    }
+
+    /// The same, telling when it got on: after every batch.
+    pub fn telling(self, on_batch: impl Fn() + Send + 'static) -> Self {
+        Self { on_batch: Box::new(on_batch), ..self }
     }
 
     /// How far a ratio may be from 1 on the side where that is less.
@@ -163,6 +172,7 @@ impl Objective {
                 let Cell { seed, step } = chunk[row];
                 NonFiniteCell { seed: task.task.first_seed + seed as u32, step: steps.steps()[step] }
             })?);
+            (self.on_batch)();
         }
         Ok(sums)
     }
@@ -176,7 +186,9 @@ impl Objective {
             let batch = self.batch(task, steps, chunk, policy);
             let velocity = policy.velocity(&batch.states, &batch.sigmas, &self.guidance(task));
             let rows = TransitionRows::new(&batch.coefficients, batch.states.device());
-            no_grad(|| transition_mean(&batch.states, &velocity, &rows))
+            let means = no_grad(|| transition_mean(&batch.states, &velocity, &rows));
+            (self.on_batch)();
+            means
         };
         self.computed_cells(task, steps).chunks(self.max_rows).map(of_batch).collect()
     }
@@ -219,13 +231,11 @@ impl Objective {
 
         let loss = &policy_loss.loss * n_cells;
         let loss = kl.as_ref().map_or(loss.shallow_clone(), |kl| &loss + kl * self.kl_beta);
-        if !loss.double_value(&[]).is_finite() {
-            return Err(first_non_finite(&mean, &policy_loss, self.n_branches));
-        }
-        policy.differentiate(training, &(loss * scale));
+        policy.differentiate(training, &(&loss * scale));
 
         let drift = before.is_the_learners().then(|| self.drift(batch, &mean_before, &branch_rows));
-        Ok(LossSums { drift, ..LossSums::of(&policy_loss, kl, n_cells) })
+        let of_batch = BatchNumbers { loss, kl, drift, policy_loss: &policy_loss };
+        of_batch.read(n_cells).ok_or_else(|| first_non_finite(&mean, &policy_loss, self.n_branches))
     }
 
     /// Log ratios of all branches: the mean that is trained or looked at over the one it is measured against.
@@ -234,17 +244,15 @@ impl Objective {
         log_ratio(&batch.next, (&of_branches(mean), &of_branches(before)), rows, self.ratio_normalization)
     }
 
-    /// How far the worker's numbers are from those of the learner's mean under the version that sampled.
-    fn drift(&self, batch: &Batch, mean_before: &Tensor, rows: &TransitionRows) -> Drift {
-        let largest = |deviation: Tensor| deviation.abs().max().double_value(&[]);
+    /// How far the worker's numbers are from those of the learner's mean under the version that sampled: the parts of
+    /// [`Drift`], scalars.
+    fn drift(&self, batch: &Batch, mean_before: &Tensor, rows: &TransitionRows) -> [Tensor; 2] {
+        let largest = |deviation: Tensor| deviation.abs().max();
         no_grad(|| {
             let log_ratio = self.log_ratio(batch, (mean_before, &batch.sent_means), rows);
             let means = repeat_for_branches(mean_before, self.n_branches);
             let log_probs = log_probability(&batch.next, &means, rows);
-            Drift {
-                ratio: largest(log_ratio.exp() - 1.0),
-                log_prob: largest(log_probs - &batch.sent_log_probs),
-            }
+            [largest(log_ratio.exp() - 1.0), largest(log_probs - &batch.sent_log_probs)]
         })
     }
 
@@ -255,7 +263,7 @@ impl Objective {
             let place = |cell: &Cell| (cell.seed * n_steps + cell.step) * per_cell;
             cells.iter().flat_map(|cell| &source[place(cell)..place(cell) + per_cell]).copied().collect()
         };
-        let column = |values: &[f32]| Tensor::from_slice(values).to_device(policy.device());
+        let column = |values: &[f32]| upload(&Tensor::from_slice(values), policy.device());
         let latents = |values: &[f32], rows: usize| {
             column(values).view([&[rows as i64][..], &self.latent_shape].concat().as_slice())
         };
@@ -319,21 +327,49 @@ impl MeanBefore<'_> {
     }
 }
 
-impl LossSums {
-    fn of(loss: &PolicyLoss, kl: Option<Tensor>, n_cells: f64) -> Self {
-        let value = |tensor: &Tensor| tensor.double_value(&[]);
-        let fractions = [&loss.clip_fraction_above, &loss.clip_fraction_below];
-        Self {
+/// What a batch came to, scalars on the policy's device.
+struct BatchNumbers<'a> {
+    loss: Tensor,
+    kl: Option<Tensor>,
+    drift: Option<[Tensor; 2]>,
+    policy_loss: &'a PolicyLoss,
+}
+
+impl BatchNumbers<'_> {
+    /// The numbers on the host, for which the device is waited for once; nothing if the loss is not finite.
+    fn read(self, n_cells: f64) -> Option<LossSums> {
+        let nothing = || self.loss.zeros_like();
+        let [ratio, log_prob] = match &self.drift {
+            Some(drift) => drift.each_ref().map(Tensor::shallow_clone),
+            None => [nothing(), nothing()],
+        };
+        let of_policy = self.policy_loss;
+        let numbers = [
+            &self.loss,
+            &of_policy.loss,
+            &self.kl.as_ref().map_or_else(nothing, Tensor::shallow_clone),
+            &of_policy.approx_kl,
+            &of_policy.clip_fraction_above,
+            &of_policy.clip_fraction_below,
+            &ratio,
+            &log_prob,
+        ]
+        .map(|number| number.detach().to_kind(Kind::Double));
+        let [loss, policy_loss, kl, approx_kl, above, below, ratio, log_prob] =
+            Vec::<f64>::try_from(Tensor::stack(&numbers, 0)).ok()?.try_into().ok()?;
+        loss.is_finite().then_some(LossSums {
             cells: 0,
             trained_cells: n_cells as u64,
-            policy_loss: value(&loss.loss) * n_cells,
-            kl: kl.as_ref().map_or(0.0, value),
-            approx_kl: value(&loss.approx_kl) * n_cells,
-            clip_fractions: fractions.map(|share| value(share) * n_cells),
-            drift: None,
-        }
+            policy_loss: policy_loss * n_cells,
+            kl,
+            approx_kl: approx_kl * n_cells,
+            clip_fractions: [above, below].map(|share| share * n_cells),
+            drift: self.drift.is_some().then_some(Drift { ratio, log_prob }),
+        })
     }
+}
 
+impl LossSums {
     /// Adds the sums of other cells.
     pub fn add(&mut self, other: &Self) {
         self.cells += other.cells;

@@ -152,9 +152,8 @@ impl Policy {
         })?;
         self.optimizer.step();
         self.optimizer.zero_gradients();
-        let is_finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
-        if let Some((name, _)) = self.trained.masters().iter().find(|(_, master)| !is_finite(master)) {
-            return Err(NonFiniteParameter { quantity: "weight", parameter: name.clone() });
+        if let Some(name) = first_not_finite(self.trained.masters()) {
+            return Err(NonFiniteParameter { quantity: "weight", parameter: name.to_owned() });
         }
         self.average.update(self.trained.masters(), updates);
         self.trained.refresh(self.model.network_mut());
@@ -230,4 +229,11 @@ impl Policy {
 /// If the file is missing or damaged.
 pub fn read_average(directory: &Path) -> Result<NamedTensors, ModelError> {
     Ok(weights::read_all(&directory.join(AVERAGE_FILE))?.0)
+}
+
+/// The first tensor that holds a NaN or an infinity. The device is waited for once, whatever the number of tensors.
+fn first_not_finite(tensors: &[(String, Tensor)]) -> Option<&str> {
+    let each: Vec<Tensor> = tensors.iter().map(|(_, tensor)| tensor.isfinite().all()).collect();
+    let are_finite = Vec::<bool>::try_from(Tensor::stack(&each, 0)).expect("truths, one for each tensor");
+    are_finite.iter().position(|is_finite| !is_finite).map(|position| tensors[position].0.as_str())
 }

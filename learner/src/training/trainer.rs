@@ -135,9 +135,10 @@ impl Trainer {
         self.progress.phase("sampling");
         let mut trajectories = Vec::with_capacity(group.len());
         for task in group {
-            let Outcome::Train(outcome) =
-                self.inbox.take(TaskKind::Train, task.iteration, task.index as usize)?
-            else {
+            self.progress.waits();
+            let outcome = self.inbox.take(TaskKind::Train, task.iteration, task.index as usize);
+            self.progress.gets_on();
+            let Outcome::Train(outcome) = outcome? else {
                 unreachable!("the inbox keeps training outcomes under training tasks; else this is a bug")
             };
             sums.tally.count(&outcome);

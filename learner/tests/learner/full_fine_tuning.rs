@@ -2,7 +2,7 @@
 
 use crate::lab::{Delivery, Lab, Shared, metrics};
 use config::{AdapterMethod, Dtype, RunConfig};
-use learner::run::Ended;
+use learner::run::TrainingEnd;
 use models::weights::{WeightOptions, read_all};
 use models::{LoadOptions, pipeline};
 use tch::{Device, Kind, Tensor};
@@ -39,7 +39,7 @@ fn a_stopped_run_with_a_divergence_to_the_base_goes_on_where_it_was() {
     let shared = Shared::default();
     let mut run = interrupted.open(&shared).unwrap();
     let worker = interrupted.spawn_worker(&shared, Delivery::Reversed, Some((1, 2)), |_, _| {});
-    assert!(matches!(run.run().unwrap(), Ended::Left));
+    assert!(matches!(run.run().unwrap(), TrainingEnd::Left));
     worker.join().unwrap();
     interrupted.train(Delivery::InOrder, |_, _| {}).unwrap();
     for file in TRAINED_FILES {

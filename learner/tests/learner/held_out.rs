@@ -4,7 +4,7 @@ use crate::lab::{Delivery, Lab, Sample, Shared};
 use config::{RunConfig, TaskKind, TaskSpec};
 use learner::records::evaluation::Evaluation;
 use learner::records::journal::Journal;
-use learner::run::Ended;
+use learner::run::TrainingEnd;
 use proto::Summary;
 
 /// The best version by validation is not the last one, and the test would have chosen another.
@@ -34,13 +34,13 @@ fn lab(change: impl FnOnce(&mut RunConfig)) -> Lab {
 
 fn done(lab: &Lab) -> Summary {
     match lab.train(Delivery::InOrder, second_is_best).unwrap() {
-        Ended::Done(summary) => *summary,
-        Ended::Left => panic!("it was not stopped"),
+        TrainingEnd::Done(summary) => *summary,
+        TrainingEnd::Left => panic!("it was not stopped"),
     }
 }
 
-fn versions(path: &std::path::Path) -> Vec<(u32, u32)> {
-    let journal = Journal::<Evaluation>::open(path, |_| true).unwrap();
+fn versions(lab: &Lab, path: &std::path::Path) -> Vec<(u32, u32)> {
+    let journal = Journal::<Evaluation>::open(&lab.owned(), path, |_| true).unwrap();
     journal.rows().iter().map(|row| (row.version, row.prompts)).collect()
 }
 
@@ -49,8 +49,8 @@ fn the_test_sees_the_first_the_last_and_the_best_version_and_chooses_none() {
     let lab = lab(|_| {});
     let summary = done(&lab);
     let directory = lab.directory();
-    assert_eq!(versions(&directory.evaluations()), [(0, 3), (1, 3), (2, 3), (3, 3), (4, 3)]);
-    assert_eq!(versions(&directory.tests()), [(0, 2), (4, 2), (2, 2)]);
+    assert_eq!(versions(&lab, &directory.evaluations()), [(0, 3), (1, 3), (2, 3), (3, 3), (4, 3)]);
+    assert_eq!(versions(&lab, &directory.tests()), [(0, 2), (4, 2), (2, 2)]);
     assert!(summary.is_of_test_prompts);
     let reported = [summary.before, summary.after, summary.best].map(|row| row.unwrap());
     assert_eq!(reported.map(|row| row.version), [0, 4, 2]);
@@ -70,7 +70,7 @@ fn a_run_that_ended_is_not_tested_again_and_one_that_was_cut_short_is() {
     std::fs::remove_file(lab.directory().tests()).unwrap();
     done(&lab);
     // The first comes back from the last checkpoint, whose adapter is not the first one's.
-    assert_eq!(versions(&lab.directory().tests()), [(0, 2), (4, 2), (2, 2)]);
+    assert_eq!(versions(&lab, &lab.directory().tests()), [(0, 2), (4, 2), (2, 2)]);
 }
 
 #[test]
@@ -79,15 +79,16 @@ fn the_best_version_is_one_that_could_be_saved() {
     let shared = Shared::default();
     let mut run = lab.open(&shared).unwrap();
     // In the way of the checkpoint of version 2, which would be the best.
-    std::fs::write(lab.directory().checkpoints().join(".iteration-000002.partial"), "").unwrap();
+    let checkpoint = lab.directory().checkpoints().join("iteration-000002");
+    std::fs::write(lab.owned().partial_name(&checkpoint), "").unwrap();
     let worker = lab.spawn_worker(&shared, Delivery::InOrder, None, second_is_best);
     let ended = run.run();
     shared.inbox.stop();
     worker.join().unwrap();
-    let Ok(Ended::Done(summary)) = ended else { panic!("{ended:?}") };
+    let Ok(TrainingEnd::Done(summary)) = ended else { panic!("{ended:?}") };
     assert_eq!(summary.best.map(|row| row.version), Some(3));
     assert_eq!(summary.best_adapter, lab.directory().best_adapter().display().to_string());
-    assert_eq!(versions(&lab.directory().tests()), [(0, 2), (4, 2), (3, 2)]);
+    assert_eq!(versions(&lab, &lab.directory().tests()), [(0, 2), (4, 2), (3, 2)]);
 }
 
 #[test]
@@ -107,5 +108,5 @@ fn without_validation_prompts_the_test_prompts_are_evaluated_and_chosen_by() {
     let summary = done(&lab);
     assert!(!summary.is_of_test_prompts && !lab.directory().tests().exists());
     assert_eq!(summary.best.map(|row| row.version), Some(2));
-    assert_eq!(versions(&lab.directory().evaluations())[0], (0, 2));
+    assert_eq!(versions(&lab, &lab.directory().evaluations())[0], (0, 2));
 }

@@ -14,7 +14,7 @@ use crate::lab::{Delivery, Lab, Sample, Shared};
 use crate::remains::{self, Remains};
 use config::{TaskKind, TaskSpec};
 use learner::error::LearnerError;
-use learner::run::Ended;
+use learner::run::TrainingEnd;
 
 /// Where the life of a child process goes on.
 const FOLDER: &str = "KILLED_ANYWHERE_FOLDER";
@@ -44,7 +44,7 @@ fn a_life() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = std::env::var_os(FOLDER).map_or(temporary.path().to_owned(), PathBuf::from);
     let lab = lab(&folder);
-    let Ended::Done(summary) = lab.train(Delivery::InOrder, prefer_the_first).unwrap() else {
+    let TrainingEnd::Done(summary) = lab.train(Delivery::InOrder, prefer_the_first).unwrap() else {
         panic!("it was not stopped")
     };
     assert_eq!((summary.best.unwrap().version, summary.after.unwrap().version), (1, 3));

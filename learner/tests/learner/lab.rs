@@ -1,10 +1,10 @@
 //! A learner in this process, and a worker beside it that samples a tiny real model.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use ::service::RunDirectory;
+use ::service::{OwnedDirectory, Ownership, RunDirectory};
 use bytes::Bytes;
 use config::{AdapterMethod, Dtype, RewardSection, RunConfig, TaskKind, TaskSpec};
 use flow::{TransitionRows, log_probability, next_latents, ode_step, repeat_for_branches, transition_mean};
@@ -16,7 +16,7 @@ use learner::exchange::publications::Publications;
 use learner::exchange::receive::{OutcomeReader, hash_of};
 use learner::progress::ProgressBoard;
 use learner::records::journal::Journal;
-use learner::run::{Ended, HeldOutPrompts, Run};
+use learner::run::{HeldOutPrompts, Run, TrainingEnd};
 use learner::training::gradient::Objective;
 use learner::training::metrics::IterationMetrics;
 use learner::training::policy::Policy;
@@ -40,6 +40,8 @@ pub struct Lab {
     /// What the worker's kernels add to every mean.
     pub worker_error: f64,
     folder: PathBuf,
+    /// In a coordinator's place.
+    owner: OnceLock<Ownership>,
     /// Removes the folder, where it is a temporary one.
     _temporary: Option<tempfile::TempDir>,
 }
@@ -100,7 +102,8 @@ impl Lab {
         config.checkpoints.every = 1;
         config.checkpoints.keep_last = 9;
         change(&mut config);
-        Self { config, worker_error: 0.0, folder: folder.to_owned(), _temporary: None }
+        let (folder, owner) = (folder.to_owned(), OnceLock::new());
+        Self { config, worker_error: 0.0, folder, owner, _temporary: None }
     }
 
     /// The run's directory.
@@ -110,11 +113,17 @@ impl Lab {
         directory
     }
 
+    /// The run's directory, to be changed.
+    pub fn owned(&self) -> OwnedDirectory {
+        let owner = self.owner.get_or_init(|| Ownership::claim(&self.directory(), 0, None).unwrap());
+        owner.directory().clone()
+    }
+
     /// A learner that continues what is in the directory.
     pub fn open(&self, shared: &Shared) -> Result<Run, LearnerError> {
         let data = &self.config.data;
         let held_out = HeldOutPrompts::read(data, |split| config::read_prompts(data.path(split))).unwrap();
-        Run::open(self.trainer(shared), held_out, shared.publications.clone(), self.directory())
+        Run::open(self.trainer(shared), held_out, shared.publications.clone(), self.owned())
     }
 
     /// A trainer with a fresh policy.
@@ -141,7 +150,7 @@ impl Lab {
         &self,
         delivery: Delivery,
         spoil: impl Fn(&TaskSpec, &mut Sample) + Send + 'static,
-    ) -> Result<Ended, LearnerError> {
+    ) -> Result<TrainingEnd, LearnerError> {
         let shared = Shared::default();
         let mut run = self.open(&shared)?;
         let worker = self.spawn_worker(&shared, delivery, None, spoil);
@@ -451,7 +460,7 @@ impl Sample {
 
 /// The rows of a run's iterations.
 pub fn metrics(lab: &Lab) -> Vec<IterationMetrics> {
-    Journal::open(&lab.directory().metrics(), |_| true).unwrap().rows().to_vec()
+    Journal::open(&lab.owned(), &lab.directory().metrics(), |_| true).unwrap().rows().to_vec()
 }
 
 /// The trajectories in an outcome.

@@ -10,3 +10,4 @@ mod service;
 mod several_rewards;
 mod starting_adapter;
 mod training;
+mod waits;

@@ -2,7 +2,7 @@
 
 use crate::lab::{Delivery, Lab, Shared, metrics};
 use config::{AdapterMethod, Dtype, RunConfig};
-use learner::run::Ended;
+use learner::run::TrainingEnd;
 use learner::training::metrics::IterationMetrics;
 
 /// What the kernels of the worker add to every mean: enough to clip almost every transition.
@@ -28,7 +28,7 @@ fn disturbed(mut lab: Lab) -> (Vec<IterationMetrics>, Vec<String>) {
     let shared = Shared::default();
     let mut run = lab.open(&shared).unwrap();
     let worker = lab.spawn_worker(&shared, Delivery::InOrder, None, |_, _| {});
-    assert!(matches!(run.run().unwrap(), Ended::Done(_)));
+    assert!(matches!(run.run().unwrap(), TrainingEnd::Done(_)));
     shared.inbox.stop();
     worker.join().unwrap();
     (metrics(&lab), run.trainer.progress.notices())

@@ -1,5 +1,5 @@
 //! What a run leaves on disk, without what differs from life to life and folder to folder: times, the names of event files,
-//! and paths.
+//! paths, and who owned it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,6 +24,9 @@ fn collect(run: &Path, folder: &Path, remains: &mut Remains) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.strip_prefix(run).unwrap().display().to_string();
+        if ["owner.json", "owners", ".owner.json."].iter().any(|owner| name.starts_with(owner)) {
+            continue;
+        }
         if path.is_dir() {
             remains.insert(format!("{name}/"), String::new());
             collect(run, &path, remains);

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::lab::{Lab, Sample, Shared, Worker, trajectories};
-use ::service::{Assembly, MESSAGE_LIMIT, connect, learner_client};
+use ::service::{Assembly, Insecure, MESSAGE_LIMIT, PeerRole, Trust, connect, learner_client};
 use bytes::Bytes;
 use config::{TaskKind, TaskSpec};
 use learner::exchange::push_gate::PushGate;
 use learner::exchange::server::LearnerService;
+use learner::metrics::ExchangeMetrics;
 use proto::learner_client::LearnerClient;
 use proto::learner_server::LearnerServer;
 use proto::push_reply::Status as PushStatus;
@@ -43,7 +44,7 @@ impl Served {
         let tasks = lab.config.train_tasks(3, 0);
         let task = tasks[1].clone();
         let steps = TrainedSteps::new(&lab.config, &trainer.schedule, 0).unwrap().on_the_wire();
-        shared.inbox.want(TaskKind::Train, 0, TaskSet { tasks, steps });
+        shared.inbox.want(TaskKind::Train, 0, TaskSet { tasks, steps, outcome_bytes: 0 });
         let mut worker = Worker::new(&lab.config);
         let sample = worker.sample(&task, &shared.publications).unwrap();
         let pushes = Arc::new(PushGate::new(3, 1));
@@ -54,13 +55,23 @@ impl Served {
             publications: shared.publications.clone(),
             reader: Arc::new(worker.receiver),
             pushes: pushes.clone(),
+            metrics: ExchangeMetrics::default(),
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let server = LearnerServer::new(service).max_decoding_message_size(MESSAGE_LIMIT);
         let router = ::service::server(Duration::from_secs(600)).add_service(server);
-        tokio::spawn(::service::serve(router, listener, std::future::pending()));
-        let client = learner_client(connect(&address, Duration::from_secs(10)).await.unwrap());
+        tokio::spawn(::service::serve(
+            router,
+            listener,
+            Trust::Plain(Insecure::Loopback),
+            std::future::pending(),
+        ));
+        let client = learner_client(
+            connect(&address, PeerRole::Learner, &Trust::Plain(Insecure::Loopback), Duration::from_secs(10))
+                .await
+                .unwrap(),
+        );
         Self { client, shared, pushes, task, sample }
     }
 
@@ -232,7 +243,7 @@ async fn pushes_that_stand_still_take_nobodys_turn() {
     served.shared.inbox.forget(TaskKind::Train, 0);
     let tasks = vec![TaskSpec { index: 0, ..served.task.clone() }, served.task.clone()];
     let steps = served.sample.header.steps.clone();
-    served.shared.inbox.want(TaskKind::Train, 0, TaskSet { tasks, steps });
+    served.shared.inbox.want(TaskKind::Train, 0, TaskSet { tasks, steps, outcome_bytes: 0 });
     let _third = standing_still(&served.client, header);
     served.wait_for_places(|n_free| n_free == 0).await;
     let full = served.push(|_| {}).await.unwrap_err();

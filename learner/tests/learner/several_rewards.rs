@@ -7,7 +7,7 @@ use config::{
 use learner::error::LearnerError;
 use learner::records::evaluation::Evaluation;
 use learner::records::journal::Journal;
-use learner::run::Ended;
+use learner::run::TrainingEnd;
 use tch::Tensor;
 
 fn reward(name: &str, weight: f64) -> RewardSection {
@@ -39,7 +39,7 @@ fn rising(task: &TaskSpec, sample: &mut Sample) {
 }
 
 fn evaluations(lab: &Lab) -> Vec<Evaluation> {
-    Journal::open(&lab.directory().evaluations(), |_| true).unwrap().rows().to_vec()
+    Journal::open(&lab.owned(), &lab.directory().evaluations(), |_| true).unwrap().rows().to_vec()
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn gdpo_trains_on_both_rewards_and_changes_no_bit_with_the_order_of_arrival() {
             config.training.reward_combination = combination;
             config.training.advantage_group = AdvantageGroup::Seed;
         });
-        assert!(matches!(lab.train(delivery, |_, _| {}).unwrap(), Ended::Done(_)));
+        assert!(matches!(lab.train(delivery, |_, _| {}).unwrap(), TrainingEnd::Done(_)));
         lab
     };
     let adapter = |lab: &Lab| lab.checkpoint_file(2, "adapter.safetensors");
@@ -79,7 +79,7 @@ fn evaluations_are_scored_by_their_own_rewards_and_tell_each_by_name() {
             sample.tensors.push(("extra.shapes/strict/color".to_owned(), Tensor::from_slice(&[value])));
         }
     };
-    let Ended::Done(summary) = lab.train(Delivery::InOrder, with_extras).unwrap() else {
+    let TrainingEnd::Done(summary) = lab.train(Delivery::InOrder, with_extras).unwrap() else {
         panic!("not stopped")
     };
 
@@ -111,7 +111,7 @@ fn reward_hacking_is_told_and_marked_and_the_run_goes_on() {
     let shared = Shared::default();
     let mut run = lab.open(&shared).unwrap();
     let worker = lab.spawn_worker(&shared, Delivery::InOrder, None, rising);
-    let Ended::Done(summary) = run.run().unwrap() else { panic!("nobody stopped it") };
+    let TrainingEnd::Done(summary) = run.run().unwrap() else { panic!("nobody stopped it") };
     shared.inbox.stop();
     worker.join().unwrap();
 
@@ -157,7 +157,7 @@ fn a_run_that_is_told_to_stops_at_reward_hacking_with_everything_saved() {
     let again = stopped(&lab);
     assert_eq!(again.to_string(), text, "a resumed run decides the same");
     lab.config.evaluation.on_reward_hacking = OnRewardHacking::Warn;
-    assert!(matches!(lab.train(Delivery::InOrder, rising).unwrap(), Ended::Done(_)));
+    assert!(matches!(lab.train(Delivery::InOrder, rising).unwrap(), TrainingEnd::Done(_)));
     let straight = Lab::new(held_out);
     straight.train(Delivery::InOrder, rising).unwrap();
     let adapter = |lab: &Lab| lab.checkpoint_file(5, "adapter.safetensors");
@@ -187,7 +187,7 @@ fn evaluation_rewards_may_change_and_what_is_compared_starts_anew() {
     lab.train(Delivery::InOrder, |_, _| {}).unwrap();
     lab.config.run.iterations = 4;
     lab.config.evaluation_rewards = vec![reward("jpeg_incompressibility", 2.0)];
-    let Ended::Done(summary) = lab.train(Delivery::InOrder, |_, _| {}).unwrap() else {
+    let TrainingEnd::Done(summary) = lab.train(Delivery::InOrder, |_, _| {}).unwrap() else {
         panic!("not stopped")
     };
     let rows = evaluations(&lab);

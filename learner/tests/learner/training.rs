@@ -10,7 +10,7 @@ use learner::error::LearnerError;
 use learner::exchange::outcome::Trajectories;
 use learner::records::evaluation::Evaluation;
 use learner::records::journal::Journal;
-use learner::run::Ended;
+use learner::run::TrainingEnd;
 use learner::training::gradient::{MeansBefore, TrainingTask};
 use learner::training::trainer::Trainer;
 use models::{AdapterMode, Conditioning, Guidance};
@@ -31,7 +31,7 @@ fn the_order_of_arrival_changes_no_bit() {
     for group in [AdvantageGroup::Seed, AdvantageGroup::Prompt, AdvantageGroup::Batch] {
         let labs = [Delivery::InOrder, Delivery::Reversed].map(|delivery| {
             let lab = Lab::new(|config| config.training.advantage_group = group);
-            assert!(matches!(lab.train(delivery, |_, _| {}).unwrap(), Ended::Done(_)));
+            assert!(matches!(lab.train(delivery, |_, _| {}).unwrap(), TrainingEnd::Done(_)));
             lab
         });
         assert_same_checkpoint(&labs[0], &labs[1], 2);
@@ -42,7 +42,7 @@ fn the_order_of_arrival_changes_no_bit() {
 #[test]
 fn the_first_update_is_on_policy_and_the_records_are_complete() {
     let lab = Lab::new(|_| {});
-    let Ended::Done(summary) = lab.train(Delivery::InOrder, |_, _| {}).unwrap() else {
+    let TrainingEnd::Done(summary) = lab.train(Delivery::InOrder, |_, _| {}).unwrap() else {
         panic!("it was not stopped")
     };
     let rows = metrics(&lab);
@@ -55,7 +55,8 @@ fn the_first_update_is_on_policy_and_the_records_are_complete() {
     }
     assert_eq!((rows[1].optimizer.updates, rows[1].cost.images), (4, 36));
 
-    let evaluations = Journal::<Evaluation>::open(&lab.directory().evaluations(), |_| true).unwrap();
+    let path = lab.directory().evaluations();
+    let evaluations = Journal::<Evaluation>::open(&lab.owned(), &path, |_| true).unwrap();
     assert_eq!(evaluations.rows().iter().map(|row| row.version).collect::<Vec<_>>(), [0, 2]);
     assert!((summary.gain - 0.25).abs() < 1e-6 && summary.gain_standard_error < 1e-6);
     assert_eq!((summary.prompts, summary.images), (2, 72 + 4), "those of both evaluations, too");
@@ -80,7 +81,7 @@ fn the_order_of_arrival_changes_no_bit_where_means_are_computed_again() {
                 (config.run.lag, config.model.dtype) = (lag, Dtype::Bfloat16);
                 config.training.learning_rate = 1e-2;
             });
-            assert!(matches!(lab.train(delivery, |_, _| {}).unwrap(), Ended::Done(_)));
+            assert!(matches!(lab.train(delivery, |_, _| {}).unwrap(), TrainingEnd::Done(_)));
             lab
         });
         assert_same_checkpoint(&labs[0], &labs[1], 2);
@@ -134,7 +135,7 @@ fn a_resumed_run_ends_where_an_uninterrupted_one_does() {
             let shared = Shared::default();
             let mut run = interrupted.open(&shared).unwrap();
             let worker = interrupted.spawn_worker(&shared, Delivery::InOrder, Some(stop_in), |_, _| {});
-            assert!(matches!(run.run().unwrap(), Ended::Left));
+            assert!(matches!(run.run().unwrap(), TrainingEnd::Left));
             worker.join().unwrap();
         }
         interrupted.train(Delivery::InOrder, |_, _| {}).unwrap();
@@ -184,7 +185,7 @@ fn a_finished_run_goes_on_with_more_iterations_as_if_it_had_had_them_from_the_st
         straight.train(Delivery::InOrder, |_, _| {}).unwrap();
         let mut extended = Lab::new(settings);
         extended.config.run.iterations = 2;
-        assert!(matches!(extended.train(Delivery::InOrder, |_, _| {}).unwrap(), Ended::Done(_)));
+        assert!(matches!(extended.train(Delivery::InOrder, |_, _| {}).unwrap(), TrainingEnd::Done(_)));
         // Rows that a crash left behind, newer than the newest checkpoint.
         let line = std::fs::read_to_string(extended.directory().metrics())
             .unwrap()
@@ -198,16 +199,17 @@ fn a_finished_run_goes_on_with_more_iterations_as_if_it_had_had_them_from_the_st
 
         extended.config.run.iterations = 4;
         (extended.config.evaluation.every, extended.config.checkpoints.every) = (3, 2);
-        let Ended::Done(summary) = extended.train(Delivery::InOrder, |_, _| {}).unwrap() else {
+        let TrainingEnd::Done(summary) = extended.train(Delivery::InOrder, |_, _| {}).unwrap() else {
             panic!("it was not stopped")
         };
         assert_same_checkpoint(&straight, &extended, 4);
         assert_eq!(metrics(&extended).iter().map(|row| row.iteration).collect::<Vec<_>>(), [0, 1, 2, 3]);
-        let rows = Journal::<Evaluation>::open(&extended.directory().evaluations(), |_| true).unwrap();
+        let path = extended.directory().evaluations();
+        let rows = Journal::<Evaluation>::open(&extended.owned(), &path, |_| true).unwrap();
         assert_eq!(rows.rows().iter().map(|row| row.version).collect::<Vec<_>>(), [0, 2, 3, 4], "lag {lag}");
         assert!((summary.gain - 0.5).abs() < 1e-6, "that of version 4, not of the former end");
         // Finished again, it has nothing to do and says the same.
-        let Ended::Done(again) = extended.train(Delivery::InOrder, |_, _| {}).unwrap() else {
+        let TrainingEnd::Done(again) = extended.train(Delivery::InOrder, |_, _| {}).unwrap() else {
             panic!("it was not stopped")
         };
         assert_eq!((again.gain, again.best), (summary.gain, summary.best));
@@ -221,8 +223,8 @@ fn a_finished_run_goes_on_with_more_iterations_as_if_it_had_had_them_from_the_st
 fn a_checkpoint_that_cannot_be_written_is_tried_again() {
     // A file where the temporary directory should be stands for a disk that does not take it.
     let block = |lab: &Lab, version: u32| {
-        let name = format!(".iteration-{version:06}.partial");
-        std::fs::write(lab.directory().checkpoints().join(name), "").unwrap();
+        let checkpoint = lab.directory().checkpoints().join(format!("iteration-{version:06}"));
+        std::fs::write(lab.owned().partial_name(&checkpoint), "").unwrap();
     };
     let train = |lab: &Lab, blocked: std::ops::Range<u32>| {
         let shared = Shared::default();
@@ -236,7 +238,7 @@ fn a_checkpoint_that_cannot_be_written_is_tried_again() {
     };
     let lab = Lab::new(|config| config.run.iterations = 6);
     let (ended, notices) = train(&lab, 1..5);
-    assert!(matches!(ended, Ok(Ended::Done(_))), "failures for a moment do not end a run: {ended:?}");
+    assert!(matches!(ended, Ok(TrainingEnd::Done(_))), "failures for a moment do not end a run: {ended:?}");
     let words = notices.concat();
     assert!(words.contains("checkpoint 1 not written") && words.contains("Not a directory"), "{words}");
     let checkpoint = |lab: &Lab, version: u32| {
@@ -392,10 +394,11 @@ fn check_streamed_gradient(change: impl FnOnce(&mut RunConfig), means: OldMeans)
         norm += streamed.square().sum(Kind::Double).double_value(&[]);
     }
     let relative = (distance / norm).sqrt();
-    // Means of float32 networks agree to about 4e-7 between batches of other sizes; a gradient is made of their distance
-    // from the next latents, which is of the size of a move's deviation.
+    // Means of float32 networks agree to about 5e-7 between batches of other sizes (the worst of the kernels that
+    // `make test-rounding` walks), twice that is allowed; a gradient is made of their distance from the next latents, which
+    // is of the size of a move's deviation.
     let smallest_std = steps.coefficients.iter().map(|move_| move_.std).fold(f64::INFINITY, f64::min);
-    let bound = f64::max(1e-5, 4e-7 / smallest_std);
+    let bound = f64::max(1e-5, 1e-6 / smallest_std);
     assert!(norm > 0.0 && relative < bound, "{means:?}: relative distance {relative}, not below {bound}");
     norm.sqrt()
 }

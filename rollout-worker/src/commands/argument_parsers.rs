@@ -1,6 +1,6 @@
 //! Values of the command line, refused there where no run could use them.
 
-use config::{Dtype, StepRule};
+use config::StepRule;
 use std::ops::RangeInclusive;
 
 /// None where a pipeline has no encoder of long texts.
@@ -21,14 +21,6 @@ pub fn finite(text: &str) -> Result<f64, String> {
 /// If there cannot be so many.
 pub fn tokens(text: &str) -> Result<usize, String> {
     within(text, TOKENS)
-}
-
-/// The element type of a name, `float32` or `bfloat16`.
-///
-/// # Errors
-/// If it has another name.
-pub fn dtype(name: &str) -> Result<Dtype, serde_json::Error> {
-    serde_json::from_value(name.into())
 }
 
 /// The step rule of a name, `flow-sde` or `cps`.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use config::{RewardInquiry, RewardInspection, RewardSection};
 use models::weights::{Inventory, TensorSource};
+use protocol::with_causes;
 use rewards::Resources;
 use service::Hub;
 use tch::Device;
@@ -44,7 +45,7 @@ fn inspect(
         key: key.to_owned(),
         name: section.name.clone(),
         bytes: inventory.components().iter().map(|(_, size)| size.bytes).sum(),
-        problem: built.err().map(|error| format!("{:#}", anyhow::Error::from(error))),
+        problem: built.err().map(|error| with_causes(&error)),
     };
     (inspection, server)
 }

@@ -15,10 +15,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use models::adapter_file::SavedAdapter;
 use models::pipeline::{self, LoadOptions};
-use models::reference_case::{Outputs, ParityReport, ReferenceCase, case_folder, how_to_record};
+use models::reference_case::{
+    Outputs, ParityOptions, ParityReport, ReferenceCase, case_folder, how_to_record,
+};
 use models::weights::WeightOptions;
 use models::{DecoderOptions, ModelError, TextToImageModel};
-use tch::{Device, Kind};
 
 pub use models::reference_case::ParityOutcome;
 
@@ -41,6 +42,7 @@ const KINDS: &[(&str, Compute)] = &[
 /// The model of the cases, opened when the first of them needs it.
 struct LazyModel {
     dir: PathBuf,
+    weights: WeightOptions,
     model: Option<Box<dyn TextToImageModel>>,
 }
 
@@ -60,25 +62,21 @@ impl LazyModel {
         Ok(model)
     }
 
-    /// Opens the whole pipeline in the precision in which the references are recorded.
+    /// Opens the whole pipeline; images are decoded in float32, as they are by default.
     fn open(&self) -> Result<Box<dyn TextToImageModel>, ModelError> {
-        let weights = WeightOptions::new(Kind::Float, Device::Cpu);
-        let options = LoadOptions { weights, text_encoders: true, decoder: Some(DecoderOptions::WHOLE) };
+        let (weights, decoder) = (self.weights.clone(), Some(DecoderOptions::WHOLE));
+        let options = LoadOptions { weights, text_encoders: true, decoder };
         pipeline::open(&self.dir, options)
     }
 }
 
-/// Runs every case in `cases`, by default `MODEL_DIR/cases` or, where there is none, `MODEL_DIR` itself, and writes a line
-/// per output and the count to `out`.
+/// Runs every case in the folder of cases, by default `cases` in the model's or, where there is none, that itself, and
+/// writes a line per output and the count to `out`.
 ///
 /// # Errors
 /// If a folder is missing or holds no case, a case is malformed, the model cannot be opened, or `out` cannot be written to.
-pub fn run(
-    model_dir: &Path,
-    cases: Option<&Path>,
-    rtol: f64,
-    out: &mut dyn Write,
-) -> anyhow::Result<ParityOutcome> {
+pub fn run(options: &ParityOptions, out: &mut dyn Write) -> anyhow::Result<ParityOutcome> {
+    let &ParityOptions { model: model_dir, cases, rtol, ref weights } = options;
     let case_dir = case_folder(model_dir, cases)?;
     let found = find(&case_dir)?;
     let token_cases = Some(case_dir.join(token_cases::FILE)).filter(|path| path.is_file());
@@ -93,10 +91,10 @@ pub fn run(
         );
     }
     let mut report = ParityReport::new(out, rtol);
-    let mut model = LazyModel { dir: model_dir.to_owned(), model: None };
+    let mut model = LazyModel { dir: model_dir.to_owned(), weights: weights.clone(), model: None };
     for (path, compute) in found {
         let run = || -> anyhow::Result<()> {
-            let case = ReferenceCase::open(&path)?;
+            let case = ReferenceCase::open(&path, weights.device)?;
             let computed = compute(&case, &mut model)?;
             Ok(report.compare_case(&case, &computed)?)
         };

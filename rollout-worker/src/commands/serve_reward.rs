@@ -57,7 +57,7 @@ pub struct ServeRewardOptions {
 
 /// How serving ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum ServeEnd {
     /// Everything that was taken was answered.
     Drained,
     /// Something was still in hand at the end of the time to drain.
@@ -103,11 +103,11 @@ pub async fn run(
     options: ServeRewardOptions,
     shutdown: CancellationToken,
     ready: impl FnOnce(SocketAddr),
-) -> anyhow::Result<Ended> {
+) -> anyhow::Result<ServeEnd> {
     // Taken before models are loaded, to fail early, but not listened at: until then there is nobody to wait for.
     let socket = bind(options.listen).map_err(BadInput::from_error)?;
     let Some(hosted) = shutdown.run_until_cancelled(open(options)).await.transpose()? else {
-        return Ok(Ended::Drained);
+        return Ok(ServeEnd::Drained);
     };
     let listener = socket.listen(BACKLOG).context("listening")?;
     ready(listener.local_addr().context("listening")?);
@@ -137,7 +137,7 @@ async fn serve(
     listener: TcpListener,
     hosted: Vec<Hosted>,
     shutdown: CancellationToken,
-) -> anyhow::Result<Ended> {
+) -> anyhow::Result<ServeEnd> {
     let mut deaths: JoinSet<()> = hosted.iter().map(Hosted::died).collect();
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<RewardServer<RewardService>>().await;
@@ -151,15 +151,17 @@ async fn serve(
     let service =
         RewardServer::new(RewardService::new(hosted)).max_decoding_message_size(::service::MESSAGE_LIMIT);
     let router = ::service::server(LONGEST_CALL).add_service(health_service).add_service(service);
-    let server = ::service::serve(router, listener, stop);
+    // Reward servers speak plain text to whoever their user lets reach them.
+    let trust = ::service::Trust::Plain(::service::Insecure::Anywhere);
+    let server = ::service::serve(router, listener, trust, stop);
     let drained_too_long = async {
         shutdown.cancelled().await;
         tokio::time::sleep(DRAIN_DEADLINE).await;
     };
     tokio::select! {
-        served = server => served.context("serving").map(|()| Ended::Drained),
+        served = server => served.context("serving").map(|()| ServeEnd::Drained),
         Some(_) = deaths.join_next() => anyhow::bail!("a scorer's thread has died; its panic is above"),
-        () = drained_too_long => Ok(Ended::CutOff),
+        () = drained_too_long => Ok(ServeEnd::CutOff),
     }
 }
 

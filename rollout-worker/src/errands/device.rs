@@ -21,11 +21,11 @@ pub trait TaskSampler {
     /// If they are not those of the model.
     fn load(&mut self, weights: &[(String, Tensor)]) -> Result<(), ModelError>;
 
-    /// Samples a task; `progressed` is called at every network call.
+    /// Samples a task; `goes_on` is asked at every network call, and where it says no the outcome is of no use to anybody.
     ///
     /// # Errors
     /// If the task has no outcome.
-    fn sample(&mut self, task: &Task, progressed: &dyn Fn()) -> Result<Sampled, TaskError>;
+    fn sample(&mut self, task: &Task, goes_on: &dyn Fn() -> bool) -> Result<Sampled, TaskError>;
 
     /// Says at the end what a user should hear of.
     fn leave(&self);
@@ -36,8 +36,8 @@ impl TaskSampler for Sampler {
         Self::load(self, weights)
     }
 
-    fn sample(&mut self, task: &Task, progressed: &dyn Fn()) -> Result<Sampled, TaskError> {
-        Self::sample(self, task, progressed)
+    fn sample(&mut self, task: &Task, goes_on: &dyn Fn() -> bool) -> Result<Sampled, TaskError> {
+        Self::sample(self, task, goes_on)
     }
 
     fn leave(&self) {
@@ -96,7 +96,8 @@ impl DeviceThread {
         Ok(Self { commands, thread })
     }
 
-    /// Samples a task with the given weights; `progressed` is called at every network call.
+    /// Samples a task with the given weights; `progressed` is called at every network call. Who waits no more for the outcome
+    /// has the thread leave off at the next of them.
     ///
     /// # Errors
     /// [`DeviceDied`] if the thread is gone; the inner error is the task's own.
@@ -128,11 +129,15 @@ fn serve(mut sampler: impl TaskSampler, mut commands: mpsc::Receiver<Command>) {
         }
         let _in_span = span.entered();
         let is_loaded = loaded.take() == Some(weights.name);
+        let goes_on = || {
+            progressed();
+            !reply.is_closed()
+        };
         let drawn = catch_out_of_memory(|| {
             if !is_loaded {
                 sampler.load(&weights.tensors()?)?;
             }
-            sampler.sample(&task, &*progressed)
+            sampler.sample(&task, &goes_on)
         });
         // Weights that memory was short for may be there in part.
         loaded = drawn.is_ok().then_some(weights.name);
@@ -164,8 +169,9 @@ mod tests {
             Ok(())
         }
 
-        fn sample(&mut self, task: &Task, _: &dyn Fn()) -> Result<Sampled, TaskError> {
+        fn sample(&mut self, task: &Task, goes_on: &dyn Fn() -> bool) -> Result<Sampled, TaskError> {
             self.failures.remove(0)();
+            assert!(goes_on(), "somebody waits for it");
             Ok(Sampled::nothing_of(task.clone()))
         }
 

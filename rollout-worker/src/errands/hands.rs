@@ -11,11 +11,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use config::TaskKind;
-use proto::TaskId;
+use proto::{TaskId, Work};
 use protocol::{
-    DELIVERY_PATIENCE, Delivered, ErrandAction, ErrandEvent, Errands, Hand, Task, TaskFailure, TaskName,
-    WeightsName,
+    DELIVERY_PATIENCE, Delivered, ErrandAction, ErrandEvent, Errands, Hand, Leaving, Task, TaskEnd,
+    TaskFailure, TaskName, WeightsName, with_causes,
 };
 use service::{Membership, ServiceError};
 use tokio::sync::Mutex;
@@ -26,6 +25,7 @@ use crate::errands::device::{DeviceDied, DeviceThread};
 use crate::errands::learner_link::LearnerLink;
 use crate::errands::push::push;
 use crate::errands::weights::{TrainedWeights, WeightsCache};
+use crate::metrics::{WorkerMetrics, kind_in_a_word};
 use crate::sampling::delivery::Delivery;
 use crate::sampling::task::Sampled;
 use crate::scoring::scoring_report::score;
@@ -33,6 +33,8 @@ use crate::scoring::{Scorer, ScoringError};
 
 /// How long one request for a task waits for one.
 const TASK_WAIT: Duration = Duration::from_secs(10);
+/// How long the device's thread may take to leave off: it computes to the end of a call of the network.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(1);
 
 type Event = ErrandEvent<Arc<TrainedWeights>, Sampled, Delivery>;
 type Action = ErrandAction<Arc<TrainedWeights>, Sampled, Delivery>;
@@ -47,30 +49,46 @@ pub struct Hands {
     scorer: Scorer,
     weights: Mutex<WeightsCache>,
     link: Mutex<LearnerLink>,
+    metrics: WorkerMetrics,
+}
+
+/// What makes a worker leave.
+#[derive(Clone, Debug)]
+pub struct Departure {
+    /// Cancelled once it is to leave, whoever says so.
+    pub stop: CancellationToken,
+    /// Cancelled once its process is asked to end.
+    pub shutdown: CancellationToken,
+    /// After which time the process is killed then, if that is known.
+    pub notice: Option<Duration>,
 }
 
 impl Hands {
     /// Hands with nothing to do.
-    pub fn new(membership: Membership, device: DeviceThread, scorer: Scorer) -> Self {
+    pub fn new(membership: Membership, device: DeviceThread, scorer: Scorer, metrics: WorkerMetrics) -> Self {
         let link = || LearnerLink::new(membership.clone());
-        let (weights, link) = (Mutex::new(WeightsCache::new(link())), Mutex::new(link()));
-        Self { membership, device, scorer, weights, link }
+        let weights = Mutex::new(WeightsCache::new(link(), metrics.clone()));
+        let link = Mutex::new(link());
+        Self { membership, device, scorer, weights, link, metrics }
     }
 
-    /// Task after task until `stop`, then what is still to be finished.
+    /// Task after task until it is to leave, then what is still to be finished.
     ///
     /// # Errors
     /// If the coordinator is lost, or the device's or a scorer's thread has died.
-    pub async fn work(self, stop: &CancellationToken) -> anyhow::Result<()> {
-        let outcome = self.run_errands(stop).await;
-        self.device.stop().await;
+    pub async fn work(self, departure: &Departure) -> anyhow::Result<()> {
+        let outcome = self.run_errands(departure).await;
+        // Whatever it still draws is of no use.
+        let _ = tokio::time::timeout(DEVICE_PATIENCE, self.device.stop()).await;
         outcome
     }
 
-    async fn run_errands(&self, stop: &CancellationToken) -> anyhow::Result<()> {
+    async fn run_errands(&self, departure: &Departure) -> anyhow::Result<()> {
         let mut errands = Errands::default();
         let (mut sampling, mut finishing): (Doing, Doing) = (None, None);
         let (mut actions, mut outcome) = (errands.begin(), Ok(()));
+        let mut standing = self.membership.standing();
+        let (mut not_needed, mut is_asked): (Vec<TaskName>, bool) = (Vec::new(), false);
         loop {
             for action in actions {
                 match (action.hand(), action) {
@@ -82,10 +100,26 @@ impl Hands {
             if errands.is_over(Instant::now()) {
                 return outcome;
             }
+            if let Some(task) = not_needed.pop() {
+                actions = errands.on(Event::NotNeeded(task), Instant::now());
+                continue;
+            }
             let (hand, done) = tokio::select! {
                 done = come_to_something(&mut sampling) => (Hand::Sampling, done),
                 done = come_to_something(&mut finishing) => (Hand::Finishing, done),
-                () = stop.cancelled(), if !errands.is_leaving() => (Hand::Sampling, Ok(Event::Leave(self.patience()))),
+                Ok(()) = standing.changed() => {
+                    not_needed.clone_from(&standing.borrow_and_update().not_needed);
+                    actions = Vec::new();
+                    continue;
+                }
+                // Also where it is leaving already: now there may be less time.
+                () = departure.shutdown.cancelled(), if !is_asked => {
+                    is_asked = true;
+                    (Hand::Sampling, Ok(Event::Leave(self.leaving(departure.notice))))
+                }
+                () = departure.stop.cancelled(), if !errands.is_leaving() => {
+                    (Hand::Sampling, Ok(Event::Leave(self.leaving(None))))
+                }
                 () = passed(errands.ends_by()) => {
                     tracing::warn!("a reward or the learner was away too long; what was not delivered will be sampled again");
                     return outcome;
@@ -100,12 +134,20 @@ impl Hands {
         }
     }
 
-    /// How long delivering may take when this worker is to leave.
-    fn patience(&self) -> Duration {
-        self.membership.standing().borrow().drain.unwrap_or(DELIVERY_PATIENCE)
+    /// How this worker is to leave, which is killed after a notice or not.
+    fn leaving(&self, notice: Option<Duration>) -> Leaving {
+        let patience = self.membership.standing().borrow().drain.unwrap_or(DELIVERY_PATIENCE);
+        Leaving { patience, notice }
     }
 
     async fn perform(&self, action: Action) -> anyhow::Result<Event> {
+        let (hand, doing, start) = (action.hand(), in_a_word(&action), Instant::now());
+        let event = self.do_as_told(action).await;
+        self.metrics.hand_did(hand, doing, start);
+        event
+    }
+
+    async fn do_as_told(&self, action: Action) -> anyhow::Result<Event> {
         Ok(match action {
             Action::Ask(finishing) => {
                 let finishing: Vec<TaskId> = finishing.into_iter().map(TaskId::from).collect();
@@ -118,8 +160,8 @@ impl Hands {
             }
             Action::Score(task, sampled) => self.score(sampled).instrument(span(task)).await?,
             Action::Push(task, delivery) => self.push(&delivery).instrument(span(task)).await,
-            Action::Tell(hand, task, outcome) => {
-                self.tell(task, outcome).await?;
+            Action::Tell(hand, task, end) => {
+                self.tell(task, end).await?;
                 Event::Told(hand)
             }
             Action::Abandon => unreachable!("there is nothing to do; this is a bug"),
@@ -127,15 +169,17 @@ impl Hands {
     }
 
     async fn fetch(&self, name: WeightsName) -> Event {
-        let work = self.membership.begin_work();
+        let work = self.membership.begin_work(Work::Waiting);
         Event::Fetched(self.weights.lock().await.get(name, &work).await)
     }
 
     async fn draw(&self, task: Task, weights: Arc<TrainedWeights>) -> Result<Event, DeviceDied> {
-        let work = self.membership.begin_work();
+        let work = self.membership.begin_work(Work::Computing);
+        self.metrics.draws(&task, weights.name);
         let outcome = self.device.sample(task, weights, Box::new(move || work.progressed())).await?;
+        outcome.iter().for_each(|sampled| self.metrics.drew(sampled));
         Ok(Event::Drawn(
-            outcome.map_err(|error| TaskFailure { reason: error.to_string(), blame: error.blame() }),
+            outcome.map_err(|error| TaskFailure { reason: with_causes(&error), blame: error.blame() }),
         ))
     }
 
@@ -143,15 +187,16 @@ impl Hands {
         Ok(Event::Scored(match score(&self.scorer, sampled, &self.membership).await {
             Ok(delivery) => Ok(delivery),
             Err(ScoringError::Task(error)) => {
-                Err(TaskFailure { reason: error.to_string(), blame: error.blame() })
+                Err(TaskFailure { reason: with_causes(&error), blame: error.blame() })
             }
             Err(error @ ScoringError::Died(_)) => return Err(error.into()),
         }))
     }
 
     async fn push(&self, delivery: &Delivery) -> Event {
-        let work = self.membership.begin_work();
-        let delivered = push(&mut *self.link.lock().await, delivery, &work).await;
+        let work = self.membership.begin_work(Work::Waiting);
+        let delivered = push(&mut *self.link.lock().await, delivery, &work, &self.metrics).await;
+        self.count_task(delivery.header.task.as_ref(), delivered.as_ref().ok());
         match &delivered {
             Ok(Delivered::Held) => {
                 let cost = delivery.header.cost.unwrap_or_default();
@@ -168,12 +213,36 @@ impl Hands {
         Event::Pushed(delivered)
     }
 
-    async fn tell(&self, task: TaskId, outcome: Result<(), TaskFailure>) -> Result<(), ServiceError> {
-        match outcome {
-            Ok(()) => self.membership.task_held(task).await,
-            Err(TaskFailure { reason, blame }) => {
+    /// A task whose delivery failed is counted as failed when that is told.
+    fn count_task(&self, task: Option<&TaskId>, delivered: Option<&Delivered>) {
+        let name = task.and_then(|task| TaskName::try_from(task).ok());
+        if let (Some(name), Some(delivered)) = (name, delivered) {
+            self.metrics.task_ended(
+                name,
+                match delivered {
+                    Delivered::Held => "held",
+                    Delivered::NotWanted => "not_wanted",
+                },
+            );
+        }
+    }
+
+    async fn tell(&self, task: TaskId, end: TaskEnd) -> Result<(), ServiceError> {
+        match end {
+            TaskEnd::Held => self.membership.task_held(task).await,
+            TaskEnd::GivenBack => {
+                tracing::info!("a task is given back: another worker was faster, or there is no time for it");
+                if let Ok(name) = TaskName::try_from(&task) {
+                    self.metrics.task_ended(name, "given_back");
+                }
+                self.membership.task_given_back(task).await
+            }
+            TaskEnd::Failed(TaskFailure { reason, blame }) => {
                 match TaskName::try_from(&task) {
-                    Ok(name) => tracing::error!("{name} failed: {reason}"),
+                    Ok(name) => {
+                        self.metrics.task_ended(name, "failed");
+                        tracing::error!("{name} failed: {reason}");
+                    }
                     Err(fault) => tracing::error!("a task failed: {reason} ({fault})"),
                 }
                 self.membership.task_failed(task, &reason, blame).await
@@ -201,11 +270,18 @@ async fn passed(end: Option<Instant>) {
     }
 }
 
+fn in_a_word(action: &Action) -> &'static str {
+    match action {
+        Action::Ask(_) => "ask",
+        Action::Fetch(..) => "fetch",
+        Action::Draw(..) => "draw",
+        Action::Score(..) => "score",
+        Action::Push(..) => "push",
+        Action::Tell(..) | Action::Abandon => "tell",
+    }
+}
+
 fn span(task: TaskName) -> Span {
-    let kind = match task.kind {
-        TaskKind::Train => "train",
-        TaskKind::Evaluate => "evaluate",
-        TaskKind::Test => "test",
-    };
+    let kind = kind_in_a_word(task.kind);
     tracing::info_span!("task", kind, iteration = task.iteration, index = task.index)
 }

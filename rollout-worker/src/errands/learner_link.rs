@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use proto::learner_client::LearnerClient;
 use protocol::{Backoff, Failure};
-use service::{Membership, WorkInHand};
+use service::{Membership, PeerRole, ServiceError, WorkInHand, network};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 /// How long one attempt to connect may take before the address is looked up again.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The subject of troubles on the way there.
+const WAY: &str = "way to the learner";
 
 /// A connection to whichever learner the coordinator names; it moves when the learner does.
 pub struct LearnerLink {
@@ -36,15 +39,24 @@ impl LearnerLink {
             match &self.connection {
                 Some((connected, client)) if *connected == address => return client.clone(),
                 _ if address.is_empty() => self.pause(work).await,
-                _ => match service::connect(&address, CONNECT_PATIENCE).await {
-                    Ok(channel) => self.connection = Some((address, service::learner_client(channel))),
+                _ => match self.connect(&address).await {
+                    Ok(channel) => {
+                        self.membership.relieved(WAY);
+                        self.connection = Some((address, service::learner_client(channel)));
+                    }
                     Err(error) => {
-                        tracing::debug!("{error}");
+                        let trouble = network::unreachable("learner", &address, &error);
+                        tracing::debug!("{trouble}");
+                        self.membership.troubled(WAY, trouble);
                         self.pause(work).await;
                     }
                 },
             }
         }
+    }
+
+    async fn connect(&self, address: &str) -> Result<Channel, ServiceError> {
+        service::connect(address, PeerRole::Learner, self.membership.trust(), CONNECT_PATIENCE).await
     }
 
     /// Where the learner of a rank is; empty while nobody knows.

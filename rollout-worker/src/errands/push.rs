@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proto::push_reply::Status as PushStatus;
-use proto::{MissingConditioningRequest, PushReply};
+use proto::{MissingConditioningRequest, PushReply, push_request};
 use protocol::{Delivered, Failure, PushAction, PushError, PushEvent, Pushing};
 use service::WorkInHand;
+use service::metrics::Counts;
 use tonic::{Code, Status};
 
 use crate::errands::learner_link::{LearnerLink, failure};
+use crate::metrics::WorkerMetrics;
 use crate::sampling::delivery::Delivery;
 
 const QUESTION_DEADLINE: Duration = Duration::from_secs(10);
@@ -23,16 +25,19 @@ pub async fn push(
     link: &mut LearnerLink,
     delivery: &Delivery,
     work: &WorkInHand,
+    metrics: &WorkerMetrics,
 ) -> Result<Delivered, PushError> {
     let (mut pushing, mut with_next_latents) = (Pushing::default(), false);
     loop {
-        let event = match attempt(link, delivery, with_next_latents, work).await {
+        let messages = Messages { delivery, with_next_latents, sent: metrics.pushed_bytes.clone() };
+        let event = match attempt(link, messages, work).await {
             Ok(reply) => {
                 link.answered(work);
                 event_of(reply.status())
             }
             Err(failure) => PushEvent::Failed(failure),
         };
+        metrics.pushes.count([in_a_word(&event)]);
         match pushing.on(event) {
             PushAction::End(outcome) => return outcome,
             PushAction::PushNextLatents => {
@@ -50,6 +55,23 @@ pub async fn push(
     }
 }
 
+/// What one push sends.
+struct Messages<'a> {
+    delivery: &'a Delivery,
+    with_next_latents: bool,
+    /// Counts its bytes as they go.
+    sent: Counts<0>,
+}
+
+fn in_a_word(event: &PushEvent) -> &'static str {
+    match event {
+        PushEvent::Answered(Delivered::Held) => "held",
+        PushEvent::Answered(Delivered::NotWanted) => "not_wanted",
+        PushEvent::NextLatentsNeeded => "next_latents_needed",
+        PushEvent::Failed(failure) => failure.cause(),
+    }
+}
+
 fn event_of(status: PushStatus) -> PushEvent {
     match status {
         PushStatus::Held => PushEvent::Answered(Delivered::Held),
@@ -63,8 +85,7 @@ fn event_of(status: PushStatus) -> PushEvent {
 
 async fn attempt(
     link: &mut LearnerLink,
-    delivery: &Delivery,
-    with_next_latents: bool,
+    Messages { delivery, with_next_latents, sent }: Messages<'_>,
     work: &WorkInHand,
 ) -> Result<PushReply, Failure> {
     let mut client = link.client(delivery.learner_rank, work).await;
@@ -77,7 +98,12 @@ async fn attempt(
         let answer = client.missing_conditioning(service::request(question, QUESTION_DEADLINE)).await;
         answer.map_err(|status| failure(&status))?.into_inner().missing
     };
-    let messages = tokio_stream::iter(delivery.messages(caller, &missing, with_next_latents));
+    let messages = delivery.messages(caller, &missing, with_next_latents);
+    let messages = tokio_stream::iter(messages.inspect(move |message| {
+        if let Some(push_request::Part::Chunk(chunk)) = &message.part {
+            sent.add([], chunk.data.len() as f64);
+        }
+    }));
     let reply = client.push(service::request(messages, PUSH_DEADLINE)).await;
     reply.map(tonic::Response::into_inner).map_err(|status| failure_of_push(&status))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use models::{ModelError, tensor_bytes};
 use proto::{TensorInfo, WeightsManifest, WeightsRequest, weights_reply};
@@ -12,6 +12,7 @@ use tch::Tensor;
 use tonic::{Code, Status};
 
 use crate::errands::learner_link::{LearnerLink, failure};
+use crate::metrics::WorkerMetrics;
 
 /// With lag 1, two policies take turns with one average.
 const KEPT_VERSIONS: usize = 3;
@@ -49,14 +50,15 @@ impl TrainedWeights {
 /// Fetches weights and keeps the last few versions.
 pub struct WeightsCache {
     link: LearnerLink,
+    metrics: WorkerMetrics,
     /// Least recently used first.
     kept: VecDeque<Arc<TrainedWeights>>,
 }
 
 impl WeightsCache {
     /// An empty cache.
-    pub fn new(link: LearnerLink) -> Self {
-        Self { link, kept: VecDeque::new() }
+    pub fn new(link: LearnerLink, metrics: WorkerMetrics) -> Self {
+        Self { link, metrics, kept: VecDeque::new() }
     }
 
     /// A version in a role for the sake of `work`, fetched unless it is here; waits while the learner is away.
@@ -81,17 +83,22 @@ impl WeightsCache {
     }
 
     async fn fetch(&mut self, name: WeightsName, work: &WorkInHand) -> Result<TrainedWeights, WeightsError> {
-        let (version, mut fetching) = (name.version, Fetching::new(name));
+        let (version, mut fetching, start) = (name.version, Fetching::new(name), Instant::now());
         loop {
             let failure = match self.attempt(name, work).await {
                 Ok(weights) => {
                     self.link.answered(work);
+                    self.metrics.fetched(start, weights.bytes.len());
                     let role = proto::WeightsRole::from(name.role).as_str_name();
                     tracing::info!(version, role, bytes = weights.bytes.len(), "fetched weights");
                     return Ok(weights);
                 }
                 Err(failure) => failure,
             };
+            self.metrics.fetches.count([match &failure {
+                FetchFailure::Unavailable(_) => "unavailable",
+                FetchFailure::Call(failure) => failure.cause(),
+            }]);
             fetching.on(failure.clone())?;
             match failure {
                 FetchFailure::Call(Failure::Damaged(problem)) => {

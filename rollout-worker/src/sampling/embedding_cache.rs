@@ -2,7 +2,7 @@
 //!
 //! 1. An embedding is what the encoders would give, to the last bit: its directory is named by everything that it depends
 //!    on besides the prompt (files of encoders and tokenizers and which of them are read, element type, length, CPU or
-//!    accelerator, threads). Accelerators of two kinds need a directory each.
+//!    accelerator, threads, what libtorch was told of bits). Accelerators of two kinds need a directory each.
 //! 2. What is read is checked against its digest; what is damaged counts as absent.
 //! 3. Any number of processes share a directory: a file appears whole or not at all, and all write the same bytes.
 
@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use models::determinism::LibtorchFlags;
 use models::weights::WeightOptions;
 use models::{Conditioning, ModelError, weights};
 use tch::{Device, Tensor};
@@ -55,7 +56,7 @@ impl EmbeddingCache {
         let device_kind = if *device == Device::Cpu { "cpu" } else { "accelerator" };
         let threads = tch::get_num_threads();
         hasher.update(format!("{kind:?} {device_kind} {threads} {max_sequence_length}\n").as_bytes());
-        hasher.update(format!("{variant:?} {source:?}\n").as_bytes());
+        hasher.update(format!("{variant:?} {source:?} {:?}\n", LibtorchFlags::of_process()).as_bytes());
         let directory = root.join(hasher.finalize().to_hex().as_str());
         make_directory(&directory)?;
         Ok(Self { directory, device: *device })

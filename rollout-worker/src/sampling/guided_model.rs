@@ -240,7 +240,7 @@ impl GuidedModel {
     }
 
     /// Sees to it that the cache has these prompts and what guidance of these strengths leads away from, then frees the
-    /// text encoders; returns how many were missing. Without a cache it does nothing.
+    /// text encoders; returns how many were missing. Without a cache it does nothing. `progressed` is called before each.
     ///
     /// # Errors
     /// As [`Self::embed`].
@@ -248,11 +248,13 @@ impl GuidedModel {
         &mut self,
         prompts: &[String],
         guidance_scales: &[f64],
+        progressed: &dyn Fn(),
     ) -> Result<usize, ModelError> {
         let negative: Vec<&str> =
             guidance_scales.iter().filter_map(|scale| self.model.negative_prompt(*scale)).collect();
         let mut n_missing = 0;
         for prompt in prompts.iter().map(String::as_str).chain(negative) {
+            progressed();
             // Asked anew for each: other workers are filling it as well.
             if self.cache.as_ref().is_some_and(|cache| !cache.has(prompt)) {
                 self.read_or_encode(prompt)?;
@@ -357,7 +359,7 @@ mod tests {
         let weights = WeightOptions::new(Kind::Float, Device::Cpu);
         let mut fresh = GuidedModel::open(&golden(), weights, MAX_SEQUENCE_LENGTH).unwrap();
         let cache_prompts =
-            |model: &mut GuidedModel, scales: &[f64]| model.cache_prompts(&prompts, scales).unwrap();
+            |model: &mut GuidedModel, scales: &[f64]| model.cache_prompts(&prompts, scales, &|| ()).unwrap();
         assert_eq!(cache_prompts(&mut with_cache(root.path()), &[1.0]), 2, "without guidance");
         let mut cached = with_cache(root.path());
         assert_eq!(cache_prompts(&mut cached, &[1.0, GUIDANCE_SCALE]), 1, "the negative one");

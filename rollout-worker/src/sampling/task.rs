@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use config::{AdapterMethod, RunConfig, TaskKind};
 use flow::{FlowError, Schedule};
-use models::ModelError;
+use models::{Guidance, ModelError};
 use noise::NoiseKey;
 use proto::Blame;
 use protocol::{Prompt, Task, TaskFault};
@@ -156,18 +156,33 @@ impl Sampler {
         }
     }
 
-    /// Samples a task; `progressed` is called at every network call.
+    /// Samples a task; `goes_on` is asked at every network call. Where it says no, nobody waits for the outcome any more, and
+    /// the task ends soon with an error.
     ///
     /// # Errors
     /// If anything on the way is not a finite number, or the task does not suit config and model.
-    pub fn sample(&mut self, task: &Task, progressed: &dyn Fn()) -> Result<Sampled, TaskError> {
+    pub fn sample(&mut self, task: &Task, goes_on: &dyn Fn() -> bool) -> Result<Sampled, TaskError> {
         let start = Instant::now();
         let mut sampled = match task.name.kind {
-            TaskKind::Train => self.train(task, task.name.iteration, progressed)?,
-            TaskKind::Evaluate | TaskKind::Test => self.evaluate(task, progressed)?,
+            TaskKind::Train => self.train(task, task.name.iteration, goes_on)?,
+            TaskKind::Evaluate | TaskKind::Test => self.evaluate(task, goes_on)?,
         };
         sampled.seconds = start.elapsed().as_secs_f64();
         Ok(sampled)
+    }
+
+    /// The velocity at a step; once nobody waits for the outcome, one that is not finite, at which any rollout leaves off.
+    fn velocity(
+        &self,
+        latents: &Tensor,
+        sigma: f32,
+        guidance: &Guidance,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Tensor {
+        match goes_on() {
+            true => self.model.velocity(latents, sigma, guidance),
+            false => latents.full_like(f64::NAN),
+        }
     }
 
     fn schedule(&self, steps: usize) -> Result<Schedule, TaskError> {

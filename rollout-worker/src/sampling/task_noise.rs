@@ -22,7 +22,7 @@ impl TaskNoise {
         let length = self.latent_shape.iter().product::<i64>() as usize;
         let values: Vec<f32> = keys.flat_map(|key| standard_normal(&key, length)).collect();
         let shape = [leading, &self.latent_shape].concat();
-        Tensor::from_slice(&values).view(shape.as_slice()).to_device(self.device)
+        flow::upload(&Tensor::from_slice(&values).view(shape.as_slice()), self.device)
     }
 }
 

@@ -107,19 +107,27 @@ impl Rollout {
         let n_branches = self.steps.plan.branches();
         let mut moves = Vec::with_capacity(self.steps.steps().len());
         let mut network_evaluations = 0;
+        let mut unchecked: Option<(usize, Tensor)> = None;
         for step in 0..self.schedule.steps() {
-            let velocities = self.evaluate(&front, step, velocity)?;
+            let velocities = self.evaluate(&front, step, velocity);
+            // Drawn while a card computes the velocities, since the check waits for them.
+            let position = self.steps.steps().binary_search(&step).ok();
+            let drawn = position.map(|position| (position, noise.transition(step, n_branches)));
+            self.check(&velocities, step, unchecked.take())?;
             network_evaluations += (front.size()[0] * front.size()[1]) as u64;
             let mut advanced = advance(&front, &velocities, self.schedule.delta_sigma(step));
-            if let Ok(position) = self.steps.steps().binary_search(&step) {
+            if let Some((position, drawn)) = drawn {
                 let transition = &self.steps.coefficients[position];
                 let trunk = (front.select(1, 0), velocities.select(1, 0)); // [S, rows, …] → [S, …]
-                let random = self.explore(trunk, transition, &noise.transition(step, n_branches));
-                self.check_log_probabilities(&random.log_probability, step)?;
+                let random = self.explore(trunk, transition, &drawn);
+                unchecked = Some((step, random.log_probability.shallow_clone()));
                 advanced = Tensor::cat(&[&advanced, &random.next], 1);
                 moves.push(random);
             }
             front = self.still_followed(advanced, step + 1);
+        }
+        if let Some((step, log_probabilities)) = unchecked {
+            self.check_log_probabilities(&log_probabilities, step)?;
         }
         Ok(Trajectories {
             states: stack(&moves, |random| &random.state),
@@ -132,15 +140,36 @@ impl Rollout {
     }
 
     /// Velocities of the whole front, in network calls of at most `max_rows` rows; seed-major, branch-minor.
-    fn evaluate(&self, front: &Tensor, step: usize, velocity: &mut Velocity) -> Result<Tensor, NonFinite> {
+    fn evaluate(&self, front: &Tensor, step: usize, velocity: &mut Velocity) -> Tensor {
         let rows = front.flatten(0, 1); // [S, rows, …] → [S·rows, …]
         let chunks: Vec<Tensor> =
             rows.split(self.max_rows as i64, 0).iter().map(|chunk| velocity(chunk, step)).collect();
-        let velocities = Tensor::cat(&chunks, 0);
-        match first_non_finite_row(&velocities) {
-            None => Ok(velocities.view_as(front)),
+        Tensor::cat(&chunks, 0).view_as(front)
+    }
+
+    /// Looks at the velocities of a step, and at the log-probabilities of the step before where it has any: together, since
+    /// each look makes the host wait for the device.
+    fn check(
+        &self,
+        velocities: &Tensor,
+        step: usize,
+        before: Option<(usize, Tensor)>,
+    ) -> Result<(), NonFinite> {
+        let is_finite = velocities.isfinite().all();
+        let is_finite = match &before {
+            Some((_, log_probabilities)) => is_finite.logical_and(&log_probabilities.isfinite().all()),
+            None => is_finite,
+        };
+        if bool::try_from(is_finite).is_ok_and(|is_finite| is_finite) {
+            return Ok(());
+        }
+        if let Some((step, log_probabilities)) = before {
+            self.check_log_probabilities(&log_probabilities, step)?;
+        }
+        match first_non_finite_row(&velocities.flatten(0, 1)) {
+            None => Ok(()),
             Some(row) => {
-                let rows_per_seed = front.size()[1] as usize;
+                let rows_per_seed = velocities.size()[1] as usize;
                 let (seed, row) = (row / rows_per_seed, row % rows_per_seed);
                 Err(NonFinite { quantity: "velocity", seed, step, row: self.row(row, step) })
             }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use protocol::with_causes;
 use rewards::{Persistence, PromptRecord, RetryVerdict, RewardError, RgbImage, Score};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
@@ -116,9 +117,13 @@ impl Service {
                 RetryVerdict::GiveUp => break Some(Err(error)),
                 RetryVerdict::Retry => {
                     if !std::mem::replace(&mut is_held, true) {
-                        tracing::warn!(reward = self.name, "held until this is mended: {error}");
+                        tracing::warn!(
+                            reward = self.name,
+                            "held until this is mended: {}",
+                            with_causes(&error)
+                        );
                     }
-                    listener.unreachable(&self.name, &error.to_string());
+                    listener.unreachable(&self.name, &with_causes(&error));
                     pause(backoff.next_pause(), command);
                 }
             }

@@ -3,8 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use proto::Work;
 use service::Membership;
 
+use crate::metrics::RewardMetrics;
 use crate::sampling::delivery::Delivery;
 use crate::sampling::task::Sampled;
 use crate::scoring::{Listener, Scorer, ScoringError};
@@ -17,6 +19,7 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
 /// Tells the coordinator how scoring goes on.
 struct ScoringReport {
     membership: Membership,
+    metrics: RewardMetrics,
     last_word: Mutex<Instant>,
 }
 
@@ -33,6 +36,7 @@ impl ScoringReport {
 impl Listener for ScoringReport {
     fn unreachable(&self, scorer: &str, problem: &str) {
         self.hear();
+        self.metrics.failed(scorer);
         self.membership
             .troubled(scorer, format!("tasks wait for reward `{scorer}`, which is asked again: {problem}"));
     }
@@ -53,9 +57,12 @@ pub async fn score(
     sampled: Sampled,
     membership: &Membership,
 ) -> Result<Delivery, ScoringError> {
-    let work = membership.begin_work();
-    let report =
-        Arc::new(ScoringReport { membership: membership.clone(), last_word: Mutex::new(Instant::now()) });
+    let work = membership.begin_work(Work::Waiting);
+    let report = Arc::new(ScoringReport {
+        membership: membership.clone(),
+        metrics: scorer.metrics().clone(),
+        last_word: Mutex::new(Instant::now()),
+    });
     let mut scoring = std::pin::pin!(scorer.complete(sampled, report.clone()));
     let mut ticks = tokio::time::interval(PROGRESS);
     loop {

@@ -26,7 +26,7 @@ pub struct Server {
 }
 
 impl Server {
-    fn start(router: impl FnOnce() -> tonic::transport::server::Router + Send + 'static) -> Self {
+    fn start(router: impl FnOnce() -> service::Router + Send + 'static) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -34,7 +34,14 @@ impl Server {
         let address = listener.local_addr().unwrap();
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            service::serve(router(), listener, std::future::pending()).await.unwrap();
+            service::serve(
+                router(),
+                listener,
+                service::Trust::Plain(service::Insecure::Loopback),
+                std::future::pending(),
+            )
+            .await
+            .unwrap();
         });
         Self { address, runtime: Some(runtime) }
     }

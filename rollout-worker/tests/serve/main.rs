@@ -61,9 +61,12 @@ impl World {
         let coordinator_server = coordinator.serve();
         let options = ServeOptions {
             coordinator: format!("http://{}", coordinator_server.address),
+            credentials: service::Security::PlainText(service::Insecure::Loopback),
             member_id: "worker-0".to_owned(),
             device: None,
+            metrics_listen: None,
             grace: PATIENCE,
+            notice: None,
             hub: Hub::at("/nowhere"),
         };
         let shutdown = CancellationToken::new();

@@ -138,7 +138,7 @@ fn a_worker_that_keeps_dying_is_set_aside_and_ends_the_run_only_with_the_last_of
     let (mut keeper, mut now) = (Keeper::default(), Instant::now());
     assert_eq!(die(&mut keeper, &[1], run(2), &mut now), "set aside worker-1");
     let both = BTreeMap::from([(Learner, living()), (Worker(0), living())]);
-    now += Duration::from_secs(3600);
+    now += TIME_SET_ASIDE - Duration::from_secs(1);
     assert_eq!(keeper.decide(run(2), &both, now), [], "it is not started again");
     // Another number of workers gives it another chance, also where that leaves nobody else.
     let more = keeper.decide(run(3), &both, now);
@@ -151,6 +151,61 @@ fn a_worker_that_keeps_dying_is_set_aside_and_ends_the_run_only_with_the_last_of
     let mut keeper = Keeper::default();
     assert_eq!(die(&mut keeper, &[1], run(2), &mut now), "set aside worker-1");
     assert_eq!(die(&mut keeper, &[0], run(2), &mut now), "give up worker-0", "nobody is left");
+}
+
+#[test]
+fn a_place_that_was_set_aside_is_tried_again_after_a_long_while_and_again() {
+    let (mut keeper, mut now) = (Keeper::default(), Instant::now());
+    die(&mut keeper, &[1], run(2), &mut now);
+    let alone = [(Learner, living()), (Worker(0), living())];
+    let dead = BTreeMap::from([alone[0].clone(), alone[1].clone(), (Worker(1), exited(Worker(1), None))]);
+    for attempt in 0..3 {
+        now += TIME_SET_ASIDE;
+        let tried = keeper.decide(run(2), &alone.iter().cloned().collect(), now);
+        assert_eq!(tried, [Action::Start(Worker(1))], "attempt {attempt}");
+        let said: Vec<String> = keeper.decide(run(2), &dead, now).iter().map(words).collect();
+        assert_eq!(said.join(", "), "forget worker-1, set aside worker-1", "one death is enough");
+    }
+    now += TIME_SET_ASIDE;
+    keeper.decide(run(2), &alone.iter().cloned().collect(), now);
+    let worked = Sight { work_done: 1, ..exited(Worker(1), None) };
+    let sights = BTreeMap::from([alone[0].clone(), alone[1].clone(), (Worker(1), worked)]);
+    assert_eq!(keeper.decide(run(2), &sights, now), [Action::Forget(Worker(1))], "it works again");
+}
+
+#[test]
+fn workers_that_joined_by_hand_keep_a_run_going_whose_own_are_all_set_aside() {
+    let (mut keeper, mut now) = (Keeper::default(), Instant::now());
+    keeper.note_others(1);
+    let said = die(&mut keeper, &[0, 1], run(2), &mut now);
+    assert_eq!(said, "set aside worker-0, set aside worker-1");
+    // Whether anybody works is asked again when another attempt has failed.
+    keeper.note_others(0);
+    let learner = BTreeMap::from([(Learner, living())]);
+    assert_eq!(keeper.decide(run(2), &learner, now), []);
+    now += TIME_SET_ASIDE * 2;
+    assert_eq!(keeper.decide(run(2), &learner, now), [Action::Start(Worker(0)), Action::Start(Worker(1))]);
+    let one = BTreeMap::from([(Learner, living()), (Worker(0), silent()), (Worker(1), exited(Worker(1), 1))]);
+    let said: Vec<String> = keeper.decide(run(2), &one, now).iter().map(words).collect();
+    assert_eq!(said.join(", "), "forget worker-1, set aside worker-1", "the other is being tried");
+    let none = BTreeMap::from([(Learner, living()), (Worker(0), exited(Worker(0), 1))]);
+    let said: Vec<String> = keeper.decide(run(2), &none, now).iter().map(words).collect();
+    assert_eq!(said.join(", "), "forget worker-0, give up worker-0");
+}
+
+#[test]
+fn what_one_worker_cannot_use_ends_the_run_only_if_no_other_can() {
+    let ended = |number| (Worker(number), exited(Worker(number), 2));
+    check(&[
+        (0, run(2), &[], "start learner, start worker-0, start worker-1"),
+        (
+            100,
+            run(2),
+            &[(Learner, living()), (Worker(0), living()), ended(1)],
+            "forget worker-1, set aside worker-1",
+        ),
+        (200, run(2), &[(Learner, living()), ended(0)], "forget worker-0, give up worker-0"),
+    ]);
 }
 
 #[test]
@@ -285,7 +340,36 @@ fn what_is_pending_is_neither_silent_nor_alive_and_has_nothing_to_finish() {
     check(&[
         (0, run(1), &[], "start learner, start worker-0"),
         (1000, run(1), &waits, ""),
-        (2000, run(0), &waits, "drain worker-0, kill worker-0"),
-        (3000, nobody(5), &waits, "kill worker-0"),
+        // It may have begun since, and be a member with a task by now.
+        (2000, run(0), &waits, "drain worker-0, end worker-0"),
+        (3000, nobody(5), &waits, ""),
+        (13_001, nobody(5), &waits, "end learner, kill worker-0"),
     ]);
+}
+
+#[test]
+fn every_decision_is_an_event_with_its_reason_and_said_once() {
+    let (mut keeper, start) = (Keeper::default(), Instant::now());
+    let mut said = |seconds: u64, wanted: Roster, sights: &[(MemberName, Sight)]| {
+        keeper.decide(wanted, &sights.iter().cloned().collect(), start + Duration::from_secs(seconds));
+        let events = keeper.take_events();
+        let label = |event: &Event| event.label();
+        events.iter().map(label).collect::<Vec<_>>()
+    };
+    let both = [(Learner, living()), (Worker(0), living())];
+    assert_eq!(said(0, run(1), &[]), [("process_started", ""); 2]);
+    assert_eq!(said(1, run(0), &both), [("process_drained", "")]);
+    assert_eq!(said(2, run(0), &both), [], "it is told again, and that is no news");
+    assert_eq!(said(125, run(0), &both), [("process_signalled", "surplus")]);
+    assert_eq!(said(126, run(1), &both), [], "it is wanted again");
+    assert_eq!(said(127, run(0), &both), [("process_drained", "")]);
+    let stuck = [(Learner, living()), (Worker(0), lost(Loss::Stuck))];
+    assert_eq!(said(128, run(1), &stuck), [("process_signalled", "hung")]);
+    let ended = [(Learner, living()), (Worker(0), exited(Worker(0), 1))];
+    assert_eq!(said(129, run(1), &ended), [("process_ended", "restarted")]);
+    assert_eq!(said(140, run(1), &both[..1]), [("process_started", "")]);
+    assert_eq!(
+        said(141, run(1), &[(Learner, exited(Learner, 2)), both[1].clone()]),
+        [("process_ended", "given_up")]
+    );
 }

@@ -32,8 +32,8 @@ pub(super) fn context(config: &RunConfig) -> MemoryPart {
     part.estimated_on_card(config)
 }
 
-/// Weights with the adapter added in, which a float32 network keeps for its forward passes and a trained one for its
-/// backward pass as well. Their sizes follow from the adapter's, at most.
+/// Weights with the adapter added in, which a float32 network keeps: a worker's from one version to the next, a learner's from
+/// a forward pass to its backward pass. Their sizes follow from the adapter's, at most.
 pub(super) fn merged_weights(config: &RunConfig, model: &ModelInspection) -> MemoryPart {
     let is_merged = config.adapter.method == AdapterMethod::Lora && model.dtype == Dtype::Float32;
     let adapter = model.adapter.as_ref().filter(|_| is_merged);

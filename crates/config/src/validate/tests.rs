@@ -1,5 +1,6 @@
 //! Every key out of its range, and every pair that does not go together.
 
+use super::rewards::unavailable_reward;
 use super::*;
 use crate::{BranchSteps, preset};
 
@@ -269,4 +270,50 @@ fn numbers_that_tensors_cannot_hold_are_refused_as_such() {
 fn nan_is_out_of_every_range() {
     assert_eq!(keys_of(|config| config.training.clip_range = f64::NAN), ["training.clip_range"]);
     assert_eq!(keys_of(|config| config.ema.decay = f64::NAN), ["ema.decay"]);
+}
+
+#[test]
+fn a_scorer_that_takes_no_images_of_that_size_is_named_with_what_it_takes() {
+    let problems = |scorer: &str, width: i64, height: i64| {
+        let mut config = preset("tempflow-tiny-cpu").expect("a preset").config;
+        config.rewards = vec![RewardSection::new(scorer)];
+        (config.sampling.width, config.sampling.height) = (width, height);
+        let problems = validate(&config).into_iter();
+        problems.map(|problem| format!("{}: {}", problem.key, problem.message)).collect::<Vec<_>>()
+    };
+    for (scorer, width, height) in [("shapes", 32, 32), ("hpsv3", 1600, 8), ("jpeg_compressibility", 1, 4096)]
+    {
+        assert_eq!(problems(scorer, width, height), Vec::<String>::new(), "{scorer}");
+    }
+    for (scorer, width, height, words) in [
+        ("shapes", 512, 512, "`shapes` takes squares with a side of 16 to 64 pixels"),
+        (
+            "hpsv3",
+            1608,
+            8,
+            "at most 200 times the shorter, and `sampling.width` and `sampling.height` are 1608 and 8",
+        ),
+        ("ocr", 4, 64, "at least 8 pixels"),
+    ] {
+        let told = problems(scorer, width, height);
+        assert!(
+            matches!(&told[..], [one] if one.starts_with("rewards[0].name: ") && one.contains(words)),
+            "{told:?}"
+        );
+    }
+}
+
+#[test]
+fn options_that_memory_is_taken_by_have_bounds() {
+    let keys = |option: &str, value: i64| {
+        keys_of(|config| {
+            config.rewards[0].options.insert(option.to_owned(), toml::Value::Integer(value));
+        })
+    };
+    for (option, most) in [("batch_size", 1_000_000), ("max_reply_bytes", 1 << 32)] {
+        assert_eq!(keys(option, most), Vec::<String>::new());
+        for absurd in [most + 1, i64::MAX] {
+            assert_eq!(keys(option, absurd), [format!("rewards[0].{option}")]);
+        }
+    }
 }

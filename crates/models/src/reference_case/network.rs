@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 use super::{RecordedLatents, ReferenceCase};
 use crate::adapter_file::SavedAdapter;
@@ -123,16 +123,17 @@ pub fn saved_adapter(case: &ReferenceCase, key: &str) -> Result<SavedAdapter, Mo
     SavedAdapter::read(&case.path().with_file_name(case.argument::<String>(key)?))
 }
 
-/// Opens a model's network in the precision of the references, with an adapter in it.
+/// Opens a model's network with an adapter in it.
 ///
 /// # Errors
 /// If the model cannot be opened or the adapter does not fit it.
 pub fn open_with_adapter(
     model_dir: &Path,
+    weights: &WeightOptions,
     adapter: &SavedAdapter,
 ) -> Result<Box<dyn TextToImageModel>, ModelError> {
-    let weights = WeightOptions::new(Kind::Float, Device::Cpu);
-    let mut model = pipeline::open(model_dir, LoadOptions { weights, text_encoders: false, decoder: None })?;
+    let options = LoadOptions { weights: weights.clone(), text_encoders: false, decoder: None };
+    let mut model = pipeline::open(model_dir, options)?;
     model.network_mut().attach_adapter(&adapter.config, &mut |_, length| vec![0.0; length])?;
     model.network_mut().load_adapter(&adapter.tensors)?;
     Ok(model)
@@ -145,11 +146,11 @@ pub fn open_with_adapter(
 /// If the case is malformed, or it, its adapter and the model do not fit each other.
 pub fn adapter_outputs(
     case: &ReferenceCase,
-    model_dir: &Path,
+    (model_dir, weights): (&Path, &WeightOptions),
     mode: AdapterMode,
     activations: Activations,
 ) -> Result<Outputs, ModelError> {
-    let model = open_with_adapter(model_dir, &saved_adapter(case, "adapter")?)?;
+    let model = open_with_adapter(model_dir, weights, &saved_adapter(case, "adapter")?)?;
     let query = NetworkQuery::read(case, model.as_ref())?;
     let (trained, training) = query.training_sample(model.as_ref(), activations);
     let cotangent = case.input("cotangent")?;

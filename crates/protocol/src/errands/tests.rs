@@ -32,6 +32,16 @@ fn failure(reason: &str, blame: Blame) -> TaskFailure {
     TaskFailure { reason: reason.to_owned(), blame }
 }
 
+const PATIENT: Leaving = Leaving { patience: Duration::from_secs(60), notice: None };
+
+fn killed_after(seconds: u64) -> Event {
+    Event::Leave(Leaving { notice: Some(Duration::from_secs(seconds)), ..PATIENT })
+}
+
+fn given_back(index: u32) -> Action {
+    ErrandAction::Tell(Hand::Sampling, name(index).into(), TaskEnd::GivenBack)
+}
+
 struct Worker {
     errands: Errands<TaskName>,
     now: Instant,
@@ -78,7 +88,7 @@ fn while_one_task_is_finished_the_next_is_sampled_and_no_third_is_asked_for() {
     assert_eq!(worker.draw(0), [ErrandAction::Score(name(0), name(0)), ErrandAction::Ask(vec![name(0)])]);
     assert_eq!(worker.draw(1), [], "the first is not finished");
     assert_eq!(worker.on(Event::Scored(Ok(name(0)))), [ErrandAction::Push(name(0), name(0))]);
-    let told = ErrandAction::Tell(Hand::Finishing, name(0).into(), Ok(()));
+    let told = ErrandAction::Tell(Hand::Finishing, name(0).into(), TaskEnd::Held);
     assert_eq!(worker.on(Event::Pushed(Ok(Delivered::Held))), [told]);
     assert_eq!(
         worker.on(Event::Told(Hand::Finishing)),
@@ -95,27 +105,35 @@ fn however_a_task_ends_the_coordinator_is_told() {
     let told = ErrandAction::Tell(
         Hand::Sampling,
         name(0).into(),
-        Err(failure(&refused().to_string(), Blame::Worker)),
+        TaskEnd::Failed(failure(&refused().to_string(), Blame::Worker)),
     );
     assert_eq!(worker.on(Event::Fetched(Err(refused()))), [told]);
     assert_eq!(worker.on(Event::Told(Hand::Sampling)), [ErrandAction::Ask(vec![])]);
 
     worker.on(Event::Granted(Some(task(1))));
     worker.on(Event::Fetched(Ok(weights)));
-    let told = ErrandAction::Tell(Hand::Sampling, name(1).into(), Err(failure("astray", Blame::Task)));
+    let told =
+        ErrandAction::Tell(Hand::Sampling, name(1).into(), TaskEnd::Failed(failure("astray", Blame::Task)));
     assert_eq!(worker.on(Event::Drawn(Err(failure("astray", Blame::Task)))), [told]);
     worker.on(Event::Told(Hand::Sampling));
 
     worker.draw(2);
-    let told = ErrandAction::Tell(Hand::Finishing, name(2).into(), Err(failure("no score", Blame::Worker)));
+    let told = ErrandAction::Tell(
+        Hand::Finishing,
+        name(2).into(),
+        TaskEnd::Failed(failure("no score", Blame::Worker)),
+    );
     assert_eq!(worker.on(Event::Scored(Err(failure("no score", Blame::Worker)))), [told]);
     worker.on(Event::Told(Hand::Finishing));
 
     worker.draw(3);
     worker.on(Event::Scored(Ok(name(3))));
     let error = PushError::Refused("steps".to_owned());
-    let told =
-        ErrandAction::Tell(Hand::Finishing, name(3).into(), Err(failure(&error.to_string(), Blame::Task)));
+    let told = ErrandAction::Tell(
+        Hand::Finishing,
+        name(3).into(),
+        TaskEnd::Failed(failure(&error.to_string(), Blame::Task)),
+    );
     assert_eq!(worker.on(Event::Pushed(Err(error))), [told]);
 }
 
@@ -123,7 +141,9 @@ fn however_a_task_ends_the_coordinator_is_told() {
 fn a_task_that_makes_no_sense_fails_and_one_without_a_name_is_passed_over() {
     let mut worker = Worker::new();
     let told = worker.on(Event::Granted(Some(proto::Task { n_seeds: 0, ..task(0) })));
-    let [ErrandAction::Tell(Hand::Sampling, id, Err(failure))] = &told[..] else { panic!("{told:?}") };
+    let [ErrandAction::Tell(Hand::Sampling, id, TaskEnd::Failed(failure))] = &told[..] else {
+        panic!("{told:?}")
+    };
     assert_eq!((*id, failure.blame), (name(0).into(), Blame::Task));
     assert_eq!(failure.reason, "malformed task: it has 0 seeds from 0 on");
     worker.on(Event::Told(Hand::Sampling));
@@ -134,12 +154,12 @@ fn a_task_that_makes_no_sense_fails_and_one_without_a_name_is_passed_over() {
 #[test]
 fn a_worker_that_waits_leaves_at_once() {
     let mut worker = Worker::new();
-    assert_eq!(worker.on(Event::Leave(Duration::from_secs(60))), [ErrandAction::Abandon]);
+    assert_eq!(worker.on(Event::Leave(PATIENT)), [ErrandAction::Abandon]);
     assert!(worker.is_over());
 
     let mut worker = Worker::new();
     worker.on(Event::Granted(Some(task(0))));
-    assert_eq!(worker.on(Event::Leave(Duration::from_secs(60))), [ErrandAction::Abandon]);
+    assert_eq!(worker.on(Event::Leave(PATIENT)), [ErrandAction::Abandon]);
     assert!(worker.is_over(), "weights are not waited for");
 }
 
@@ -149,7 +169,7 @@ fn a_worker_that_leaves_delivers_what_it_draws_unless_that_takes_too_long() {
     worker.draw(0);
     worker.on(Event::Granted(Some(task(1))));
     worker.on(Event::Fetched(Ok(WeightsName::policy(2))));
-    assert_eq!(worker.on(Event::Leave(Duration::from_secs(60))), []);
+    assert_eq!(worker.on(Event::Leave(PATIENT)), []);
     assert_eq!(worker.errands.ends_by(), None, "drawing takes as long as it takes");
     assert_eq!(worker.on(Event::Drawn(Ok(name(1)))), []);
     let end = worker.errands.ends_by().expect("only delivering is left");
@@ -182,6 +202,84 @@ fn a_broken_device_leaves_what_is_drawn_to_be_delivered_and_a_broken_scorer_noth
     assert!(worker.is_over());
 }
 
+#[test]
+fn what_another_was_faster_with_is_dropped_unless_it_is_being_delivered() {
+    let weights = WeightsName::policy(2);
+    let mut worker = Worker::new();
+    worker.on(Event::Granted(Some(task(0))));
+    assert_eq!(worker.on(Event::NotNeeded(name(7))), [], "that is none of its tasks");
+    let dropped = || [ErrandAction::Abandon, given_back(0)];
+    assert_eq!(worker.on(Event::NotNeeded(name(0))), dropped(), "while weights are fetched");
+    assert_eq!(worker.on(Event::NotNeeded(name(0))), [], "it is being told already");
+    assert_eq!(worker.on(Event::Told(Hand::Sampling)), [ErrandAction::Ask(vec![])]);
+
+    worker.on(Event::Granted(Some(task(0))));
+    worker.on(Event::Fetched(Ok(weights)));
+    assert_eq!(worker.on(Event::NotNeeded(name(0))), dropped(), "while it is drawn");
+    worker.on(Event::Told(Hand::Sampling));
+
+    worker.draw(1);
+    assert_eq!(worker.draw(2), []);
+    assert_eq!(worker.on(Event::NotNeeded(name(1))), [], "it is being scored");
+    assert_eq!(worker.on(Event::NotNeeded(name(2))), [given_back(2)], "it waits to be scored");
+    assert_eq!(worker.on(Event::Told(Hand::Sampling)), [ErrandAction::Ask(vec![name(1)])]);
+}
+
+#[test]
+fn a_worker_that_is_killed_soon_gives_back_what_it_cannot_finish() {
+    let weights = WeightsName::policy(2);
+    // Takes 20 s for its first task, and has drawn the second for 5 s; another is being scored or not.
+    for (notice, has_other, expected) in [
+        (18, false, &[ErrandAction::Abandon, given_back(1)][..]),
+        (19, false, &[]),
+        (18, true, &[ErrandAction::Abandon, given_back(1)]),
+        (300, true, &[]),
+    ] {
+        let mut worker = Worker::new();
+        worker.draw(0);
+        worker.now += Duration::from_secs(20);
+        worker.on(Event::Scored(Ok(name(0))));
+        worker.on(Event::Pushed(Ok(Delivered::Held)));
+        worker.on(Event::Told(Hand::Finishing));
+        if has_other {
+            worker.draw(2);
+        }
+        worker.on(Event::Granted(Some(task(1))));
+        worker.on(Event::Fetched(Ok(weights)));
+        worker.now += Duration::from_secs(5);
+        assert_eq!(worker.on(killed_after(notice)), expected, "{notice} s");
+        let end = worker.now + Duration::from_secs(notice) - LAST_WORDS;
+        assert_eq!(worker.errands.ends_by(), Some(end), "also while it draws");
+        if !expected.is_empty() {
+            worker.on(Event::Told(Hand::Sampling));
+            assert_eq!(worker.is_over(), !has_other, "what is being scored is delivered if it can be");
+        }
+        worker.now = end;
+        assert!(worker.is_over());
+    }
+}
+
+#[test]
+fn a_worker_that_does_not_know_how_long_tasks_take_tries_until_shortly_before_it_is_killed() {
+    let mut worker = Worker::new();
+    worker.on(Event::Granted(Some(task(0))));
+    worker.on(Event::Fetched(Ok(WeightsName::policy(2))));
+    assert_eq!(worker.on(killed_after(2)), []);
+    assert!(!worker.is_over());
+    worker.now += Duration::from_secs(1);
+    assert!(worker.is_over(), "half of a short notice is left for its goodbye");
+}
+
+#[test]
+fn weights_that_a_leaving_worker_no_longer_waits_for_free_their_task_while_it_delivers_another() {
+    let mut worker = Worker::new();
+    worker.draw(0);
+    worker.on(Event::Granted(Some(task(1))));
+    assert_eq!(worker.on(Event::Leave(PATIENT)), [ErrandAction::Abandon, given_back(1)]);
+    worker.on(Event::Told(Hand::Sampling));
+    assert!(!worker.is_over());
+}
+
 /// Whatever happens in whatever order, a hand is given one thing at a time, and every task is told of once.
 #[test]
 fn every_task_is_told_of_once_whatever_happens() {
@@ -194,9 +292,15 @@ fn every_task_is_told_of_once_whatever_happens() {
             let hands: Vec<usize> = (0..2).filter(|hand| busy[*hand].is_some()).collect();
             let Some(hand) = hands.get(choose(hands.len().max(1) as u64) as usize) else { break };
             let fails = choose(4) == 0;
+            if choose(10) == 0 {
+                worker.hand_out(Event::NotNeeded(name(choose(1 + u64::from(n_granted)) as u32)), &mut busy);
+                continue;
+            }
             if choose(100) == 0 {
-                let event = match choose(3) {
-                    0 => Event::Leave(Duration::from_secs(60)),
+                worker.now += Duration::from_secs(1);
+                let event = match choose(4) {
+                    3 => killed_after(choose(30)),
+                    0 => Event::Leave(PATIENT),
                     1 => Event::Broken(Hand::Sampling),
                     _ => Event::Broken(Hand::Finishing),
                 };

@@ -46,8 +46,6 @@ pub(crate) struct TensorImages {
     pub device: Device,
 }
 
-/// Beyond this, a resized picture would not fit into memory.
-const LONGEST: usize = 100;
 const NOT_TOO_LONG: UnsuitableSize =
     UnsuitableSize("pictures whose longer side is at most 100 times the shorter");
 
@@ -68,7 +66,7 @@ impl TensorImages {
         if shorter == 0 {
             return Err(NOT_EMPTY);
         }
-        if longer > LONGEST.saturating_mul(shorter) {
+        if longer > config::CLIP_MOST_RATIO.saturating_mul(shorter) {
             return Err(NOT_TOO_LONG);
         }
         let pixels = to_tensor(image, self.device);

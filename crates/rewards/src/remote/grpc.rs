@@ -10,7 +10,7 @@ use proto::{DescribeRequest, ImageError, ImageHeader, ImageScore, ScoreReply, Sc
 use scenes::RgbImage;
 use serde::Deserialize;
 use serde_json::Value;
-use service::{CHUNK_BYTES, ServiceError};
+use service::{CHUNK_BYTES, Insecure, PeerRole, ServiceError, Trust};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -103,7 +103,11 @@ impl GrpcReward {
     async fn call(&self, batch: Batch<'_>) -> Result<Vec<Score>, RemoteError> {
         let deadline = Instant::now() + self.connection.timeout;
         let address = self.connection.url.join("");
-        let channel = service::connect(&address, Duration::ZERO).await.map_err(unreachable)?;
+        // Reward servers are spoken to as their address says, wherever they are.
+        let trust = Trust::Plain(Insecure::Anywhere);
+        let channel = service::connect(&address, PeerRole::Reward, &trust, Duration::ZERO)
+            .await
+            .map_err(unreachable)?;
         let mut client = service::reward_client(channel).max_decoding_message_size(
             usize::try_from(self.connection.max_reply_bytes).unwrap_or(usize::MAX),
         );

@@ -80,7 +80,7 @@ impl Reward for ShapesReward {
 
 fn check_size(index: usize, image: &RgbImage) -> Result<(), RewardError> {
     let (width, height) = (image.width, image.height);
-    if width == height && (16..=64).contains(&width) {
+    if width == height && config::SHAPES_SIDES.contains(&width) {
         return Ok(());
     }
     Err(RewardError::ImageSize {

@@ -83,7 +83,12 @@ impl Server {
         let received = Arc::default();
         let service = Service { version, behaviour: Box::new(behaviour), received: Arc::clone(&received) };
         let server = service::server(Duration::from_secs(600)).add_service(RewardServer::new(service));
-        runtime.spawn(service::serve(server, listener, std::future::pending()));
+        runtime.spawn(service::serve(
+            server,
+            listener,
+            service::Trust::Plain(service::Insecure::Loopback),
+            std::future::pending(),
+        ));
         Self { address, received, _runtime: runtime }
     }
 

@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     const VERSION: &str = "from typing import Optional\n\n__all__ = ['__version__', 'debug', 'cuda']\n\
-                           __version__ = '2.11.0+cu130'\ndebug = False\ncuda: Optional[str] = '13.0'\n";
+                           __version__ = '2.13.0+cu130'\ndebug = False\ncuda: Optional[str] = '13.0'\n";
     const DRIVER: &str = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.161.08  Thu Feb 22 21:02:13 UTC 2024\n\
                           GCC version:  gcc version 12.3.0\n";
     const OPEN_DRIVER: &str =
@@ -143,7 +143,7 @@ mod tests {
         for (facts, expected) in [
             (
                 Facts { half: Half::Absent, ..facts() },
-                "libtorch 2.11.0+cu130 in /opt/torch/lib has no CUDA half",
+                "libtorch 2.13.0+cu130 in /opt/torch/lib has no CUDA half",
             ),
             (
                 Facts { half: Half::Refused(words.to_owned()), ..facts() },
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn an_old_driver_is_enough_for_an_old_cuda() {
-        let version = "__version__ = '2.11.0+cu128'\ncuda: Optional[str] = '12.8'\n".to_owned();
+        let version = "__version__ = '2.13.0+cu128'\ncuda: Optional[str] = '12.8'\n".to_owned();
         let facts = Facts { torch_version: Some(version), driver: Some(DRIVER.to_owned()), ..facts() };
         assert_eq!(reasons(&facts), Vec::<String>::new());
     }
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn a_build_for_the_cpu_has_no_cuda() {
         assert_eq!(assigned("cuda: Optional[str] = None\n", "cuda"), None);
-        assert_eq!(assigned(VERSION, "__version__"), Some("2.11.0+cu130"));
+        assert_eq!(assigned(VERSION, "__version__"), Some("2.13.0+cu130"));
         assert_eq!(assigned("cuda = '12.6'\n", "cuda"), Some("12.6"));
     }
 }

@@ -1,11 +1,14 @@
 //! The line to the coordinator that all clones of a membership share: one identity, one heartbeat, one loss.
 
-use super::work_in_hand::WorkClocks;
 use super::{JoinDetails, Standing};
+use crate::connect::is_outage;
+use crate::trust::{Trust, trust_problem};
 use crate::{ServiceError, backoff, request};
 use proto::coordinator_client::CoordinatorClient;
-use proto::{Caller, HeartbeatRequest, JoinReply, JoinRequest, Process, TaskId, order};
-use protocol::{AfterCall, Backoff, CallEnd, JoinEnd, MemberLink, MembershipLoss};
+use proto::{Caller, GiveBack, HeartbeatRequest, JoinReply, JoinRequest, Process, order};
+use protocol::{
+    AfterCall, Backoff, CallEnd, InHand, JoinEnd, JoinRefusal, MemberLink, MembershipLoss, TaskName,
+};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,6 +22,7 @@ pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(5);
 pub(super) struct Link {
     pub(super) address: String,
     pub(super) client: CoordinatorClient<Channel>,
+    pub(super) trust: Trust,
     pub(super) details: JoinDetails,
     pub(super) process: Process,
     pub(super) state: Mutex<State>,
@@ -30,8 +34,7 @@ pub(super) struct Link {
 
 pub(super) struct State {
     pub(super) member: MemberLink,
-    pub(super) running: Vec<TaskId>,
-    pub(super) work: WorkClocks,
+    pub(super) in_hand: InHand,
     /// What is wrong while the member goes on, by its subject.
     pub(super) troubles: BTreeMap<String, String>,
     /// What it computes on; empty until that is known.
@@ -49,8 +52,8 @@ impl Link {
         let address = self.address.clone();
         match loss {
             MembershipLoss::Gone => ServiceError::CoordinatorGone { address, grace: self.details.grace },
-            MembershipLoss::Refused(reason) => {
-                ServiceError::Refused { address, member_id: self.details.member_id.clone(), reason }
+            MembershipLoss::Refused(refusal) => {
+                ServiceError::Refused { address, member_id: self.details.member_id.clone(), refusal }
             }
         }
     }
@@ -69,22 +72,23 @@ impl Link {
 
     pub(super) async fn join(&self) -> Result<JoinReply, ServiceError> {
         let mut pauses = patience();
+        let mut is_told = false;
         loop {
             let message = self.join_request();
             let reply = self.client.clone().join(request(message, CALL_DEADLINE)).await;
             let reply = reply.map(tonic::Response::into_inner);
-            let end = match &reply {
-                Ok(reply) => JoinEnd::Joined(reply),
-                Err(status) if is_outage(status) => JoinEnd::Outage,
-                Err(status) => JoinEnd::Refused(status.message().to_owned()),
-            };
-            self.decide(|member| member.on_join(end, Instant::now()))?;
+            self.decide(|member| member.on_join(join_end(reply.as_ref()), Instant::now()))?;
             match reply {
                 Ok(reply) => {
                     self.joined(&reply);
                     return Ok(reply);
                 }
-                Err(_) => tokio::time::sleep(pauses.next_pause()).await,
+                Err(status) => {
+                    if status.code() == Code::AlreadyExists && !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!("waiting for the end of a lease: {}", status.message());
+                    }
+                    tokio::time::sleep(pauses.next_pause()).await;
+                }
             }
         }
     }
@@ -98,14 +102,13 @@ impl Link {
             process: Some(self.process.clone()),
             rank: 0,
             address: self.details.address.clone(),
-            running: state.running.clone(),
+            running: state.in_hand.tasks().to_vec(),
         }
     }
 
     fn joined(&self, reply: &JoinReply) {
         tracing::info!(incarnation = self.state().member.caller().incarnation, "joined the run");
-        let learner_addresses = reply.learner_addresses.clone();
-        self.stand(Standing { learner_addresses, drain: None });
+        self.stand(Standing::joined(reply.learner_addresses.clone()));
     }
 
     fn stand(&self, standing: Standing) {
@@ -144,12 +147,7 @@ impl Link {
             let outcome =
                 tokio::time::timeout(deadline * 2, attempt(self.client.clone(), caller.clone())).await;
             let outcome = outcome.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
-            let end = match &outcome {
-                Ok(_) => CallEnd::Answered,
-                Err(status) if status.code() == Code::FailedPrecondition => CallEnd::Fenced(caller.clone()),
-                Err(status) if is_outage(status) => CallEnd::Outage,
-                Err(_) => CallEnd::Failed,
-            };
+            let end = call_end(outcome.as_ref().err(), &caller);
             match self.decide(|member| member.on_call(end, Instant::now()))? {
                 AfterCall::Return => {
                     return outcome.map(tonic::Response::into_inner).map_err(|status| self.failed(status));
@@ -167,10 +165,11 @@ impl Link {
 
     fn heartbeat_request(&self, caller: Caller) -> HeartbeatRequest {
         let state = self.state();
-        let idle_seconds = state.work.idle(Instant::now()).as_secs_f64();
+        let standstills = state.in_hand.standstills(Instant::now());
+        let running = state.in_hand.tasks().to_vec();
         let troubles = state.troubles.values().cloned().collect();
         let (device, card) = (state.device.clone(), state.card.clone());
-        HeartbeatRequest { caller: Some(caller), idle_seconds, troubles, device, card }
+        HeartbeatRequest { caller: Some(caller), standstills, troubles, device, card, running }
     }
 
     async fn heartbeat(&self) -> Result<(), ServiceError> {
@@ -180,9 +179,19 @@ impl Link {
                 client.heartbeat(request(message, CALL_DEADLINE)).await
             })
             .await?;
-        let drain = reply.orders.iter().find_map(|order| order.order.map(|order::Order::Drain(drain)| drain));
-        let drain = drain.map(|drain| Duration::try_from_secs_f64(drain.seconds).unwrap_or_default());
-        self.stand(Standing { learner_addresses: reply.learner_addresses, drain });
+        let mut standing = Standing::joined(reply.learner_addresses);
+        for order in reply.orders.into_iter().filter_map(|order| order.order) {
+            match order {
+                order::Order::Drain(drain) => {
+                    standing.drain = Some(Duration::try_from_secs_f64(drain.seconds).unwrap_or_default());
+                }
+                // What has no name here is none of its tasks.
+                order::Order::GiveBack(GiveBack { tasks }) => {
+                    standing.not_needed = tasks.iter().flat_map(TaskName::try_from).collect();
+                }
+            }
+        }
+        self.stand(standing);
         Ok(())
     }
 }
@@ -201,14 +210,73 @@ pub(super) async fn heartbeats(link: Arc<Link>) {
     }
 }
 
+/// What the end of an attempt to join means.
+pub fn join_end<'a>(outcome: Result<&'a JoinReply, &Status>) -> JoinEnd<'a> {
+    let status = match outcome {
+        Ok(reply) => return JoinEnd::Joined(reply),
+        Err(status) => status,
+    };
+    match (trust_problem(status), status.code()) {
+        _ if is_outage(status) => JoinEnd::Outage,
+        (Some(problem), _) => JoinEnd::Refused(JoinRefusal { reason: problem.to_string(), is_final: true }),
+        (None, Code::AlreadyExists) => JoinEnd::Taken(status.message().to_owned()),
+        (None, code) => {
+            let reason = status.message().to_owned();
+            JoinEnd::Refused(JoinRefusal { reason, is_final: is_verdict(code) })
+        }
+    }
+}
+
+/// Whether a coordinator that answers so has looked at who asks, and would answer the same another time.
+fn is_verdict(code: Code) -> bool {
+    matches!(
+        code,
+        Code::FailedPrecondition
+            | Code::InvalidArgument
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::Unimplemented
+    )
+}
+
 fn patience() -> Backoff {
     backoff(Duration::from_millis(50), Duration::from_secs(2))
 }
 
-/// Failures of the way to the coordinator, or of one that is starting or stopping.
-fn is_outage(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Aborted
-    )
+/// What the status of a call to the coordinator means, none being a reply; it carried this identity.
+pub fn call_end(status: Option<&Status>, caller: &Caller) -> CallEnd {
+    match status {
+        None => CallEnd::Answered,
+        Some(status) if status.code() == Code::FailedPrecondition => CallEnd::Fenced(caller.clone()),
+        Some(status) if is_outage(status) => CallEnd::Outage,
+        Some(_) => CallEnd::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit_code;
+
+    #[test]
+    fn what_a_coordinator_answers_decides_whether_a_new_process_is_worth_a_try() {
+        for (code, is_final) in [
+            (Code::FailedPrecondition, true),
+            (Code::InvalidArgument, true),
+            (Code::PermissionDenied, true),
+            (Code::Unauthenticated, true),
+            (Code::Unimplemented, true),
+            (Code::ResourceExhausted, false),
+            (Code::Internal, false),
+        ] {
+            let refusal = JoinRefusal { reason: "no".to_owned(), is_final };
+            let end = join_end(Err(&Status::new(code, "no")));
+            assert_eq!(end, JoinEnd::Refused(refusal.clone()), "{code:?}");
+            let expected = if is_final { exit_code::BAD_USAGE } else { exit_code::FAILED };
+            assert_eq!(exit_code::of_refusal(&refusal), expected, "{code:?}");
+        }
+        assert_eq!(join_end(Err(&Status::unavailable("no"))), JoinEnd::Outage);
+        assert_eq!(join_end(Err(&Status::already_exists("no"))), JoinEnd::Taken("no".to_owned()));
+        assert_eq!(exit_code::of_loss(&MembershipLoss::Gone), exit_code::RETRY);
+    }
 }

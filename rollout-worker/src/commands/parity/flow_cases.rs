@@ -7,7 +7,7 @@ use flow::{
     next_latents, step_weights, transition_mean,
 };
 use models::reference_case::ReferenceCase;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::{Computed, LazyModel};
 
@@ -56,7 +56,7 @@ pub(super) fn flow_sde(case: &ReferenceCase, _: &mut LazyModel) -> Computed {
     let coefficients = (0..n_rows as usize)
         .map(|step| TransitionCoefficients::new(StepRule::FlowSde, &schedule, step, noise_level))
         .collect::<Result<Vec<_>, _>>()?;
-    let rows = TransitionRows::new(&coefficients, Device::Cpu);
+    let rows = TransitionRows::new(&coefficients, latents.device());
     let mean = transition_mean(&latents, &velocity, &rows);
     let next = next_latents(&mean, &rows.std, &noise);
     let weights = step_weights(StepWeight::Noise, &coefficients, &coefficients);

@@ -7,18 +7,17 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use models::qwen2_vl::TokenPositions;
 use models::reference_case::ReferenceCase;
-use models::weights::WeightOptions;
 use rewards::{Hpsv3Files, Hpsv3Network, IMAGE_TOKEN, REWARD_TOKEN};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
-use super::Computed;
+use super::{Computed, LazyModel};
 use crate::commands::image_file;
 
 /// `prompts` and `images`, files beside the case → for image `i` `i.pixel_values`, `i.image_grid_thw`, `i.last_hidden` and
 /// `i.reward`; the recorded `i.input_ids` must be ours.
-pub(super) fn score(case: &ReferenceCase, model_dir: &Path) -> Computed {
-    let files = Hpsv3Files { model: model_dir.to_owned(), processor: model_dir.to_owned() };
-    let network = Hpsv3Network::open(&files, &WeightOptions::new(Kind::Float, Device::Cpu))?;
+pub(super) fn score(case: &ReferenceCase, model: &LazyModel) -> Computed {
+    let files = Hpsv3Files { model: model.dir.clone(), processor: model.dir.clone() };
+    let network = Hpsv3Network::open(&files, &model.weights)?;
     let (prompts, images): (Vec<String>, Vec<String>) = (case.argument("prompts")?, case.argument("images")?);
     ensure!(
         prompts.len() == images.len(),
@@ -33,12 +32,12 @@ pub(super) fn score(case: &ReferenceCase, model_dir: &Path) -> Computed {
             .with_context(|| format!("scoring {image} for `{prompt}`"))?;
         let named = |(name, tensor)| (format!("{idx}.{name}"), tensor);
         let (ids, outputs) = (one.input_ids, one.outputs);
-        let recorded = case.input(&format!("{idx}.input_ids"))?.flatten(0, -1);
+        let recorded: Vec<i64> = Vec::try_from(case.input(&format!("{idx}.input_ids"))?.flatten(0, -1))?;
         ensure!(
             recorded == ids,
             "in.{idx}.input_ids are {} tokens, but we make {} others of the prompt and its image",
-            recorded.numel(),
-            ids.numel()
+            recorded.len(),
+            ids.len()
         );
         computed.extend(outputs.into_iter().map(named));
     }
@@ -46,7 +45,7 @@ pub(super) fn score(case: &ReferenceCase, model_dir: &Path) -> Computed {
 }
 
 struct Scored {
-    input_ids: Tensor,
+    input_ids: Vec<i64>,
     outputs: [(&'static str, Tensor); 4],
 }
 
@@ -60,8 +59,9 @@ fn score_one(network: &Hpsv3Network, prompt: &str, image: &Path) -> anyhow::Resu
     let pixel_values = patches.values.shallow_clone();
     let hidden = network.hidden(&texts, &[patches], TokenPositions::OnGrids)?;
     let reward = network.judge(&hidden, &texts).squeeze_dim(0);
+    let [input_ids] = texts;
     Ok(Scored {
-        input_ids: Tensor::from_slice(&texts[0]),
+        input_ids,
         outputs: [
             ("pixel_values", pixel_values),
             ("image_grid_thw", grid),

@@ -68,7 +68,7 @@ pub(super) fn transformer(case: &ReferenceCase, model: &mut LazyModel) -> Comput
 /// The network's output with the adapter named in the case, as a rollout evaluates it, and the adapter's gradients.
 pub(super) fn lora(case: &ReferenceCase, model: &mut LazyModel) -> Computed {
     // Not the other cases' model, which stays without an adapter.
-    Ok(adapter_outputs(case, &model.dir, AdapterMode::Frozen, Activations::Kept)?)
+    Ok(adapter_outputs(case, (&model.dir, &model.weights), AdapterMode::Frozen, Activations::Kept)?)
 }
 
 /// Latents of the diffusion space → `image`, black at -1 and white at 1.
@@ -104,9 +104,9 @@ pub(super) fn pipeline(case: &ReferenceCase, model: &mut LazyModel) -> Computed 
     let (height, width) = pixels(case)?;
     let sequence_length = model.image_sequence_length(height, width);
     let schedule = run_setup::NoiseLevels::of(model)?.schedule(case.argument("steps")?, sequence_length)?;
-    let per_row = |value: f32| Tensor::from_slice(&vec![value; prompts.len()]);
+    let per_row = |value: f32| Tensor::from_slice(&vec![value; prompts.len()]).to_device(initial.device());
     let latents = tch::no_grad(|| {
-        (0..schedule.steps()).fold(initial, |latents, step| {
+        (0..schedule.steps()).fold(initial.shallow_clone(), |latents, step| {
             let sigmas = per_row(schedule.sigmas[step]);
             let guidance =
                 Guidance { positive: &positive, negative: negative.as_ref(), scale: guidance_scale };

@@ -5,9 +5,11 @@ use std::path::Path;
 use anyhow::{bail, ensure};
 use models::json_file;
 use models::reference_case::ReferenceCase;
-use rewards::{ClipOptions, ClipReward, PromptRecord, Resources, RgbImage, pickscore};
+use models::weights::WeightOptions;
+use rewards::{ClipOptions, ClipReward, NetworkDtype, PromptRecord, Resources, RgbImage, pickscore};
 use serde::Deserialize;
 use serde_json::Value;
+use tch::Kind;
 
 use super::{Computed, LazyModel, hpsv3_cases};
 use crate::commands::image_file;
@@ -22,17 +24,19 @@ struct NetworkKind {
 pub(super) fn score(case: &ReferenceCase, model: &mut LazyModel) -> Computed {
     let NetworkKind { model_type } = json_file::read(&model.dir.join("config.json"))?;
     match model_type.as_str() {
-        "clip" => clip(case, &model.dir),
-        "qwen2_vl" => hpsv3_cases::score(case, &model.dir),
+        "clip" => clip(case, model),
+        "qwen2_vl" => hpsv3_cases::score(case, model),
         other => bail!("its model is of type `{other}`; cases of scores are for clip and qwen2_vl"),
     }
 }
 
 /// `prompts` and `images`, files beside the case → `pixel_values`, `text_embeds`, `image_embeds` and PickScore's `score`;
 /// recorded `input_ids` must be ours where `attention_mask` is not 0.
-fn clip(case: &ReferenceCase, dir: &Path) -> Computed {
-    let options = ClipOptions { model: Some(dir.to_owned()), ..ClipOptions::default() };
-    let scorer = pickscore::open(&options, &Resources::local())?;
+fn clip(case: &ReferenceCase, model: &LazyModel) -> Computed {
+    let WeightOptions { kind, device, .. } = model.weights;
+    let dtype = if kind == Kind::Float { NetworkDtype::Float32 } else { NetworkDtype::Bfloat16 };
+    let options = ClipOptions { model: Some(model.dir.clone()), dtype, ..ClipOptions::default() };
+    let scorer = pickscore::open(&options, &Resources { device, ..Resources::local() })?;
     let (prompts, images) = prompts_and_images(case)?;
     ensure!(!images.is_empty(), "the call has no images");
     if case.has_input("input_ids") && case.has_input("attention_mask") {

@@ -11,7 +11,7 @@ use service::{Hub, cuda, model_folder, path_argument};
 
 use super::{Batches, SampleOptions};
 use crate::bad_input::BadInput;
-use crate::commands::argument_parsers::{dtype, finite, tokens};
+use crate::commands::argument_parsers::{finite, tokens};
 use crate::commands::recorded_run::{RecordedRun, TrainedVersion};
 use crate::sampling::guided_model::GuidanceSettings;
 
@@ -32,10 +32,10 @@ pub struct SampleArguments {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     random_weights: Option<bool>,
     /// Type of the base weights, `float32` or `bfloat16` [default: float32].
-    #[arg(long, value_parser = dtype)]
+    #[arg(long)]
     dtype: Option<Dtype>,
     /// Type that images are decoded in [default: float32].
-    #[arg(long, value_parser = dtype)]
+    #[arg(long)]
     decoder_dtype: Option<Dtype>,
     /// Side in pixels of the tiles that larger images are decoded in; 0 for images decoded whole [default: 0].
     #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(..=65_536))]

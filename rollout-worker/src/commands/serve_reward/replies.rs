@@ -2,6 +2,7 @@
 
 use proto::score_reply::Outcome as ReplyOutcome;
 use proto::{ImageError, ImageScore, ScoreReply};
+use protocol::with_causes;
 use rewards::{RewardError, Score};
 use tonic::{Code, Status};
 
@@ -15,7 +16,7 @@ pub(super) fn replies(ids: &[u64], outcome: Outcome) -> Result<Vec<ScoreReply>, 
     match outcome {
         Ok(scores) => Ok(ids.iter().zip(scores).map(|(&id, score)| score_reply(id, score)).collect()),
         Err(error) => {
-            let (code, message) = (code(&error), error.to_string());
+            let (code, message) = (code(&error), with_causes(&error));
             match error.image().and_then(|index| ids.get(index)) {
                 Some(&id) => {
                     let error = ImageError { code: code as u32, message };

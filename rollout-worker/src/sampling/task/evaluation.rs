@@ -22,14 +22,14 @@ struct Row {
 }
 
 impl Sampler {
-    pub(super) fn evaluate(&mut self, task: &Task, progressed: &dyn Fn()) -> Result<Sampled, TaskError> {
+    pub(super) fn evaluate(&mut self, task: &Task, goes_on: &dyn Fn() -> bool) -> Result<Sampled, TaskError> {
         let schedule = self.schedule(self.config.evaluation.steps)?;
         let rows = self.rows(task)?;
         let negative = self.model.embed_negative(self.config.evaluation.guidance_scale)?;
         let mut images: Vec<RgbImage> = Vec::with_capacity(rows.len());
         let mut decoding_seconds = 0.0;
         for rows in rows.chunks(self.config.sampling.max_rows) {
-            let (drawn, seconds) = self.draw(task, rows, (&schedule, negative.as_deref()), progressed)?;
+            let (drawn, seconds) = self.draw(task, rows, (&schedule, negative.as_deref()), goes_on)?;
             images.extend(drawn);
             decoding_seconds += seconds;
         }
@@ -70,16 +70,14 @@ impl Sampler {
         task: &Task,
         rows: &[Row],
         (schedule, negative): (&Schedule, Option<&Embedding>),
-        progressed: &dyn Fn(),
+        goes_on: &dyn Fn() -> bool,
     ) -> Result<(Vec<RgbImage>, f64), TaskError> {
         let embeddings: Vec<&Conditioning> = rows.iter().map(|row| &row.embedding.conditioning).collect();
         let positive = Conditioning::cat(&embeddings);
         let initial = self.noise(rows.iter().map(|row| row.key).collect()).initial();
         let guidance = Embedding::guidance(&positive, negative, self.config.evaluation.guidance_scale);
-        let mut velocity = |latents: &_, step: usize| {
-            progressed();
-            self.model.velocity(latents, schedule.sigmas[step], &guidance)
-        };
+        let mut velocity =
+            |latents: &_, step: usize| self.velocity(latents, schedule.sigmas[step], &guidance, goes_on);
         let finished = sample_deterministically(initial, schedule, &mut velocity).map_err(|source| {
             let origin = &rows[source.seed].origin;
             let prompt = task.prompts[origin.prompt].text.clone();

@@ -15,7 +15,7 @@ impl Sampler {
         &mut self,
         task: &Task,
         iteration: u32,
-        progressed: &dyn Fn(),
+        goes_on: &dyn Fn() -> bool,
     ) -> Result<Sampled, TaskError> {
         let prompt = &task.prompts[0];
         let (sampling, run_seed) = (&self.config.sampling, self.config.run.seed);
@@ -30,10 +30,8 @@ impl Sampler {
         let sigmas = &rollout.schedule().sigmas;
         let guidance =
             Embedding::guidance(&positive.conditioning, negative.as_deref(), sampling.guidance_scale);
-        let mut velocity = |latents: &_, step: usize| {
-            progressed();
-            self.model.velocity(latents, sigmas[step], &guidance)
-        };
+        let mut velocity =
+            |latents: &_, step: usize| self.velocity(latents, sigmas[step], &guidance, goes_on);
         let trajectories = rollout.sample(&noise, &mut velocity).map_err(|source| {
             let seed = task.first_seed + source.seed as u32;
             TaskError::NonFinite { prompt: prompt.text.clone(), seed, problem: source }
