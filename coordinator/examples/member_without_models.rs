@@ -81,6 +81,7 @@ async fn take_part(arguments: ServeArguments, role: PeerRole) -> Result<(), Serv
         PeerRole::Learner => JoinDetails {
             role: Role::Learner,
             member_id,
+            rank: 0,
             address: format!("{advertise}:1"),
             metrics_address: String::new(),
             grace,
@@ -88,6 +89,7 @@ async fn take_part(arguments: ServeArguments, role: PeerRole) -> Result<(), Serv
         _ => JoinDetails {
             role: Role::RolloutWorker,
             member_id,
+            rank: 0,
             address: String::new(),
             metrics_address: String::new(),
             grace,

@@ -2,12 +2,12 @@
 
 use crate::drawn_tasks::DrawnTasks;
 use crate::kept_inputs::{KeptInputs, KeptPrompts};
-use crate::membership::LEARNER_RANKS;
+use crate::tasks::RankLayout;
 use config::{
     PromptFileError, PromptLists, PromptRecord, PromptSplit, RewardSection, RunConfig, TaskKind, TaskSpec,
     prompt_file, read_prompts,
 };
-use protocol::{Prompt, Task, TaskName, learner_rank, with_causes};
+use protocol::{Prompt, Task, TaskName, with_causes};
 use std::collections::HashMap;
 
 /// The config with its prompts: knows every task of the run.
@@ -18,6 +18,7 @@ pub struct Catalog {
     digests: HashMap<String, String>,
     notes: Vec<String>,
     drawn: DrawnTasks,
+    layout: RankLayout,
 }
 
 /// Where the prompts of a run are read.
@@ -90,7 +91,13 @@ impl Catalog {
         let digest =
             |(split, records): (PromptSplit, _)| (split.to_string(), service::prompt_digest(records));
         let digests = lists.iter().map(digest).collect();
-        Self { config, lists, digests, notes, drawn: DrawnTasks::default() }
+        let layout = RankLayout::of(&config);
+        Self { config, lists, digests, notes, drawn: DrawnTasks::default(), layout }
+    }
+
+    /// Which rank of the learner the outcome of each task goes to.
+    pub fn rank_layout(&self) -> &RankLayout {
+        &self.layout
     }
 
     /// All prompts.
@@ -153,7 +160,7 @@ impl Catalog {
             prompt_slot: spec.prompt_slot,
             first_seed: spec.first_seed,
             n_seeds: spec.n_seeds,
-            learner_rank: learner_rank(name, LEARNER_RANKS),
+            learner_rank: self.layout.rank_of(&name),
         })
     }
 

@@ -12,6 +12,7 @@ pub mod membership;
 
 pub mod catalog;
 mod drawn_tasks;
+pub mod rank_groups;
 pub mod results;
 pub mod run_state;
 pub mod server;

@@ -14,8 +14,8 @@ mod names;
 mod refusal;
 mod tally;
 
-pub(crate) use names::{LEARNER_RANKS, role_in_words};
-use names::{LONGEST_MEMBER_ID, LONGEST_PLACE, check_build, check_words, role_named};
+pub(crate) use names::role_in_words;
+use names::{LONGEST_MEMBER_ID, LONGEST_PLACE, check_address, check_build, check_words, role_named};
 use proto::{Caller, Process, Role, Standstill, Work};
 pub use refusal::Refusal;
 use service::shown;
@@ -155,6 +155,8 @@ pub struct Member {
     pub device: String,
     /// Its card as `CUDA_VISIBLE_DEVICES` names it; empty on the CPU.
     pub card: String,
+    /// Learner: where other ranks reach it; empty until it has said so, and where it is the only one.
+    pub ranks_address: String,
     /// Time of membership before the newest join.
     earlier: Duration,
     joined: Instant,
@@ -178,6 +180,7 @@ impl Member {
 pub struct Members {
     run_id: String,
     patience: Patience,
+    n_learners: u32,
     incarnation: u64,
     members: BTreeMap<String, Member>,
     /// Names that the launcher has started a process for that has not joined yet.
@@ -190,7 +193,13 @@ impl Members {
     pub fn new(run_id: String, generation: u64, patience: Patience) -> Self {
         let incarnation = generation * JOINS_PER_GENERATION;
         let (members, awaited, tally) = (BTreeMap::new(), BTreeSet::new(), Tally::default());
-        Self { run_id, patience, incarnation, members, awaited, tally }
+        Self { run_id, patience, n_learners: 1, incarnation, members, awaited, tally }
+    }
+
+    /// The same, for a run whose learner has so many ranks.
+    #[must_use]
+    pub fn with_learners(self, n_learners: u32) -> Self {
+        Self { n_learners, ..self }
     }
 
     /// Makes the applicant a member, in place of its earlier incarnation.
@@ -212,6 +221,7 @@ impl Members {
             troubles: Vec::new(),
             device: String::new(),
             card: String::new(),
+            ranks_address: String::new(),
             earlier: earlier.map_or(Duration::ZERO, |member| member.present(now)),
             joined: now,
             applicant,
@@ -227,6 +237,10 @@ impl Members {
 
     fn check_applicant(&self, applicant: &Applicant) -> Result<(), Refusal> {
         check_build(applicant)?;
+        if applicant.rank >= self.n_learners {
+            let (member_id, rank) = (applicant.member_id.clone(), applicant.rank);
+            return Err(Refusal::NoSuchRank { member_id, rank, n_learners: self.n_learners });
+        }
         let rejoins = !applicant.run_id.is_empty();
         if rejoins && applicant.run_id != self.run_id {
             return Err(self.other_run(&applicant.run_id));
@@ -252,6 +266,7 @@ impl Members {
         let same_place = |other: &Applicant| {
             other.member_id == applicant.member_id
                 || (other.role, applicant.role) == (Role::Learner, Role::Learner)
+                    && other.rank == applicant.rank
         };
         let rivals =
             self.members.values().filter(|member| member.is_living()).map(|member| &member.applicant);
@@ -359,6 +374,18 @@ impl Members {
         }
     }
 
+    /// Takes where a rank of the learner is reached by others.
+    ///
+    /// # Errors
+    /// If that is no address.
+    pub fn note_ranks_address(&mut self, member_id: &str, address: &str) -> Result<(), Refusal> {
+        check_address(address)?;
+        if let Some(member) = self.members.get_mut(member_id) {
+            address.clone_into(&mut member.ranks_address);
+        }
+        Ok(())
+    }
+
     /// Takes what is wrong at a member, and returns what of it is new and what is over.
     pub fn note_troubles(&mut self, member_id: &str, troubles: Vec<String>) -> (Vec<String>, Vec<String>) {
         let Some(member) = self.members.get_mut(member_id) else { return (Vec::new(), Vec::new()) };
@@ -434,9 +461,9 @@ impl Members {
         self.members.values()
     }
 
-    /// The living learner.
-    pub fn learner(&self) -> Option<&Member> {
-        self.members.get(self.tally.learner.as_ref()?)
+    /// The living learner of each rank, nothing where there is none.
+    pub fn learners(&self) -> impl Iterator<Item = Option<&Member>> {
+        (0..self.n_learners).map(|rank| self.members.get(self.tally.learners.get(&rank)?))
     }
 
     /// Number of rollout workers that may get tasks.

@@ -4,6 +4,7 @@
 //! the members join again.
 
 mod kinds;
+mod learners;
 mod noting;
 mod telling;
 
@@ -11,7 +12,8 @@ use crate::catalog::Catalog;
 use crate::device_kinds::DeviceKinds;
 use crate::events::{Event, EventBook, GivenAs};
 use crate::launch::capacity::Room;
-use crate::membership::{Applicant, Hang, LEARNER_RANKS, Loss, Member, Members, Presence, Refusal};
+use crate::membership::{Applicant, Hang, Loss, Member, Members, Presence, Refusal};
+use crate::rank_groups::RankGroups;
 use crate::results::{RunProgress, RunSummary};
 use crate::run_record::{RunEnding, StopWish};
 use crate::tasks::{Asking, Failed, Grant, TaskBook, Verdict, WantedTasks};
@@ -55,6 +57,7 @@ pub struct RunState {
     forgotten: Worked,
     /// The learner that may change the run directory.
     writing_learner: Option<Holder>,
+    rank_groups: RankGroups,
     /// On what the run is computed, and what of that is recorded.
     kinds: DeviceKinds,
     recorded_kinds: DeviceKinds,
@@ -83,9 +86,9 @@ impl RunState {
             ..RunProgress::default()
         };
         let workers_wanted = config.resources.workers as u32;
-        let tasks = TaskBook::default();
+        let tasks = TaskBook::new(catalog.rank_layout().clone());
         Self {
-            members,
+            members: members.with_learners(config.resources.learners as u32),
             tasks,
             catalog,
             run_directory,
@@ -97,6 +100,7 @@ impl RunState {
             room: Room::default(),
             forgotten: Worked::default(),
             writing_learner: None,
+            rank_groups: RankGroups::default(),
             kinds: DeviceKinds::default(),
             recorded_kinds: DeviceKinds::default(),
             draining: false,
@@ -133,8 +137,11 @@ impl RunState {
         self.note_join(&identity, cause);
         match role {
             Role::Learner => {
-                self.tasks.forget_learner();
-                self.writing_learner = Some(holder);
+                self.tasks.forget_learner(request.rank);
+                // The first rank alone writes.
+                if request.rank == 0 {
+                    self.writing_learner = Some(holder);
+                }
             }
             _ => self.claim(&request.member_id, &names(&request.running), now),
         }
@@ -166,6 +173,7 @@ impl RunState {
         if let Some(caller) = caller {
             let [device, card] = [&request.device, &request.card].map(|name| shown(name, LONGEST_DEVICE));
             self.members.note_device(&caller.member_id, device, card);
+            self.members.note_ranks_address(&caller.member_id, &request.ranks_address)?;
             self.say_troubles(&caller.member_id, request.troubles);
         }
         let leaves = draining || if role == Role::Learner { self.learner_leaves() } else { self.is_ending() };
@@ -176,7 +184,9 @@ impl RunState {
         let give_back = GiveBack { tasks: not_needed.collect() };
         let give_back = (!give_back.tasks.is_empty()).then_some(order::Order::GiveBack(give_back));
         let orders = drain.into_iter().chain(give_back).map(|order| Order { order: Some(order) }).collect();
-        Ok(HeartbeatReply { orders, learner_addresses: self.learner_addresses() })
+        self.rank_groups.note_broken(request.broken_ranks);
+        let ranks = if role == Role::Learner { self.rank_group() } else { None };
+        Ok(HeartbeatReply { orders, learner_addresses: self.learner_addresses(), ranks })
     }
 
     fn say_troubles(&mut self, member_id: &str, troubles: Vec<String>) {
@@ -291,13 +301,14 @@ impl RunState {
     /// # Errors
     /// If the sender is fenced, is not the learner, or wants what the config does not have.
     pub fn report(&mut self, request: ReportRequest, now: Instant) -> Result<bool, Refusal> {
-        let role = self.members.admit(request.caller.as_ref(), now)?.applicant.role;
+        let Applicant { role, rank, .. } = self.members.admit(request.caller.as_ref(), now)?.applicant;
         if role != Role::Learner {
             return Err(Refusal::Malformed("only the learner reports"));
         }
-        let wanted: Vec<_> = request.wanted.iter().map(|set| self.wanted(set)).collect::<Result<_, _>>()?;
-        self.tasks.report(&wanted, now);
-        if let Some(progress) = request.progress {
+        let wanted = request.wanted.iter().map(|set| self.wanted(set, rank));
+        self.tasks.report(rank, &wanted.collect::<Result<Vec<_>, _>>()?, now);
+        // Of the run's progress the first rank tells.
+        if let Some(progress) = request.progress.filter(|_| rank == 0) {
             self.has_progress = true;
             let phase = shown(&progress.phase, LONGEST_TEXT);
             self.progress = RunProgress { phase, ..progress.into() };
@@ -330,15 +341,15 @@ impl RunState {
         }
     }
 
-    fn wanted(&self, set: &Wanted) -> Result<WantedTasks, Refusal> {
+    fn wanted(&self, set: &Wanted, rank: u32) -> Result<WantedTasks, Refusal> {
         let kind = kind_from_wire(set.kind()).ok_or(Refusal::Malformed("tasks of which kind are wanted?"))?;
         if set.version != self.catalog.version(kind, set.iteration) {
             return Err(Refusal::Malformed(
                 "the learner wants tasks with another version than the config says",
             ));
         }
-        if set.rank >= LEARNER_RANKS {
-            return Err(Refusal::Malformed("tasks are wanted for a rank of the learner that there is not"));
+        if set.rank != rank {
+            return Err(Refusal::Malformed("a rank of the learner wants tasks for another rank"));
         }
         let n_tasks = self.catalog.n_tasks(kind);
         let open_below = set.open_below.unwrap_or(n_tasks);
@@ -390,9 +401,9 @@ impl RunState {
     fn lost(&mut self, member_id: &str, cause: &'static str, now: Instant) {
         let is_learner = |member: &&Member| member.applicant.role == Role::Learner;
         if let Some(learner) = self.members.get(member_id).filter(is_learner) {
-            let lost = Holder::of(&learner.applicant.process);
+            let (lost, rank) = (Holder::of(&learner.applicant.process), learner.applicant.rank);
             self.writing_learner.take_if(|writing| *writing == lost);
-            self.tasks.forget_learner();
+            self.tasks.forget_learner(rank);
         }
         // Nobody knows what it did since its last sign of life.
         let until = self.members.get(member_id).map_or(now, |member| member.last_heartbeat);
@@ -468,11 +479,6 @@ impl RunState {
     /// Whether the learner is asked to leave: after the workers, which have yet to deliver what they have in hand.
     fn learner_leaves(&self) -> bool {
         self.ending.is_some() || self.draining && self.members.n_workers() == 0
-    }
-
-    /// By rank.
-    fn learner_addresses(&self) -> Vec<String> {
-        self.members.learner().map(|member| member.applicant.address.clone()).into_iter().collect()
     }
 }
 

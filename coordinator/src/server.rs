@@ -445,6 +445,7 @@ impl From<Refusal> for Status {
             | Refusal::OtherRole { .. }
             | Refusal::OtherBuild { .. }
             | Refusal::OtherKind { .. }
+            | Refusal::NoSuchRank { .. }
             | Refusal::Fenced { .. } => Self::failed_precondition(message),
         }
     }

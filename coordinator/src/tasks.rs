@@ -8,7 +8,8 @@
 //! 2. A worker has at most two tasks: one that it samples, and one that it finishes meanwhile. Asking again gives the one
 //!    that it does not name as being finished.
 //! 3. Held is what the learner says. A worker's word counts until a report has had the time to confirm it.
-//! 4. Tasks are granted in the order of their names: earlier iterations first, evaluation before training.
+//! 4. Tasks are granted in the order of their names: earlier iterations first, evaluation before training. Of one set the ranks
+//!    of the learner take turns, so that all of them have work from the start.
 //! 5. A task that failed goes to a worker that has not failed at it, as long as there is one.
 //! 6. A task that failed three times by its own fault, twice for want of memory, or ten times by whosever, ends the run, if
 //!    two workers say so or there is but one.
@@ -19,6 +20,7 @@
 //! 9. No task is granted whose outcome the learner has no room for.
 
 mod leases;
+mod rank_layout;
 mod times;
 mod wanted_set;
 
@@ -31,6 +33,7 @@ use std::time::{Duration, Instant};
 use times::TaskTimes;
 use wanted_set::WantedSet;
 
+pub use rank_layout::RankLayout;
 pub use times::Speed;
 
 /// One to sample, and one to score and push meanwhile.
@@ -46,16 +49,17 @@ const MAX_MEMORY_FAILURES: u32 = 2;
 /// Failures of any kind after which a task is given up.
 const MAX_FAILURES: u32 = 10;
 
-/// A set of tasks that the learner wants, and which of them it holds already.
+/// A set of tasks that a rank of the learner wants, its own among those of a kind and iteration, and which of them it holds
+/// already.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WantedTasks {
     /// Iteration of all of them.
     pub iteration: u32,
     /// Kind of all of them.
     pub kind: TaskKind,
-    /// Their indices are `0 .. n_tasks`.
+    /// How many of the kind and iteration there are, other ranks' included: their indices are `0 .. n_tasks`.
     pub n_tasks: u32,
-    /// Indices of those that the learner holds.
+    /// Indices of those that the rank holds.
     pub held: Vec<u32>,
     /// It has room for the outcomes of those below this index.
     pub open_below: u32,
@@ -120,14 +124,15 @@ pub struct TaskCounts {
 /// All that the coordinator knows of tasks.
 #[derive(Clone, Debug, Default)]
 pub struct TaskBook {
-    /// What the learner wants, and holds; `None` while no learner has said what it wants.
-    wanted: Option<BTreeMap<SetName, WantedSet>>,
+    layout: RankLayout,
+    /// The ranks of the learner that have said what they want.
+    told: BTreeSet<u32>,
+    /// What they want, and hold.
+    wanted: BTreeMap<SetName, WantedSet>,
     /// By the word of a worker that had it, and since when.
     delivered: BTreeMap<TaskName, Instant>,
     leases: Leases,
     failures: BTreeMap<TaskName, Failures>,
-    /// Those that nobody has: wanted, and neither held nor delivered nor with a worker.
-    free: BTreeSet<TaskName>,
     /// Those that take their only worker too long, as of the last look, in the order in which they were granted.
     late: Vec<(Instant, TaskName)>,
     /// Whether all workers that wait were offered the late ones since then.
@@ -135,8 +140,8 @@ pub struct TaskBook {
     times: TaskTimes,
 }
 
-/// Iteration and kind of a wanted set.
-type SetName = (u32, TaskKind);
+/// Iteration, kind and rank of a wanted set.
+type SetName = (u32, TaskKind, u32);
 
 #[derive(Clone, Debug, Default)]
 struct Failures {
@@ -148,42 +153,51 @@ struct Failures {
 }
 
 impl TaskBook {
-    /// Forgets what the learner said: it is gone, or another one has come. Workers keep their tasks.
-    pub fn forget_learner(&mut self) {
-        self.wanted = None;
-        self.delivered.clear();
-        self.free.clear();
-        self.late.clear();
+    /// The book of a run whose tasks go to ranks of the learner like that.
+    pub fn new(layout: RankLayout) -> Self {
+        Self { layout, ..Self::default() }
     }
 
-    /// Takes the learner's full account of what it wants and holds.
-    pub fn report(&mut self, wanted: &[WantedTasks], now: Instant) {
-        let earlier = self.wanted.take().unwrap_or_default();
-        let mut sets = BTreeMap::new();
+    /// Forgets what a rank of the learner said: it is gone, or another process has its place. Workers keep their tasks.
+    pub fn forget_learner(&mut self, rank: u32) {
+        self.told.remove(&rank);
+        self.wanted.retain(|&(.., of), _| of != rank);
+        let layout = &self.layout;
+        self.delivered.retain(|task, _| layout.rank_of(task) != rank);
+        self.late.retain(|(_, task)| layout.rank_of(task) != rank);
+    }
+
+    /// Takes a rank's full account of what it wants and holds.
+    pub fn report(&mut self, rank: u32, wanted: &[WantedTasks], now: Instant) {
+        self.told.insert(rank);
+        let mut earlier: BTreeMap<SetName, WantedSet> =
+            self.wanted.extract_if(.., |&(.., of), _| of == rank).collect();
         let mut changed = Vec::new();
         for WantedTasks { iteration, kind, n_tasks, held, open_below } in wanted {
-            let name = (*iteration, *kind);
-            let set = WantedSet::new(*n_tasks, held, *open_below);
-            let indices = set.changes_since(earlier.get(&name));
+            let name = (*iteration, *kind, rank);
+            let n_own = self.layout.n_own(*kind, *n_tasks, rank);
+            let mut set = WantedSet::new((*n_tasks, n_own), held, *open_below);
+            let indices = set.replace(earlier.remove(&name)).into_iter();
             changed.extend(indices.map(|index| TaskName { iteration: *iteration, kind: *kind, index }));
-            sets.insert(name, set);
+            self.wanted.insert(name, set);
         }
-        if earlier.keys().any(|name| !sets.contains_key(name)) {
-            let is_of_one = |task: &TaskName| sets.contains_key(&(task.iteration, task.kind));
-            self.free.retain(is_of_one);
-            self.late.retain(|(_, task)| is_of_one(task));
-        }
-        self.failures.retain(|task, _| sets.contains_key(&(task.iteration, task.kind)));
+        let (layout, sets) = (&self.layout, &self.wanted);
+        let set_of = |task: &TaskName| sets.get(&(task.iteration, task.kind, layout.rank_of(task)));
+        self.late.retain(|(_, task)| set_of(task).is_some());
+        self.failures.retain(|task, _| set_of(task).is_some());
         self.delivered.retain(|task, since| {
-            let set = sets.get(&(task.iteration, task.kind));
-            let is_held = set.is_some_and(|set| set.is_held(task.index));
+            if layout.rank_of(task) != rank {
+                return true;
+            }
+            let is_held = set_of(task).is_some_and(|set| set.is_held(task.index));
             let stays = !is_held && now.duration_since(*since) < CONFIRMATION;
             if !stays {
                 changed.push(*task);
             }
             stays
         });
-        self.wanted = Some(sets);
+        // Others have nothing to do with what this rank says.
+        changed.retain(|task| self.layout.rank_of(task) == rank);
         changed.into_iter().for_each(|task| self.refresh(task));
     }
 
@@ -197,12 +211,29 @@ impl TaskBook {
         self.is_late_offered = true;
     }
 
-    /// Tasks that nobody has and that there is room for, in order.
-    fn grantable(&self) -> impl Iterator<Item = &TaskName> {
-        let sets = self.wanted.iter().flatten();
-        sets.flat_map(|(&(iteration, kind), set)| {
-            let name = |index| TaskName { iteration, kind, index };
-            self.free.range(name(0)..name(set.open_below()))
+    /// Tasks that nobody has and that there is room for: set by set in order, of each set the ranks in turns.
+    fn grantable(&self) -> impl Iterator<Item = TaskName> {
+        let sets: Vec<(&SetName, &WantedSet)> = self.wanted.iter().collect();
+        let of_all_ranks = |one: &(&SetName, &WantedSet), other: &(&SetName, &WantedSet)| {
+            (one.0.0, one.0.1) == (other.0.0, other.0.1)
+        };
+        let groups: Vec<Vec<_>> = sets.chunk_by(of_all_ranks).map(<[_]>::to_vec).collect();
+        groups.into_iter().flat_map(|ranks| self.in_turns(ranks))
+    }
+
+    fn in_turns<'a>(
+        &self,
+        ranks: Vec<(&SetName, &'a WantedSet)>,
+    ) -> impl Iterator<Item = TaskName> + use<'a, '_> {
+        let of_rank = |(&(iteration, kind, _), set): (&SetName, &'a WantedSet)| {
+            set.grantable().map(move |index| TaskName { iteration, kind, index }).peekable()
+        };
+        let mut ranks: Vec<_> = ranks.into_iter().map(of_rank).collect();
+        std::iter::from_fn(move || {
+            let turns = ranks.iter_mut().map(|rank| rank.peek().map(|task| self.layout.turn_of(task)));
+            let turns = turns.enumerate().filter_map(|(rank, turn)| Some((turn?, rank)));
+            let (_, rank) = turns.min()?;
+            ranks[rank].next()
         })
     }
 
@@ -222,7 +253,7 @@ impl TaskBook {
     /// Decides what a worker that asks is to do.
     pub fn grant(&mut self, asking: Asking<'_>, now: Instant) -> Grant {
         let Asking { worker, finishing, .. } = asking;
-        if self.wanted.is_none() {
+        if self.told.is_empty() {
             return Grant::Wait("no learner has said yet what it wants");
         }
         // What is being finished stays, even if the learner has told already that it holds it: its worker will say so.
@@ -244,7 +275,7 @@ impl TaskBook {
                 self.refresh(task);
                 Grant::Task(task)
             }
-            None if self.free.is_empty() => Grant::Wait("every wanted task is held or with a worker"),
+            None if self.n_free() == 0 => Grant::Wait("every wanted task is held or with a worker"),
             None => {
                 Grant::Wait("the learner has no room for more outcomes, or others are to try what is left")
             }
@@ -252,8 +283,12 @@ impl TaskBook {
     }
 
     fn next_free(&self, asking: &Asking<'_>) -> Option<TaskName> {
-        let may_be_given = |task: &&TaskName| !asking.finishing.contains(task) && self.may_try(task, asking);
-        self.grantable().find(may_be_given).copied()
+        let may_be_given = |task: &TaskName| !asking.finishing.contains(task) && self.may_try(task, asking);
+        self.grantable().find(may_be_given)
+    }
+
+    fn n_free(&self) -> usize {
+        self.wanted.values().map(WantedSet::n_free).sum()
     }
 
     /// The task that has been with its only worker for longest, of those that take it too long and this one less.
@@ -302,8 +337,10 @@ impl TaskBook {
     /// Of the tasks that a worker has in hand, those whose outcome nobody needs: another worker was faster, or their time is
     /// over. What is not wanted for other reasons may be wanted again, such as by a learner that has only just begun.
     pub fn not_needed(&self, in_hand: &[TaskName]) -> Vec<TaskName> {
-        let earliest = self.wanted.iter().flat_map(|sets| sets.keys().next()).next();
-        let is_past = |task: &TaskName| earliest.is_some_and(|(iteration, _)| task.iteration < *iteration);
+        let earliest = |rank| self.wanted.keys().find(|&&(.., of)| of == rank);
+        let is_past = |task: &TaskName| {
+            earliest(self.layout.rank_of(task)).is_some_and(|(iteration, ..)| task.iteration < *iteration)
+        };
         let is_here = |task: &TaskName| self.is_held(task) || self.delivered.contains_key(task);
         in_hand.iter().filter(|task| is_here(task) || is_past(task)).copied().collect()
     }
@@ -365,17 +402,18 @@ impl TaskBook {
 
     /// Counts the wanted tasks.
     pub fn counts(&self) -> TaskCounts {
-        let sets = self.wanted.iter().flat_map(BTreeMap::values);
-        let (n_tasks, n_held) =
-            sets.fold((0, 0), |(n_tasks, n_held), set| (n_tasks + set.n_tasks(), n_held + set.n_held()));
+        let (n_tasks, n_held) = self
+            .wanted
+            .values()
+            .fold((0, 0), |(n_tasks, n_held), set| (n_tasks + set.n_own(), n_held + set.n_held()));
         let is_wanted = |task: &&TaskName| self.is_wanted(task);
         let held = n_held + self.delivered.keys().filter(is_wanted).count() as u32;
-        let waiting = self.free.len() as u32;
+        let waiting = self.n_free() as u32;
         TaskCounts { waiting, leased: n_tasks - held - waiting, held }
     }
 
     fn set_of(&self, task: &TaskName) -> Option<&WantedSet> {
-        self.wanted.as_ref()?.get(&(task.iteration, task.kind))
+        self.wanted.get(&(task.iteration, task.kind, self.layout.rank_of(task)))
     }
 
     /// Whether the learner says that it holds a task.
@@ -385,7 +423,7 @@ impl TaskBook {
 
     /// Whether a task is wanted and the learner does not say that it holds it.
     fn is_wanted(&self, task: &TaskName) -> bool {
-        self.set_of(task).is_some_and(|set| task.index < set.n_tasks()) && !self.is_held(task)
+        self.set_of(task).is_some_and(|set| set.has(task.index) && !set.is_held(task.index))
     }
 
     /// Whether a task is wanted and neither the learner nor a worker says that it is held.
@@ -395,10 +433,10 @@ impl TaskBook {
 
     /// Follows a change of what is wanted, held, delivered or leased.
     fn refresh(&mut self, task: TaskName) {
-        if self.is_open(&task) && !self.leases.is_leased(&task) {
-            self.free.insert(task);
-        } else {
-            self.free.remove(&task);
+        let is_free = self.is_open(&task) && !self.leases.is_leased(&task);
+        let name = (task.iteration, task.kind, self.layout.rank_of(&task));
+        if let Some(set) = self.wanted.get_mut(&name) {
+            set.set_free(task.index, is_free);
         }
         if !self.is_open(&task) || self.leases.only_runner(&task).is_none() {
             self.late.retain(|(_, late)| *late != task);

@@ -141,7 +141,7 @@ fn dry_run(args: &UpArgs, catalog: &Catalog, hub: &Hub) -> Result<u8, Coordinato
     let launching =
         Launching { config, plan: &plan, directory: &directory, ssh: &args.options.ssh, record: &record };
     let launcher = placement::launcher(placement::place_of_run(args, config), &launching)?;
-    let wanted = Roster::Run { workers: config.resources.workers as u32 };
+    let wanted = Roster::of(&config.resources);
     wanted.members().for_each(|member| print_line(launcher.describe(member)));
     Ok(exit_code::DONE)
 }

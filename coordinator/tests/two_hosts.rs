@@ -44,6 +44,7 @@ fn learn(words: &[String]) -> u8 {
     let details = JoinDetails {
         role: proto::Role::Learner,
         member_id: argument("--member-id"),
+        rank: 0,
         address: "127.0.0.1:1".to_owned(),
         metrics_address: String::new(),
         grace: Duration::from_secs(600),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use collective::CollectiveError;
 use flow::FlowError;
 use models::ModelError;
 use proto::Summary;
@@ -19,6 +20,15 @@ pub enum LearnerError {
     /// The learner was told to leave; nothing is wrong.
     #[error(transparent)]
     Stopped(#[from] Stopped),
+    /// This rank went back or forth to where the first rank is, and goes on from there; nothing is wrong.
+    #[error("this rank has taken over from the first one")]
+    TakenOver,
+    /// The ranks do not work together.
+    #[error("the ranks of the learner: {0}")]
+    Ranks(#[from] CollectiveError),
+    /// What the first rank gave is of no use.
+    #[error("what the first rank of the learner gave is none of this run's: {0}")]
+    RankState(String),
     /// A number that is none. The newest checkpoint is from before it.
     #[error(
         "{quantity} is not finite in iteration {iteration}: prompt {prompt:?} (line {line} of its file, from 0), \
@@ -175,6 +185,9 @@ impl LearnerError {
             | Self::CheckpointsGone { .. }
             | Self::Device(_) => true,
             Self::Stopped(_)
+            | Self::TakenOver
+            | Self::Ranks(_)
+            | Self::RankState(_)
             | Self::NonFinite { .. }
             | Self::NonFiniteParameter { .. }
             | Self::OutOfMemory(_)

@@ -88,10 +88,13 @@ struct ParityArgs {
 struct ServeArgs {
     #[command(flatten)]
     member: MemberArguments,
-    /// Name among the members of the run, kept over restarts.
-    #[arg(long, env = "FLOW_RL_MEMBER_ID", default_value = "learner")]
-    member_id: String,
-    /// Where this process listens for workers: an address, interface or subnet of this host, and a port or range of ports;
+    /// Name among the members of the run, kept over restarts; `learner` or, by rank, `learner-1` and so on if not given.
+    #[arg(long, env = "FLOW_RL_MEMBER_ID")]
+    member_id: Option<String>,
+    /// Which of the learner's ranks this process is, from 0, where the run's `resources.learners` is more than one.
+    #[arg(long, env = "FLOW_RL_RANK", default_value_t = 0)]
+    rank: u32,
+    /// Where this process listens for workers, and at the next free port for other ranks of the learner: an address, interface or subnet of this host, and a port or range of ports;
     /// port 0 takes a free one.
     #[arg(long, env = "FLOW_RL_LISTEN", default_value = "127.0.0.1:0")]
     listen: ListenAddress,
@@ -177,11 +180,17 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
     let credentials = args.member.credentials().map_err(ServeError::from)?;
     let MemberArguments { coordinator, coordinator_grace: grace, metrics_listen, .. } = args.member;
     let hub = Hub::from_environment(|name| std::env::var_os(name));
-    let (member_id, listen, advertise) = (args.member_id, args.listen, args.advertise);
+    let (listen, advertise) = (args.listen, args.advertise);
+    let own_name = || match args.rank {
+        0 => "learner".to_owned(),
+        rank => format!("learner-{rank}"),
+    };
+    let member_id = args.member_id.unwrap_or_else(own_name);
     let outcome_memory = args.outcome_memory.map(|mebibytes| mebibytes << 20);
     let options = ServeOptions {
         coordinator,
         credentials,
+        rank: args.rank,
         member_id,
         listen,
         advertise,

@@ -11,31 +11,30 @@
 pub mod checkpoint;
 mod export;
 pub mod export_checkpoint;
+pub mod follower;
 mod held_out;
 pub mod reward_hacking;
 mod saved_state;
 mod saving;
 mod settling;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use config::{OnRewardHacking, RewardSection, RunConfig, TaskKind, TaskSpec};
+use config::{OnRewardHacking, RewardSection, RunConfig, TaskKind};
 use proto::Summary;
 use protocol::{TaskSet, WeightsName};
-use run_setup::TrainedSteps;
 use service::OwnedDirectory;
 use tch::Tensor;
 
 use crate::error::LearnerError;
 use crate::exchange::inbox::{Outcome, Stopped};
-use crate::exchange::outcome::{EvaluatedImages, push_schema};
+use crate::exchange::outcome::EvaluatedImages;
 use crate::exchange::publications::Publications;
 use crate::records::evaluation::Evaluation;
 use crate::records::{self, Copies, Records};
 use crate::training::metrics::{self, IterationMetrics};
-use crate::training::policy::{self, NamedTensors};
+use crate::training::policy;
 use crate::training::trainer::Trainer;
 use checkpoint::OwnedCheckpoints;
 pub use held_out::HeldOutPrompts;
@@ -61,8 +60,6 @@ pub struct Run {
     records: Records,
     directory: OwnedDirectory,
     state: SavedState,
-    /// Versions of the policy that wanted tasks are sampled with: earlier ones and this, as workers get them.
-    earlier: BTreeMap<u32, NamedTensors>,
     /// Version of the newest checkpoint.
     saved: Option<u32>,
     /// Why no checkpoint could be written since.
@@ -99,13 +96,13 @@ impl Run {
             trainer.progress.notice(format!("damaged checkpoint passed over and kept as {kept}: {rejected}"));
         }
         let mut state = SavedState::new(&trainer.config);
-        let (mut earlier, mut copies) = (BTreeMap::new(), Copies::default());
+        let mut copies = Copies::default();
         if let Some((version, path)) = &newest.checkpoint {
             tracing::info!(version, "resuming from {}", path.display());
             state = SavedState::read(path, &state, &directory)?;
             trainer.policy.load(path)?;
             trainer.updates = state.updates;
-            earlier = state.read_earlier(path)?;
+            trainer.earlier = state.read_earlier(path)?;
             copies = saved_state::read_copies(path)?;
         } else if directory.has_records() {
             return Err(LearnerError::CheckpointsGone { directory: directory.path().to_owned() });
@@ -124,12 +121,11 @@ impl Run {
             checkpoints,
             directory,
             state,
-            earlier,
             save_failure: None,
             unsettled: None,
             opened: Instant::now(),
         };
-        run.remember_policy();
+        run.trainer.remember_policy(run.state.version);
         run.settle();
         Ok(run)
     }
@@ -142,7 +138,7 @@ impl Run {
         if self.saved.is_none() {
             self.save()?;
         }
-        for (version, tensors) in &self.earlier {
+        for (version, tensors) in &self.trainer.earlier {
             self.publications.publish(WeightsName::policy(*version), tensors)?;
         }
         self.tell_progress();
@@ -166,8 +162,9 @@ impl Run {
             self.stop_if_hacked()?;
             let iteration = self.state.version;
             self.want_tasks(iteration)?;
-            let sampled_with = self.earlier.get(&self.config().policy_version(iteration));
-            let metrics = self.trainer.train(iteration, sampled_with)?;
+            self.trainer.iteration = iteration;
+            self.trainer.meet()?;
+            let metrics = self.trainer.train()?;
             self.evaluate(iteration)?;
             self.finish_iteration(metrics)?;
         }
@@ -216,10 +213,7 @@ impl Run {
         self.publications.keep(config.policy_version(iteration), iteration);
         let ahead = (iteration + config.run.lag + 1).min(config.run.iterations);
         for iteration in iteration..ahead {
-            let steps = TrainedSteps::new(config, &self.trainer.schedule, iteration)?.on_the_wire();
-            let tasks = config.train_tasks(self.trainer.prompts.len(), iteration);
-            let outcome_bytes = self.outcome_bytes(&tasks, steps.len())?;
-            inbox.want(TaskKind::Train, iteration, TaskSet { tasks, steps, outcome_bytes });
+            inbox.want(TaskKind::Train, iteration, self.trainer.own_tasks(iteration, 0)?);
         }
         self.trainer.progress.update(|progress| progress.iteration = iteration);
         Ok(())
@@ -235,7 +229,7 @@ impl Run {
         self.state.computing_seconds += metrics.time.computing;
         self.state.images += metrics.cost.images;
         self.state.network_evaluations += metrics.cost.network_evaluations;
-        self.remember_policy();
+        self.trainer.remember_policy(self.state.version);
         tracing::info!(
             iteration,
             reward = metrics.reward.mean,
@@ -307,17 +301,9 @@ impl Run {
         let tensors = self.trainer.policy.for_workers(average);
         self.publications.publish(WeightsName::average(version), &tensors)?;
         let tasks = self.config().evaluation_tasks(kind, self.held_out.of(kind).prompts.len(), version);
-        let outcome_bytes = self.outcome_bytes(&tasks, 0)?;
+        let outcome_bytes = self.trainer.outcome_bytes(&tasks, 0)?;
         self.trainer.inbox.want(kind, version, TaskSet { tasks, steps: Vec::new(), outcome_bytes });
         Ok(())
-    }
-
-    /// Memory that the outcome of any of these tasks takes at most.
-    fn outcome_bytes(&self, tasks: &[TaskSpec], n_steps: usize) -> Result<u64, LearnerError> {
-        let (config, model) = (self.config(), self.trainer.policy.model());
-        let latent_shape = model.latent_shape(config.sampling.height, config.sampling.width)?;
-        let schema = push_schema(config, model, latent_shape);
-        Ok(tasks.iter().map(|task| schema.outcome_bytes(task, n_steps)).max().unwrap_or(0))
     }
 
     /// Waits for the images of a version, in the order of their tasks.
@@ -431,18 +417,6 @@ impl Run {
         let is_it =
             |row: &Evaluation| row.version == version && row.rewards == rewards && row.prompt_list == *list;
         self.records.tests().iter().any(is_it)
-    }
-
-    /// Keeps the new version for tasks that are sampled with it later or whose means are computed from it again, and drops
-    /// what none is.
-    fn remember_policy(&mut self) {
-        if self.config().run.lag == 0 && !self.config().recomputes_means() {
-            return;
-        }
-        let (version, oldest) = (self.state.version, self.config().policy_version(self.state.version));
-        let policy = &self.trainer.policy;
-        self.earlier.insert(version, policy.for_workers(policy.trained()));
-        self.earlier.retain(|version, _| *version >= oldest);
     }
 
     pub(crate) fn config(&self) -> &RunConfig {

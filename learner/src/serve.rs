@@ -1,17 +1,19 @@
 //! The process around the training thread: joins the run, serves workers, reports, and ends for one of four reasons.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use collective::tcp::TcpTls;
 use config::{PromptSplit, RunConfig};
 use proto::learner_server::LearnerServer;
-use proto::{Fatal, Role};
+use proto::{Fatal, JoinReply, Role};
 use protocol::{HoldLimit, with_causes};
 use run_setup::{OtherDeterminism, catch_out_of_memory, check_determinism};
 use service::metrics::MemberMetrics;
 use service::network::ListenAddress;
 use service::{
-    Address, Hub, JoinDetails, MESSAGE_LIMIT, Membership, OwnedDirectory, PeerRole, PromptCopies,
+    Address, Hub, JoinDetails, MESSAGE_LIMIT, Membership, OwnedDirectory, PeerRole, PeerTls, PromptCopies,
     RunDirectory, Security, ServiceError, Trust, exit_code, network, trust_by,
 };
 use tokio::net::TcpListener;
@@ -28,9 +30,13 @@ use crate::exchange::receive::OutcomeReader;
 use crate::exchange::server::{LONGEST_CALL, LearnerService};
 use crate::metrics::LearnerPage;
 use crate::progress::ProgressBoard;
+use crate::ranks::group::{RankDoor, Ranks};
+use crate::ranks::orders::RankOrders;
+use crate::run::follower::Follower;
 use crate::run::{HeldOutPrompts, Run, TrainingEnd};
 use crate::training::gradient::Objective;
 use crate::training::policy::Policy;
+use crate::training::shares::Shares;
 use crate::training::trainer::Trainer;
 
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -46,6 +52,8 @@ pub struct ServeOptions {
     pub coordinator: String,
     /// How this process shows who it is.
     pub credentials: Security,
+    /// Which of the learner's ranks this process is, from 0.
+    pub rank: u32,
     /// Name among the members, kept over restarts.
     pub member_id: String,
     /// Where this process listens; port 0 takes a free one.
@@ -77,6 +85,16 @@ pub enum ServeError {
     /// The port is taken, the address is not this machine's, or nobody could reach it.
     #[error("`--listen {address}`: {problem}")]
     Listen {
+        /// As asked for.
+        address: ListenAddress,
+        /// Why not, and what to do.
+        problem: String,
+    },
+    /// There is no second port for other ranks.
+    #[error(
+        "`--listen {address}`, where other ranks of the learner are to reach this one as well: {problem}"
+    )]
+    ListenToRanks {
         /// As asked for.
         address: ListenAddress,
         /// Why not, and what to do.
@@ -139,6 +157,8 @@ struct Shared {
     embeddings: Arc<Embeddings>,
     publications: Arc<Publications>,
     progress: Arc<ProgressBoard>,
+    /// What the coordinator says of the group of ranks.
+    orders: Arc<RankOrders>,
     /// Cancelled once the training thread has opened its model and the run's files.
     opened: CancellationToken,
 }
@@ -147,6 +167,12 @@ impl Shared {
     fn page(&self) -> Arc<LearnerPage> {
         let Self { inbox, publications, progress, .. } = self.clone();
         Arc::new(LearnerPage::new(inbox, publications, progress))
+    }
+
+    /// Tells the training thread to leave: it waits for nobody any more.
+    fn stop(&self) {
+        self.inbox.stop();
+        self.orders.stop();
     }
 }
 
@@ -157,17 +183,18 @@ impl Shared {
 pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result<ServeEnd, ServeError> {
     let (listener, address) = listen(&options).await?;
     let limit = hold_limit(options.outcome_memory, service::free_memory());
-    let shared = Shared { inbox: Arc::new(Inbox::new(limit)), ..Shared::default() };
+    let shared = Shared { inbox: Arc::new(Inbox::of_rank(options.rank, limit)), ..Shared::default() };
     let page = shared.page();
     let place = options.metrics_listen.as_ref();
     let mut metrics = MemberMetrics::open(place, &options.advertise, &options.coordinator).await?;
     let _shown = metrics.serve(page.clone());
-    let trust = trust_by(options.credentials, PeerRole::Learner, options.grace).await?;
+    let trust = trust_by(options.credentials.clone(), PeerRole::Learner, options.grace).await?;
     trust.check_listener(&listener)?;
     let details = JoinDetails {
         role: Role::Learner,
-        member_id: options.member_id,
-        address,
+        member_id: options.member_id.clone(),
+        rank: options.rank,
+        address: address.clone(),
         metrics_address: metrics.address.clone(),
         grace: options.grace,
     };
@@ -179,11 +206,12 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
         membership.leave().await;
         return Err(other.into());
     }
-    let directory = match OwnedDirectory::of_learner(RunDirectory::new(&reply.run_directory)) {
-        Ok(directory) => directory,
+    let opened = open_places(&options, &config, &reply, (&address, &trust));
+    let (places, door) = match opened.await {
+        Ok(opened) => opened,
         Err(error) => {
             membership.leave().await;
-            return Err(error.into());
+            return Err(error);
         }
     };
     membership.computes_on(config.resources.device);
@@ -191,15 +219,24 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
     page.joined(config.clone());
     shared.progress.watched_by(membership.clone());
     let (reader_ready, receiver) = oneshot::channel();
-    let superseded = superseded(directory.clone());
-    let places = Places { directory, prompts: PromptCopies::of(&reply), hub: options.hub };
-    let ended = spawn_training(config, places, shared.clone(), reader_ready);
+    let superseded = superseded(places.directory.clone());
+    if let Some((_, address)) = &door {
+        membership.ranks_at(address.clone());
+        shared.orders.told_by(membership.clone());
+    }
+    let ranks = ranks_of(&config, options.rank, door.map(|(door, _)| door), &shared);
+    let ended = spawn_training(config, (places, ranks), shared.clone(), reader_ready);
 
     let stop_network = CancellationToken::new();
     let _stop_network = stop_network.clone().drop_guard();
     let run_id = membership.caller().run_id;
     let accepting = accept((listener, trust), (run_id, page), shared.clone(), receiver);
     let accepting = tokio::spawn(stop_network.clone().run_until_cancelled_owned(accepting));
+    tokio::spawn(
+        stop_network
+            .clone()
+            .run_until_cancelled_owned(follow_orders(membership.clone(), shared.orders.clone())),
+    );
     let reporting = report(membership.clone(), shared.clone());
     let reporting = tokio::spawn(stop_network.run_until_cancelled_owned(reporting));
     let stop_reporting = reporting.abort_handle();
@@ -258,7 +295,7 @@ async fn wait_for_end(
         result = &mut ended => return Ok(result.map_err(|_| ServeError::Panicked)??),
         loss = told_to_leave => loss,
     };
-    shared.inbox.stop();
+    shared.stop();
     let is_refused = matches!(&loss, Some(ServeError::Service(ServiceError::Refused { .. })));
     if is_refused || !shared.opened.is_cancelled() {
         return loss.map_or(Ok(TrainingEnd::Left), Err);
@@ -271,7 +308,9 @@ async fn wait_for_end(
 }
 
 /// Waits until another process has the place of this one for good, which one that has nothing to write hears of as well.
-async fn superseded(directory: OwnedDirectory) -> ServiceError {
+async fn superseded(directory: Option<OwnedDirectory>) -> ServiceError {
+    // A rank that changes nothing has no place there.
+    let Some(directory) = directory else { return std::future::pending().await };
     loop {
         tokio::time::sleep(PLACE_INTERVAL).await;
         let directory = directory.clone();
@@ -279,6 +318,21 @@ async fn superseded(directory: OwnedDirectory) -> ServiceError {
         match tokio::task::spawn_blocking(move || directory.check()).await {
             Ok(Err(error)) if error.is_superseded() => return error,
             Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+/// Hands on what the coordinator says of the group of ranks.
+async fn follow_orders(membership: Membership, orders: Arc<RankOrders>) {
+    let mut standing = membership.standing();
+    loop {
+        let order = standing.borrow_and_update().ranks.clone();
+        if let Some(order) = order {
+            orders.order(order);
+        }
+        // It ends with the membership.
+        if standing.changed().await.is_err() {
+            return;
         }
     }
 }
@@ -333,15 +387,50 @@ async fn say_goodbye(
 
 /// Where the training thread reads and writes.
 struct Places {
-    directory: OwnedDirectory,
+    /// Of the first rank.
+    directory: Option<OwnedDirectory>,
     prompts: PromptCopies,
     hub: Hub,
+}
+
+/// What a rank needs of its host once it knows its run, and where other ranks reach it if there are any.
+async fn open_places(
+    options: &ServeOptions,
+    config: &RunConfig,
+    reply: &JoinReply,
+    (address, trust): (&str, &Trust),
+) -> Result<(Places, Option<(Door, String)>), ServeError> {
+    let directory = match options.rank {
+        0 => Some(OwnedDirectory::of_learner(RunDirectory::new(&reply.run_directory))?),
+        _ => None,
+    };
+    let places = Places { directory, prompts: PromptCopies::of(reply), hub: options.hub.clone() };
+    if config.resources.learners == 1 {
+        return Ok((places, None));
+    }
+    let unusable = |problem: String| ServeError::ListenToRanks { address: options.listen.clone(), problem };
+    let listener = options.listen.bind().await.map_err(|error| unusable(error.to_string()))?;
+    let listener = listener.into_std().map_err(|error| unusable(error.to_string()))?;
+    let bound = listener.local_addr().map_err(|error| unusable(error.to_string()))?;
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let tls = trust.among(PeerRole::Learner).map_err(ServiceError::from)?;
+    let tls = tls.map(|PeerTls { server, client, server_name }| TcpTls { server, client, server_name });
+    Ok((places, Some(((listener, tls), format!("{host}:{}", bound.port())))))
+}
+
+/// Where other ranks call, and how they know each other.
+type Door = (std::net::TcpListener, Option<TcpTls>);
+
+fn ranks_of(config: &RunConfig, rank: u32, door: Option<Door>, shared: &Shared) -> Ranks {
+    let Some((listener, tls)) = door else { return Ranks::alone() };
+    let (orders, progress) = (shared.orders.clone(), shared.progress.clone());
+    Ranks::of(rank as usize, config.resources.learners, RankDoor { listener, tls, orders, progress })
 }
 
 /// The thread owns the network, whose tensors never leave it. Embeddings, which never change, are shared with it.
 fn spawn_training(
     config: RunConfig,
-    places: Places,
+    places: (Places, Ranks),
     shared: Shared,
     reader_ready: oneshot::Sender<OutcomeReader>,
 ) -> oneshot::Receiver<Result<TrainingEnd, LearnerError>> {
@@ -357,7 +446,7 @@ fn spawn_training(
 
 fn train(
     config: RunConfig,
-    places: Places,
+    (places, ranks): (Places, Ranks),
     shared: Shared,
     reader_ready: oneshot::Sender<OutcomeReader>,
 ) -> Result<TrainingEnd, LearnerError> {
@@ -383,18 +472,29 @@ fn train(
         inbox: shared.inbox,
         embeddings: shared.embeddings,
         progress: shared.progress,
+        shares: Shares::of(&config, ranks.rank())?,
+        ranks,
         updates: 0,
+        iteration: 0,
+        earlier: BTreeMap::new(),
         told_drift: 0.0,
         policy,
         schedule,
         config,
     };
+    let opened = || {
+        opened.cancel();
+        progress.opened();
+        // If the process is being torn down, the run stops at its first wait.
+        let _ = reader_ready.send(receiver);
+    };
+    let Some(directory) = directory else {
+        opened();
+        return Follower::new(trainer).run();
+    };
     let held_out = HeldOutPrompts::read(&trainer.config.data, |split| prompts.read(split))?;
     let mut run = Run::open(trainer, held_out, shared.publications, directory)?;
-    opened.cancel();
-    progress.opened();
-    // If the process is being torn down, the run stops at its first wait.
-    let _ = reader_ready.send(receiver);
+    opened();
     run.run()
 }
 
@@ -428,7 +528,7 @@ async fn report(membership: Membership, shared: Shared) -> String {
     loop {
         let board = &shared.progress;
         match membership.report(shared.inbox.wanted(), board.get(), board.notices()).await {
-            Ok(reply) if reply.drain => shared.inbox.stop(),
+            Ok(reply) if reply.drain => shared.stop(),
             Ok(_) => {}
             // The loss of the membership is noticed elsewhere.
             Err(error) => tracing::warn!("report not taken: {error}"),

@@ -60,6 +60,7 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
     let details = JoinDetails {
         role: Role::RolloutWorker,
         member_id: options.member_id,
+        rank: 0,
         address: String::new(),
         metrics_address: place.address.clone(),
         grace: options.grace,

@@ -4,10 +4,11 @@ Started as `relay.py OUTER INNER`: makes these two TAP devices in the network na
 what one receives to the other. `tc netem` does the same where a kernel has it; many have not. Prints `ready`, then obeys
 lines of standard input, each of which replaces the one before:
 
-    TO_DELAY_MS FROM_DELAY_MS LOSS CUT_TO CUT_FROM DAMAGE
+    TO_DELAY_MS FROM_DELAY_MS LOSS CUT_TO CUT_FROM DAMAGE HIDDEN
 
-`to` is towards the host (INNER). LOSS and DAMAGE are shares of packets; CUT_TO and CUT_FROM are 0 or 1. Delays vary by half
-of what is said, so that packets overtake each other.
+`to` is towards the host (INNER). LOSS, DAMAGE and HIDDEN are shares of packets; CUT_TO and CUT_FROM are 0 or 1. Delays vary by
+half of what is said, so that packets overtake each other. Damage that is HIDDEN has the checksum of TCP fit what is damaged,
+so that only what is above TCP can notice.
 """
 
 import fcntl
@@ -30,16 +31,35 @@ def tap(name):
     return device
 
 
-def damaged(packet):
+TCP, CHECKSUM = 34, 50
+
+
+def damaged(packet, is_hidden):
     changed = bytearray(packet)
-    changed[random.randrange(HEADERS, len(changed))] ^= 1 << random.randrange(8)
+    at = random.randrange(HEADERS, len(changed))
+    word = at - (at - TCP) % 2
+    before = bytes(changed[word : word + 2])
+    changed[at] ^= 1 << random.randrange(8)
+    # IPv4 with a header of 20 bytes, and TCP.
+    if is_hidden and changed[12:15] == b"\x08\x00\x45" and changed[23] == 6:
+        adjust_checksum(changed, before, bytes(changed[word : word + 2]))
     return bytes(changed)
+
+
+def adjust_checksum(packet, before, after):
+    """As RFC 1624 says: of the complements of the old sum and the old word, and the new word."""
+    number = lambda two: int.from_bytes(two.ljust(2, b"\0"), "big")
+    old = number(bytes(packet[CHECKSUM : CHECKSUM + 2]))
+    total = (~old & 0xFFFF) + (~number(before) & 0xFFFF) + number(after)
+    total = (total & 0xFFFF) + (total >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    packet[CHECKSUM : CHECKSUM + 2] = (~total & 0xFFFF).to_bytes(2, "big")
 
 
 def main():
     outer, inner = tap(sys.argv[1]), tap(sys.argv[2])
     other = {outer: inner, inner: outer}
-    delay, cut, loss, damage = {outer: 0.0, inner: 0.0}, {outer: False, inner: False}, 0.0, 0.0
+    delay, cut, loss, damage, hidden = {outer: 0.0, inner: 0.0}, {outer: False, inner: False}, 0.0, 0.0, 0.0
     waiting, count = [], 0
     print("ready", flush=True)
     while True:
@@ -50,7 +70,7 @@ def main():
             if not words:
                 return
             delay = {inner: float(words[0]) / 1e3, outer: float(words[1]) / 1e3}
-            loss, damage = float(words[2]), float(words[5])
+            loss, damage, hidden = float(words[2]), float(words[5]), float(words[6])
             cut = {inner: words[3] == "1", outer: words[4] == "1"}
             print("done", flush=True)
         for source in (outer, inner):
@@ -63,8 +83,8 @@ def main():
             target = other[source]
             if cut[target] or random.random() < loss:
                 continue
-            if len(packet) > HEADERS and random.random() < damage:
-                packet = damaged(packet)
+            if len(packet) > HEADERS and random.random() < max(damage, hidden):
+                packet = damaged(packet, hidden > 0.0)
             at = time.monotonic() + delay[target] * random.uniform(0.75, 1.25)
             count += 1
             heapq.heappush(waiting, (at, count, target, packet))

@@ -62,8 +62,11 @@ fn evidence(fault: Fault) -> Evidence {
         Fault::StopWorker | Fault::Cut | Fault::CutTowardsHost | Fault::CutFromHost => Evidence::Event(LOST),
         Fault::KillLearner | Fault::StopLearner => Evidence::Event(&[("process_ended", "restarted")]),
         Fault::KillCoordinator => Evidence::Event(&[("member_joined", "new")]),
-        Fault::SlowNetwork | Fault::DamagedPackets => Evidence::Nothing,
+        Fault::SlowNetwork | Fault::DamagedPackets | Fault::DamagedStream | Fault::FrozenDisk => {
+            Evidence::Nothing
+        }
         Fault::FullDisk => Evidence::Words("No space left"),
+        Fault::ReadOnlyDisk => Evidence::Words("Read-only file system"),
         Fault::DamagedCheckpoint => Evidence::Words("damaged checkpoint passed over"),
         Fault::RewardServerDown | Fault::RewardServerHung => Evidence::Words("this is over"),
     }
@@ -201,6 +204,20 @@ impl Chaos {
             }
             Fault::DamagedPackets => {
                 self.weather(worker, Weather { damage: 0.02, ..Weather::default() }, SHORT);
+            }
+            Fault::DamagedStream => {
+                self.weather(worker, Weather { hidden_damage: 0.002, ..Weather::default() }, SHORT);
+            }
+            Fault::ReadOnlyDisk => {
+                let covered = self.world.make_read_only().expect("the disk can be covered");
+                self.go_on_for(SHORT);
+                drop(covered);
+            }
+            Fault::FrozenDisk => {
+                let frozen = self.world.freeze_disk().expect("the disk can be frozen");
+                // Not even looked at: reading may wait for what is written.
+                std::thread::sleep(SHORT);
+                drop(frozen);
             }
             Fault::FullDisk => {
                 let ballast = self.world.fill_disk();

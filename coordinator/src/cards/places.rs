@@ -67,7 +67,7 @@ impl Places {
     ) -> Result<Self, SeatingError> {
         let resources = config.resources.clone();
         Ok(Self {
-            seating: Seating::new(resources.device, variable(VISIBLE).as_deref(), cards.n_cards())?,
+            seating: Seating::new(&resources, variable(VISIBLE).as_deref(), cards.n_cards())?,
             cards,
             set: VARIABLES.into_iter().filter(|name| variable(name).is_some()).collect(),
             resources,
@@ -79,7 +79,7 @@ impl Places {
 
     /// Whether any card is known; if not, each process takes the first that CUDA shows it.
     pub fn are_known(&self) -> bool {
-        self.seating.card(MemberName::Learner).is_some()
+        self.seating.card(MemberName::Learner(0)).is_some()
     }
 
     /// Where a member sits.
@@ -87,7 +87,7 @@ impl Places {
         let card = self.seating.card(member).map(str::to_owned);
         let facts = card.as_deref().and_then(|card| self.cards.find(card)).cloned();
         let n_threads = match member {
-            MemberName::Learner => self.resources.learner_threads,
+            MemberName::Learner(_) => self.resources.learner_threads,
             MemberName::Worker(_) => self.resources.worker_threads,
         };
         let beside =
@@ -102,9 +102,7 @@ impl Places {
 
     /// The seats of all members that the config starts, in the order in which they are given out.
     pub fn seats(&self) -> impl Iterator<Item = (MemberName, Seat)> {
-        Roster::Run { workers: self.resources.workers as u32 }
-            .members()
-            .map(|member| (member, self.seat(member)))
+        Roster::of(&self.resources).members().map(|member| (member, self.seat(member)))
     }
 
     /// What is to be said of the cards: those that PyTorch's wheel has no kernels for.
@@ -200,7 +198,7 @@ mod tests {
         let expected =
             if is_one { "card 1 (model 1)".to_owned() } else { format!("card 1 (model 1), CPUs {first}") };
         assert_eq!(places.seat(MemberName::Worker(0)).to_string(), expected);
-        assert_eq!(places.seat(MemberName::Learner).to_string(), "card 0 (model 0)");
+        assert_eq!(places.seat(MemberName::Learner(0)).to_string(), "card 0 (model 0)");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Who sits on which card: a decision without I/O.
 
 use crate::member_name::MemberName;
-use config::{ComputeDevice, Determinism, VisibleCards, VisibleCardsError};
+use config::{ComputeDevice, Determinism, ResourceSection, VisibleCards, VisibleCardsError};
 
 /// What names the cards that a process may see.
 pub(super) const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
@@ -32,12 +32,13 @@ pub(super) const VARIABLES: [&str; 6] = [
 
 /// The cards of a run in the order in which they are given out.
 ///
-/// The learner has the first card and worker *i* the (*i* + 1)th after it; where there are more processes than cards, the
-/// next begins again with the first. So a member keeps its card over restarts and whatever the number of workers, which
+/// The ranks of the learner have the first cards and worker *i* the (*i* + 1)th after them; where there are more processes than
+/// cards, the next begins again with the first. So a member keeps its card over restarts and whatever the number of workers, which
 /// decides bits where cards are of several kinds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seating {
     device: ComputeDevice,
+    n_learners: usize,
     /// As the user names them, else by their position; none where nothing is known of this machine's.
     cards: Vec<String>,
 }
@@ -78,8 +79,15 @@ impl Seating {
     ///
     /// # Errors
     /// If the list has not what the device asks for.
-    pub fn new(device: ComputeDevice, list: Option<&str>, n_cards: usize) -> Result<Self, SeatingError> {
-        let Some(position) = device.position() else { return Ok(Self { device, cards: Vec::new() }) };
+    pub fn new(
+        resources: &ResourceSection,
+        list: Option<&str>,
+        n_cards: usize,
+    ) -> Result<Self, SeatingError> {
+        let ResourceSection { device, learners: n_learners, .. } = *resources;
+        let Some(position) = device.position() else {
+            return Ok(Self { device, n_learners, cards: Vec::new() });
+        };
         let cards = match list {
             Some(list) => list.parse::<VisibleCards>()?.names().to_vec(),
             None => (0..n_cards).map(|card| card.to_string()).collect(),
@@ -92,13 +100,21 @@ impl Seating {
             let (n_cards, origin) = (cards.len(), origin.unwrap_or_default());
             return Err(SeatingError::NotThere { device, n_cards, origin });
         }
-        Ok(Self { device, cards })
+        Ok(Self { device, n_learners, cards })
+    }
+
+    /// The place of a member among all that there may be.
+    fn turn(&self, member: MemberName) -> usize {
+        match member {
+            MemberName::Learner(rank) => rank as usize,
+            MemberName::Worker(position) => position as usize + self.n_learners,
+        }
     }
 
     /// The card of a member; `None` on the CPU, and where nothing is known of the machine's.
     pub fn card(&self, member: MemberName) -> Option<&str> {
         let position = match self.device {
-            ComputeDevice::Cuda => turn(member).checked_rem(self.cards.len())?,
+            ComputeDevice::Cuda => self.turn(member).checked_rem(self.cards.len())?,
             device => device.position()?,
         };
         self.cards.get(position).map(String::as_str)
@@ -143,24 +159,21 @@ pub(crate) fn environment(
     own.into_iter().chain([told]).chain(defaults).collect()
 }
 
-/// The place of a member among all that there may be.
-fn turn(member: MemberName) -> usize {
-    match member {
-        MemberName::Learner => 0,
-        MemberName::Worker(position) => position as usize + 1,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const CUDA: ComputeDevice = ComputeDevice::Cuda;
 
+    fn of(device: ComputeDevice) -> ResourceSection {
+        let resources = config::preset("tempflow-tiny-cpu").expect("a preset").config.resources;
+        ResourceSection { device, ..resources }
+    }
+
     /// The cards of the learner and five workers.
     fn seats(device: ComputeDevice, list: Option<&str>, n_cards: usize) -> Vec<String> {
-        let seating = Seating::new(device, list, n_cards).expect("cards");
-        let members = std::iter::once(MemberName::Learner).chain((0..5).map(MemberName::Worker));
+        let seating = Seating::new(&of(device), list, n_cards).expect("cards");
+        let members = std::iter::once(MemberName::Learner(0)).chain((0..5).map(MemberName::Worker));
         members.map(|member| seating.card(member).unwrap_or("-").to_owned()).collect()
     }
 
@@ -180,6 +193,14 @@ mod tests {
     }
 
     #[test]
+    fn ranks_of_the_learner_sit_before_workers() {
+        let resources = ResourceSection { learners: 2, ..of(CUDA) };
+        let seating = Seating::new(&resources, None, 4).expect("cards");
+        let members = [MemberName::Learner(0), MemberName::Learner(1), MemberName::Worker(0)];
+        assert_eq!(members.map(|member| seating.card(member)), [Some("0"), Some("1"), Some("2")]);
+    }
+
+    #[test]
     fn a_card_that_is_asked_for_is_everybodys_and_the_cpu_nobodys() {
         assert_eq!(seats(ComputeDevice::CudaAt(1), Some("6,2"), 8), ["2"; 6]);
         assert_eq!(seats(ComputeDevice::CudaAt(3), None, 4), ["3"; 6]);
@@ -189,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_member_keeps_its_card_however_many_there_are() {
-        let seating = Seating::new(CUDA, None, 3).expect("cards");
+        let seating = Seating::new(&of(CUDA), None, 3).expect("cards");
         let of = |position| seating.card(MemberName::Worker(position));
         assert_eq!([of(0), of(1), of(2), of(30)], [Some("1"), Some("2"), Some("0"), Some("1")]);
     }
@@ -203,15 +224,15 @@ mod tests {
             (ComputeDevice::CudaAt(2), Some("4,5"), 8, "2 card(s) are seen, from `cuda:0` on, of CUDA"),
             (ComputeDevice::CudaAt(8), None, 8, "`resources.device` = cuda:8 is not there: 8 card(s)"),
         ] {
-            let told = Seating::new(device, list, n_cards).expect_err("refused").to_string();
+            let told = Seating::new(&of(device), list, n_cards).expect_err("refused").to_string();
             assert!(told.contains(expected), "{told}");
         }
     }
 
     #[test]
     fn each_member_sees_its_card_alone_and_what_the_user_has_set_stays() {
-        let environment = |device, n_cards, determinism| {
-            let seating = Seating::new(device, None, n_cards).expect("cards");
+        let environment = |device: ComputeDevice, n_cards, determinism| {
+            let seating = Seating::new(&of(device), None, n_cards).expect("cards");
             let is_set = |name: &str| ["CUDA_DEVICE_ORDER", "PYTORCH_ALLOC_CONF"].contains(&name);
             let variables = seating.environment(MemberName::Worker(0), determinism, is_set).into_iter();
             variables.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()

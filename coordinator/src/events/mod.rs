@@ -77,6 +77,9 @@ pub enum Event {
     ProcessEnded { member: String, cause: &'static str, reason: String },
     /// Another number of workers is wanted.
     WorkersScaled { from: u32, to: u32 },
+    /// The ranks of the learner are to form another group: all are there for the `first` time, one was `replaced`, or one
+    /// said that the group was `broken`.
+    RanksGrouped { epoch: u64, cause: &'static str, members: Vec<String> },
     /// Members finish what they have in hand and leave.
     RunDrained {},
     /// The run has ended.
@@ -84,7 +87,7 @@ pub enum Event {
 }
 
 /// Every event with each of its causes; one without a cause has an empty one.
-pub const CAUSES: [(&str, &[&str]); 17] = [
+pub const CAUSES: [(&str, &[&str]); 18] = [
     ("member_joined", &["new", "again", "replaced"]),
     (
         "member_refused",
@@ -97,6 +100,7 @@ pub const CAUSES: [(&str, &[&str]); 17] = [
             "other_build",
             "other_kind",
             "other_learner",
+            "no_such_rank",
             "full",
             "fenced",
         ],
@@ -114,6 +118,7 @@ pub const CAUSES: [(&str, &[&str]); 17] = [
     ("process_signalled", &["hung", "surplus", "stopping"]),
     ("process_ended", &["restarted", "not_wanted", "set_aside", "given_up"]),
     ("workers_scaled", &[""]),
+    ("ranks_grouped", &["first", "replaced", "broken"]),
     ("run_drained", &[""]),
     ("run_ended", &["done", "failed", "stopped"]),
 ];
@@ -137,6 +142,7 @@ impl Event {
             Self::ProcessSignalled { cause, .. } => ("process_signalled", cause),
             Self::ProcessEnded { cause, .. } => ("process_ended", cause),
             Self::WorkersScaled { .. } => ("workers_scaled", ""),
+            Self::RanksGrouped { cause, .. } => ("ranks_grouped", cause),
             Self::RunDrained {} => ("run_drained", ""),
             Self::RunEnded { cause, .. } => ("run_ended", cause),
         }

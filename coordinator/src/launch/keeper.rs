@@ -11,6 +11,7 @@ use super::restart::{ProcessEnd, RestartDecision, RestartHistory};
 use super::{ExitReport, MemberName, Observed, Signal};
 use crate::events::Event;
 use crate::membership::{Loss, Presence};
+use config::ResourceSection;
 use service::exit_code;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -51,8 +52,10 @@ impl Aftermath {
 /// Who there should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Roster {
-    /// The learner, and workers at the positions below this number.
+    /// Ranks of the learner and workers at the positions below these numbers.
     Run {
+        /// How many ranks the learner has.
+        learners: u32,
         /// How many workers.
         workers: u32,
     },
@@ -64,21 +67,26 @@ pub enum Roster {
 }
 
 impl Roster {
+    /// Who there should be as a run begins.
+    pub fn of(resources: &ResourceSection) -> Self {
+        Self::Run { learners: resources.learners as u32, workers: resources.workers as u32 }
+    }
+
     fn includes(self, member: MemberName) -> bool {
         match (self, member) {
-            (Self::Run { workers }, MemberName::Worker(position)) => position < workers,
-            (Self::Run { .. }, MemberName::Learner) => true,
+            (Self::Run { workers, .. }, MemberName::Worker(position)) => position < workers,
+            (Self::Run { learners, .. }, MemberName::Learner(rank)) => rank < learners,
             (Self::Nobody { .. }, _) => false,
         }
     }
 
     /// All that there should be.
     pub fn members(self) -> impl Iterator<Item = MemberName> {
-        let (learner, workers) = match self {
-            Self::Run { workers } => (Some(MemberName::Learner), workers),
-            Self::Nobody { .. } => (None, 0),
+        let (learners, workers) = match self {
+            Self::Run { learners, workers } => (learners, workers),
+            Self::Nobody { .. } => (0, 0),
         };
-        learner.into_iter().chain((0..workers).map(MemberName::Worker))
+        (0..learners).map(MemberName::Learner).chain((0..workers).map(MemberName::Worker))
     }
 }
 
@@ -247,7 +255,7 @@ impl Keeper {
             code: report.code,
         });
         // What one worker cannot use, such as a card that is gone, another may; if none can, the last one ends the run.
-        if decision == RestartDecision::GiveUp && report.member != MemberName::Learner {
+        if decision == RestartDecision::GiveUp && !report.member.is_learner() {
             decision = RestartDecision::SetAside;
         }
         match decision {
@@ -263,13 +271,13 @@ impl Keeper {
         Some(decision)
     }
 
-    /// Whether the run ends with a member that was set aside: the learner, or the last of all workers.
+    /// Whether the run ends with a member that was set aside: a rank of the learner, or the last of all workers.
     fn cannot_do_without(&self, member: MemberName, wanted: Roster) -> bool {
         let is_left = |other: MemberName| {
             let is_set_aside = self.records.get(&other).is_some_and(|record| record.is_set_aside);
-            other != MemberName::Learner && !is_set_aside
+            !other.is_learner() && !is_set_aside
         };
-        member == MemberName::Learner || (self.n_others == 0 && !wanted.members().any(is_left))
+        member.is_learner() || (self.n_others == 0 && !wanted.members().any(is_left))
     }
 
     /// What is to be done about a member that has not ended.

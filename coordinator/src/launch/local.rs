@@ -94,18 +94,23 @@ impl LocalLauncher {
 
     fn program(&self, member: MemberName) -> PathBuf {
         self.programs.join(match member {
-            MemberName::Learner => "learner",
+            MemberName::Learner(_) => "learner",
             MemberName::Worker(_) => "rollout-worker",
         })
     }
 
     fn arguments(&self, member: MemberName) -> Vec<String> {
         let contact = match member {
-            MemberName::Learner => &self.contact.learner,
+            MemberName::Learner(_) => &self.contact.learner,
             MemberName::Worker(_) => &self.contact.worker,
         };
+        let rank = match member {
+            MemberName::Learner(rank) if rank > 0 => vec!["--rank".to_owned(), rank.to_string()],
+            MemberName::Learner(_) | MemberName::Worker(_) => Vec::new(),
+        };
         let own = ["--member-id".to_owned(), member.to_string()];
-        std::iter::once("serve".to_owned()).chain(contact.iter().cloned()).chain(own).collect()
+        let arguments = std::iter::once("serve".to_owned()).chain(contact.iter().cloned());
+        arguments.chain(own).chain(rank).collect()
     }
 
     fn log(&self, member: MemberName) -> PathBuf {

@@ -46,8 +46,11 @@ impl Supervisor {
     /// # Errors
     /// If a member cannot be started, or one ended in a way that starting it again does not cure.
     pub fn keep_alive(&mut self, now: Instant) -> Result<(), CoordinatorError> {
-        let workers = self.plane.read(RunState::workers_wanted);
-        self.keep(Roster::Run { workers }, now)
+        let roster = self.plane.read(|state| Roster::Run {
+            learners: state.config().resources.learners as u32,
+            workers: state.workers_wanted(),
+        });
+        self.keep(roster, now)
     }
 
     /// Buries what has ended and has the rest end: by itself within the grace that began with the first call, else
@@ -96,7 +99,7 @@ impl Supervisor {
     /// Living workers that the launcher has neither started nor adopted.
     fn count_others(&self, sights: &BTreeMap<MemberName, Sight>) -> u32 {
         let is_own_worker = |(member, sight): &(&MemberName, &Sight)| {
-            **member != MemberName::Learner && sight.presence == Some(Presence::Living)
+            !member.is_learner() && sight.presence == Some(Presence::Living)
         };
         let n_own = sights.iter().filter(is_own_worker).count() as u32;
         self.plane.read(|state| state.members.n_workers()).saturating_sub(n_own)
@@ -146,7 +149,7 @@ fn own<'a>(launcher: &dyn Launcher, state: &'a RunState, member: MemberName) -> 
 
 fn work_done(state: &RunState, member: MemberName) -> u64 {
     match member {
-        MemberName::Learner => state.progress().iteration.into(),
+        MemberName::Learner(_) => state.progress().iteration.into(),
         MemberName::Worker(_) => state.members.get(&member.to_string()).map_or(0, |known| known.tasks_done),
     }
 }

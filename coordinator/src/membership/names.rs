@@ -6,8 +6,6 @@ use proto::{Process, Role};
 use protocol::{NONCE_BYTES, PROGRAM_VERSION, PROTOCOL_VERSION, is_printable};
 use service::shown;
 
-/// Learners of a run.
-pub(crate) const LEARNER_RANKS: u32 = 1;
 pub(super) const LONGEST_MEMBER_ID: usize = 100;
 /// Of hosts and addresses.
 pub(super) const LONGEST_PLACE: usize = 300;
@@ -24,10 +22,7 @@ pub(super) fn check_words(applicant: &Applicant) -> Result<(), Refusal> {
             "a member id is 1 to 100 ASCII letters, digits and signs, but no `/`",
         ));
     }
-    let address = &applicant.address;
-    if address.len() > LONGEST_PLACE || !address.chars().all(is_printable) {
-        return Err(Refusal::Malformed("an address is `host:port`, of at most 300 bytes"));
-    }
+    check_address(&applicant.address)?;
     let process = &applicant.process;
     if process.nonce.len() != NONCE_BYTES {
         return Err(Refusal::Malformed("a process has a nonce of 16 bytes"));
@@ -35,10 +30,15 @@ pub(super) fn check_words(applicant: &Applicant) -> Result<(), Refusal> {
     if process.metrics_address.len() > LONGEST_PLACE || !process.metrics_address.chars().all(is_printable) {
         return Err(Refusal::Malformed("a metrics address is `host:port`, of at most 300 bytes"));
     }
-    if applicant.rank >= LEARNER_RANKS {
-        return Err(Refusal::Malformed("there is one learner, of rank 0"));
-    }
     Ok(())
+}
+
+/// Checks where a process says that it is reached.
+pub(super) fn check_address(address: &str) -> Result<(), Refusal> {
+    match address.len() <= LONGEST_PLACE && address.chars().all(is_printable) {
+        true => Ok(()),
+        false => Err(Refusal::Malformed("an address is `host:port`, of at most 300 bytes")),
+    }
 }
 
 /// Checks that a process is of this build.

@@ -42,6 +42,19 @@ pub enum Refusal {
         /// And where.
         host: String,
     },
+    /// The run's learner has no such rank.
+    #[error(
+        "`{member_id}` joins as rank {rank} of the learner, which has {n_learners} in this run: ranks count from 0, and \
+         `resources.learners` says how many there are"
+    )]
+    NoSuchRank {
+        /// The sender.
+        member_id: String,
+        /// What it says.
+        rank: u32,
+        /// How many there are.
+        n_learners: u32,
+    },
     /// The process was lost with work that stood still; a new one must take its place.
     #[error("process {pid} of member `{member_id}` got stuck and is replaced")]
     Stuck {
@@ -112,6 +125,7 @@ impl Refusal {
             Self::OtherBuild { .. } => "other_build",
             Self::OtherKind { .. } => "other_kind",
             Self::OtherLearner { .. } => "other_learner",
+            Self::NoSuchRank { .. } => "no_such_rank",
             Self::Full => "full",
             Self::Fenced { .. } => "fenced",
         }

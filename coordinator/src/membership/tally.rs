@@ -2,6 +2,7 @@
 
 use super::Member;
 use proto::Role;
+use std::collections::BTreeMap;
 
 /// Numbers that every message asks for.
 #[derive(Clone, Debug, Default)]
@@ -12,8 +13,8 @@ pub(super) struct Tally {
     pub(super) n_workers: u32,
     /// Of them, those that are not asked to leave.
     pub(super) n_taking_tasks: usize,
-    /// The member id of the learner that is there.
-    pub(super) learner: Option<String>,
+    /// The member ids of the learners that are there, by rank.
+    pub(super) learners: BTreeMap<u32, String>,
 }
 
 impl Tally {
@@ -24,7 +25,9 @@ impl Tally {
         }
         self.n_living += 1;
         match member.applicant.role {
-            Role::Learner => self.learner = Some(member.applicant.member_id.clone()),
+            Role::Learner => {
+                self.learners.insert(member.applicant.rank, member.applicant.member_id.clone());
+            }
             Role::RolloutWorker => {
                 self.n_workers += 1;
                 self.n_taking_tasks += usize::from(!member.draining);
@@ -40,7 +43,9 @@ impl Tally {
         }
         self.n_living -= 1;
         match member.applicant.role {
-            Role::Learner => self.learner = None,
+            Role::Learner => {
+                self.learners.remove(&member.applicant.rank);
+            }
             Role::RolloutWorker => {
                 self.n_workers -= 1;
                 self.n_taking_tasks -= usize::from(!member.draining);

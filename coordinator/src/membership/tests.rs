@@ -111,7 +111,7 @@ fn there_is_one_learner() {
     let told = members.join(learner("other", 2), now).expect_err("a second one").to_string();
     assert!(told.contains("the learner of this run is `learner`") && told.contains("process 1"), "{told}");
     replace(&mut members, learner("learner", 3), now);
-    assert_eq!(members.learner().expect("a learner").applicant.process.pid, 3);
+    assert_eq!(members.learners().next().flatten().expect("a learner").applicant.process.pid, 3);
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn a_name_belongs_to_one_role() {
     assert!(matches!(members.join(worker("learner", 7), now), Err(Refusal::OtherRole { .. })), "nor then");
     assert!(matches!(members.join(learner("a", 7), now), Err(Refusal::OtherRole { .. })));
     members.join(learner("learner", 3), now).expect("the next learner");
-    assert_eq!(members.learner().expect("a learner").applicant.process.pid, 3);
+    assert_eq!(members.learners().next().flatten().expect("a learner").applicant.process.pid, 3);
 }
 
 #[test]
@@ -237,7 +237,10 @@ fn whoever_comes_and_goes_memory_is_bounded_and_the_numbers_hold() {
         assert_eq!((members.n_workers(), members.n_taking_tasks()), (1, 1));
     }
     assert!(members.get("passing-4999").is_some() && members.get("passing-0").is_none());
-    assert!(members.learner().is_some() && members.get("steady").is_some(), "who is there stays");
+    assert!(
+        members.learners().all(|learner| learner.is_some()) && members.get("steady").is_some(),
+        "who is there stays"
+    );
     let later = now + REMEMBERED + Duration::from_secs(10);
     n_forgotten += members.forget_the_long_gone(later).len();
     assert_eq!((members.iter().count(), n_forgotten), (2, 5_000));

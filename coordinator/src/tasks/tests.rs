@@ -19,7 +19,7 @@ fn wants(iteration: u32, n_tasks: u32, held: &[u32]) -> WantedTasks {
 /// A book whose learner wants `n_tasks` training tasks of iteration 0.
 fn book(n_tasks: u32, now: Instant) -> TaskBook {
     let mut book = TaskBook::default();
-    book.report(&[wants(0, n_tasks, &[])], now);
+    book.report(0, &[wants(0, n_tasks, &[])], now);
     book
 }
 
@@ -45,12 +45,53 @@ fn waits(book: &mut TaskBook, worker: &str, now: Instant) -> bool {
     matches!(ask(book, worker, &[], now), Grant::Wait(_))
 }
 
+/// Four training tasks for each of two ranks, the first four the first rank's.
+fn two_ranks() -> TaskBook {
+    let mut config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
+    (config.sampling.prompts_per_iteration, config.sampling.seeds_per_prompt) = (8, 1);
+    (config.training.updates_per_iteration, config.resources.learners) = (1, 2);
+    TaskBook::new(RankLayout::of(&config))
+}
+
+#[test]
+fn ranks_of_the_learner_take_turns() {
+    let now = Instant::now();
+    let mut book = two_ranks();
+    book.report(0, &[wants(0, 8, &[]), wants(1, 8, &[])], now);
+    assert_eq!(granted(&mut book, "a", now), train(0, 0), "one rank has told");
+    book.report(1, &[wants(0, 8, &[])], now);
+    let order: Vec<_> = ["b", "c", "d", "e"].map(|worker| granted(&mut book, worker, now)).into();
+    assert_eq!(order, [train(0, 4), train(0, 1), train(0, 5), train(0, 2)]);
+    assert_eq!(book.counts(), TaskCounts { waiting: 7, leased: 5, held: 0 });
+}
+
+#[test]
+fn a_rank_that_is_gone_takes_its_own_tasks_with_it_and_no_other() {
+    let now = Instant::now();
+    let mut book = two_ranks();
+    for rank in [0, 1] {
+        book.report(rank, &[wants(0, 8, &[])], now);
+    }
+    let mine = [granted(&mut book, "a", now), granted(&mut book, "b", now)];
+    assert_eq!(mine, [train(0, 0), train(0, 4)]);
+    book.finish("a", mine[0], now);
+    book.finish("b", mine[1], now);
+    book.forget_learner(1);
+    assert_eq!(book.counts(), TaskCounts { waiting: 3, leased: 0, held: 1 });
+    assert!(book.not_needed(&[mine[1]]).is_empty(), "it may be wanted again");
+    book.report(1, &[wants(0, 8, &[])], now);
+    assert_eq!(granted(&mut book, "a", now), train(0, 4), "what it held is lost");
+    let full = WantedTasks { open_below: 5, ..wants(0, 8, &[4]) };
+    book.report(1, &[full], now);
+    assert_eq!(granted(&mut book, "b", now), train(0, 1), "the other rank has no room");
+}
+
 #[test]
 fn nothing_is_granted_before_a_learner_speaks() {
     let now = Instant::now();
     let mut book = TaskBook::default();
     assert_eq!(ask(&mut book, "a", &[], now), Grant::Wait("no learner has said yet what it wants"));
-    book.report(&[], now);
+    book.report(0, &[], now);
     assert_eq!(ask(&mut book, "a", &[], now), Grant::Wait("every wanted task is held or with a worker"));
 }
 
@@ -59,7 +100,7 @@ fn earlier_iterations_go_first_and_evaluation_before_training() {
     let now = Instant::now();
     let mut book = TaskBook::default();
     let evaluation = WantedTasks { kind: TaskKind::Evaluate, ..wants(4, 1, &[]) };
-    book.report(&[wants(5, 1, &[]), wants(4, 2, &[0]), evaluation], now);
+    book.report(0, &[wants(5, 1, &[]), wants(4, 2, &[0]), evaluation], now);
     let order: Vec<_> = ["a", "b", "c"].map(|worker| granted(&mut book, worker, now)).into();
     assert_eq!(order, [evaluate(4, 0), train(4, 1), train(5, 0)]);
     assert!(waits(&mut book, "d", now));
@@ -101,9 +142,9 @@ fn a_report_under_way_does_not_undo_a_finish_but_a_later_one_does() {
     let mut book = book(1, now);
     granted(&mut book, "a", now);
     book.finish("a", train(0, 0), now);
-    book.report(&[wants(0, 1, &[])], now + CONFIRMATION / 2);
+    book.report(0, &[wants(0, 1, &[])], now + CONFIRMATION / 2);
     assert!(waits(&mut book, "b", now), "the report may be older than the push");
-    book.report(&[wants(0, 1, &[])], now + CONFIRMATION);
+    book.report(0, &[wants(0, 1, &[])], now + CONFIRMATION);
     assert_eq!(granted(&mut book, "b", now), train(0, 0), "the learner lost it");
 }
 
@@ -113,8 +154,8 @@ fn a_confirmed_task_stays_held() {
     let mut book = book(1, now);
     granted(&mut book, "a", now);
     book.finish("a", train(0, 0), now);
-    book.report(&[wants(0, 1, &[0])], now);
-    book.report(&[wants(0, 1, &[0])], now + CONFIRMATION * 2);
+    book.report(0, &[wants(0, 1, &[0])], now);
+    book.report(0, &[wants(0, 1, &[0])], now + CONFIRMATION * 2);
     assert!(waits(&mut book, "a", now));
 }
 
@@ -134,9 +175,9 @@ fn a_restarted_learner_gets_again_what_it_lost() {
     granted(&mut book, "a", now);
     granted(&mut book, "b", now);
     book.finish("a", train(0, 0), now);
-    book.forget_learner();
+    book.forget_learner(0);
     assert!(waits(&mut book, "c", now), "nobody is there to take it");
-    book.report(&[wants(0, 3, &[2])], now);
+    book.report(0, &[wants(0, 3, &[2])], now);
     assert_eq!(granted(&mut book, "a", now), train(0, 0), "lost with the old learner");
     assert!(waits(&mut book, "c", now), "b still runs 1, and 2 is held");
 }
@@ -147,7 +188,7 @@ fn a_restarted_coordinator_learns_leases_from_the_workers() {
     let mut book = TaskBook::default();
     book.claim("a", &[train(0, 1), train(0, 3)], now);
     book.claim("b", &[], now);
-    book.report(&[wants(0, 4, &[0])], now);
+    book.report(0, &[wants(0, 4, &[0])], now);
     assert_eq!(granted(&mut book, "b", now), train(0, 2));
     assert!(waits(&mut book, "c", now));
     assert!(book.finish("a", train(0, 1), now));
@@ -169,7 +210,7 @@ fn a_worker_with_a_task_that_is_wanted_no_more_gets_another() {
     let now = Instant::now();
     let mut book = book(1, now);
     granted(&mut book, "a", now);
-    book.report(&[wants(1, 1, &[])], now);
+    book.report(0, &[wants(1, 1, &[])], now);
     assert_eq!(book.counts(), TaskCounts { waiting: 1, leased: 0, held: 0 });
     assert_eq!(granted(&mut book, "a", now), train(1, 0));
 }
@@ -239,7 +280,7 @@ fn a_task_that_the_learner_holds_before_its_worker_says_so_stays_with_it() {
     let now = Instant::now();
     let mut book = book(2, now);
     granted(&mut book, "a", now);
-    book.report(&[wants(0, 2, &[0])], now);
+    book.report(0, &[wants(0, 2, &[0])], now);
     assert_eq!(ask(&mut book, "a", &[train(0, 0)], now), Grant::Task(train(0, 1)));
     assert!(book.finish("a", train(0, 0), now), "counted as its work");
 }
@@ -341,14 +382,14 @@ fn free_tasks_are_those_that_nobody_has_after_any_course_of_events() {
             0 => {
                 let held: Vec<u32> = (0..6).filter(|_| draw(3) == 0).collect();
                 let wanted = [wants(draw(3) as u32, 5, &held), wants(draw(3) as u32, 5, &[])];
-                book.report(&wanted[..draw(3) as usize], now);
+                book.report(0, &wanted[..draw(3) as usize], now);
             }
             1 | 2 => drop(ask(&mut book, worker, &[task], now)),
             3 => drop(ask(&mut book, worker, &[], now)),
             4 => drop(book.finish(worker, task, now)),
             5 => drop(fail(&mut book, worker, task, false, now)),
             6 => book.claim(worker, &[task, train(1, draw(9) as u32)], now),
-            _ if draw(4) == 0 => book.forget_learner(),
+            _ if draw(4) == 0 => book.forget_learner(0),
             _ => book.release(worker, now),
         }
         let leased: BTreeSet<TaskName> =
@@ -356,7 +397,7 @@ fn free_tasks_are_those_that_nobody_has_after_any_course_of_events() {
         let all = (0..3).flat_map(|iteration| (0..9).map(move |index| train(iteration, index)));
         let open: Vec<TaskName> = all.filter(|task| book.is_open(task)).collect();
         let free: Vec<TaskName> = open.iter().filter(|task| !leased.contains(task)).copied().collect();
-        assert_eq!(book.free.iter().copied().collect::<Vec<_>>(), free);
+        assert_eq!(book.grantable().collect::<Vec<_>>(), free);
         for (_, task) in &book.late {
             assert!(book.is_open(task) && book.leases.only_runner(task).is_some(), "{task} is not late");
         }
@@ -371,7 +412,7 @@ fn a_task_that_memory_is_short_for_ends_the_run_when_two_workers_say_so_or_the_o
     let give_up = Verdict::GiveUp { failures: 2 };
     for (workers, n_workers) in [(["a", "b"], 2), (["a", "a"], 1)] {
         let mut book = TaskBook::default();
-        book.report(&[wants(0, 1, &[])], now);
+        book.report(0, &[wants(0, 1, &[])], now);
         let mut short = |worker| {
             let asking = Asking { worker, finishing: &[], n_workers };
             assert_eq!(book.grant(asking, now), Grant::Task(train(0, 0)));

@@ -63,7 +63,7 @@ async fn costs(n_workers: u32) -> [u64; 2] {
 
     let home = tempfile::tempdir().expect("a directory");
     let (plane, workers) = crowd(home.path(), n_workers).await;
-    let incarnation = plane.read(|state| state.members.learner().expect("joined").incarnation);
+    let incarnation = plane.read(|state| state.members.get("learner").expect("joined").incarnation);
     let learner = Some(Caller { run_id: "run-a".to_owned(), member_id: "learner".to_owned(), incarnation });
     let report =
         ReportRequest { caller: learner, wanted: wants_training(0, &[]), ..ReportRequest::default() };

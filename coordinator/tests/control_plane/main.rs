@@ -356,6 +356,7 @@ async fn nobody_takes_the_learners_name_and_status_stays_readable_whatever_membe
         running: vec![proto::TaskId { kind: 77, ..Default::default() }; 1000],
         device: giant[..900].to_owned(),
         card: giant[..900].to_owned(),
+        ..HeartbeatRequest::default()
     };
     worker.client.heartbeat(request).await.expect("a member");
     learner.report(wants_training(0, &[])).await;

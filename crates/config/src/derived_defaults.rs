@@ -1,6 +1,6 @@
 //! Defaults that follow other keys of the same config, where a default of their own would be wrong in silence.
 
-use crate::{Algorithm, RatioNormalization, StepRule, StepWeight};
+use crate::{AdapterMethod, Algorithm, RatioNormalization, StepRule, StepWeight};
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -30,6 +30,17 @@ pub fn default_clip_range(step_rule: StepRule, ratio_normalization: RatioNormali
         (RatioNormalization::Guard, _) => 2e-6,
         (RatioNormalization::None, StepRule::Cps) => 1e-5,
         (RatioNormalization::None, StepRule::FlowSde) => 1e-4,
+    }
+}
+
+/// Shards of the gradient of an adapter: enough for the ranks of one machine, and few enough to hold several.
+const SHARDS_OF_ADAPTER: usize = 8;
+
+/// How many shards a gradient has that `learners` ranks share: of a whole network no more than they need.
+pub fn default_gradient_shards(method: AdapterMethod, learners: usize) -> usize {
+    match method {
+        AdapterMethod::Lora => SHARDS_OF_ADAPTER,
+        AdapterMethod::Full => learners.checked_next_power_of_two().unwrap_or(usize::MAX),
     }
 }
 
@@ -63,7 +74,13 @@ pub(crate) fn derived_defaults(sections: &Table) -> Vec<DerivedDefault> {
         let value = stated("sampling", "guidance_scale")?;
         Some(DerivedDefault { section: "evaluation", key: "guidance_scale", value })
     };
-    [weight(), clip_range(), guidance()].into_iter().flatten().collect()
+    let shards = || {
+        let method = read(stated("adapter", "method")?)?;
+        let shards = default_gradient_shards(method, read(stated("resources", "learners")?)?);
+        let value = i64::try_from(shards).ok()?.into();
+        Some(DerivedDefault { section: "training", key: "gradient_shards", value })
+    };
+    [weight(), clip_range(), guidance(), shards()].into_iter().flatten().collect()
 }
 
 fn read<'a, T: Deserialize<'a>>(value: Value) -> Option<T> {
@@ -80,7 +97,9 @@ mod tests {
         let text: String = text
             .lines()
             .filter(|line| {
-                !["step_weight", "step_rule", "clip_range "].iter().any(|key| line.starts_with(key))
+                !["step_weight", "step_rule", "clip_range ", "gradient_shards"]
+                    .iter()
+                    .any(|key| line.starts_with(key))
             })
             .map(|line| format!("{line}\n"))
             .collect();
@@ -115,6 +134,17 @@ mod tests {
         assert_eq!(range(&["training.ratio_normalization=guard"]), 2e-6);
         assert_eq!(range(&["sampling.step_rule=cps", "training.ratio_normalization=guard"]), 2e-6);
         assert_eq!(range(&["training.ratio_normalization=guard", "training.clip_range=1e-5"]), 1e-5);
+    }
+
+    #[test]
+    fn shards_follow_what_is_trained_and_by_how_many() {
+        let shards = |settings: &[&str]| with(settings).training.gradient_shards;
+        assert_eq!(shards(&["resources.learners=3"]), 8);
+        for (learners, expected) in [("1", 1), ("2", 2), ("3", 4)] {
+            let learners = format!("resources.learners={learners}");
+            assert_eq!(shards(&["adapter.method=full", &learners]), expected);
+            assert_eq!(shards(&["adapter.method=full", &learners, "training.gradient_shards=16"]), 16);
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
 /// against the first one. What scores them may change: every evaluation says what it was scored by, and only equals are
 /// compared. Of a trained reward, [`CONNECTION_OPTIONS`] may change. Prompt files may move, since the prompts themselves are
 /// compared when a run is resumed, as the model's files are.
-pub const CHANGEABLE_KEYS: [&str; 17] = [
+pub const CHANGEABLE_KEYS: [&str; 18] = [
     "run.name",
     "run.directory",
     "run.iterations",
@@ -24,6 +24,7 @@ pub const CHANGEABLE_KEYS: [&str; 17] = [
     "evaluation.on_reward_hacking",
     "evaluation_rewards",
     "checkpoints.",
+    "resources.learners",
     "resources.workers",
     "resources.max_workers",
     "resources.mixed_devices",
@@ -51,6 +52,7 @@ impl RunConfig {
         identity.evaluation_rewards.clear();
         identity.rewards = identity.rewards.iter().map(RewardSection::without_connection).collect();
         identity.checkpoints = CheckpointSection { every: 0, keep_last: 0, retry_minutes: 0.0 };
+        identity.resources.learners = 0;
         identity.resources.workers = 0;
         identity.resources.max_workers = 0;
         identity.resources.mixed_devices = false;
@@ -117,6 +119,8 @@ mod tests {
             "checkpoints.every=7",
             "checkpoints.keep_last=7",
             "checkpoints.retry_minutes=7.0",
+            "resources.learners=3",
+            "training.gradient_shards=4",
             "resources.workers=7",
             "resources.max_workers=7",
             "resources.mixed_devices=true",

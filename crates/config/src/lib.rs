@@ -42,7 +42,7 @@ pub use branch::branch_text;
 pub use cards::*;
 pub use compute_device::ComputeDevice;
 pub use cost::*;
-pub use derived_defaults::{default_clip_range, default_step_weight};
+pub use derived_defaults::{default_clip_range, default_gradient_shards, default_step_weight};
 pub use determinism::Determinism;
 pub use duration::{HeldOutCounts, Rate};
 pub use hosts::{HostSection, Slots};

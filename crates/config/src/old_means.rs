@@ -37,13 +37,13 @@ impl RunConfig {
 
     /// Share of an iteration's tasks whose means are computed twice, when the run is under way.
     pub fn share_of_recomputed_means(&self) -> f64 {
-        let n_tasks = self.n_train_tasks();
-        let parts = self.training.updates_per_iteration.clamp(1, n_tasks.max(1));
+        let ends = self.update_ends();
         // Any iteration but the first, which is sampled with the version that it trains whatever the lag.
         let is_recomputed = |part: &usize| self.old_means(self.run.lag + 1, *part) == OldMeans::Recomputed;
-        let of_part = |part: usize| ((part + 1) * n_tasks / parts - part * n_tasks / parts) as f64;
-        let recomputed: f64 = (0..parts).filter(is_recomputed).map(of_part).sum();
-        recomputed / n_tasks.max(1) as f64
+        let starts = std::iter::once(&0).chain(&ends);
+        let lengths: Vec<usize> = ends.iter().zip(starts).map(|(end, start)| end - start).collect();
+        let recomputed: usize = (0..lengths.len()).filter(is_recomputed).map(|part| lengths[part]).sum();
+        recomputed as f64 / self.n_train_tasks().max(1) as f64
     }
 }
 

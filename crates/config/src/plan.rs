@@ -126,7 +126,27 @@ impl Plan {
             ("weights, to each worker", self.weight_bytes()),
         ];
         writeln!(f, "on the wire per iteration")?;
-        bytes.iter().try_for_each(|(name, bytes)| line(f, name, &human_bytes(bytes.unwrap_or(0.0)), ""))
+        bytes.iter().try_for_each(|(name, bytes)| line(f, name, &human_bytes(bytes.unwrap_or(0.0)), ""))?;
+        match self.gradient_bytes() {
+            Some(bytes) => {
+                let remark = format!("of {} ranks of the learner", self.config.resources.learners);
+                line(f, "gradients, sent by each", &human_bytes(bytes), &remark)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes that a rank of the learner sends the others in an iteration: of each of its subtrees all slices but its own, and
+    /// then its slice of the sum; none where there is one rank.
+    fn gradient_bytes(&self) -> Option<f64> {
+        let (learners, shards) = (self.config.resources.learners, self.config.training.gradient_shards);
+        let model = self.model.as_ref().filter(|_| learners > 1)?;
+        // Neighbouring shards make few subtrees: one where ranks and shards divide evenly.
+        let subtrees = if learners.is_power_of_two() { 1.0 } else { f64::from(shards.ilog2().max(1)) };
+        let others = (learners - 1) as f64;
+        let sent = (subtrees / learners as f64 + 1.0 / learners as f64) * others;
+        let gradient = 4.0 * trained_parameters(&self.config, model);
+        Some(sent * gradient * self.config.training.updates_per_iteration as f64)
     }
 }
 

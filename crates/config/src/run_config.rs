@@ -243,6 +243,10 @@ pub struct TrainingSection {
     pub max_grad_norm: f64,
     /// Optimizer updates per iteration; only the first is strictly on-policy.
     pub updates_per_iteration: usize,
+    /// Into how many parts, a power of two, the tasks of an update are cut, whose gradients are added as one binary tree,
+    /// whatever the number of learner ranks. Where a config is silent: 8 for an adapter, else the smallest that
+    /// `resources.learners` needs, since a rank holds several gradients at a time.
+    pub gradient_shards: usize,
     /// Which rewards an advantage is measured against.
     pub advantage_group: AdvantageGroup,
     /// How several rewards become one advantage.
@@ -405,6 +409,8 @@ pub struct CheckpointSection {
 pub struct ResourceSection {
     /// `cpu`, `cuda` (a GPU for each process; they share where there are fewer) or `cuda:N` (that one for all).
     pub device: ComputeDevice,
+    /// Processes that the learner consists of, its ranks; the result does not depend on their number.
+    pub learners: usize,
     /// Whether learners, or workers, may compute on several kinds of device: other cards, processors or libraries. The bits
     /// of the result then depend on who did what.
     pub mixed_devices: bool,

@@ -64,6 +64,31 @@ impl RunConfig {
         }
     }
 
+    /// One past the last task of each update of an iteration: contiguous, nearly equal, non-empty parts.
+    pub fn update_ends(&self) -> Vec<usize> {
+        let n_tasks = self.n_train_tasks();
+        let n_parts = self.training.updates_per_iteration.clamp(1, n_tasks.max(1));
+        (1..=n_parts).map(|part| part * n_tasks / n_parts).collect()
+    }
+
+    /// The shard of its update's gradient that each training task of an iteration adds to, by index. Shards are contiguous
+    /// and nearly equal in every update, and the tasks of a prompt whose rewards are compared are in one unless an update ends
+    /// between them; where an update has fewer tasks than there are shards, some are empty.
+    pub fn shards_of_tasks(&self) -> Vec<usize> {
+        let n_shards = self.training.gradient_shards;
+        let unit = match self.tasks_compared() {
+            compared if compared == self.n_train_tasks() => 1,
+            compared => compared,
+        };
+        let mut shards = Vec::with_capacity(self.n_train_tasks());
+        for end in self.update_ends() {
+            let n_units = (end - shards.len()).div_ceil(unit);
+            let start = shards.len();
+            shards.extend((start..end).map(|task| (task - start) / unit * n_shards / n_units));
+        }
+        shards
+    }
+
     /// Training tasks of an iteration, prompt by prompt; `n_prompts` is the length of the prompt file.
     pub fn train_tasks(&self, n_prompts: usize, iteration: u32) -> Vec<TaskSpec> {
         let sampling = &self.sampling;
@@ -220,6 +245,27 @@ mod tests {
             config.training.reward_combination = RewardCombination::Gdpo;
             assert_eq!(config.tasks_compared(), 10, "{group:?}");
         }
+    }
+
+    #[test]
+    fn updates_and_their_shards_are_contiguous_and_nearly_equal() {
+        let with = |prompts: usize, updates: usize, shards: usize| {
+            let mut config = config();
+            config.sampling.prompts_per_iteration = prompts;
+            (config.training.updates_per_iteration, config.training.gradient_shards) = (updates, shards);
+            config
+        };
+        assert_eq!(with(4, 2, 4).update_ends(), [4, 8]);
+        assert_eq!(with(4, 2, 4).shards_of_tasks(), [0, 1, 2, 3, 0, 1, 2, 3]);
+        assert_eq!(with(4, 1, 4).shards_of_tasks(), [0, 0, 1, 1, 2, 2, 3, 3]);
+        assert_eq!(with(3, 1, 4).shards_of_tasks(), [0, 0, 1, 2, 2, 3]);
+        assert_eq!(with(1, 5, 8).update_ends(), [1, 2], "no update is empty");
+        assert_eq!(with(1, 1, 8).shards_of_tasks(), [0, 4], "some shards are");
+        let mut config = with(4, 1, 8);
+        config.training.advantage_group = AdvantageGroup::Prompt;
+        assert_eq!(config.shards_of_tasks(), [0, 0, 2, 2, 4, 4, 6, 6], "the tasks of a prompt stay together");
+        config.training.advantage_group = AdvantageGroup::Batch;
+        assert_eq!(config.shards_of_tasks(), [0, 1, 2, 3, 4, 5, 6, 7]);
     }
 
     #[test]

@@ -34,6 +34,9 @@ const MOST_IMAGES_PER_PROMPT: usize = 10_000;
 /// Images of a grid, which is drawn in memory before it is written.
 const MOST_TILES: usize = 1024;
 
+/// Shards of a gradient: more than any learner has ranks.
+const MOST_SHARDS: usize = 1024;
+
 /// Rank of an adapter: no linear module of a network is wider.
 const MOST_RANK: i64 = 65_536;
 
@@ -293,6 +296,7 @@ fn check_training(config: &RunConfig, checks: &mut Checks) {
     checks.not_negative(training.kl_beta, "training.kl_beta");
     checks.count(training.updates_per_iteration, "training.updates_per_iteration");
     checks.count(training.max_rows, "training.max_rows");
+    check_shards(config, checks);
     let counts = [config.sampling.prompts_per_iteration, config.sampling.seeds_per_prompt];
     if config.sampling.seeds_per_task >= 1 && counts.iter().all(|&count| count <= MOST) {
         let n_tasks = config.n_train_tasks();
@@ -311,6 +315,20 @@ fn check_training(config: &RunConfig, checks: &mut Checks) {
         checks.positive(factor, "training.step_weight");
     }
     check_groups(config, checks);
+}
+
+fn check_shards(config: &RunConfig, checks: &mut Checks) {
+    let (shards, learners) = (config.training.gradient_shards, config.resources.learners);
+    checks.require(shards.is_power_of_two() && shards <= MOST_SHARDS, "training.gradient_shards", || {
+        format!("is {shards}; it must be a power of two, 1 to {MOST_SHARDS}")
+    });
+    checks.count(learners, "resources.learners");
+    checks.require(learners <= shards || shards == 0 || learners == 0, "resources.learners", || {
+        format!(
+            "is {learners}, more than the {shards} shards of a gradient that they could share (training.gradient_shards); have \
+             fewer learners, or in a new run more shards"
+        )
+    });
 }
 
 /// A group of one reward has no deviation, so nothing would ever be learned.

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 /// Tasks of one kind and iteration.
 #[derive(Debug)]
 pub struct TaskSet {
-    /// All of them, by index.
+    /// Those that are this rank's own, in the order of their indices.
     pub tasks: Vec<TaskSpec>,
     /// Training only: the trained steps, in rising order.
     pub steps: Vec<u32>,
@@ -74,6 +74,7 @@ pub struct IntakeCounts {
 #[derive(Debug)]
 pub struct Intake<T> {
     sets: BTreeMap<SetName, Shelf<T>>,
+    rank: u32,
     limit: HoldLimit,
     is_stopping: bool,
 }
@@ -100,6 +101,17 @@ impl<T> Default for Intake<T> {
 }
 
 impl<T> Shelf<T> {
+    /// Where a task is among those of the set.
+    fn position(&self, index: u32) -> Option<usize> {
+        self.set.tasks.binary_search_by_key(&index, |task| task.index).ok()
+    }
+
+    /// The index below which the first `n_open` tasks are all that there are.
+    fn index_after(&self, n_open: usize) -> u32 {
+        let tasks = &self.set.tasks;
+        tasks.get(n_open).map_or_else(|| tasks.last().map_or(0, |last| last.index + 1), |next| next.index)
+    }
+
     /// Tasks that training has taken, which it does in the order of their indices.
     fn n_taken(&self) -> usize {
         self.slots.iter().take_while(|slot| matches!(slot, Slot::Taken)).count()
@@ -107,9 +119,14 @@ impl<T> Shelf<T> {
 }
 
 impl<T> Intake<T> {
-    /// A place with room for so much.
+    /// A place with room for so much, of the first rank of the learner.
     pub fn new(limit: HoldLimit) -> Self {
-        Self { sets: BTreeMap::new(), limit, is_stopping: false }
+        Self::of_rank(0, limit)
+    }
+
+    /// A place with room for so much.
+    pub fn of_rank(rank: u32, limit: HoldLimit) -> Self {
+        Self { sets: BTreeMap::new(), rank, limit, is_stopping: false }
     }
 
     /// Starts wanting the tasks of a set, unless they are wanted already.
@@ -126,13 +143,10 @@ impl<T> Intake<T> {
     /// How a task stands.
     pub fn standing(&self, task: TaskName) -> TaskStanding {
         let Some(shelf) = self.sets.get(&(task.iteration, task.kind)) else { return TaskStanding::NotWanted };
-        let index = task.index as usize;
-        match shelf.slots.get(index) {
-            Some(Slot::Empty) => {
-                TaskStanding::Wanted(shelf.set.tasks[index].clone(), shelf.set.steps.clone())
-            }
-            Some(Slot::Held(_) | Slot::Taken) => TaskStanding::Held,
-            None => TaskStanding::NotWanted,
+        let Some(position) = shelf.position(task.index) else { return TaskStanding::NotWanted };
+        match shelf.slots[position] {
+            Slot::Empty => TaskStanding::Wanted(shelf.set.tasks[position].clone(), shelf.set.steps.clone()),
+            Slot::Held(_) | Slot::Taken => TaskStanding::Held,
         }
     }
 
@@ -168,13 +182,16 @@ impl<T> Intake<T> {
             kind: kind_to_wire(name.1).into(),
             iteration: name.0,
             version: shelf.set.tasks.first().map_or(0, |task| task.version),
-            rank: 0,
-            held: (0..)
+            rank: self.rank,
+            held: shelf
+                .set
+                .tasks
+                .iter()
                 .zip(&shelf.slots)
                 .filter(|(_, slot)| !matches!(slot, Slot::Empty))
-                .map(|(index, _)| index)
+                .map(|(task, _)| task.index)
                 .collect(),
-            open_below: open.get(name).copied(),
+            open_below: open.get(name).map(|n_open| shelf.index_after(*n_open)),
         };
         self.sets.iter().map(wanted).collect()
     }
@@ -183,14 +200,14 @@ impl<T> Intake<T> {
     pub fn is_short_of_room(&self) -> bool {
         let open = self.open();
         let is_closed = |(name, shelf): (&SetName, &Shelf<T>)| {
-            open.get(name).is_some_and(|open_below| (*open_below as usize) < shelf.slots.len())
+            open.get(name).is_some_and(|n_open| *n_open < shelf.slots.len())
         };
         self.sets.iter().any(is_closed)
     }
 
-    /// For each set, the index below which its tasks are open: walks through all that is not taken yet in the order in which
+    /// For each set, how many of its tasks are open, from the first on: walks through all that is not taken yet in the order in which
     /// training takes it, until there is no more room.
-    fn open(&self) -> BTreeMap<SetName, u32> {
+    fn open(&self) -> BTreeMap<SetName, usize> {
         let mut order: Vec<(&SetName, &Shelf<T>)> = self.sets.iter().collect();
         // The images of a version are looked at once its iteration is trained.
         order.sort_by_key(|((iteration, kind), _)| (*iteration, *kind != TaskKind::Train, *kind));
@@ -202,7 +219,7 @@ impl<T> Intake<T> {
             let n_wanted = (shelf.slots.len() - n_taken) as u64;
             let fitting = outcomes.min(bytes.checked_div(each).unwrap_or(u64::MAX));
             let n_open = fitting.max(u64::from(is_first)).min(n_wanted);
-            open.insert(*name, (n_taken as u64 + n_open) as u32);
+            open.insert(*name, n_taken + n_open as usize);
             // What comes later in training waits for room until all of this has it.
             (outcomes, bytes) = match n_open < n_wanted {
                 true => (0, 0),
@@ -248,7 +265,9 @@ impl<T> Intake<T> {
     }
 
     fn slot(&mut self, task: TaskName) -> Option<&mut Slot<T>> {
-        self.sets.get_mut(&(task.iteration, task.kind))?.slots.get_mut(task.index as usize)
+        let shelf = self.sets.get_mut(&(task.iteration, task.kind))?;
+        let position = shelf.position(task.index)?;
+        shelf.slots.get_mut(position)
     }
 }
 
@@ -384,6 +403,26 @@ mod tests {
             assert_eq!(open(&intake), sets, "{outcomes} outcomes, {bytes} bytes");
             assert_eq!(intake.is_short_of_room(), outcomes < 10 || bytes < 820);
         }
+    }
+
+    #[test]
+    fn a_rank_wants_its_own_tasks_alone() {
+        let mut intake = Intake::of_rank(1, HoldLimit { outcomes: 1, bytes: u64::MAX });
+        let set = TaskSet { tasks: vec![task(2), task(3), task(7)], steps: vec![], outcome_bytes: 10 };
+        intake.want(TaskKind::Evaluate, 4, set);
+        assert_eq!(intake.standing(name(4, 0)), TaskStanding::NotWanted);
+        assert_eq!(intake.standing(name(4, 7)), TaskStanding::Wanted(task(7), vec![]));
+        let told = |intake: &Intake<u32>| {
+            let wanted = &intake.wanted()[0];
+            (wanted.rank, wanted.held.clone(), wanted.open_below)
+        };
+        assert_eq!(told(&intake), (1, vec![], Some(3)));
+        intake.hold(name(4, 2), 1);
+        assert_eq!(intake.take(name(4, 2)), Taken::Here(1));
+        assert_eq!(told(&intake), (1, vec![2], Some(7)));
+        intake.hold(name(4, 3), 1);
+        intake.take(name(4, 3));
+        assert_eq!(told(&intake), (1, vec![2, 3], Some(8)));
     }
 
     #[test]

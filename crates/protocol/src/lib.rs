@@ -28,7 +28,7 @@ pub use errands::{
 pub use in_hand::InHand;
 pub use intake::{HoldLimit, Intake, IntakeCounts, Taken, TaskSet, TaskStanding};
 pub use member_link::{AfterCall, CallEnd, JoinEnd, JoinRefusal, MemberLink, MembershipLoss};
-pub use names::{NameFault, TaskName, WeightsName, WeightsRole, kind_from_wire, kind_to_wire, learner_rank};
+pub use names::{NameFault, TaskName, WeightsName, WeightsRole, kind_from_wire, kind_to_wire};
 pub use printable::is_printable;
 pub use process::{NONCE_BYTES, PROGRAM_VERSION, PROTOCOL_VERSION, process};
 pub use push_fault::{PushFault, TensorForm};

@@ -70,18 +70,6 @@ impl WeightsName {
     }
 }
 
-/// The rank of the learner that a task's outcome goes to, of so many: they take training tasks in turns, and the first one
-/// takes what is evaluated.
-///
-/// # Panics
-/// If there is no rank.
-pub fn learner_rank(task: TaskName, n_ranks: u32) -> u32 {
-    match task.kind {
-        TaskKind::Train => task.index % n_ranks,
-        TaskKind::Evaluate | TaskKind::Test => 0,
-    }
-}
-
 impl fmt::Display for TaskName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {

@@ -59,4 +59,4 @@ pub use run_directory::RunDirectory;
 pub use shown::{shown, visible};
 pub use system_numbers::free_memory;
 pub use timely::{NEXT_MESSAGE, Timely, taken_in_time};
-pub use trust::{Insecure, PeerRole, Trust};
+pub use trust::{Insecure, PeerRole, PeerTls, Trust};

@@ -14,7 +14,7 @@ use config::ComputeDevice;
 use link::{CALL_DEADLINE, Link, State, heartbeats};
 use proto::{
     Blame, Caller, Fatal, FinishTaskRequest, JoinReply, LeaveRequest, NextTaskRequest, Process, Progress,
-    ReportReply, ReportRequest, Role, Summary, Task, TaskId, Wanted, Work,
+    RankGroup, ReportReply, ReportRequest, Role, Summary, Task, TaskId, Wanted, Work,
 };
 use protocol::{InHand, MemberLink, MembershipLoss, NONCE_BYTES, TaskName};
 use std::collections::BTreeMap;
@@ -36,6 +36,8 @@ pub struct JoinDetails {
     pub role: Role,
     /// Chosen by the launcher, kept over restarts.
     pub member_id: String,
+    /// Learner: its rank.
+    pub rank: u32,
     /// Learner: where workers reach it, `host:port`; else empty.
     pub address: String,
     /// Where its metrics are shown, `host:port`; empty where they are not.
@@ -53,12 +55,14 @@ pub struct Standing {
     pub drain: Option<Duration>,
     /// Tasks in hand that nobody needs any more.
     pub not_needed: Vec<TaskName>,
+    /// Learner: the group that all ranks are to form, once all are there.
+    pub ranks: Option<RankGroup>,
 }
 
 impl Standing {
     /// What a member knows that has just joined, of the learners that are there.
     fn joined(learner_addresses: Vec<String>) -> Self {
-        Self { learner_addresses, drain: None, not_needed: Vec::new() }
+        Self { learner_addresses, drain: None, not_needed: Vec::new(), ranks: None }
     }
 }
 
@@ -88,6 +92,8 @@ impl Membership {
             troubles: BTreeMap::new(),
             device: String::new(),
             card: String::new(),
+            broken_ranks: 0,
+            ranks_address: String::new(),
         };
         let standing = Standing::joined(Vec::new());
         let process = Process { metrics_address: details.metrics_address.clone(), ..this_process() };
@@ -142,6 +148,17 @@ impl Membership {
     pub fn computes_on(&self, device: ComputeDevice) {
         let mut state = self.link.state();
         (state.device, state.card) = (device.to_string(), cuda::card(device).unwrap_or_default());
+    }
+
+    /// Learner: lets the coordinator know, from the next heartbeat on, where other ranks reach this one.
+    pub fn ranks_at(&self, address: String) {
+        self.link.state().ranks_address = address;
+    }
+
+    /// Learner: lets the coordinator know, from the next heartbeat on, that the group of ranks of an epoch works no more.
+    pub fn ranks_broke(&self, epoch: u64) {
+        let mut state = self.link.state();
+        state.broken_ranks = state.broken_ranks.max(epoch);
     }
 
     /// Lets the coordinator know, from the next heartbeat on, what is wrong with `subject` while this member goes on.

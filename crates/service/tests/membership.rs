@@ -109,7 +109,8 @@ impl Coordinator for Stub {
         &self,
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatReply>, Status> {
-        let HeartbeatRequest { caller, standstills, troubles, device, card, running } = request.into_inner();
+        let HeartbeatRequest { caller, standstills, troubles, device, card, running, .. } =
+            request.into_inner();
         self.fence(caller)?;
         self.state.lock().unwrap().standstills = standstills;
         self.state.lock().unwrap().running = running;
@@ -117,7 +118,11 @@ impl Coordinator for Stub {
         self.state.lock().unwrap().device = device;
         self.state.lock().unwrap().card = card;
         let orders = self.state.lock().unwrap().orders.clone();
-        Ok(Response::new(HeartbeatReply { orders, learner_addresses: vec!["127.0.0.1:7".to_owned()] }))
+        Ok(Response::new(HeartbeatReply {
+            orders,
+            learner_addresses: vec!["127.0.0.1:7".to_owned()],
+            ranks: None,
+        }))
     }
 
     async fn next_task(&self, request: Request<NextTaskRequest>) -> Result<Response<NextTaskReply>, Status> {
@@ -155,6 +160,7 @@ fn worker(grace: Duration) -> JoinDetails {
     JoinDetails {
         role: Role::RolloutWorker,
         member_id: "worker-0".to_owned(),
+        rank: 0,
         address: String::new(),
         metrics_address: String::new(),
         grace,

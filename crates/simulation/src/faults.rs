@@ -144,11 +144,11 @@ impl World {
 
     fn orphan(&mut self, is_elsewhere: bool) {
         self.kill(Host::Coordinator);
-        self.record.members.remove(&MemberName::Learner.to_string());
+        self.record.members.remove(&MemberName::Learner(0).to_string());
         self.record.is_elsewhere = is_elsewhere;
         for process in self.processes.values_mut().filter(|process| process.host == Host::Learner) {
             if !std::mem::replace(&mut process.is_orphan, true) {
-                self.laws.ends(MemberName::Learner);
+                self.laws.ends(MemberName::Learner(0));
                 self.laws.saw("learner orphaned");
             }
         }
@@ -258,7 +258,7 @@ impl World {
         self.laws.story.tell(|| format!("{member} begins as process {}", own.0));
         self.laws.begins(member);
         let (actor, acts) = self.beginning(own, |scenario, stage| match member {
-            MemberName::Learner => {
+            MemberName::Learner(_) => {
                 let (config, lists) = (scenario.config.clone(), scenario.lists.clone());
                 let nature = Nature {
                     strange_latents: scenario.habits[0].strange_latents,
@@ -274,7 +274,7 @@ impl World {
             }
         });
         let host = match member {
-            MemberName::Learner => Host::Learner,
+            MemberName::Learner(_) => Host::Learner,
             MemberName::Worker(position) => Host::Worker(position),
         };
         self.enter(own, Process::new(actor, host, Some(member)), acts);

@@ -185,7 +185,7 @@ impl Hub {
             None => {}
         }
         let failure = match self.supervisor.keep_alive(stage.now) {
-            Err(CoordinatorError::MemberFailed(report)) if report.member != MemberName::Learner => {
+            Err(CoordinatorError::MemberFailed(report)) if !report.member.is_learner() => {
                 Some((report.to_string(), true))
             }
             Err(error) => Some((error.to_string(), false)),

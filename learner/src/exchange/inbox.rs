@@ -37,9 +37,14 @@ impl Default for Inbox {
 }
 
 impl Inbox {
-    /// A place with room for so much.
+    /// A place with room for so much, of the first rank.
     pub fn new(limit: HoldLimit) -> Self {
-        let intake = Mutex::new(Intake::new(limit));
+        Self::of_rank(0, limit)
+    }
+
+    /// A place with room for so much.
+    pub fn of_rank(rank: u32, limit: HoldLimit) -> Self {
+        let intake = Mutex::new(Intake::of_rank(rank, limit));
         Self { intake, arrived: Condvar::new(), changes: watch::Sender::new(0) }
     }
 

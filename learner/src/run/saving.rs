@@ -28,7 +28,13 @@ impl Run {
         let version = self.state.version;
         let state = SavedState {
             seconds: self.seconds(),
-            earlier_versions: self.earlier.keys().copied().filter(|earlier| *earlier < version).collect(),
+            earlier_versions: self
+                .trainer
+                .earlier
+                .keys()
+                .copied()
+                .filter(|earlier| *earlier < version)
+                .collect(),
             ..self.state.clone()
         };
         match self.checkpoints.write(version, |directory| self.write_files(directory, &state)) {
@@ -194,7 +200,7 @@ impl Run {
         for version in &state.earlier_versions {
             weights::write(
                 &directory.join(policy_file(*version)),
-                &self.earlier[version],
+                &self.trainer.earlier[version],
                 &Default::default(),
             )?;
         }

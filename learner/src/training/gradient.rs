@@ -15,6 +15,7 @@ use flow::{
 };
 use models::{Conditioning, Guidance};
 use run_setup::TrainedSteps;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
 use crate::exchange::outcome::Trajectories;
@@ -61,7 +62,7 @@ pub enum MeansBefore {
 }
 
 /// Sums over the cells of an update; divided in the metrics.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LossSums {
     /// Cells in all.
     pub cells: u64,
@@ -80,7 +81,7 @@ pub struct LossSums {
 }
 
 /// How far what workers sent is from what the learner computes with the version that sampled.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Drift {
     /// Largest `|ratio − 1|` of the learner's mean against the worker's.
     pub ratio: f64,

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use config::AdvantageGroup;
+use config::{AdvantageGroup, TaskSpec};
 use flow::{FlowError, SeedRewards, group_statistics};
+use proto::TaskCost;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::exchange::outcome::Trajectories;
+use crate::training::comparison::TaskScores;
 use crate::training::gradient::LossSums;
 
 /// One row of `metrics.jsonl`.
@@ -136,7 +137,34 @@ pub struct TimeMetrics {
     pub busy: f64,
 }
 
-/// Rewards and costs of an iteration's tasks as they come in.
+/// What training notes of one task; ranks exchange it as JSON, which keeps every bit of a number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskAccount {
+    /// Index of the task in its iteration.
+    pub index: usize,
+    /// What it scored.
+    pub scores: TaskScores,
+    /// Of every seed.
+    pub advantages: Vec<Vec<f32>>,
+    /// What its sampling cost.
+    pub cost: CostMetrics,
+    /// Over its cells.
+    pub losses: LossSums,
+}
+
+impl From<&TaskCost> for CostMetrics {
+    fn from(cost: &TaskCost) -> Self {
+        Self {
+            images: cost.images,
+            network_evaluations: cost.network_evaluations,
+            sampling_seconds: cost.sampling_seconds,
+            decoding_seconds: cost.decoding_seconds,
+            scoring_seconds: cost.reward_seconds,
+        }
+    }
+}
+
+/// Rewards and costs of an iteration's tasks, in their order.
 #[derive(Default)]
 pub struct Tally {
     /// Of every seed.
@@ -145,25 +173,24 @@ pub struct Tally {
     advantages: Vec<Vec<f32>>,
     /// What was sampled.
     pub cost: CostMetrics,
+    /// Over all cells.
+    pub losses: LossSums,
 }
 
 impl Tally {
-    /// Counts a task's scores and cost.
-    pub fn count(&mut self, trajectories: &Trajectories) {
-        for (name, scores) in &trajectories.scores {
+    /// Counts a task.
+    pub fn count(&mut self, task: &TaskSpec, account: &TaskAccount) {
+        let TaskAccount { scores, advantages, cost, losses, .. } = account;
+        for (name, scores) in &scores.scores {
             self.scores.entry(name.clone()).or_default().extend(scores.iter().map(|score| f64::from(*score)));
         }
-        let cost = &trajectories.cost;
         self.cost.images += cost.images;
         self.cost.network_evaluations += cost.network_evaluations;
         self.cost.sampling_seconds += cost.sampling_seconds;
         self.cost.decoding_seconds += cost.decoding_seconds;
-        self.cost.scoring_seconds += cost.reward_seconds;
-    }
-
-    /// Counts rewards and the advantages that came of them.
-    pub fn count_advantages(&mut self, rewards: Vec<SeedRewards>, advantages: &[Vec<f32>]) {
-        self.rewards.extend(rewards);
+        self.cost.scoring_seconds += cost.scoring_seconds;
+        self.losses.add(losses);
+        self.rewards.extend(scores.by_seed(task));
         self.advantages.extend_from_slice(advantages);
     }
 
@@ -278,10 +305,9 @@ mod tests {
             seed_index,
             rewards: rewards.to_vec(),
         };
-        let mut tally = Tally::default();
         let rewards = vec![seed(0, &[0.0, 1.0, 0.5, 0.5]), seed(1, &[0.0, 0.0, 1.0, 0.0])];
-        tally.count_advantages(rewards, &[vec![-1.0, 1.0, 0.0, 0.0], vec![0.0, 0.0, 2.0, -2.0]]);
-        tally
+        let advantages = vec![vec![-1.0, 1.0, 0.0, 0.0], vec![0.0, 0.0, 2.0, -2.0]];
+        Tally { rewards, advantages, ..Tally::default() }
     }
 
     #[test]

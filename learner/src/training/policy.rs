@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use config::{AdapterMethod, RunConfig};
-use flow::{AdamW, Ema, FlowError, clip_gradient_norm};
+use flow::{AdamW, Ema, FlowError, clip_gradient_norm, host_copy, upload};
 use models::{
     Activations, AdapterMode, Conditioning, Guidance, LoadOptions, ModelError, TextToImageModel,
     TrainingVelocity, pipeline, weights,
@@ -33,6 +33,16 @@ pub struct Policy {
     device: Device,
     /// Where the model lies.
     folder: PathBuf,
+}
+
+/// All that training changes, as copies.
+pub struct PolicyState {
+    /// What is trained, as the optimizer moves it.
+    pub trained: NamedTensors,
+    /// The optimizer's own.
+    pub optimizer: NamedTensors,
+    /// The moving average.
+    pub average: NamedTensors,
 }
 
 /// A gradient or a weight that is no number.
@@ -137,6 +147,36 @@ impl Policy {
         self.trained.collect_gradients();
     }
 
+    /// The gradient gathered so far, all numbers of all tensors in order, and zeros in its place.
+    pub fn take_gradient(&mut self) -> Vec<f32> {
+        let flat: Vec<Tensor> =
+            self.trained.masters().iter().map(|(_, tensor)| tensor.grad().flatten(0, -1)).collect();
+        let flat = host_copy(&Tensor::cat(&flat, 0));
+        self.optimizer.zero_gradients();
+        Vec::try_from(flat).expect("a gradient is float32 and has one axis; else this is a bug")
+    }
+
+    /// Puts a gradient of [`Self::take_gradient`]'s form in place of the one gathered so far.
+    ///
+    /// # Panics
+    /// If it has another length.
+    pub fn put_gradient(&mut self, gradient: &[f32]) {
+        let flat = upload(&Tensor::from_slice(gradient), self.device);
+        let mut start = 0;
+        for (_, master) in self.trained.masters() {
+            let length = master.numel() as i64;
+            let own = flat.narrow(0, start, length).view_as(master);
+            no_grad(|| master.grad().copy_(&own));
+            start += length;
+        }
+        assert_eq!(start as usize, gradient.len(), "a gradient of another policy; this is a bug");
+    }
+
+    /// How many numbers are trained.
+    pub fn n_trained(&self) -> usize {
+        self.trained.masters().iter().map(|(_, tensor)| tensor.numel()).sum()
+    }
+
     /// Moves what is trained along the gradient gathered so far, and the average after it; returns the gradient's norm.
     ///
     /// `updates` counts this update, from 1 over the whole run.
@@ -192,6 +232,30 @@ impl Policy {
     /// The folder that the model was opened from.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// All that training changes.
+    pub fn state(&self) -> PolicyState {
+        let copies = |tensors: &[(String, Tensor)]| {
+            tensors.iter().map(|(name, tensor)| (name.clone(), host_copy(&tensor.detach()))).collect()
+        };
+        PolicyState {
+            trained: copies(self.trained.masters()),
+            optimizer: self.optimizer.state(),
+            average: copies(self.average.averages()),
+        }
+    }
+
+    /// Continues from a state; gradients gathered so far are dropped.
+    ///
+    /// # Errors
+    /// If it is of another policy.
+    pub fn set_state(&mut self, state: &PolicyState) -> Result<(), LearnerError> {
+        self.trained.load(self.model.network_mut(), &state.trained)?;
+        self.optimizer.load_state(&state.optimizer)?;
+        self.average.load_state(&state.average)?;
+        self.optimizer.zero_gradients();
+        Ok(())
     }
 
     /// Writes all that training changes into a directory.

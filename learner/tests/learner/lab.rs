@@ -1,5 +1,6 @@
 //! A learner in this process, and a worker beside it that samples a tiny real model.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -15,11 +16,13 @@ use learner::exchange::outcome::{Trajectories, push_schema};
 use learner::exchange::publications::Publications;
 use learner::exchange::receive::{OutcomeReader, hash_of};
 use learner::progress::ProgressBoard;
+use learner::ranks::group::Ranks;
 use learner::records::journal::Journal;
 use learner::run::{HeldOutPrompts, Run, TrainingEnd};
 use learner::training::gradient::Objective;
 use learner::training::metrics::IterationMetrics;
 use learner::training::policy::Policy;
+use learner::training::shares::Shares;
 use learner::training::trainer::Trainer;
 use models::lora::LoraConfig;
 use models::weights::WeightOptions;
@@ -138,7 +141,11 @@ impl Lab {
             inbox: shared.inbox.clone(),
             embeddings: shared.embeddings.clone(),
             progress: Arc::new(ProgressBoard::default()),
+            ranks: Ranks::alone(),
+            shares: Shares::of(&self.config, 0).unwrap(),
             updates: 0,
+            iteration: 0,
+            earlier: BTreeMap::new(),
             told_drift: 0.0,
             config: self.config.clone(),
             policy,

@@ -1,5 +1,6 @@
 //! The way to the learner: where it is now, what its failures mean, how long to wait in between.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proto::learner_client::LearnerClient;
@@ -14,17 +15,18 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 /// The subject of troubles on the way there.
 const WAY: &str = "way to the learner";
 
-/// A connection to whichever learner the coordinator names; it moves when the learner does.
+/// Connections to the ranks of the learner that the coordinator names; each moves when its rank does.
 pub struct LearnerLink {
     membership: Membership,
-    connection: Option<(String, LearnerClient<Channel>)>,
+    /// By rank, with the address.
+    connections: BTreeMap<u32, (String, LearnerClient<Channel>)>,
     backoff: Backoff,
 }
 
 impl LearnerLink {
     /// A link that connects when it is first needed.
     pub fn new(membership: Membership) -> Self {
-        Self { membership, connection: None, backoff: patience() }
+        Self { membership, connections: BTreeMap::new(), backoff: patience() }
     }
 
     /// The membership whose identity its calls carry.
@@ -36,13 +38,13 @@ impl LearnerLink {
     pub async fn client(&mut self, rank: u32, work: &WorkInHand) -> LearnerClient<Channel> {
         loop {
             let address = self.address(rank);
-            match &self.connection {
+            match self.connections.get(&rank) {
                 Some((connected, client)) if *connected == address => return client.clone(),
                 _ if address.is_empty() => self.pause(work).await,
                 _ => match self.connect(&address).await {
                     Ok(channel) => {
                         self.membership.relieved(WAY);
-                        self.connection = Some((address, service::learner_client(channel)));
+                        self.connections.insert(rank, (address, service::learner_client(channel)));
                     }
                     Err(error) => {
                         let trouble = network::unreachable("learner", &address, &error);

@@ -114,7 +114,8 @@ impl Coordinator for FakeCoordinator {
         let drain =
             state.drain.then_some(Order { order: Some(order::Order::Drain(Drain { seconds: 60.0 })) });
         let learner_addresses = vec![state.learner_address.clone()];
-        Ok(Response::new(HeartbeatReply { orders: drain.into_iter().collect(), learner_addresses }))
+        let orders = drain.into_iter().collect();
+        Ok(Response::new(HeartbeatReply { orders, learner_addresses, ranks: None }))
     }
 
     async fn next_task(&self, request: Request<NextTaskRequest>) -> Answer<NextTaskReply> {

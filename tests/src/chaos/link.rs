@@ -19,6 +19,8 @@ pub struct Weather {
     pub cut_from: bool,
     /// Share of packets of which one bit is turned.
     pub damage: f64,
+    /// Likewise, with a checksum that fits.
+    pub hidden_damage: f64,
 }
 
 /// A host's only connection; ends with its relay.
@@ -60,10 +62,10 @@ impl Link {
     /// # Errors
     /// If the relay has ended.
     pub fn set(&mut self, weather: Weather) -> Result<(), String> {
-        let Weather { delay_ms, loss, cut_to, cut_from, damage } = weather;
+        let Weather { delay_ms, loss, cut_to, cut_from, damage, hidden_damage } = weather;
         let (to, from) = (u8::from(cut_to), u8::from(cut_from));
         let pipe = self.relay.stdin.as_mut().ok_or("no pipe")?;
-        let sent = writeln!(pipe, "{delay_ms} {delay_ms} {loss} {to} {from} {damage}");
+        let sent = writeln!(pipe, "{delay_ms} {delay_ms} {loss} {to} {from} {damage} {hidden_damage}");
         sent.map_err(|error| format!("the relay ended: {error}"))?;
         self.answer("done")
     }

@@ -25,8 +25,14 @@ pub enum Fault {
     SlowNetwork,
     /// Turned bits in 2 % of a host's packets.
     DamagedPackets,
+    /// Turned bits in 0.2 % of a host's packets, which the checksum of TCP does not tell.
+    DamagedStream,
     /// A run directory without a free byte.
     FullDisk,
+    /// A run directory that nobody may write to.
+    ReadOnlyDisk,
+    /// A disk on which every write stands still.
+    FrozenDisk,
     /// A checkpoint with a turned bit, found by a learner that was killed.
     DamagedCheckpoint,
     /// A reward server that ends, and another in its place.
@@ -36,7 +42,7 @@ pub enum Fault {
 }
 
 /// Every fault.
-pub const FAULTS: [Fault; 14] = [
+pub const FAULTS: [Fault; 17] = [
     Fault::KillWorker,
     Fault::StopWorker,
     Fault::KillLearner,
@@ -47,7 +53,10 @@ pub const FAULTS: [Fault; 14] = [
     Fault::CutFromHost,
     Fault::SlowNetwork,
     Fault::DamagedPackets,
+    Fault::DamagedStream,
     Fault::FullDisk,
+    Fault::ReadOnlyDisk,
+    Fault::FrozenDisk,
     Fault::DamagedCheckpoint,
     Fault::RewardServerDown,
     Fault::RewardServerHung,

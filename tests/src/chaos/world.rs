@@ -39,6 +39,27 @@ struct Disk {
     folder: PathBuf,
 }
 
+/// What the disk is like until this is dropped.
+pub(super) struct Disturbed {
+    undo: Vec<String>,
+}
+
+impl Disturbed {
+    fn by(words: &[&[&str]], undo: &[&str]) -> Result<Self, String> {
+        for words in words {
+            done(Command::new(words[0]).args(&words[1..]))?;
+        }
+        Ok(Self { undo: undo.iter().map(|word| (*word).to_owned()).collect() })
+    }
+}
+
+impl Drop for Disturbed {
+    fn drop(&mut self) {
+        let undone = done(Command::new(&self.undo[0]).args(&self.undo[1..]));
+        undone.expect("the disk can be made as it was");
+    }
+}
+
 impl Disk {
     fn mount(home: &Path) -> Result<Self, String> {
         let (image, folder) = (home.join("image"), home.join("disk"));
@@ -177,6 +198,23 @@ impl World {
         // Ends with an error: the disk is full.
         let _ = Command::new("dd").args(["if=/dev/zero", "bs=64k", &size]).stderr(Stdio::null()).status();
         ballast
+    }
+
+    /// Lets nobody write to the run's directory.
+    pub(super) fn make_read_only(&self) -> Result<Disturbed, String> {
+        let directory = self.directory().display().to_string();
+        // A view of the directory over itself: what is open for writing would keep the disk from being remounted.
+        let cover = ["mount", "--bind", &directory, &directory];
+        Disturbed::by(
+            &[&cover, &["mount", "-o", "remount,bind,ro", &directory]],
+            &["umount", "--lazy", &directory],
+        )
+    }
+
+    /// Lets every write to the run's disk stand still.
+    pub(super) fn freeze_disk(&self) -> Result<Disturbed, String> {
+        let folder = self.disk.folder.display().to_string();
+        Disturbed::by(&[&["fsfreeze", "--freeze", &folder]], &["fsfreeze", "--unfreeze", &folder])
     }
 
     /// How the run ended, once it has.

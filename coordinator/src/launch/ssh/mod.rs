@@ -74,7 +74,7 @@ impl SshLauncher {
 
     fn seat(&self, member: MemberName) -> Option<HostSeat<'_>> {
         match member {
-            MemberName::Learner => None,
+            MemberName::Learner(_) => None,
             MemberName::Worker(position) => self.seats.seat(position as usize),
         }
     }
@@ -140,7 +140,7 @@ impl Launcher for SshLauncher {
     }
 
     fn start(&mut self, member: MemberName) -> Result<(), CoordinatorError> {
-        if member == MemberName::Learner {
+        if member.is_learner() {
             return self.here.start(member);
         }
         let token = self.token()?;

@@ -309,5 +309,5 @@ fn what_would_be_started_is_described_with_its_host() {
         "{told}"
     );
     assert!(told.contains("on gpu1 by `") && told.contains("log: gpu1:~/.tempflow/runs/"), "{told}");
-    assert!(launcher.describe(MemberName::Learner).contains("bin/learner serve"));
+    assert!(launcher.describe(MemberName::Learner(0)).contains("bin/learner serve"));
 }

@@ -7,11 +7,11 @@ fn tasks_that_the_learner_has_no_room_for_wait() {
     let now = Instant::now();
     let mut book = TaskBook::default();
     let open = |open_below| WantedTasks { open_below, ..wants(0, 3, &[]) };
-    book.report(&[open(1)], now);
+    book.report(0, &[open(1)], now);
     assert_eq!(granted(&mut book, "a", now), train(0, 0));
     assert!(!book.has_grantable() && waits(&mut book, "b", now));
     assert_eq!(book.counts(), TaskCounts { waiting: 2, leased: 1, held: 0 });
-    book.report(&[open(2)], now);
+    book.report(0, &[open(2)], now);
     assert_eq!(granted(&mut book, "b", now), train(0, 1));
     // What is open again is granted again, however full the learner is of later ones.
     book.release("a", now);
@@ -30,7 +30,7 @@ fn known(n_free: u32, start: Instant) -> (TaskBook, Instant) {
     book.finish("b", train(0, 1), start + second * 10);
     book.finish("slow", train(0, 2), start + second * 60);
     let now = start + second * 60;
-    book.report(&[wants(0, 3 + n_free, &[0, 1, 2])], now);
+    book.report(0, &[wants(0, 3 + n_free, &[0, 1, 2])], now);
     book.look_for_late(now);
     (book, now)
 }
@@ -114,9 +114,9 @@ fn only_what_is_held_or_past_is_not_needed() {
     let mut book = TaskBook::default();
     let in_hand = [train(4, 0), train(5, 0), train(5, 1), train(6, 0), evaluate(3, 0)];
     assert_eq!(book.not_needed(&in_hand), [], "no learner has spoken");
-    book.report(&[], now);
+    book.report(0, &[], now);
     assert_eq!(book.not_needed(&in_hand), [], "it has only just begun");
-    book.report(&[wants(5, 2, &[1])], now);
+    book.report(0, &[wants(5, 2, &[1])], now);
     assert_eq!(book.not_needed(&in_hand), [train(4, 0), train(5, 1), evaluate(3, 0)]);
 }
 
@@ -132,7 +132,7 @@ fn a_task_whose_beginning_nobody_saw_teaches_nothing() {
     let longest = second * 600;
     assert_eq!(book.standstill_deadline("a", longest), longest);
     book.finish("a", train(0, 1), start + second * 21);
-    book.report(&[wants(1, 1, &[])], start + second * 21);
+    book.report(0, &[wants(1, 1, &[])], start + second * 21);
     granted(&mut book, "a", start + second * 21);
     assert_eq!(book.standstill_deadline("a", longest), second * 80);
 }

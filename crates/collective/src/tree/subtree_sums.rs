@@ -7,7 +7,7 @@ use std::ops::Range;
 ///
 /// Shards are added in ascending order. While they come, at most log₂ S + 1 gradients are held where up to 64 shards lie
 /// evenly ([`TreePlan::even`]), however many of them a rank has; with up to 1024 shards, two more.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SubtreeSums {
     rank: usize,
     length: usize,

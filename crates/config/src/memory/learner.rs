@@ -89,7 +89,7 @@ fn temporaries_of_adamw(config: &RunConfig, model: &ModelInspection) -> f64 {
     TEMPORARIES_OF_ADAMW * FLOAT32 * of_files.max(modulation)
 }
 
-fn on_host(config: &RunConfig, model: &ModelInspection) -> [MemoryPart; 6] {
+fn on_host(config: &RunConfig, model: &ModelInspection) -> [MemoryPart; 7] {
     let version = version_bytes(config, model);
     let moments = 2.0 * FLOAT32 * trained_parameters(config, model);
     // The policies of the iterations that are sampled, and an average to evaluate.
@@ -99,10 +99,25 @@ fn on_host(config: &RunConfig, model: &ModelInspection) -> [MemoryPart; 6] {
         MemoryPart::host("versions that sampled", sampling_versions(config) * version),
         MemoryPart::host("versions for workers", on_card(config, published)),
         MemoryPart::host("moments, copied for a checkpoint", on_card(config, moments)),
+        MemoryPart::host(
+            "sums of gradient shards",
+            gradients_at_a_time(config) * FLOAT32 * trained_parameters(config, model),
+        ),
         MemoryPart::host("trajectories of an iteration", activations::of_trajectories(config, model)),
         MemoryPart::host("kept by allocator and CPU kernels", on_cpu(config, KEPT_BY_CPU * network)),
         MemoryPart::host("process", PROCESS_BASELINE),
     ]
+}
+
+/// Gradients that a rank holds beside the one that is computed: a tree of S shards holds log₂ S + 1 at a time, and the sum; where
+/// other ranks may fail, what was summed is kept until the update is made.
+fn gradients_at_a_time(config: &RunConfig) -> f64 {
+    let (shards, learners) = (config.training.gradient_shards, config.resources.learners);
+    match (shards, learners) {
+        (1, 1) => 0.0,
+        (_, 1) => f64::from(shards.ilog2() + 2),
+        (_, _) => f64::from(2 * (shards.ilog2() + 1) + 1),
+    }
 }
 
 /// How many versions are kept that tasks in hand were sampled with: that of the iteration and, with a lag, its successor.

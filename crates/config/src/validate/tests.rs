@@ -257,6 +257,21 @@ fn workers_and_hours_have_bounds() {
 }
 
 #[test]
+fn learners_share_the_shards_of_a_gradient() {
+    let with = |shards, learners| {
+        keys_of(|config| {
+            (config.training.gradient_shards, config.resources.learners) = (shards, learners);
+        })
+    };
+    assert!(with(1, 1).is_empty() && with(8, 8).is_empty() && with(1024, 3).is_empty());
+    assert_eq!(with(8, 9), ["resources.learners"]);
+    assert_eq!(with(8, 0), ["resources.learners"]);
+    for shards in [0, 6, 2048] {
+        assert_eq!(with(shards, 1), ["training.gradient_shards"], "{shards}");
+    }
+}
+
+#[test]
 fn numbers_that_tensors_cannot_hold_are_refused_as_such() {
     let mut config = preset("tempflow-tiny-cpu").expect("a preset").config;
     (config.sampling.guidance_scale, config.adapter.alpha) = (1e39, 1e300);

@@ -41,6 +41,10 @@ pub(super) struct State {
     pub(super) device: String,
     /// Empty where that is no card.
     pub(super) card: String,
+    /// Learner: the newest epoch whose group of ranks broke.
+    pub(super) broken_ranks: u64,
+    /// Learner: where other ranks reach it; empty where there are none.
+    pub(super) ranks_address: String,
 }
 
 impl Link {
@@ -100,7 +104,7 @@ impl Link {
             member_id: self.details.member_id.clone(),
             run_id: state.member.caller().run_id.clone(),
             process: Some(self.process.clone()),
-            rank: 0,
+            rank: self.details.rank,
             address: self.details.address.clone(),
             running: state.in_hand.tasks().to_vec(),
         }
@@ -169,7 +173,17 @@ impl Link {
         let running = state.in_hand.tasks().to_vec();
         let troubles = state.troubles.values().cloned().collect();
         let (device, card) = (state.device.clone(), state.card.clone());
-        HeartbeatRequest { caller: Some(caller), standstills, troubles, device, card, running }
+        let (broken_ranks, ranks_address) = (state.broken_ranks, state.ranks_address.clone());
+        HeartbeatRequest {
+            caller: Some(caller),
+            standstills,
+            troubles,
+            device,
+            card,
+            running,
+            broken_ranks,
+            ranks_address,
+        }
     }
 
     async fn heartbeat(&self) -> Result<(), ServiceError> {
@@ -179,7 +193,7 @@ impl Link {
                 client.heartbeat(request(message, CALL_DEADLINE)).await
             })
             .await?;
-        let mut standing = Standing::joined(reply.learner_addresses);
+        let mut standing = Standing { ranks: reply.ranks, ..Standing::joined(reply.learner_addresses) };
         for order in reply.orders.into_iter().filter_map(|order| order.order) {
             match order {
                 order::Order::Drain(drain) => {

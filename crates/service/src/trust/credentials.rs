@@ -12,6 +12,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 const HTTP2: &[u8] = b"h2";
+/// So that nobody takes such a connection for one with calls, which are checked one by one.
+const NO_CALLS: &[u8] = b"tempflow-ranks";
 
 /// One process's place in a domain; its identity is replaced while it lives.
 pub struct Credentials {
@@ -55,7 +57,22 @@ impl Credentials {
 
     /// How connections are accepted.
     pub(crate) fn server_config(self: &Arc<Self>) -> Result<ServerConfig, TrustError> {
-        let verifier = ClientVerifier::new(self.roots.clone(), self.domain.clone())?;
+        self.server_config_for(None)
+    }
+
+    /// Both sides of connections that carry no calls, between processes of one role.
+    pub(super) fn configs_among(
+        self: &Arc<Self>,
+        role: PeerRole,
+    ) -> Result<(ServerConfig, ClientConfig), TrustError> {
+        let (mut server, mut client) = (self.server_config_for(Some(role))?, self.client_config(role)?);
+        server.alpn_protocols = vec![NO_CALLS.to_vec()];
+        client.alpn_protocols = server.alpn_protocols.clone();
+        Ok((server, client))
+    }
+
+    fn server_config_for(self: &Arc<Self>, only: Option<PeerRole>) -> Result<ServerConfig, TrustError> {
+        let verifier = ClientVerifier::new(self.roots.clone(), self.domain.clone(), only)?;
         let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]);
         let builder = builder.map_err(|error| TrustError::Handshake(error.to_string()))?;
         let mut config = builder

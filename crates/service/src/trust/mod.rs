@@ -35,6 +35,8 @@ pub(crate) use connection_end::{Ending, expiry, own_renewal};
 pub(crate) use error::{SPEAKS_TLS, trust_problem};
 
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ServerConfig};
 use std::sync::{Arc, LazyLock};
 
 /// How a process secures what it connects to and serves.
@@ -46,7 +48,31 @@ pub enum Trust {
     Mutual(Arc<Credentials>),
 }
 
+/// How processes of one role meet on connections that carry no calls: the handshake demands a certificate of that role on both
+/// sides, which holds at that moment.
+#[derive(Clone, Debug)]
+pub struct PeerTls {
+    /// For those that call this process.
+    pub server: Arc<ServerConfig>,
+    /// For those that it calls.
+    pub client: Arc<ClientConfig>,
+    /// A name, since there has to be one: peers are known by their certificates.
+    pub server_name: ServerName<'static>,
+}
+
 impl Trust {
+    /// How processes of `role`, this being one, meet without calls; in the clear if there is none.
+    ///
+    /// # Errors
+    /// If the authority's certificates are of no use.
+    pub fn among(&self, role: PeerRole) -> Result<Option<PeerTls>, TrustError> {
+        let Self::Mutual(credentials) = self else { return Ok(None) };
+        let (server, client) = credentials.configs_among(role)?;
+        let server_name = ServerName::try_from("tempflow");
+        let server_name = server_name.map_err(|error| TrustError::Handshake(error.to_string()))?;
+        Ok(Some(PeerTls { server: Arc::new(server), client: Arc::new(client), server_name }))
+    }
+
     /// Whether connections are encrypted and peers known.
     pub fn is_mutual(&self) -> bool {
         matches!(self, Self::Mutual(_))

@@ -41,24 +41,31 @@ fn algorithms() -> WebPkiSupportedAlgorithms {
 /// A server's: clients show a certificate of the authority, or none.
 ///
 /// Whether it still holds is asked at every call, where there are words for the answer; a handshake only has alerts. A client
-/// without a certificate may do what the table of calls lets anybody do.
+/// without a certificate may do what the table of calls lets anybody do. Where there are no calls, the handshake has to
+/// decide all of it: then only a role is let in, with a certificate that holds.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
     domain: String,
+    only: Option<PeerRole>,
 }
 
 impl ClientVerifier {
-    pub(super) fn new(roots: Arc<RootCertStore>, domain: String) -> Result<Self, TrustError> {
-        let builder = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated();
+    pub(super) fn new(
+        roots: Arc<RootCertStore>,
+        domain: String,
+        only: Option<PeerRole>,
+    ) -> Result<Self, TrustError> {
+        let builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
+        let builder = if only.is_some() { builder } else { builder.allow_unauthenticated() };
         let chain = builder.build().map_err(|error| TrustError::Certificate(error.to_string()))?;
-        Ok(Self { chain, domain })
+        Ok(Self { chain, domain, only })
     }
 }
 
 impl ClientCertVerifier for ClientVerifier {
     fn client_auth_mandatory(&self) -> bool {
-        false
+        self.only.is_some()
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
@@ -74,7 +81,13 @@ impl ClientCertVerifier for ClientVerifier {
         let peer = PeerCertificate::parse(end_entity).map_err(refused)?;
         let verified =
             self.chain.verify_client_cert(end_entity, intermediates, unix(peer.nearest(system(now))))?;
-        of_domain(end_entity, &self.domain).map_err(refused)?;
+        let peer = of_domain(end_entity, &self.domain).map_err(refused)?;
+        if let Some(only) = self.only {
+            if peer.name.role != only {
+                return Err(refused(TrustError::OtherRole { found: peer.name, wanted: only }));
+            }
+            peer.check_time(system(now)).map_err(refused)?;
+        }
         Ok(verified)
     }
 

@@ -109,9 +109,8 @@ impl World {
             }
             Action::GiveUp(report) => {
                 assert!(self.idle_deaths[&report.member] >= 6, "{} is given up early", report.member);
-                let others = wanted
-                    .members()
-                    .filter(|member| report.member != MemberName::Learner && *member != Learner);
+                let others =
+                    wanted.members().filter(|member| !report.member.is_learner() && !member.is_learner());
                 others.for_each(|other| assert!(self.idle_deaths[&other] >= 6, "{other} could work"));
                 self.has_given_up = true;
             }

@@ -1,0 +1,34 @@
+//! The ranks of the learner: where they are, and which group they are to form.
+
+use super::RunState;
+use crate::events::Event;
+use crate::membership::Member;
+use crate::rank_groups::LivingRank;
+use proto::RankGroup;
+
+impl RunState {
+    /// Where workers reach the learner, by rank; empty while that rank is not there.
+    pub(super) fn learner_addresses(&self) -> Vec<String> {
+        let address = |member: Option<&Member>| member.map(|member| member.applicant.address.clone());
+        self.members.learners().map(|member| address(member).unwrap_or_default()).collect()
+    }
+
+    /// The group that all ranks are to form; none while one is missing, and where there is but one.
+    pub(super) fn rank_group(&mut self) -> Option<RankGroup> {
+        let is_reached = |member: &&Member| !member.ranks_address.is_empty();
+        let ranks: Option<Vec<&Member>> =
+            self.members.learners().map(|member| member.filter(is_reached)).collect();
+        let ranks = ranks.filter(|ranks| ranks.len() > 1)?;
+        let living = ranks.iter().map(|member| LivingRank {
+            incarnation: member.incarnation,
+            nonce: &member.applicant.process.nonce,
+            address: &member.ranks_address,
+        });
+        let (group, cause) = self.rank_groups.group(&living.collect::<Vec<_>>());
+        if let Some(cause) = cause {
+            let members = ranks.iter().map(|member| member.applicant.member_id.clone()).collect();
+            self.events.note(Event::RanksGrouped { epoch: group.epoch, cause, members });
+        }
+        Some(group)
+    }
+}
