@@ -134,9 +134,10 @@ impl NetworkPlan {
     pub fn member_arguments(&self, role: PeerRole, port: u16, secrets: &Path) -> Vec<String> {
         let mut arguments = vec!["--coordinator".to_owned(), self.local_address(port)];
         let mut say = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
-        if role == PeerRole::Learner && !self.is_local() {
+        let listens = role == PeerRole::Learner || self.network.weights_relay;
+        if listens && !self.is_local() {
             // The coordinator has one of the range already; `--port` is its own.
-            let place = ListenAddress { host: self.bound.to_string(), ports: self.network.port };
+            let place = ListenAddress { host: self.bound.to_string(), ports: self.ports_of(role) };
             say("--listen", place.to_string());
             say("--advertise", self.advertised.clone());
         }
@@ -147,6 +148,12 @@ impl NetworkPlan {
         }
         arguments.extend(self.credential_arguments(role, &Tokens::path(secrets, role)));
         arguments
+    }
+
+    /// The ports that a member which is started here takes a free one of: where that is one alone, it is the learner's.
+    fn ports_of(&self, role: PeerRole) -> PortRange {
+        let ports = self.network.port;
+        if role == PeerRole::Worker && ports.ports().len() == 1 { PortRange::one(0) } else { ports }
     }
 
     /// What a worker that is started on another host is told; a token comes on its standard input.
@@ -376,6 +383,12 @@ mod tests {
         );
         assert_eq!(
             arguments(&beyond, PeerRole::Worker),
+            "--coordinator https://127.0.0.1:7100 --listen 0.0.0.0:7100-7109 --advertise node-1 --coordinator-grace 60 \
+             --token-file /run/tls/worker.token"
+        );
+        let alone = plan(&[&far[..], &["weights_relay=false"]].concat(), &[]).expect("nobody listens");
+        assert_eq!(
+            arguments(&alone, PeerRole::Worker),
             "--coordinator https://127.0.0.1:7100 --coordinator-grace 60 --token-file /run/tls/worker.token"
         );
         let told = plan(&far, &["--insecure"]).expect_err("not in so many words");

@@ -17,6 +17,7 @@ pub mod results;
 pub mod run_state;
 pub mod server;
 mod waiting_room;
+mod weights_relay;
 mod wire;
 
 pub mod cards;

@@ -6,6 +6,7 @@
 mod kinds;
 mod learners;
 mod noting;
+mod relaying;
 mod telling;
 
 use crate::catalog::Catalog;
@@ -17,6 +18,7 @@ use crate::rank_groups::RankGroups;
 use crate::results::{RunProgress, RunSummary};
 use crate::run_record::{RunEnding, StopWish};
 use crate::tasks::{Asking, Failed, Grant, TaskBook, Verdict, WantedTasks};
+use crate::weights_relay::WeightsRelay;
 use config::RunConfig;
 use noting::blame_in_a_word;
 use proto::{
@@ -43,6 +45,7 @@ pub struct RunState {
     /// Who is there.
     pub members: Members,
     tasks: TaskBook,
+    relay: WeightsRelay,
     catalog: Catalog,
     run_directory: String,
     started: Instant,
@@ -90,6 +93,7 @@ impl RunState {
         Self {
             members: members.with_learners(config.resources.learners as u32),
             tasks,
+            relay: WeightsRelay::default(),
             catalog,
             run_directory,
             started: now,
@@ -143,7 +147,10 @@ impl RunState {
                     self.writing_learner = Some(holder);
                 }
             }
-            _ => self.claim(&request.member_id, &names(&request.running), now),
+            _ => {
+                self.relay.gone(&request.member_id);
+                self.claim(&request.member_id, &names(&request.running), now);
+            }
         }
         Ok(JoinReply {
             identity: Some(identity),
@@ -175,6 +182,8 @@ impl RunState {
             self.members.note_device(&caller.member_id, device, card);
             self.members.note_ranks_address(&caller.member_id, &request.ranks_address)?;
             self.say_troubles(&caller.member_id, request.troubles);
+            let weights = request.weights.filter(|_| role == Role::RolloutWorker);
+            weights.iter().for_each(|weights| self.note_weights(&caller.member_id, weights, now));
         }
         let leaves = draining || if role == Role::Learner { self.learner_leaves() } else { self.is_ending() };
         // Once the run has ended nothing in hand is of use, and the learner that it would go to is gone.
@@ -385,6 +394,7 @@ impl RunState {
                 self.tasks.forget_worker(member_id);
             }
         }
+        self.relay.expire(self.members.patience().lease, now);
         self.tasks.look_for_late(now);
     }
 
@@ -405,6 +415,7 @@ impl RunState {
             self.writing_learner.take_if(|writing| *writing == lost);
             self.tasks.forget_learner(rank);
         }
+        self.relay.gone(member_id);
         // Nobody knows what it did since its last sign of life.
         let until = self.members.get(member_id).map_or(now, |member| member.last_heartbeat);
         let before = self.tasks.leases_of(member_id).to_vec();
@@ -491,9 +502,6 @@ fn name_of(id: &TaskId) -> Option<TaskName> {
     TaskName::try_from(id).ok()
 }
 
-fn share(part: Duration, whole: Duration) -> f64 {
-    if whole.is_zero() { 0.0 } else { (part.as_secs_f64() / whole.as_secs_f64()).min(1.0) }
-}
 /// What a member of that role is told of the config. Workers have no use for the environments of others, which may have more
 /// in them than should go round; the learner keeps all of it with its checkpoints.
 fn config_for(role: Role, config: &RunConfig) -> String {

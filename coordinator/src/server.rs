@@ -13,9 +13,11 @@ use crate::waiting_room::WaitingRoom;
 use proto::admin_server::AdminServer;
 use proto::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::enrolment_server::EnrolmentServer;
+use proto::seek_weights_reply::Source;
 use proto::{
     Caller, FinishTaskReply, FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply, JoinRequest,
     LeaveReply, LeaveRequest, NextTaskReply, NextTaskRequest, ReportReply, ReportRequest, Role,
+    SeekWeightsReply, SeekWeightsRequest, WeightsStanding,
 };
 use protocol::with_causes;
 use service::trust::peer_role;
@@ -32,6 +34,8 @@ use tonic::{Request, Response, Status};
 const LOOKS_PER_LEASE: u32 = 10;
 /// Longest wait of one `NextTask`.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Changes closer together than this are looked at once by each of many workers that wait for a source of weights.
+const CHANGES_TOGETHER: Duration = Duration::from_millis(20);
 /// Longest call, `NextTask` included.
 const LONGEST_CALL: Duration = Duration::from_secs(70);
 /// Largest message that a member or an operator may send, in bytes.
@@ -64,6 +68,8 @@ pub struct ControlPlane {
     shared: Arc<Mutex<Shared>>,
     /// Whether the run has ended or members are asked to leave.
     is_ending: watch::Sender<bool>,
+    /// Counts what may give a worker a source of weights that waits for one.
+    relay_changes: watch::Sender<u64>,
     /// Whether nobody beyond this host is served.
     is_local: bool,
     /// Where it is recorded which learner may change the run directory; absent where nobody owns it, as in a simulation.
@@ -126,6 +132,7 @@ impl ControlPlane {
             clock,
             shared: Arc::new(Mutex::new(Shared::new(state))),
             is_ending: watch::Sender::new(false),
+            relay_changes: watch::Sender::new(0),
             is_local: true,
             ownership: None,
             readers: Arc::new(Semaphore::new(MOST_READERS)),
@@ -210,10 +217,12 @@ impl ControlPlane {
         let now = (self.clock)();
         let outcome = change(state, now);
         waiting.serve(state, now);
-        let is_ending = state.is_ending();
+        let (is_ending, n_relay_changes) = (state.is_ending(), state.n_relay_changes());
         shared.tell_events();
         drop(shared);
         self.is_ending.send_if_modified(|known| std::mem::replace(known, is_ending) != is_ending);
+        self.relay_changes
+            .send_if_modified(|known| std::mem::replace(known, n_relay_changes) != n_relay_changes);
         outcome
     }
 
@@ -322,11 +331,29 @@ impl ControlPlane {
             Ok(Err(_)) | Err(_) => self.stop_waiting(&request, &mut granted),
         }
     }
+
+    /// Looks for a source of weights at every change until there is one that has room, or the caller has waited for long enough.
+    async fn wait_for_source(&self, request: &SeekWeightsRequest) -> Result<Option<Source>, Refusal> {
+        let deadline = tokio::time::Instant::now() + patience_of(request.wait_seconds);
+        let mut changes = self.relay_changes.subscribe();
+        loop {
+            changes.mark_unchanged();
+            let source = self.update(|state, now| state.seek_weights(request, now))?;
+            if source.is_some() || tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
+                return Ok(source);
+            }
+            tokio::time::sleep(CHANGES_TOGETHER).await;
+        }
+    }
 }
 
 /// How long a worker that asks is to wait at most.
 pub fn waits(request: &NextTaskRequest) -> Duration {
-    Duration::try_from_secs_f64(request.wait_seconds).unwrap_or_default().min(LONGEST_WAIT)
+    patience_of(request.wait_seconds)
+}
+
+fn patience_of(wait_seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(wait_seconds).unwrap_or_default().min(LONGEST_WAIT)
 }
 
 #[tonic::async_trait]
@@ -359,8 +386,10 @@ impl Coordinator for ControlPlane {
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatReply>, Status> {
         let peer = peer_role(&request);
-        let request = request.into_inner();
+        let mut request = request.into_inner();
         self.check_caller(peer, request.caller.as_ref())?;
+        let problem = request.weights.as_mut().and_then(|weights| check_relay(weights, self.is_local).err());
+        request.troubles.extend(problem);
         Ok(Response::new(self.update(|state, now| state.heartbeat(request, now))?))
     }
 
@@ -368,6 +397,15 @@ impl Coordinator for ControlPlane {
         self.check_caller(peer_role(&request), request.get_ref().caller.as_ref())?;
         let task = self.wait_for_task(request.into_inner()).await?;
         Ok(Response::new(NextTaskReply { task }))
+    }
+
+    async fn seek_weights(
+        &self,
+        request: Request<SeekWeightsRequest>,
+    ) -> Result<Response<SeekWeightsReply>, Status> {
+        self.check_caller(peer_role(&request), request.get_ref().caller.as_ref())?;
+        let source = self.wait_for_source(request.get_ref()).await?;
+        Ok(Response::new(SeekWeightsReply { source }))
     }
 
     async fn finish_task(
@@ -418,13 +456,29 @@ fn check_role(peer: Option<PeerRole>, role: Role) -> Result<(), Status> {
     }
 }
 
-/// Whether workers of this run can reach a learner where it says.
-fn check_reachable(address: &str, is_local: bool) -> Result<(), Status> {
+fn is_reachable(address: &str, is_local: bool) -> bool {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
     let is_anywhere = host.parse::<IpAddr>().is_ok_and(|number| number.is_unspecified());
-    match is_anywhere || !is_local && network::is_loopback(host) {
-        false => Ok(()),
-        true => Err(Status::failed_precondition(format!(
+    !is_anywhere && (is_local || !network::is_loopback(host))
+}
+
+/// A worker that others cannot reach where it says serves nobody, and hears why.
+fn check_relay(weights: &mut WeightsStanding, is_local: bool) -> Result<(), String> {
+    if weights.address.is_empty() || is_reachable(&weights.address, is_local) {
+        return Ok(());
+    }
+    let address = std::mem::take(&mut weights.address);
+    Err(format!(
+        "no weights are relayed from here: {address} is where others would find themselves; start the worker with `--listen` and \
+         `--advertise` at an address that they can reach"
+    ))
+}
+
+/// Whether workers of this run can reach a learner where it says.
+fn check_reachable(address: &str, is_local: bool) -> Result<(), Status> {
+    match is_reachable(address, is_local) {
+        true => Ok(()),
+        false => Err(Status::failed_precondition(format!(
             "the learner says that workers reach it at {address}, where those on other hosts would find themselves; start it \
              with `--listen` and `--advertise` (or `network.bind` and `network.advertise`) at an address that they can reach"
         ))),

@@ -28,6 +28,7 @@ use rollout_worker::scoring::reward_resources::reward_resources;
 use rollout_worker::serve::{self, ServeOptions};
 use run_setup::StepSettings;
 use service::logging::LogFormat;
+use service::network::ListenAddress;
 use service::output::{self, StandardOutput};
 use service::{
     ComputeArguments, Hub, MemberArguments, ServiceError, cuda, exit_code, logging, model_folder,
@@ -75,6 +76,14 @@ struct ServeArgs {
     /// `cpu`, `cuda` or `cuda:N`; the run config's device if not given.
     #[arg(long, env = "FLOW_RL_DEVICE")]
     device: Option<ComputeDevice>,
+    /// Where this process listens for other workers, which fetch weights from it: an address, interface or subnet of this host, and a
+    /// port or range of ports, as in `eth0:7200-7299`; by default at the address by which it speaks to the coordinator, at a port
+    /// of the run's range or any. Not at all where the run has `network.weights_relay = false`.
+    #[arg(long, env = "FLOW_RL_LISTEN", value_name = "HOST:PORT")]
+    listen: Option<ListenAddress>,
+    /// What other workers are told to reach it by: an address, host name, interface or subnet; follows `--listen` if not given.
+    #[arg(long, env = "FLOW_RL_ADVERTISE", default_value = "", value_name = "HOST")]
+    advertise: String,
     /// Seconds between the signal that asks this process to end (SIGTERM, SIGINT or SIGUSR1) and its being killed, where a
     /// scheduler preempts it. A task that takes longer than is left is given back at once for others to run; without a notice
     /// it is drawn to its end.
@@ -301,10 +310,19 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
     if let Some(device) = args.device {
         run_setup::open_device(device).map_err(cuda::explained).map_err(BadInput::from_error)?;
     }
-    let (member_id, device, notice) = (args.member_id, args.device, args.notice);
-    let hub = hub();
-    let options =
-        ServeOptions { coordinator, credentials, member_id, device, metrics_listen, grace, notice, hub };
+    let ServeArgs { member_id, device, listen, advertise, notice, .. } = args;
+    let options = ServeOptions {
+        coordinator,
+        credentials,
+        member_id,
+        device,
+        listen,
+        advertise,
+        metrics_listen,
+        grace,
+        notice,
+        hub: hub(),
+    };
     let outcome = runtime.block_on(serve::run(options, shutdown));
     // What is still computed or waited for is of no use to anybody.
     runtime.shutdown_background();

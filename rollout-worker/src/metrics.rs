@@ -25,10 +25,12 @@ pub struct WorkerMetrics {
     pub pushes: Counts<1>,
     /// Bytes that were given to the network.
     pub pushed_bytes: Counts<0>,
-    /// What each attempt to fetch weights came to.
-    pub fetches: Counts<1>,
-    /// Bytes of versions that arrived whole.
-    pub fetched_bytes: Counts<0>,
+    /// What each attempt to fetch weights came to, by who was to send them.
+    pub fetches: Counts<2>,
+    /// Bytes of versions that arrived whole, likewise.
+    fetched_bytes: Counts<1>,
+    /// Bytes of versions that other workers took from this one.
+    pub relayed_bytes: Counts<0>,
     weight_sync: Durations<1>,
     /// Of the scorers.
     pub rewards: RewardMetrics,
@@ -53,7 +55,6 @@ impl Default for WorkerMetrics {
             ["fenced"],
             ["refused"],
         ];
-        let fetched = [["fetched"], ["unavailable"], ["away"], ["damaged"], ["fenced"], ["refused"]];
         Self {
             has_model: Arc::default(),
             hands: Counts::new(["hand", "doing"], DOINGS),
@@ -65,13 +66,30 @@ impl Default for WorkerMetrics {
             version_lag: Levels::new([]),
             pushes: Counts::new(["outcome"], outcomes),
             pushed_bytes: Counts::new([], [[]]),
-            fetches: Counts::new(["outcome"], fetched),
-            fetched_bytes: Counts::new([], [[]]),
+            fetches: Counts::new(["source", "outcome"], FETCHES),
+            fetched_bytes: Counts::new(["source"], [["learner"], ["worker"]]),
+            relayed_bytes: Counts::new([], [[]]),
             weight_sync: Durations::new(["phase"]),
             rewards: RewardMetrics::default(),
         }
     }
 }
+
+/// Who was to send weights, and what it came to.
+const FETCHES: [[&str; 2]; 12] = [
+    ["learner", "fetched"],
+    ["learner", "unavailable"],
+    ["learner", "away"],
+    ["learner", "damaged"],
+    ["learner", "fenced"],
+    ["learner", "refused"],
+    ["worker", "fetched"],
+    ["worker", "unavailable"],
+    ["worker", "away"],
+    ["worker", "damaged"],
+    ["worker", "fenced"],
+    ["worker", "refused"],
+];
 
 /// What hands do, in words.
 const DOINGS: [[&str; 2]; 7] = [
@@ -126,10 +144,10 @@ impl WorkerMetrics {
         self.weight_sync.observe(["load"], start.elapsed());
     }
 
-    /// Weights were got from the learner since `start`.
-    pub fn fetched(&self, start: Instant, n_bytes: usize) {
-        self.fetches.count(["fetched"]);
-        self.fetched_bytes.add([], n_bytes as f64);
+    /// Weights were got from the learner or a worker since `start`.
+    pub fn fetched(&self, start: Instant, source: &str, n_bytes: usize) {
+        self.fetches.count([source, "fetched"]);
+        self.fetched_bytes.add([source], n_bytes as f64);
         self.weight_sync.observe(["fetch"], start.elapsed());
     }
 }
@@ -158,14 +176,16 @@ impl Page for WorkerMetrics {
         to.counts("tempflow_worker_pushed_bytes_total", "Bytes of outcomes sent", &self.pushed_bytes);
         to.counts(
             "tempflow_worker_fetches_total",
-            "Attempts to fetch weights, by what they came to",
+            "Attempts to fetch weights, by who was to send them and what they came to",
             &self.fetches,
         );
         to.counts(
             "tempflow_worker_fetched_bytes_total",
-            "Bytes of weights that arrived",
+            "Bytes of weights that arrived, by who sent them",
             &self.fetched_bytes,
         );
+        let relayed = "Bytes of weights that other workers took from this one";
+        to.counts("tempflow_worker_relayed_bytes_total", relayed, &self.relayed_bytes);
         let sync = "How long a version takes: to `fetch` it, waiting included, and to `load` it";
         to.durations("tempflow_worker_weight_sync_seconds", sync, &self.weight_sync);
         self.rewards.show(to);

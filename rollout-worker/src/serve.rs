@@ -7,19 +7,22 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::{ComputeDevice, PromptSplit, RunConfig};
+use config::{ComputeDevice, NetworkSection, PromptSplit, RunConfig};
 use models::{LoadOptions, ModelError};
 use proto::{JoinReply, Role, Work};
 use service::metrics::MemberMetrics;
 use service::network::ListenAddress;
+use service::weights::{RelayPlace, WeightsRelayService};
 use service::{Hub, JoinDetails, Membership, PeerRole, PromptCopies, Security, WorkInHand, cuda, trust_by};
 use tch::Device;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::bad_input::BadInput;
 use crate::errands::device::DeviceThread;
 use crate::errands::hands::{Departure, Hands};
 use crate::errands::measured::Measured;
+use crate::errands::weights::Sharing;
 use crate::metrics::WorkerMetrics;
 use crate::sampling::embedding_cache::{EmbeddingCache, EmbeddingSettings};
 use crate::sampling::guided_model::GuidedModel;
@@ -38,6 +41,10 @@ pub struct ServeOptions {
     pub member_id: String,
     /// In place of the run config's device.
     pub device: Option<ComputeDevice>,
+    /// Where this process listens for other workers; if not given, at the address by which it speaks to the coordinator.
+    pub listen: Option<ListenAddress>,
+    /// What other workers are told to reach it by; empty follows `listen`.
+    pub advertise: String,
     /// Where metrics are shown, if anywhere.
     pub metrics_listen: Option<ListenAddress>,
     /// How long an absent coordinator is waited for.
@@ -47,6 +54,11 @@ pub struct ServeOptions {
     /// Where models are found by name.
     pub hub: Hub,
 }
+
+/// The coordinator's address, and where a worker listens and what others are told.
+type RelayOptions = (String, Option<ListenAddress>, String);
+/// What serves weights to other workers, for as long as it is not dropped.
+type Serving = Option<AbortOnDropHandle<()>>;
 
 /// Works for the run until `shutdown`, the coordinator's order to drain, or its loss.
 ///
@@ -65,6 +77,7 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
         metrics_address: place.address.clone(),
         grace: options.grace,
     };
+    let relay = (options.coordinator.clone(), options.listen, options.advertise);
     let (coordinator, credentials, grace) = (options.coordinator, options.credentials, options.grace);
     let joined = async move {
         let trust = trust_by(credentials, PeerRole::Worker, grace).await?;
@@ -78,9 +91,9 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
     let departure = Departure { stop: stop.clone(), shutdown, notice: options.notice };
     // Opening a model and embedding its prompts may take long; nothing is lost if it is not waited for.
     let work = async {
-        let started = start(&reply, (options.device, options.hub), membership.clone(), metrics);
+        let started = start(&reply, (options.device, options.hub, relay), membership.clone(), metrics);
         match until(&stop, started).await {
-            Some(Ok(hands)) => hands.work(&departure).await,
+            Some(Ok((hands, _serving))) => hands.work(&departure).await,
             Some(Err(error)) => Err(error),
             None => Ok(()),
         }
@@ -98,10 +111,10 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
 /// Opens model and rewards, each on threads of its own.
 async fn start(
     reply: &JoinReply,
-    (device, hub): (Option<ComputeDevice>, Hub),
+    (device, hub, relay): (Option<ComputeDevice>, Hub, RelayOptions),
     membership: Membership,
     metrics: WorkerMetrics,
-) -> anyhow::Result<Hands> {
+) -> anyhow::Result<(Hands, Serving)> {
     let mut config = RunConfig::from_toml(&reply.config).map_err(BadInput::from_error)?;
     if let Some(device) = device {
         config.resources.device = device;
@@ -114,6 +127,7 @@ async fn start(
     let scorer = Scorer::start(&config, reward_device, &hub).await?.measured_by(metrics.rewards.clone());
     opening.progressed();
     let n_threads = config.resources.worker_threads;
+    let (sharing, serving) = share_weights(&config.network, relay, &membership, &metrics).await;
     let (told, prompts) = (membership.clone(), PromptCopies::of(reply));
     let measured_by = metrics.clone();
     let open = move || {
@@ -124,7 +138,40 @@ async fn start(
     let device = DeviceThread::start(n_threads, open).await?;
     tracing::info!("ready");
     metrics.has_model();
-    Ok(Hands::new(membership, device, scorer, metrics))
+    Ok((Hands::new((membership, sharing), device, scorer, metrics), serving))
+}
+
+/// Serves weights to other workers where the run wishes that. A worker that cannot listen goes on without, and says so.
+async fn share_weights(
+    network: &NetworkSection,
+    (coordinator, listen, advertise): RelayOptions,
+    membership: &Membership,
+    metrics: &WorkerMetrics,
+) -> (Sharing, Serving) {
+    if !network.weights_relay {
+        return (Sharing::default(), None);
+    }
+    let sharing = Sharing { is_on: true, ..Sharing::default() };
+    let place = RelayPlace { listen, advertise, ports: network.port };
+    let (listener, address) = match place.listen(&coordinator, membership.trust()).await {
+        Ok(listening) => listening,
+        Err(error) => {
+            let trouble = error.to_string();
+            tracing::warn!("{trouble}");
+            membership.troubled("weights relay", trouble);
+            return (sharing, None);
+        }
+    };
+    tracing::info!("weights for other workers at {address}");
+    let run_id = membership.caller().run_id;
+    let service = WeightsRelayService::new(run_id, sharing.held.clone(), metrics.relayed_bytes.clone());
+    let serving = service.serve(listener, membership.trust().clone());
+    let serving = tokio::spawn(async move {
+        if let Err(error) = serving.await {
+            tracing::warn!("no weights are sent on to other workers any more: {error}");
+        }
+    });
+    (Sharing { address, ..sharing }, Some(AbortOnDropHandle::new(serving)))
 }
 
 fn open_sampler(

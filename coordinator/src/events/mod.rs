@@ -7,8 +7,9 @@ pub use book::{EventBook, EventCount, GivenAs};
 pub use log::EventLog;
 
 use crate::run_record::RunEnding;
-use protocol::TaskName;
+use protocol::{TaskName, WeightsName};
 use serde::{Serialize, Serializer};
+use std::fmt::Display;
 
 /// One decision. The names of variants and fields are those in `events.jsonl`; fields that say whom it is about come first, then
 /// a cause in a word that can be counted, then the reason for people.
@@ -67,6 +68,22 @@ pub enum Event {
         member: String,
         cause: &'static str,
     },
+    /// A worker has weights that it was sent to the learner or to another worker for.
+    WeightsFetched {
+        #[serde(serialize_with = "words")]
+        weights: WeightsName,
+        member: String,
+        source: String,
+        cause: &'static str,
+    },
+    /// A worker did not get weights from another one that it was sent to.
+    WeightsSourceFailed {
+        #[serde(serialize_with = "words")]
+        weights: WeightsName,
+        member: String,
+        source: String,
+        reason: String,
+    },
     /// A process was asked for.
     ProcessStarted { member: String },
     /// A process is told to leave once it has finished what it has in hand.
@@ -87,7 +104,7 @@ pub enum Event {
 }
 
 /// Every event with each of its causes; one without a cause has an empty one.
-pub const CAUSES: [(&str, &[&str]); 18] = [
+pub const CAUSES: [(&str, &[&str]); 20] = [
     ("member_joined", &["new", "again", "replaced"]),
     (
         "member_refused",
@@ -113,6 +130,8 @@ pub const CAUSES: [(&str, &[&str]); 18] = [
     ("task_finished", &[""]),
     ("task_failed", &["worker", "task", "memory"]),
     ("task_returned", &["member_lost", "member_left", "not_in_hand", "not_wanted", "given_back"]),
+    ("weights_fetched", &["learner", "worker"]),
+    ("weights_source_failed", &[""]),
     ("process_started", &[""]),
     ("process_drained", &[""]),
     ("process_signalled", &["hung", "surplus", "stopping"]),
@@ -137,6 +156,8 @@ impl Event {
             Self::TaskFinished { .. } => ("task_finished", ""),
             Self::TaskFailed { cause, .. } => ("task_failed", cause),
             Self::TaskReturned { cause, .. } => ("task_returned", cause),
+            Self::WeightsFetched { cause, .. } => ("weights_fetched", cause),
+            Self::WeightsSourceFailed { .. } => ("weights_source_failed", ""),
             Self::ProcessStarted { .. } => ("process_started", ""),
             Self::ProcessDrained { .. } => ("process_drained", ""),
             Self::ProcessSignalled { cause, .. } => ("process_signalled", cause),
@@ -159,6 +180,6 @@ impl Event {
     }
 }
 
-fn words<S: Serializer>(task: &TaskName, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(task)
+fn words<S: Serializer>(name: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(name)
 }

@@ -1,12 +1,12 @@
 //! What the state tells who looks at it.
 
-use super::{RunState, Worked, share};
+use super::{RunState, Worked};
 use crate::membership::Member;
 use crate::results::RunProgress;
 use crate::tasks::TaskBook;
 use config::{Determinism, RunConfig};
 use proto::Role;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 impl RunState {
     /// Number of rollout workers there should be.
@@ -72,4 +72,8 @@ impl RunState {
         }
         share(busy, present)
     }
+}
+
+fn share(part: Duration, whole: Duration) -> f64 {
+    if whole.is_zero() { 0.0 } else { (part.as_secs_f64() / whole.as_secs_f64()).min(1.0) }
 }

@@ -2,6 +2,7 @@
 
 mod costs;
 mod lab;
+mod relay;
 
 use crate::lab::{LEASE, LONG, Server, details, evaluate, process, train, wants, wants_training};
 use coordinator::run_record::RunEnding;

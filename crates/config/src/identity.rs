@@ -62,6 +62,7 @@ impl RunConfig {
             port: PortRange::one(0),
             grace: 0.0,
             metrics: String::new(),
+            weights_relay: false,
             tls: TlsSection::default(),
         };
         identity.hosts.clear();
@@ -129,6 +130,7 @@ mod tests {
             "network.port=7",
             "network.grace=7",
             "network.metrics=127.0.0.1:9400",
+            "network.weights_relay=false",
             "network.tls.mode=always",
             "resources.worker_threads=7",
             "training.learning_rate=7.0",

@@ -23,6 +23,8 @@ pub struct NetworkSection {
     /// Where the coordinator shows metrics and health of the run over plain HTTP, `HOST:PORT` or `HOST:FIRST-LAST`; the members
     /// that it starts take the next free ports, of one port alone any. Empty: nowhere.
     pub metrics: String,
+    /// Whether workers listen for each other, so that the learner sends a version of the weights to a few of many.
+    pub weights_relay: bool,
     /// How members know each other.
     pub tls: TlsSection,
 }

@@ -17,6 +17,7 @@ mod push_fault;
 mod push_schema;
 pub mod push_tensors;
 mod recent_times;
+mod relay;
 mod retries;
 mod task;
 
@@ -34,6 +35,10 @@ pub use process::{NONCE_BYTES, PROGRAM_VERSION, PROTOCOL_VERSION, process};
 pub use push_fault::{PushFault, TensorForm};
 pub use push_schema::{Digest, PushSchema};
 pub use recent_times::{RecentTimes, lower_median};
+pub use relay::{
+    FAN_OUT, FEWEST_WORKERS, MOST_FAILED_SOURCES, MOST_HELD, RelayPlan, SearchStep, SourceAdvice,
+    SourceSearch, SourceSought, WeightsSource, WeightsStream,
+};
 pub use retries::{
     Delivered, Failure, FetchFailure, Fetching, PushAction, PushError, PushEvent, Pushing, WeightsError,
 };

@@ -95,6 +95,29 @@ impl TryFrom<&proto::TaskId> for TaskName {
     }
 }
 
+impl From<WeightsName> for proto::WeightsId {
+    fn from(name: WeightsName) -> Self {
+        Self { version: name.version, role: proto::WeightsRole::from(name.role).into() }
+    }
+}
+
+impl TryFrom<&proto::WeightsId> for WeightsName {
+    type Error = NameFault;
+
+    fn try_from(id: &proto::WeightsId) -> Result<Self, NameFault> {
+        Self::from_wire(id.version, id.role())
+    }
+}
+
+impl fmt::Display for WeightsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.role {
+            WeightsRole::Policy => write!(f, "version {}", self.version),
+            WeightsRole::Average => write!(f, "average of version {}", self.version),
+        }
+    }
+}
+
 impl From<WeightsRole> for proto::WeightsRole {
     fn from(role: WeightsRole) -> Self {
         match role {
@@ -134,7 +157,9 @@ mod tests {
             assert_eq!(TaskName::try_from(&proto::TaskId::from(name)), Ok(name));
         }
         for role in [WeightsRole::Policy, WeightsRole::Average] {
-            assert_eq!(WeightsName::from_wire(4, role.into()), Ok(WeightsName { version: 4, role }));
+            let name = WeightsName { version: 4, role };
+            assert_eq!(WeightsName::from_wire(4, role.into()), Ok(name));
+            assert_eq!(WeightsName::try_from(&proto::WeightsId::from(name)), Ok(name));
         }
     }
 

@@ -75,6 +75,9 @@ pub enum ServiceError {
         #[source]
         problem: Box<NetworkError>,
     },
+    /// Weights cannot be served to other workers.
+    #[error("weights cannot be sent on to other workers: {0}")]
+    RelayPlace(#[source] Box<NetworkError>),
     /// A server broke.
     #[error("the server broke")]
     Serve(#[from] tonic::transport::Error),

@@ -32,6 +32,7 @@ pub mod shutdown;
 pub mod system_numbers;
 mod timely;
 pub mod trust;
+pub mod weights;
 
 pub use arguments::{
     ComputeArguments, MEMBER_VARIABLES, MemberArguments, OperatorArguments, model_folder, parse_arguments,
@@ -41,7 +42,7 @@ pub use backoff::backoff;
 pub use chunks::{Assembly, ChunkCheck, ChunkError, chunks};
 pub use connect::{
     Address, CHUNK_BYTES, MESSAGE_LIMIT, Router, connect, coordinator_client, learner_client, request,
-    reward_client, server,
+    reward_client, server, weights_relay_client,
 };
 pub use enrolment::{EnrolmentService, Security, Source, enrolment_client, trust_by};
 pub use environment::expand_path;

@@ -13,15 +13,16 @@ use crate::{ServiceError, coordinator_client, cuda, device_kind, request};
 use config::ComputeDevice;
 use link::{CALL_DEADLINE, Link, State, heartbeats};
 use proto::{
-    Blame, Caller, Fatal, FinishTaskRequest, JoinReply, LeaveRequest, NextTaskRequest, Process, Progress,
-    RankGroup, ReportReply, ReportRequest, Role, Summary, Task, TaskId, Wanted, Work,
+    Blame, Caller, FailedSource, Fatal, FinishTaskRequest, JoinReply, LeaveRequest, NextTaskRequest, Process,
+    Progress, RankGroup, ReportReply, ReportRequest, Role, SeekWeightsReply, SeekWeightsRequest, Summary, Task,
+    TaskId, Wanted, WeightsStanding, Work,
 };
-use protocol::{InHand, MemberLink, MembershipLoss, NONCE_BYTES, TaskName};
+use protocol::{InHand, MemberLink, MembershipLoss, NONCE_BYTES, TaskName, WeightsName};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use link::{call_end, join_end};
@@ -94,6 +95,7 @@ impl Membership {
             card: String::new(),
             broken_ranks: 0,
             ranks_address: String::new(),
+            weights: None,
         };
         let standing = Standing::joined(Vec::new());
         let process = Process { metrics_address: details.metrics_address.clone(), ..this_process() };
@@ -107,6 +109,7 @@ impl Membership {
             joining: tokio::sync::Mutex::new(()),
             standing: watch::Sender::new(standing),
             lost: watch::Sender::new(None),
+            news: Notify::new(),
         });
         let reply = link.join().await?;
         let stop = CancellationToken::new();
@@ -169,6 +172,41 @@ impl Membership {
     /// Nothing is wrong with `subject` any more.
     pub fn relieved(&self, subject: &str) {
         self.link.state().troubles.remove(subject);
+    }
+
+    /// Worker: lets the coordinator know what weights it can send to others and what it fetches; at once where that is news for
+    /// who waits.
+    pub fn has_weights(&self, weights: WeightsStanding) {
+        let before = self.link.state().weights.replace(weights.clone());
+        if before.is_none_or(|before| before.held != weights.held) {
+            self.link.news.notify_one();
+        }
+    }
+
+    /// Worker: asks from whom to fetch weights, waiting for a source that has room for `wait` at most. `None` where the
+    /// coordinator does not answer, which is no reason to wait for it.
+    pub async fn seek_weights(
+        &self,
+        name: WeightsName,
+        failed: &[FailedSource],
+        wait: Duration,
+    ) -> Option<SeekWeightsReply> {
+        let message = SeekWeightsRequest {
+            caller: Some(self.caller()),
+            weights: Some(name.into()),
+            failed: failed.to_vec(),
+            wait_seconds: wait.as_secs_f64(),
+        };
+        let (mut client, deadline) = (self.link.client.clone(), wait + CALL_DEADLINE);
+        // The outer deadline also covers a connection that neither answers nor breaks.
+        match tokio::time::timeout(deadline * 2, client.seek_weights(request(message, deadline))).await {
+            Ok(Ok(reply)) => Some(reply.into_inner()),
+            Ok(Err(status)) => {
+                tracing::debug!("no source of weights is told: {}", status.message());
+                None
+            }
+            Err(_) => None,
+        }
     }
 
     /// Asks for a task beside those that are being finished, waiting for one for `wait` at most. The task counts as

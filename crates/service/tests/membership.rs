@@ -28,6 +28,7 @@ struct StubState {
     running: Vec<TaskId>,
     given_back: Vec<TaskId>,
     troubles: Vec<String>,
+    weights: Option<WeightsStanding>,
 }
 
 /// How long anything here may take before a test fails.
@@ -109,11 +110,12 @@ impl Coordinator for Stub {
         &self,
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatReply>, Status> {
-        let HeartbeatRequest { caller, standstills, troubles, device, card, running, .. } =
+        let HeartbeatRequest { caller, standstills, troubles, device, card, running, weights, .. } =
             request.into_inner();
         self.fence(caller)?;
         self.state.lock().unwrap().standstills = standstills;
         self.state.lock().unwrap().running = running;
+        self.state.lock().unwrap().weights = weights;
         self.state.lock().unwrap().troubles = troubles;
         self.state.lock().unwrap().device = device;
         self.state.lock().unwrap().card = card;
@@ -130,6 +132,19 @@ impl Coordinator for Stub {
         self.fence(request.caller)?;
         let id = if request.finishing.contains(&TASK) { NEXT_TASK } else { TASK };
         Ok(Response::new(NextTaskReply { task: Some(Task { id: Some(id), ..Task::default() }) }))
+    }
+
+    async fn seek_weights(
+        &self,
+        request: Request<SeekWeightsRequest>,
+    ) -> Result<Response<SeekWeightsReply>, Status> {
+        let request = request.into_inner();
+        self.fence(request.caller)?;
+        let failed = request.failed.into_iter().next_back();
+        let source = failed.map(|FailedSource { member_id, reason }| {
+            seek_weights_reply::Source::Worker(WorkerSource { member_id, address: reason })
+        });
+        Ok(Response::new(SeekWeightsReply { source }))
     }
 
     async fn finish_task(
@@ -332,4 +347,26 @@ async fn a_coordinator_that_accepts_and_never_answers_is_given_up() {
             .expect("no answer");
     assert!(matches!(error, ServiceError::CoordinatorGone { .. }), "{error}");
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn weights_that_a_worker_has_are_told_at_once_and_a_source_is_asked_for() {
+    let stub = Stub::default();
+    let (address, _stop) = stub.serve().await;
+    let membership = join(address, Duration::from_secs(9)).await;
+    let held = vec![WeightsId { version: 4, role: WeightsRole::Policy.into() }];
+    let standing = WeightsStanding { address: "10.0.0.1:7".to_owned(), held, fetching: None };
+    membership.has_weights(standing.clone());
+    stub.until("the weights are told", |state| state.weights == Some(standing.clone())).await;
+    let name = protocol::WeightsName::policy(4);
+    let seek = async |failed: &[FailedSource]| membership.seek_weights(name, failed, Duration::ZERO).await;
+    assert_eq!(seek(&[]).await, Some(SeekWeightsReply { source: None }));
+    let failed = FailedSource { member_id: "worker-1".to_owned(), reason: "it was cut".to_owned() };
+    let source = seek_weights_reply::Source::Worker(WorkerSource {
+        member_id: failed.member_id.clone(),
+        address: failed.reason.clone(),
+    });
+    assert_eq!(seek(&[failed]).await, Some(SeekWeightsReply { source: Some(source) }));
+    stub.state.lock().unwrap().incarnation = 10;
+    assert_eq!(seek(&[]).await, None, "who is fenced is told nothing, and asks the learner");
 }

@@ -27,6 +27,10 @@ pub enum Bug {
     ReportsOnce,
     /// Calls have no deadline.
     WaitsForever,
+    /// A worker takes weights from another one without comparing them with the learner's manifest.
+    TrustsDigestsOfWorkers,
+    /// A worker forgets who has failed to give it weights.
+    NeverPassesOverSources,
     /// Heartbeats do not tell that work stands still.
     HidesStandstill,
     /// Heartbeats do not tell that a model is being opened and nothing comes of it.

@@ -2,8 +2,8 @@
 
 use crate::reference::Outcome;
 use crate::stage::CallId;
-use proto::TaskId;
-use protocol::{Failure, FetchFailure, Fetching, Pushing, Task, TaskName, WeightsName};
+use proto::{TaskId, WorkerSource};
+use protocol::{Failure, FetchFailure, Fetching, Pushing, SourceSearch, Task, TaskName, WeightsName};
 use tonic::{Code, Status};
 
 /// What the sampling hand does, asking aside.
@@ -15,8 +15,12 @@ pub enum Sampling {
     Fetching {
         /// These weights.
         name: WeightsName,
-        /// With what befell it.
+        /// With what befell it at the learner.
         fetching: Fetching,
+        /// And at other workers.
+        search: SourceSearch,
+        /// What the call is for.
+        step: FetchStep,
         /// Its number among the pieces of work.
         work: u64,
         /// Its number among what the hand did.
@@ -39,6 +43,19 @@ pub enum Sampling {
     },
     /// It tells of a failure.
     Telling,
+}
+
+/// What a hand that fetches weights waits for.
+#[derive(Clone, Debug)]
+pub enum FetchStep {
+    /// That the coordinator names a source.
+    Seeks,
+    /// The weights from the learner.
+    FromLearner,
+    /// The learner's manifest of what this worker is to give.
+    Manifest(WorkerSource),
+    /// What this worker gives, which is to have that digest.
+    FromWorker(WorkerSource, u64),
 }
 
 /// What the finishing hand does.

@@ -282,6 +282,9 @@ impl Hub {
                 .plane
                 .update(|state, now| state.leave(request.caller.as_ref(), now))
                 .map(|()| Reply::Left),
+            Request::SeekWeights(request) => {
+                self.plane.update(|state, now| state.seek_weights(&request, now)).map(Reply::Source)
+            }
             _ => return Err(Status::unimplemented("the learner does that")),
         };
         answer.map_err(Status::from)
@@ -422,6 +425,7 @@ fn caller_of(request: &Request) -> Option<&Caller> {
         Request::NextTask(request) => request.caller.as_ref(),
         Request::FinishTask(request) => request.caller.as_ref(),
         Request::Report(request) => request.caller.as_ref(),
+        Request::SeekWeights(request) => request.caller.as_ref(),
         Request::Leave(request) => request.caller.as_ref(),
         _ => None,
     }

@@ -45,6 +45,8 @@ pub struct Laws {
     longest_standstill: Duration,
     n_learners: u32,
     most_held: HoldLimit,
+    /// Workers that have failed to give weights, by the search of who asked.
+    failed_sources: BTreeSet<(ProcessId, u64, String)>,
     seen: BTreeMap<&'static str, u32>,
 }
 
@@ -71,6 +73,7 @@ impl Laws {
             longest_standstill: Duration::ZERO,
             n_learners: 0,
             most_held: HoldLimit { outcomes: 0, bytes: 0 },
+            failed_sources: BTreeSet::new(),
             seen: BTreeMap::new(),
         }
     }
@@ -191,6 +194,17 @@ impl Laws {
         });
         self.added.remove(&self.own);
         self.gets_on(iteration + 1, 0);
+    }
+
+    /// A worker did not give weights to who asked in that search.
+    pub fn source_failed(&mut self, (asker, search): (ProcessId, u64), source: &str) {
+        self.failed_sources.insert((asker, search, source.to_owned()));
+    }
+
+    /// A worker is to be asked for weights.
+    pub fn asks_source(&mut self, (asker, search): (ProcessId, u64), source: &str) {
+        let has_failed = self.failed_sources.contains(&(asker, search, source.to_owned()));
+        self.demand(!has_failed, || format!("process {} asks {source} again, which has failed it", asker.0));
     }
 
     /// A version is published.

@@ -349,9 +349,11 @@ impl Learner {
                 let is_missing = !self.embeddings.contains(&digest);
                 stage.answer(call, Ok(Reply::Missing(is_missing)));
             }
-            Request::Weights(name) => {
+            Request::Weights(name) | Request::Manifest(name) => {
                 let found = self.training.as_ref().and_then(|training| training.publications.get(&name));
-                let answer = found.map(|digest| Reply::Weights(*digest));
+                let reply =
+                    if matches!(request, Request::Weights(_)) { Reply::Weights } else { Reply::Manifest };
+                let answer = found.map(|digest| reply(*digest));
                 stage.answer(
                     call,
                     answer.ok_or_else(|| Status::not_found("not made yet, or no longer wanted")),

@@ -8,7 +8,7 @@ use crate::bug::Bug;
 use crate::stage::{Act, Answer, CallId, Callee, Reply, Request, Stage, Wake};
 use proto::{
     Caller, FinishTaskRequest, HeartbeatRequest, JoinReply, JoinRequest, NextTaskRequest, ReportRequest,
-    Role, Standstill, TaskId, Work,
+    Role, Standstill, TaskId, WeightsStanding, Work,
 };
 use protocol::{AfterCall, Backoff, CallEnd, InHand, JoinEnd, MemberLink, MembershipLoss};
 use std::collections::BTreeMap;
@@ -71,6 +71,8 @@ pub struct Line {
     member: MemberLink,
     /// What the member has in hand.
     pub in_hand: InHand,
+    /// Worker: what it tells of its weights.
+    pub weights: Option<WeightsStanding>,
     role: Role,
     address: String,
     process: proto::Process,
@@ -92,6 +94,7 @@ impl Line {
         let mut line = Self {
             member: MemberLink::new(&join.member_id, grace, stage.now),
             in_hand: InHand::default(),
+            weights: None,
             role,
             address: join.address,
             process,
@@ -163,7 +166,8 @@ impl Line {
         let standstills = self.in_hand.standstills(stage.now).into_iter().filter(is_told).collect();
         let running = self.in_hand.tasks().to_vec();
         let Some(of) = self.loops.get_mut(&number) else { return };
-        let (request, deadline) = request_of(&of.purpose, &caller, (standstills, running));
+        let (request, deadline) =
+            request_of(&of.purpose, &caller, (standstills, running, self.weights.clone()));
         let call = stage.call(Callee::Coordinator, request, deadline);
         of.stage = LoopStage::Calling(call, caller);
     }
@@ -324,12 +328,13 @@ impl Line {
 fn request_of(
     purpose: &Purpose,
     caller: &Caller,
-    (standstills, running): (Vec<Standstill>, Vec<TaskId>),
+    (standstills, running, weights): (Vec<Standstill>, Vec<TaskId>, Option<WeightsStanding>),
 ) -> (Request, Duration) {
     let caller = Some(caller.clone());
     match purpose {
         Purpose::Heartbeat => {
-            let message = HeartbeatRequest { caller, standstills, running, ..HeartbeatRequest::default() };
+            let message =
+                HeartbeatRequest { caller, standstills, running, weights, ..HeartbeatRequest::default() };
             (Request::Heartbeat(message), CALL_DEADLINE)
         }
         Purpose::NextTask(finishing) => {

@@ -41,6 +41,10 @@ impl World {
         match callee {
             Callee::Coordinator => Host::Coordinator,
             Callee::Learner(_) => Host::Learner,
+            // Nobody listens at a process that is gone, wherever it was.
+            Callee::Worker(process) => {
+                self.processes.get(&process).map_or(Host::Worker(0), |process| process.host)
+            }
         }
     }
 
@@ -73,7 +77,7 @@ impl World {
         let pending = self.calls.get(&call).copied();
         let process = match callee {
             Callee::Coordinator => self.coordinator,
-            Callee::Learner(process) => Some(process),
+            Callee::Learner(process) | Callee::Worker(process) => Some(process),
         };
         let process = process.filter(|process| self.processes.contains_key(process));
         let Some(process) = process else {
@@ -93,7 +97,7 @@ impl World {
         self.act(process, |actor, stage| match actor {
             Actor::Hub(hub) => hub.asked(call, *request, stage),
             Actor::Learner(learner) => learner.asked(call, *request, stage),
-            Actor::Worker(_) => {}
+            Actor::Worker(worker) => worker.asked(call, &request, stage),
         });
     }
 

@@ -3,7 +3,7 @@
 use crate::dice::Dice;
 use crate::disk::{Condition, Death, Moment};
 use crate::sizes::MOST_WORKERS;
-use crate::worker::Habits;
+use crate::worker::{Giving, Habits};
 use config::{AdvantageGroup, PromptLists, PromptRecord, PromptSplit, RunConfig};
 use coordinator::membership::Patience;
 use protocol::HoldLimit;
@@ -158,6 +158,8 @@ impl Scenario {
             failures: roughness * dice.below(6),
             strange_latents: roughness * dice.below(10),
             is_doomed: false,
+            shares_weights: false,
+            giving: Giving::Truly,
         };
         let mut habits: Vec<Habits> = (0..MOST_WORKERS).map(habits).collect();
         let (generous, usual) = (dice.happens(500), dice.between(40, 120));
@@ -178,6 +180,14 @@ impl Scenario {
             bytes: dice.one_of(&[u64::MAX, u64::MAX, 350, 150]),
         };
         let learner_slowness = dice.one_of(&[1, 1, 1, 10]);
+        // In half of the worlds; never spoilt by the first, so that somebody gives what is true.
+        if dice.happens(500) {
+            habits.iter_mut().for_each(|habits| habits.shares_weights = true);
+            if is_rough {
+                habits[dice.between(1, 2) as usize].giving =
+                    dice.one_of(&[Giving::Truly, Giving::Truly, Giving::Spoilt, Giving::Never]);
+            }
+        }
         Self {
             config: Arc::new(config),
             lists: Arc::new(prompts()),

@@ -7,9 +7,10 @@ use crate::laws::Laws;
 use crate::process::ProcessId;
 use crate::reference::Outcome;
 use proto::push_reply::Status as PushStatus;
+use proto::seek_weights_reply::Source;
 use proto::{
     FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply, JoinRequest, LeaveRequest,
-    NextTaskRequest, ReportRequest,
+    NextTaskRequest, ReportRequest, SeekWeightsRequest,
 };
 use protocol::{TaskName, WeightsName};
 use std::time::{Duration, Instant};
@@ -26,6 +27,8 @@ pub enum Callee {
     Coordinator,
     /// The learner whose address that is.
     Learner(ProcessId),
+    /// The worker whose address that is.
+    Worker(ProcessId),
 }
 
 /// What is asked.
@@ -56,7 +59,11 @@ pub enum Request {
         /// Whether the next latents do.
         has_next_latents: bool,
     },
-    /// Of the learner.
+    /// Of the coordinator: from whom to fetch weights.
+    SeekWeights(SeekWeightsRequest),
+    /// Of the learner: what stands for the weights' manifest.
+    Manifest(WeightsName),
+    /// Of the learner, or of a worker that holds them.
     Weights(WeightsName),
 }
 
@@ -79,6 +86,10 @@ pub enum Reply {
     Missing(bool),
     /// What became of a push.
     Pushed(PushStatus),
+    /// Who gives the weights; nobody yet.
+    Source(Option<Source>),
+    /// What stands for the weights, by the learner's word.
+    Manifest(u64),
     /// What stands for the weights.
     Weights(u64),
 }

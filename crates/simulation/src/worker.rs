@@ -7,6 +7,8 @@
 mod fetching;
 mod pushing;
 
+pub use fetching::Giving;
+
 use crate::bug::Bug;
 use crate::hands::{Finishing, Sampling};
 use crate::line::{Heard, Line, Purpose};
@@ -45,6 +47,10 @@ pub struct Habits {
     pub strange_latents: u64,
     /// Whether its processes end as soon as they are to work, for ever.
     pub is_doomed: bool,
+    /// Whether weights may come from other workers, as the run config says for all.
+    pub shares_weights: bool,
+    /// What it gives to others, for ever.
+    pub giving: Giving,
 }
 
 /// A worker's process.
@@ -136,7 +142,10 @@ impl Worker {
                 let heard = self.line.call_again(number, stage);
                 self.hear(heard, stage);
             }
-            Wake::Heartbeat => self.line.heartbeat(stage),
+            Wake::Heartbeat => {
+                self.line.weights = self.weights_standing(stage.own);
+                self.line.heartbeat(stage);
+            }
             _ if self.leaving.is_some() => {}
             // What hangs is a thread; the process does not.
             Wake::PatienceOver => self.end_if_over(stage),

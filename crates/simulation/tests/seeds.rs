@@ -35,6 +35,8 @@ fn worlds_of_faults_end_as_an_undisturbed_one_does() {
         ("task granted a second time", 40),
         ("task given back", 20),
         ("place set aside", 5),
+        ("weights from a worker", 40),
+        ("source passed over", 10),
     ] {
         assert!(seen.get(what).is_some_and(|count| *count >= least), "{what}: {seen:?}");
     }
@@ -68,6 +70,16 @@ fn bugs_of_the_exchange_are_noticed() {
         (Bug::TellsHeldUnheard, 0..50, "no learner said so"),
         (Bug::NeverForgetsIterations, 0..20, "sets are wanted"),
         (Bug::ForgetsEarlierVersions, 0..500, "does not offer"),
+    ] {
+        notices(bug, seeds, words);
+    }
+}
+
+#[test]
+fn bugs_of_weights_from_workers_are_noticed() {
+    for (bug, seeds, words) in [
+        (Bug::TrustsDigestsOfWorkers, 0..200, "has another outcome"),
+        (Bug::NeverPassesOverSources, 0..200, "which has failed it"),
     ] {
         notices(bug, seeds, words);
     }

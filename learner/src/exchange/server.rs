@@ -8,10 +8,11 @@ use bytes::Bytes;
 use proto::learner_server::Learner;
 use proto::push_reply::Status as PushStatus;
 use proto::{
-    Caller, Chunk, MissingConditioningReply, MissingConditioningRequest, PushHeader, PushReply, PushRequest,
-    WeightsReply, WeightsRequest, push_request, weights_reply,
+    Caller, MissingConditioningReply, MissingConditioningRequest, PushHeader, PushReply, PushRequest,
+    WeightsReply, WeightsRequest, push_request,
 };
 use protocol::{Digest, PushFault, TaskName, TaskStanding, WeightsName};
+use service::weights::weights_replies;
 use service::{Assembly, Timely, shown};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_stream::Stream;
@@ -31,8 +32,6 @@ const CHUNK_LIMIT: usize = 1024 * 1024;
 pub const LONGEST_CALL: Duration = Duration::from_secs(600);
 /// How long a push that is of no use may go on, so that its sender hears that instead of a broken stream.
 const UNWANTED_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a worker that fetches weights may take for the next chunk.
-const TAKE_DEADLINE: Duration = Duration::from_secs(60);
 /// Digests that one question may hold: a task has two.
 const MOST_DIGESTS: usize = 1024;
 /// Characters of what a refusal says, since a hostile name in it may have megabytes.
@@ -111,16 +110,11 @@ impl Learner for LearnerService {
                 "version {version} ({role}) is not available: not made yet, or no longer wanted"
             ))
         })?;
-        let manifest = weights_reply::Part::Manifest(publication.manifest.clone());
+        // Of a version without bytes there is the manifest alone.
+        let bytes = if request.only_manifest { Bytes::new() } else { publication.bytes.clone() };
         let sent = self.metrics.sent_bytes.clone();
-        let chunks = service::chunks(publication.bytes.clone()).map(move |chunk| {
-            // A copy of its own: what waits to be sent must not keep a whole version.
-            let data = Bytes::copy_from_slice(&chunk.data);
-            sent.add([], data.len() as f64);
-            weights_reply::Part::Chunk(Chunk { data, ..chunk })
-        });
-        let replies = std::iter::once(manifest).chain(chunks).map(|part| WeightsReply { part: Some(part) });
-        Ok(Response::new(Box::pin(service::taken_in_time(replies, TAKE_DEADLINE))))
+        let count = move |n_bytes| sent.add([], n_bytes as f64);
+        Ok(Response::new(Box::pin(weights_replies(publication.manifest.clone(), bytes, count))))
     }
 }
 

@@ -386,7 +386,8 @@ async fn another_run_is_fenced() {
         header(messages).caller.as_mut().unwrap().run_id = "run-2".to_owned();
     };
     assert_eq!(served.push(other).await.unwrap_err().code(), Code::FailedPrecondition);
-    let request = WeightsRequest { caller: None, version: 0, role: WeightsRole::Policy.into() };
+    let request =
+        WeightsRequest { caller: None, version: 0, role: WeightsRole::Policy.into(), only_manifest: false };
     assert_eq!(served.client.weights(request).await.err().unwrap().code(), Code::InvalidArgument);
 }
 
@@ -433,7 +434,12 @@ async fn an_embedding_crosses_the_wire_once() {
 #[tokio::test]
 async fn weights_arrive_as_their_manifest_says() {
     let mut served = Served::start().await;
-    let request = WeightsRequest { caller: Some(caller()), version: 0, role: WeightsRole::Policy.into() };
+    let request = WeightsRequest {
+        caller: Some(caller()),
+        version: 0,
+        role: WeightsRole::Policy.into(),
+        only_manifest: false,
+    };
     let mut stream = served.client.weights(request).await.unwrap().into_inner();
     let Some(weights_reply::Part::Manifest(manifest)) = stream.message().await.unwrap().unwrap().part else {
         panic!("the manifest comes first")
@@ -447,6 +453,11 @@ async fn weights_arrive_as_their_manifest_says() {
     let bytes = assembly.finish(&manifest.digest).unwrap();
     let tensors = models::tensor_bytes::split(&manifest.tensors, &bytes).unwrap();
     assert!(tensors.iter().any(|(name, _)| name.ends_with("attn.to_q.lora_A.weight")));
-    let request = WeightsRequest { caller: Some(caller()), version: 4, role: WeightsRole::Policy.into() };
+    let request = WeightsRequest {
+        caller: Some(caller()),
+        version: 4,
+        role: WeightsRole::Policy.into(),
+        only_manifest: false,
+    };
     assert_eq!(served.client.weights(request).await.err().unwrap().code(), Code::NotFound);
 }

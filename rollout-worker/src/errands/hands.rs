@@ -24,7 +24,7 @@ use tracing::{Instrument, Span};
 use crate::errands::device::{DeviceDied, DeviceThread};
 use crate::errands::learner_link::LearnerLink;
 use crate::errands::push::push;
-use crate::errands::weights::{TrainedWeights, WeightsCache};
+use crate::errands::weights::{Sharing, TrainedWeights, WeightsCache};
 use crate::metrics::{WorkerMetrics, kind_in_a_word};
 use crate::sampling::delivery::Delivery;
 use crate::sampling::task::Sampled;
@@ -65,9 +65,14 @@ pub struct Departure {
 
 impl Hands {
     /// Hands with nothing to do.
-    pub fn new(membership: Membership, device: DeviceThread, scorer: Scorer, metrics: WorkerMetrics) -> Self {
+    pub fn new(
+        (membership, sharing): (Membership, Sharing),
+        device: DeviceThread,
+        scorer: Scorer,
+        metrics: WorkerMetrics,
+    ) -> Self {
         let link = || LearnerLink::new(membership.clone());
-        let weights = Mutex::new(WeightsCache::new(link(), metrics.clone()));
+        let weights = Mutex::new(WeightsCache::new(link(), metrics.clone(), sharing));
         let link = Mutex::new(link());
         Self { membership, device, scorer, weights, link, metrics }
     }

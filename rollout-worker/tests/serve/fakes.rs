@@ -10,9 +10,12 @@ use proto::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::learner_server::{Learner, LearnerServer};
 use proto::push_reply::Status as PushStatus;
 use proto::*;
-use service::Assembly;
+use service::metrics::Counts;
+use service::weights::{HeldWeights, WeightsCopy, WeightsRelayService};
+use service::{Assembly, ServiceError};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 
 const LONGEST_CALL: Duration = Duration::from_secs(600);
@@ -66,6 +69,12 @@ pub struct CoordinatorState {
     pub finishing: Vec<Vec<TaskId>>,
     pub finished: Vec<FinishTaskRequest>,
     pub learner_address: String,
+    /// Who is to send weights to the worker, in turn; afterwards the learner.
+    pub sources: VecDeque<seek_weights_reply::Source>,
+    /// Who the worker said has failed it, when it last asked.
+    pub failed_sources: Vec<FailedSource>,
+    /// What it last told of its weights.
+    pub weights: Option<WeightsStanding>,
     pub drain: bool,
     pub n_left: usize,
 }
@@ -109,8 +118,9 @@ impl Coordinator for FakeCoordinator {
         }))
     }
 
-    async fn heartbeat(&self, _: Request<HeartbeatRequest>) -> Answer<HeartbeatReply> {
-        let state = self.state();
+    async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Answer<HeartbeatReply> {
+        let mut state = self.state();
+        state.weights = request.into_inner().weights;
         let drain =
             state.drain.then_some(Order { order: Some(order::Order::Drain(Drain { seconds: 60.0 })) });
         let learner_addresses = vec![state.learner_address.clone()];
@@ -129,6 +139,14 @@ impl Coordinator for FakeCoordinator {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(Response::new(NextTaskReply { task: None }))
+    }
+
+    async fn seek_weights(&self, request: Request<SeekWeightsRequest>) -> Answer<SeekWeightsReply> {
+        let mut state = self.state();
+        state.failed_sources = request.into_inner().failed;
+        let source = state.sources.pop_front();
+        let source = source.or(Some(seek_weights_reply::Source::Learner(LearnerSource {})));
+        Ok(Response::new(SeekWeightsReply { source }))
     }
 
     async fn finish_task(&self, request: Request<FinishTaskRequest>) -> Answer<FinishTaskReply> {
@@ -238,11 +256,14 @@ impl Learner for FakeLearner {
 
     async fn weights(&self, request: Request<WeightsRequest>) -> Answer<Self::WeightsStream> {
         let (request, mut state) = (request.into_inner(), self.state());
-        state.asked_for.push((request.version, request.role()));
         let found = state.weights.get(&(request.version, request.role)).cloned();
+        if !request.only_manifest {
+            state.asked_for.push((request.version, request.role()));
+        }
         let (manifest, bytes) = found.ok_or_else(|| Status::not_found("not published"))?;
+        let bytes = if request.only_manifest { Bytes::new() } else { bytes };
         let mut chunks: Vec<Chunk> = service::chunks(bytes).collect();
-        if state.n_to_damage > 0 {
+        if state.n_to_damage > 0 && !request.only_manifest {
             state.n_to_damage -= 1;
             let last = chunks.last_mut().expect("weights are not empty");
             last.data = last.data.iter().map(|byte| byte ^ 1).collect();
@@ -252,4 +273,19 @@ impl Learner for FakeLearner {
         let replies: Vec<_> = parts.map(|part| Ok(WeightsReply { part: Some(part) })).collect();
         Ok(Response::new(tokio_stream::iter(replies)))
     }
+}
+
+/// A worker that serves these weights, as the coordinator names it.
+pub async fn serve_weights(
+    member_id: &str,
+    copy: WeightsCopy,
+) -> (seek_weights_reply::Source, AbortOnDropHandle<Result<(), ServiceError>>) {
+    let held = HeldWeights::default();
+    held.keep(Arc::new(copy));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let relay = WeightsRelayService::new("run".to_owned(), held, Counts::new([], [[]]));
+    let serving = relay.serve(listener, service::Trust::Plain(service::Insecure::Loopback));
+    let source = WorkerSource { member_id: member_id.to_owned(), address };
+    (seek_weights_reply::Source::Worker(source), AbortOnDropHandle::new(tokio::spawn(serving)))
 }

@@ -16,9 +16,11 @@ use models::weights::WeightOptions;
 use models::{LoadOptions, tensor_bytes};
 use proto::push_reply::Status as PushStatus;
 use proto::{Blame, FinishTaskRequest, Prompt, Task, TaskId, TaskKind, WeightsManifest, WeightsRole};
+use protocol::WeightsName;
 use rollout_worker::bad_input::BadInput;
 use rollout_worker::serve::{self, ServeOptions};
 use service::Hub;
+use service::weights::WeightsCopy;
 use tch::{Device, Kind, Tensor};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -64,6 +66,8 @@ impl World {
             credentials: service::Security::PlainText(service::Insecure::Loopback),
             member_id: "worker-0".to_owned(),
             device: None,
+            listen: None,
+            advertise: String::new(),
             metrics_listen: None,
             grace: PATIENCE,
             notice: None,
@@ -466,4 +470,26 @@ async fn a_run_that_cannot_be_sampled_is_bad_input() {
         assert!(error.is::<BadInput>() && error.to_string().contains(words), "{error:#}");
         assert_eq!(world.coordinator.state().n_left, 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_come_from_another_worker_and_one_that_sends_false_ones_is_passed_over() {
+    let world = World::start(|_| (), |_| (), Vec::new());
+    let name = WeightsName::policy(1);
+    let (manifest, bytes) = world.learner.state().weights[&(1, WeightsRole::Policy.into())].clone();
+    let honest = WeightsCopy { name, manifest, bytes };
+    let flipped = honest.bytes.iter().map(|byte| byte ^ 1).collect();
+    let (liar, _lying) = fakes::serve_weights("liar", WeightsCopy { bytes: flipped, ..honest.clone() }).await;
+    let (friend, _serving) = fakes::serve_weights("friend", honest).await;
+    world.coordinator.state().sources = [liar, friend].into();
+    world.coordinator.state().queue.push_back(train(0, 1));
+    world.until("the task has ended", |world| !world.coordinator.state().finished.is_empty()).await;
+    let has_told = |world: &World| world.coordinator.state().weights.clone().unwrap_or_default();
+    world.until("it can send them on", |world| has_told(world).held == [name.into()]).await;
+    assert!(has_told(&world).address.starts_with("127.0.0.1:"));
+    let failed = world.coordinator.state().failed_sources.clone();
+    assert_eq!(failed.iter().map(|failed| &*failed.member_id).collect::<Vec<_>>(), ["liar"]);
+    assert!(failed[0].reason.contains("another digest"), "{}", failed[0].reason);
+    assert_eq!(world.learner.state().asked_for, [], "the learner sent the manifest alone");
+    assert!(all_held(&world.finish(1).await.0));
 }

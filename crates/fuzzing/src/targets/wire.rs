@@ -42,6 +42,8 @@ pub(super) fn check_messages(bytes: &[u8]) -> bool {
         check::<proto::NextTaskRequest>(bytes),
         check::<proto::NextTaskReply>(bytes),
         check::<proto::FinishTaskRequest>(bytes),
+        check::<proto::SeekWeightsRequest>(bytes),
+        check::<proto::SeekWeightsReply>(bytes),
         check::<proto::ReportRequest>(bytes),
         check::<proto::ReportReply>(bytes),
         check::<proto::StatusReply>(bytes),

@@ -8,6 +8,7 @@ use crate::trust::{AccessLayer, PeerRole, Trust, TrustError, trust_problem};
 use proto::coordinator_client::CoordinatorClient;
 use proto::learner_client::LearnerClient;
 use proto::reward_client::RewardClient;
+use proto::weights_relay_client::WeightsRelayClient;
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Status};
@@ -73,6 +74,11 @@ pub fn coordinator_client(channel: Channel) -> CoordinatorClient<Channel> {
 /// A client of the learner with the limits of the wire.
 pub fn learner_client(channel: Channel) -> LearnerClient<Channel> {
     LearnerClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT)
+}
+
+/// A client of what a worker serves to others, with the limits of the wire.
+pub fn weights_relay_client(channel: Channel) -> WeightsRelayClient<Channel> {
+    WeightsRelayClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT)
 }
 
 /// A client of a reward server with the limits of the wire.

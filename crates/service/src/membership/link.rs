@@ -5,7 +5,7 @@ use crate::connect::is_outage;
 use crate::trust::{Trust, trust_problem};
 use crate::{ServiceError, backoff, request};
 use proto::coordinator_client::CoordinatorClient;
-use proto::{Caller, GiveBack, HeartbeatRequest, JoinReply, JoinRequest, Process, order};
+use proto::{Caller, GiveBack, HeartbeatRequest, JoinReply, JoinRequest, Process, WeightsStanding, order};
 use protocol::{
     AfterCall, Backoff, CallEnd, InHand, JoinEnd, JoinRefusal, MemberLink, MembershipLoss, TaskName,
 };
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -30,6 +30,8 @@ pub(super) struct Link {
     pub(super) joining: tokio::sync::Mutex<()>,
     pub(super) standing: watch::Sender<Standing>,
     pub(super) lost: watch::Sender<Option<MembershipLoss>>,
+    /// There is something to tell that should not wait for the next heartbeat.
+    pub(super) news: Notify,
 }
 
 pub(super) struct State {
@@ -45,6 +47,8 @@ pub(super) struct State {
     pub(super) broken_ranks: u64,
     /// Learner: where other ranks reach it; empty where there are none.
     pub(super) ranks_address: String,
+    /// Worker: the weights that it has, once it has said so.
+    pub(super) weights: Option<WeightsStanding>,
 }
 
 impl Link {
@@ -172,7 +176,7 @@ impl Link {
         let standstills = state.in_hand.standstills(Instant::now());
         let running = state.in_hand.tasks().to_vec();
         let troubles = state.troubles.values().cloned().collect();
-        let (device, card) = (state.device.clone(), state.card.clone());
+        let (device, card, weights) = (state.device.clone(), state.card.clone(), state.weights.clone());
         let (broken_ranks, ranks_address) = (state.broken_ranks, state.ranks_address.clone());
         HeartbeatRequest {
             caller: Some(caller),
@@ -183,6 +187,7 @@ impl Link {
             running,
             broken_ranks,
             ranks_address,
+            weights,
         }
     }
 
@@ -213,7 +218,8 @@ impl Link {
 pub(super) async fn heartbeats(link: Arc<Link>) {
     loop {
         let pause = link.state().member.heartbeat_pause();
-        tokio::time::sleep(pause).await;
+        // Early, where there are news.
+        let _ = tokio::time::timeout(pause, link.news.notified()).await;
         match link.heartbeat().await {
             Ok(()) => {}
             Err(ServiceError::Call { source, .. }) => {

@@ -29,11 +29,12 @@ const OPERATORS: Callers = Callers::Roles(&[PeerRole::Admin, PeerRole::Coordinat
 const SCORED: Callers = Callers::Roles(&[PeerRole::Worker, PeerRole::Coordinator, PeerRole::Admin]);
 
 /// Every call of every service. One that is not here is refused.
-const TABLE: [(&str, Callers); 19] = [
+const TABLE: [(&str, Callers); 21] = [
     ("/tempflow.v1.Coordinator/Join", MEMBERS),
     ("/tempflow.v1.Coordinator/Heartbeat", MEMBERS),
     ("/tempflow.v1.Coordinator/NextTask", WORKERS),
     ("/tempflow.v1.Coordinator/FinishTask", WORKERS),
+    ("/tempflow.v1.Coordinator/SeekWeights", WORKERS),
     ("/tempflow.v1.Coordinator/Report", LEARNERS),
     ("/tempflow.v1.Coordinator/Leave", MEMBERS),
     ("/tempflow.v1.Admin/Status", OPERATORS),
@@ -44,6 +45,7 @@ const TABLE: [(&str, Callers); 19] = [
     ("/tempflow.v1.Learner/MissingConditioning", WORKERS),
     ("/tempflow.v1.Learner/Push", WORKERS),
     ("/tempflow.v1.Learner/Weights", WORKERS),
+    ("/tempflow.v1.WeightsRelay/Weights", WORKERS),
     ("/tempflow.v1.Reward/Describe", SCORED),
     ("/tempflow.v1.Reward/Score", SCORED),
     ("/tempflow.v1.Enrolment/Enrol", Callers::Anybody),

@@ -38,7 +38,7 @@ impl PeerRole {
 
     /// Whether others connect to it.
     pub(super) fn serves(self) -> bool {
-        matches!(self, Self::Coordinator | Self::Learner | Self::Reward)
+        matches!(self, Self::Coordinator | Self::Learner | Self::Worker | Self::Reward)
     }
 }
 
