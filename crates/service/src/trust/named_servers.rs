@@ -132,7 +132,8 @@ fn certificate_problem(error: &CertificateError) -> String {
         CertificateError::NotValidYet => begins(String::new()),
         CertificateError::NotValidForNameContext { presented, .. } => other_name(presented),
         CertificateError::NotValidForName => other_name(&[]),
-        CertificateError::UnknownIssuer => {
+        // An authority that was made anew has the name of the one before, and another key.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "is of no authority that is trusted here: name a file with the certificate of the server's authority by `tls_ca`, \
              or find out who answers there"
                 .to_owned()
