@@ -232,6 +232,13 @@ fn is_secure(
     }
 }
 
+/// Whether connections of a run will be secured, as far as its config tells. One that cannot be started for what it says of the
+/// network is refused for that elsewhere.
+pub fn will_be_secure(network: &NetworkSection, insecure: Option<Insecure>) -> bool {
+    let bound = ListenAddress { host: network.bind.clone(), ports: network.port }.resolve();
+    bound.ok().and_then(|bound| is_secure(network, bound, insecure).ok()).unwrap_or(true)
+}
+
 /// Where metrics are shown, by the number that it stands for on this host.
 fn metrics_place(text: &str) -> Result<Option<ListenAddress>, CoordinatorError> {
     if text.is_empty() {

@@ -36,6 +36,7 @@ pub fn everything(
     if findings.are_sound(&["run.name", "run.directory"]) {
         run_place::check(config).unwrap_or_else(|error| findings.take(error));
     }
+    findings.notes.extend(inspection::plain_text_note(config));
     match inspection::rewards(config, programs, servers) {
         Ok(rewards) => findings.found.extend(rewards.iter().filter_map(inspection::reward_problem)),
         Err(error) => findings.take(error),

@@ -1,11 +1,15 @@
 //! What the coordinator, which links no networks, asks the rollout worker about a run's model and rewards before it starts.
 
+use crate::entrance;
 use crate::error::CoordinatorError;
 use config::{
     AdapterMethod, Dtype, ModelInspection, REWARD_NAMES, RewardInquiry, RewardInspection, RewardSection,
     RunConfig, StepRule,
 };
+use protocol::with_causes;
 use serde::de::DeserializeOwned;
+use service::Insecure;
+use service::trust::plain_text_rewards;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -23,13 +27,13 @@ pub fn model(config: &RunConfig, programs: &Path) -> Result<ModelInspection, Coo
     }
 }
 
-/// What becomes of the servers of rewards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Servers {
-    /// Whether somebody is at their addresses is found out.
-    Knock,
-    /// They may come up later.
-    Later,
+/// What is looked at of the servers of rewards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Servers {
+    /// Whether it is found out who is at their addresses; else they may come up later.
+    pub are_knocked_at: bool,
+    /// How far plain text was asked for, which leaves workers without certificates to show.
+    pub insecure: Option<Insecure>,
 }
 
 /// Asks the rollout worker about the rewards that this build has, once about those that share a scorer. It makes them of
@@ -52,8 +56,12 @@ pub fn rewards(
     if rewards.is_empty() {
         return Ok(Vec::new());
     }
-    let inquiry =
-        RewardInquiry { device: config.resources.device, knock: servers == Servers::Knock, rewards };
+    let inquiry = RewardInquiry {
+        device: config.resources.device,
+        knock: servers.are_knocked_at,
+        is_secure: entrance::will_be_secure(&config.network, servers.insecure),
+        rewards,
+    };
     let inquiry = serde_json::to_vec(&inquiry).expect("an inquiry has a JSON form; else this is a bug");
     let (program, output) = ask(programs, &["inspect-rewards".to_owned()], &inquiry)?;
     match output.status.success() {
@@ -84,6 +92,21 @@ pub fn device(config: &RunConfig, programs: &Path) -> Result<(), CoordinatorErro
         Some(2) => Err(CoordinatorError::Usage(format!("`resources.device`: {}", complaint(&output)))),
         _ => Err(broken(program, &output)),
     }
+}
+
+/// Why a run that is only shown would not be started here.
+pub fn refusals(config: &RunConfig, programs: &Path, servers: Servers) -> Vec<String> {
+    let device = device(config, programs).err().map(|error| error.to_string());
+    let rewards = match rewards(config, programs, servers) {
+        Ok(rewards) => rewards.iter().filter_map(reward_problem).collect(),
+        Err(error) => vec![with_causes(&error)],
+    };
+    device.into_iter().chain(rewards).collect()
+}
+
+/// What there is to say of servers of rewards that are spoken to in plain text.
+pub fn plain_text_note(config: &RunConfig) -> Option<String> {
+    plain_text_rewards(config.all_rewards().map(|(_, reward)| reward))
 }
 
 /// What is wrong with a reward, with its place.
@@ -177,6 +200,51 @@ fn model_arguments(config: &RunConfig) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stand_ins::install_program;
+
+    /// Rewards are built as the run's workers would build them, who have certificates where it is secured.
+    #[test]
+    fn the_worker_is_told_whether_the_run_will_be_secured() {
+        let home = tempfile::tempdir().expect("a folder");
+        let asked = home.path().join("asked");
+        install_program(
+            &home.path().join("rollout-worker"),
+            &format!("cat > '{}'; echo '[]'", asked.display()),
+        );
+        let base = config::preset("tempflow-tiny-cpu").expect("a preset").text;
+        for (setting, insecure, is_secure) in [
+            ("run.lag=0", None, false),
+            ("network.tls.mode=always", None, true),
+            ("network.bind=0.0.0.0", None, true),
+            ("network.bind=0.0.0.0", Some(Insecure::Anywhere), false),
+            // Others refuse it.
+            ("network.bind=no-such-interface", None, true),
+        ] {
+            let config = RunConfig::from_toml_with(&base, &[setting.to_owned()]).expect("valid");
+            let servers = Servers { are_knocked_at: true, insecure };
+            assert_eq!(rewards(&config, home.path(), servers).expect("answered"), []);
+            let inquiry = std::fs::read_to_string(&asked).expect("asked");
+            let inquiry: RewardInquiry = serde_json::from_str(&inquiry).expect("an inquiry");
+            assert_eq!((inquiry.knock, inquiry.is_secure), (true, is_secure), "{setting} {insecure:?}");
+        }
+    }
+
+    #[test]
+    fn a_run_that_is_only_shown_says_which_rewards_would_be_refused() {
+        let home = tempfile::tempdir().expect("a folder");
+        let problem = "option `url` of reward `grpc`: it asks for TLS";
+        let inspection =
+            format!(r#"[{{"key": "rewards[0]", "name": "far", "bytes": 0, "problem": "{problem}"}}]"#);
+        install_program(
+            &home.path().join("rollout-worker"),
+            &format!("cat > /dev/null\ncat <<'END'\n{inspection}\nEND"),
+        );
+        let config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
+        let refused = refusals(&config, home.path(), Servers::default());
+        assert_eq!(refused, [format!("`rewards[0]`: {problem}")]);
+        let absent = refusals(&config, Path::new("/nowhere"), Servers::default());
+        assert!(absent[0].contains("/nowhere/rollout-worker"), "{absent:?}");
+    }
 
     #[test]
     fn the_worker_is_asked_about_the_model_under_the_settings_of_the_run() {

@@ -72,7 +72,7 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
                 &args,
                 &hub,
                 &launch::programs()?,
-                Servers::Knock,
+                Servers { are_knocked_at: true, insecure: None },
                 PromptSource::Config,
             )?;
             let notes = notes.iter().chain(catalog.notes());

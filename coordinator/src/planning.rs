@@ -37,6 +37,7 @@ pub fn plan(args: &ConfigArgs, hub: &Hub, programs: &Path) -> Result<(Plan, Vec<
     notes.extend(model.iter().flat_map(|model| inspection::start_notes(&config, model)));
     let rewards = inspected_rewards(&config, programs, &mut notes);
     notes.extend(reward_notes(&rewards, model.is_some()));
+    notes.extend(inspection::plain_text_note(&config));
     notes.extend(repeated_evaluations(&config));
     notes.extend(config.rewards.iter().filter(|reward| reward.is_judge()).map(judge_note));
     Ok((config::plan(&config, model, rewards), notes))
@@ -91,7 +92,7 @@ fn judge_note(reward: &RewardSection) -> String {
 
 /// What rewards are, none where they cannot be looked at; a plan needs none of them.
 fn inspected_rewards(config: &RunConfig, programs: &Path, notes: &mut Vec<String>) -> Vec<RewardInspection> {
-    inspection::rewards(config, programs, Servers::Later).unwrap_or_else(|error| {
+    inspection::rewards(config, programs, Servers::default()).unwrap_or_else(|error| {
         notes.push(format!("rewards are not looked at, and memory is without them: {error}"));
         Vec::new()
     })
@@ -180,6 +181,12 @@ mod tests {
             "`rewards[1]`: no `tesseract`",
         ];
         assert_eq!(notes[1..], expected, "{notes:?}");
+        let text = fs::read_to_string(&args.file).expect("readable");
+        let text =
+            text.replace("name = \"jpeg_compressibility\"", "name = \"geneval\"\nurl = \"http://gpu-7:1\"");
+        fs::write(&args.file, text).expect("written");
+        let (_, notes) = plan(&args, &Hub::at("no/cache"), home.path()).expect("planned");
+        assert!(notes[3].contains("the reward server gpu-7:1 is spoken to in plain text"), "{notes:?}");
     }
 
     #[test]

@@ -69,12 +69,13 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
     if args.options.detached {
         detach::leave_terminal()?;
     }
+    let servers = Servers { are_knocked_at: false, insecure: args.options.insecure };
     // Found now, what is wrong costs a second; found by a worker, the start of a run. Servers may come up meanwhile.
     let config_args = with_workers(&args).config;
     let prompts = if args.resume { PromptSource::Run } else { PromptSource::Config };
     let (catalog, notes) = match args.options.dry_run || args.options.detached {
         true => (config_file::open(&config_args, hub, prompts)?, Vec::new()),
-        false => examination::everything(&config_args, hub, &launch::programs()?, Servers::Later, prompts)?,
+        false => examination::everything(&config_args, hub, &launch::programs()?, servers, prompts)?,
     };
     let place = placement::place_of_run(&args, catalog.config());
     placement::check(place, catalog.config(), &args.options)?;
@@ -133,9 +134,10 @@ fn dry_run(args: &UpArgs, catalog: &Catalog, hub: &Hub) -> Result<u8, Coordinato
     let places = Places::look(config)?;
     places.notes().iter().for_each(print_line);
     // What is shown is right, whatever this machine has; that it would not start here should be known all the same.
-    if let Err(error) = inspection::device(config, &launch::programs()?) {
-        print_line(format_args!("`up` would be refused here: {error}"));
-    }
+    let servers = Servers { are_knocked_at: false, insecure: args.options.insecure };
+    let refusals = inspection::refusals(config, &launch::programs()?, servers);
+    refusals.iter().for_each(|why| print_line(format_args!("`up` would be refused here: {why}")));
+    inspection::plain_text_note(config).iter().for_each(print_line);
     let plan = NetworkPlan::of(config, &args.options)?;
     let record = RunRecord { port: args.options.port.unwrap_or(0), ..RunRecord::new(&config.run.name) };
     let launching =
@@ -426,7 +428,7 @@ fn look_at_memory(plane: &ControlPlane) {
     let look = move || -> Result<(), CoordinatorError> {
         let programs = launch::programs()?;
         let model = inspection::model(&config, &programs)?;
-        let rewards = inspection::rewards(&config, &programs, Servers::Later)?;
+        let rewards = inspection::rewards(&config, &programs, Servers::default())?;
         let plan = config::memory_plan(&config, &model, &rewards);
         plane.plan_memory(PlannedMemory::of(&plan, config.resources.device));
         Ok(())

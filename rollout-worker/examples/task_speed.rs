@@ -52,7 +52,7 @@ fn main() -> anyhow::Result<()> {
     let model = GuidedModel::open(&config.model.path, weights, config.model.max_sequence_length)?;
     let hub = Hub::from_environment(|name| std::env::var_os(name));
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    let scorer = runtime.block_on(Scorer::start(&config, device, &hub))?;
+    let scorer = runtime.block_on(Scorer::start(&config, device, &hub, rewards::RunIdentity::None))?;
     let file = config::prompt_file(&config.data.train, config::PromptSplit::Train)?;
     let prompts = config::read_prompts(&file)?;
     let specs = config.train_tasks(prompts.len(), 0);

@@ -16,6 +16,7 @@ use config::{
 use models::lora::LoraConfig;
 use models::reference_case::{ParityOptions, TOLERANCE, parse_tolerance};
 use models::weights::WeightOptions;
+use rewards::RunIdentity;
 use rollout_worker::bad_input::BadInput;
 use rollout_worker::commands::argument_parsers::{finite, step_rule, tokens};
 use rollout_worker::commands::inspect::{self, InspectOptions};
@@ -30,9 +31,10 @@ use run_setup::StepSettings;
 use service::logging::LogFormat;
 use service::network::ListenAddress;
 use service::output::{self, StandardOutput};
+use service::trust::plain_text_rewards;
 use service::{
-    ComputeArguments, Hub, MemberArguments, ServiceError, cuda, exit_code, logging, model_folder,
-    parse_seconds, path_argument, shutdown,
+    ComputeArguments, Hub, MemberArguments, OperatorArguments, PeerRole, RewardServerArguments, ServiceError,
+    cuda, exit_code, logging, model_folder, parse_seconds, path_argument, shutdown, trust_by,
 };
 
 /// Samples images: for a training run, or by itself.
@@ -142,6 +144,8 @@ struct ScoreArgs {
     /// CPU threads of tensor operations.
     #[arg(long, env = "FLOW_RL_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
+    #[command(flatten)]
+    operator: OperatorArguments,
 }
 
 /// Which steps are trained, and how, in the words of a run config.
@@ -230,6 +234,8 @@ struct ServeRewardArgs {
     /// CPU threads of each scorer's tensor operations.
     #[arg(long, env = "FLOW_RL_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
+    #[command(flatten)]
+    security: RewardServerArguments,
     /// `text` or `json`.
     #[arg(long, env = "FLOW_RL_LOG_FORMAT", default_value_t)]
     log_format: LogFormat,
@@ -429,21 +435,36 @@ fn run_score(args: ScoreArgs) -> anyhow::Result<u8> {
     tch::set_num_threads(i32::from(args.threads));
     let opened = run_setup::open_device(args.device).map_err(cuda::explained);
     let device = opened.map_err(BadInput::from_error)?;
-    let resources = reward_resources(device, hub());
     let mut reward =
         config::reward_from_settings(&args.reward, &args.options).map_err(BadInput::from_error)?;
     reward.expand_paths(service::expand_path);
+    if let Some(exposed) = plain_text_rewards([&reward]) {
+        tracing::warn!("{exposed}");
+    }
+    // Its certificate is renewed for as long as this lives.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let run = runtime.block_on(operator_identity(&args.operator))?;
+    let resources = reward_resources(device, hub(), run);
     let options =
         ScoreOptions { reward, images: args.images, prompts: args.prompts, json: args.json, resources };
     score::run(&options, &mut StandardOutput)?;
     Ok(exit_code::DONE)
 }
 
+/// What an operator shows to reward servers of the run whose coordinator is named, if one is.
+async fn operator_identity(operator: &OperatorArguments) -> Result<RunIdentity, ServiceError> {
+    let Some((_, security)) = operator.credentials()? else { return Ok(RunIdentity::None) };
+    Ok(RunIdentity::from(&trust_by(security, PeerRole::Admin, Duration::ZERO).await?))
+}
+
 fn run_serve_reward(args: ServeRewardArgs) -> anyhow::Result<u8> {
     logging::init(args.log_format, "info")?;
     let mut rewards = serve_reward::choices(&args.rewards, &args.options).map_err(BadInput::from_error)?;
     rewards.iter_mut().for_each(|reward| reward.expand_paths(service::expand_path));
+    let (credentials, grace) = (args.security.credentials()?, args.security.coordinator_grace);
     let options = ServeRewardOptions {
+        credentials,
+        grace,
         rewards,
         listen: args.listen,
         device: args.device,
@@ -453,8 +474,8 @@ fn run_serve_reward(args: ServeRewardArgs) -> anyhow::Result<u8> {
     };
     let names = args.rewards.join(", ");
     // Who asked for a free port reads which one it is; whoever did not may have gone, and is served all the same.
-    let ready = |address| {
-        let _ = writeln!(std::io::stdout(), "serving {names} at http://{address}");
+    let ready = |url: &str| {
+        let _ = writeln!(std::io::stdout(), "serving {names} at {url}");
     };
     // Sockets need little; the scorers' threads have the cores.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

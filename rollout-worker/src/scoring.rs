@@ -24,8 +24,9 @@ use config::{RewardSection, RunConfig, TaskKind};
 use futures::future::try_join_all;
 use proto::{PushHeader, TaskCost};
 use protocol::push_tensors;
-use rewards::{PromptRecord, RewardError, RewardPart, Score, weighted_sum};
+use rewards::{PromptRecord, RewardError, RewardPart, RunIdentity, Score, weighted_sum};
 use service::Hub;
+use service::trust::plain_text_rewards;
 use tch::Device;
 
 use crate::metrics::RewardMetrics;
@@ -63,18 +64,28 @@ pub enum ScoringError {
 }
 
 impl Scorer {
-    /// Builds the scorers that the config names; one that training and evaluation share is built once.
+    /// Builds the scorers that the config names; one that training and evaluation share is built once. `run` is shown to
+    /// reward servers of the run.
     ///
     /// # Errors
     /// [`crate::bad_input::BadInput`] if a name or an option is unknown, or something that a scorer needs is missing.
-    pub async fn start(config: &RunConfig, device: Device, hub: &Hub) -> anyhow::Result<Self> {
+    pub async fn start(
+        config: &RunConfig,
+        device: Device,
+        hub: &Hub,
+        run: RunIdentity,
+    ) -> anyhow::Result<Self> {
+        // Here, once for the life of the process; not with every request.
+        if let Some(exposed) = plain_text_rewards(config.all_rewards().map(|(_, reward)| reward)) {
+            tracing::warn!("{exposed}");
+        }
         let mut sections: Vec<&RewardSection> = Vec::new();
         let mut parts = |list| list_parts(list, &mut sections);
         let (training, evaluation) = (parts(&config.rewards), parts(config.rewards_of_evaluation()));
         let mut threads = Vec::with_capacity(sections.len());
         for section in sections {
             let (name, n_threads) = (section.name.clone(), config.resources.worker_threads);
-            let build = reward_thread::build(section.clone(), device, hub.clone());
+            let build = reward_thread::build(section.clone(), device, hub.clone(), run.clone());
             threads.push(ScorerThread::start(name, n_threads, build).await?);
         }
         Ok(Self { threads, training, evaluation, metrics: RewardMetrics::default() })

@@ -10,10 +10,13 @@ use std::time::Duration;
 use config::{ComputeDevice, NetworkSection, PromptSplit, RunConfig};
 use models::{LoadOptions, ModelError};
 use proto::{JoinReply, Role, Work};
+use rewards::RunIdentity;
 use service::metrics::MemberMetrics;
 use service::network::ListenAddress;
 use service::weights::{RelayPlace, WeightsRelayService};
-use service::{Hub, JoinDetails, Membership, PeerRole, PromptCopies, Security, WorkInHand, cuda, trust_by};
+use service::{
+    Hub, JoinDetails, Membership, PeerRole, PromptCopies, Security, ServiceError, WorkInHand, cuda, trust_by,
+};
 use tch::Device;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -81,17 +84,19 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
     let (coordinator, credentials, grace) = (options.coordinator, options.credentials, options.grace);
     let joined = async move {
         let trust = trust_by(credentials, PeerRole::Worker, grace).await?;
-        Membership::join(&coordinator, &trust, details).await
+        let (membership, reply) = Membership::join(&coordinator, &trust, details).await?;
+        Ok::<_, ServiceError>((membership, reply, RunIdentity::from(&trust)))
     };
     let joined = until(&shutdown, joined).await;
-    let Some((membership, reply)) = joined.transpose()? else { return Ok(()) };
+    let Some((membership, reply, run)) = joined.transpose()? else { return Ok(()) };
     place.tell_trouble(&membership);
     let stop = shutdown.child_token();
     tokio::spawn(stop_when_ordered(membership.clone(), stop.clone()));
     let departure = Departure { stop: stop.clone(), shutdown, notice: options.notice };
     // Opening a model and embedding its prompts may take long; nothing is lost if it is not waited for.
     let work = async {
-        let started = start(&reply, (options.device, options.hub, relay), membership.clone(), metrics);
+        let place = (options.device, options.hub, relay, run);
+        let started = start(&reply, place, membership.clone(), metrics);
         match until(&stop, started).await {
             Some(Ok((hands, _serving))) => hands.work(&departure).await,
             Some(Err(error)) => Err(error),
@@ -111,7 +116,7 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
 /// Opens model and rewards, each on threads of its own.
 async fn start(
     reply: &JoinReply,
-    (device, hub, relay): (Option<ComputeDevice>, Hub, RelayOptions),
+    (device, hub, relay, run): (Option<ComputeDevice>, Hub, RelayOptions, RunIdentity),
     membership: Membership,
     metrics: WorkerMetrics,
 ) -> anyhow::Result<(Hands, Serving)> {
@@ -124,7 +129,8 @@ async fn start(
     let reward_device = opened.map_err(BadInput::from_error)?;
     membership.computes_on(config.resources.device);
     let opening = membership.begin_work(Work::Opening);
-    let scorer = Scorer::start(&config, reward_device, &hub).await?.measured_by(metrics.rewards.clone());
+    let scorer = Scorer::start(&config, reward_device, &hub, run).await?;
+    let scorer = scorer.measured_by(metrics.rewards.clone());
     opening.progressed();
     let n_threads = config.resources.worker_threads;
     let (sharing, serving) = share_weights(&config.network, relay, &membership, &metrics).await;

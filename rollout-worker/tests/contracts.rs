@@ -23,7 +23,9 @@ fn refused_option(refusal: &RewardError) -> Option<&str> {
 /// Whether some value of this option is not what a scorer of this name and these options is refused for.
 fn takes(scorer: &str, options: &Map<String, Value>, option: &str) -> bool {
     let resources = Resources { variable: Box::new(|_| Some("secret".to_owned())), ..Resources::local() };
-    [json!("http://127.0.0.1:1"), json!(1)].into_iter().any(|value| {
+    let secret = tempfile::NamedTempFile::new().expect("a file of its owner's alone");
+    std::fs::write(secret.path(), "secret").expect("written");
+    [json!("http://127.0.0.1:1"), json!(1), json!(secret.path())].into_iter().any(|value| {
         let options = options.clone().into_iter().chain([(option.to_owned(), value)]).collect();
         match rewards::build(scorer, &Value::Object(options), &resources) {
             Ok(_) => true,
@@ -45,7 +47,7 @@ fn has_option(scorer: &str, option: &str) -> bool {
 
 #[test]
 fn the_config_knows_what_says_how_a_server_is_reached() {
-    // Options that remote scorers share, and those with which several are asked at once or by a key.
+    // Options that remote scorers share, and those with which several are asked at once or by a certificate.
     let known: BTreeSet<&str> = config::CONNECTION_OPTIONS.into();
     assert!(served().len() >= 7, "{:?}", served());
     for scorer in served() {

@@ -48,6 +48,9 @@ pub struct RewardInquiry {
     pub device: ComputeDevice,
     /// Whether servers are to be knocked at.
     pub knock: bool,
+    /// Whether connections of the run will be secured, so that its workers have certificates to show.
+    #[serde(default)]
+    pub is_secure: bool,
     /// The rewards, each with its place in the config, as `rewards[0]`.
     pub rewards: Vec<(String, RewardSection)>,
 }

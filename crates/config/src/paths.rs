@@ -3,6 +3,7 @@
 //! A path is expanded once, where a person's words enter. A variable that is not set stays as it was written, so that a
 //! message about the path can name it.
 
+use crate::scorers::CONNECTION_PATHS;
 use crate::{RewardSection, RunConfig};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -107,8 +108,9 @@ pub fn unexpanded(path: &Path) -> Option<String> {
 impl RewardSection {
     /// Expands every option that is a path.
     pub fn expand_paths(&mut self, expand: impl Fn(&Path) -> PathBuf) {
-        let options = REWARD_PATH_OPTIONS.iter().filter(|_| !self.is_judge());
-        for option in options.copied().collect::<Vec<_>>() {
+        let is_judge = self.is_judge();
+        let options = REWARD_PATH_OPTIONS.iter().filter(|_| !is_judge).chain(&CONNECTION_PATHS);
+        for option in options.copied() {
             if let Some(Value::String(path)) = self.options.get_mut(option) {
                 *path = expand(Path::new(path.as_str())).display().to_string();
             }
@@ -143,20 +145,28 @@ impl RunConfig {
     pub fn unexpanded_paths(&self) -> Vec<(String, PathBuf)> {
         let mut config = self.clone();
         let keys = config.path_keys().map(|(key, path)| (key.to_owned(), path.clone()));
-        let options = self.reward_paths().into_iter();
+        let options = self.reward_paths().into_iter().chain(self.connection_paths());
         keys.into_iter().chain(options).filter(|(_, path)| unexpanded(path).is_some()).collect()
     }
 
-    /// The files and folders that rewards are told of, by their keys, such as `rewards[0].model`.
+    /// The files and folders that rewards are made of, by their keys, such as `rewards[0].model`.
     pub fn reward_paths(&self) -> Vec<(String, PathBuf)> {
-        let paths = |(place, reward): (String, &RewardSection)| {
-            let path = |option: &str| reward.options.get(option).and_then(Value::as_str);
-            let given = REWARD_PATH_OPTIONS.iter().filter(|_| !reward.is_judge());
-            let named = given.filter_map(|option| Some((format!("{place}.{option}"), path(option)?.into())));
-            named.collect::<Vec<_>>()
-        };
-        self.all_rewards().flat_map(paths).collect()
+        let made = self.all_rewards().filter(|(_, reward)| !reward.is_judge());
+        made.flat_map(|(place, reward)| named_paths(&place, reward, &REWARD_PATH_OPTIONS)).collect()
     }
+
+    /// The files by which servers of rewards are known and shown who asks.
+    fn connection_paths(&self) -> Vec<(String, PathBuf)> {
+        let all = self.all_rewards();
+        all.flat_map(|(place, reward)| named_paths(&place, reward, &CONNECTION_PATHS)).collect()
+    }
+}
+
+/// Those of the options of a reward that are given, with their keys.
+fn named_paths(place: &str, reward: &RewardSection, options: &[&str]) -> Vec<(String, PathBuf)> {
+    let path = |option: &str| reward.options.get(option).and_then(Value::as_str);
+    let given = options.iter().filter_map(|option| Some((format!("{place}.{option}"), path(option)?.into())));
+    given.collect()
 }
 
 #[cfg(test)]
@@ -250,6 +260,7 @@ mod tests {
         network.options.insert("processor".to_owned(), Value::String("$D/h".to_owned()));
         let mut judge = RewardSection::new("vlm_judge");
         judge.options.insert("model".to_owned(), Value::String("$D".to_owned()));
+        judge.options.insert("tls_ca".to_owned(), Value::String("$D/i".to_owned()));
         (config.rewards, config.evaluation_rewards) = (vec![network.clone(), judge], vec![network]);
         config.expand_paths(|path| PathBuf::from(path.display().to_string().replace("$D", "/x")));
         let text = config.to_toml();

@@ -50,15 +50,27 @@ pub const REWARD_NAMES: [&str; SCORERS.len()] = {
     names
 };
 
-/// Options of every scorer in another process that say how its server is reached.
-pub const SERVER_OPTIONS: [&str; 4] = ["url", "timeout_seconds", "patience_seconds", "max_reply_bytes"];
+/// Options of every scorer in another process that say how its server is reached, known, and shown who asks.
+pub const SERVER_OPTIONS: [&str; 7] = [
+    "url",
+    "timeout_seconds",
+    "patience_seconds",
+    "max_reply_bytes",
+    "tls_ca",
+    "api_key_env",
+    "api_key_file",
+];
 
 /// Options of scorers in other processes that say how the server is reached, and nothing of what it says: those of all, and
-/// those with which several are asked at once or by a key.
-pub const CONNECTION_OPTIONS: [&str; 6] = {
-    let [url, timeout, patience, reply] = SERVER_OPTIONS;
-    [url, timeout, patience, reply, "max_concurrent", "api_key_env"]
+/// those with which several are asked at once or by a certificate.
+pub const CONNECTION_OPTIONS: [&str; 10] = {
+    let [url, timeout, patience, reply, ca, key_env, key_file] = SERVER_OPTIONS;
+    let [certificate, key] = ["tls_certificate", "tls_key"];
+    [url, timeout, patience, reply, ca, key_env, key_file, "max_concurrent", certificate, key]
 };
+
+/// Those of them that are paths.
+pub(crate) const CONNECTION_PATHS: [&str; 4] = ["tls_ca", "tls_certificate", "tls_key", "api_key_file"];
 
 const fn facts(name: &'static str) -> ScorerFacts {
     ScorerFacts { name, needs_metadata: false, identity: Identity::Options }

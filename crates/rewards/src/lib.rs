@@ -39,7 +39,7 @@ pub use ocr::{OcrError, OcrOptions, OcrReward};
 pub use persistence::{Persistence, RetryVerdict};
 pub use qwen2_vl_images::{ImagePatches, PixelBounds, Qwen2VlImageProcessor, TooNarrow, smart_resize};
 pub use registry::{build, names};
-pub use resources::{FindModel, LookUpVariable, ModelLookupError, Resources};
+pub use resources::{FindModel, LookUpVariable, ModelLookupError, Resources, RunIdentity};
 pub use reward::{PromptRecord, Reward, Score, check_count, score_checked};
 pub use scenes::RgbImage;
 pub use shapes::{Detection, ShapesOptions, ShapesReward, detect};

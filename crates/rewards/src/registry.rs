@@ -31,13 +31,13 @@ const SCORERS: [(&str, Build); 16] = [
     ("hpsv2.1", |given| built(hpsv2::open(&given.options()?, given.resources))),
     ("hpsv3", |given| built(Hpsv3Reward::new(given.options()?, given.resources))),
     ("ocr", |given| built(OcrReward::new(given.options()?))),
-    ("flow_grpo_server", |given| built(FlowGrpoReward::with_prompts(given.raw))),
-    ("geneval", |given| built(GenevalReward::new(given.raw))),
-    ("deqa", |given| built(FlowGrpoReward::deqa(given.raw))),
-    ("flow_factory", |given| built(FlowFactoryReward::new(given.raw))),
+    ("flow_grpo_server", |given| built(FlowGrpoReward::with_prompts(given.raw, given.resources))),
+    ("geneval", |given| built(GenevalReward::new(given.raw, given.resources))),
+    ("deqa", |given| built(FlowGrpoReward::deqa(given.raw, given.resources))),
+    ("flow_factory", |given| built(FlowFactoryReward::new(given.raw, given.resources))),
     ("unifiedreward", |given| built(VlmJudge::unified_reward(given.raw, given.resources))),
     ("vlm_judge", |given| built(VlmJudge::of_options(given.raw, given.resources))),
-    ("grpc", |given| built(GrpcReward::new(given.raw))),
+    ("grpc", |given| built(GrpcReward::new(given.raw, given.resources))),
 ];
 
 /// What a scorer is made of.

@@ -48,9 +48,13 @@ pub trait Reward {
         Duration::ZERO
     }
 
-    /// Where its server is, as `http://host:port/path` without anything secret; `None` for what computes here.
-    fn server(&self) -> Option<String> {
-        None
+    /// Whether its server is there and is who it should be, as far as that can be seen without asking for a score; every step
+    /// may take `patience`. What computes here has no server.
+    ///
+    /// # Errors
+    /// If not.
+    fn greet_server(&self, _patience: Duration) -> Result<(), RewardError> {
+        Ok(())
     }
 }
 

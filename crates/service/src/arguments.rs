@@ -8,7 +8,7 @@ use crate::hub::{Hub, ModelNotFound};
 use crate::logging::LogFormat;
 use crate::network::ListenAddress;
 use crate::output::end_unless_written;
-use crate::trust::{CertificateFiles, Insecure, TokenSource};
+use crate::trust::{CertificateFiles, Insecure, TokenSource, TrustError};
 use clap::Parser;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use config::{ComputeDevice, Dtype};
@@ -162,6 +162,65 @@ impl OperatorArguments {
     }
 }
 
+/// How a server of rewards, which is no member of a run, shows who it is and knows who calls; to be flattened into the
+/// arguments of its command.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RewardServerArguments {
+    /// Address of the coordinator whose workers are served, which certifies this server: `https://host:port`, or `file:PATH` of a
+    /// file that holds one.
+    #[arg(long, env = "FLOW_RL_COORDINATOR", value_name = "ADDRESS")]
+    pub coordinator: Option<String>,
+    /// What has the coordinator certify this server: a copy of `tls/reward.token` of the run's directory; `-` reads it from
+    /// standard input.
+    #[arg(long, env = "FLOW_RL_TOKEN_FILE", value_name = "FILE", requires = "coordinator",
+          conflicts_with_all = ["tls_ca", "insecure"])]
+    pub token_file: Option<PathBuf>,
+    /// In place of a token file, as for a server that outlives runs: certificates of the authorities of those who may call, PEM.
+    #[arg(long, env = "FLOW_RL_TLS_CA", value_name = "FILE", requires_all = ["tls_certificate", "tls_key"])]
+    pub tls_ca: Option<PathBuf>,
+    /// This server's certificate, which names `tempflow://DOMAIN/reward`, PEM; read again when it is replaced.
+    #[arg(long, env = "FLOW_RL_TLS_CERTIFICATE", value_name = "FILE", requires = "tls_ca")]
+    pub tls_certificate: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, env = "FLOW_RL_TLS_KEY", value_name = "FILE", requires = "tls_ca")]
+    pub tls_key: Option<PathBuf>,
+    /// Speak plain text: to this host alone, or `=i-know` to any.
+    #[arg(long, env = "FLOW_RL_INSECURE", value_name = "i-know", num_args = 0..=1, require_equals = true,
+          default_missing_value = "loopback", conflicts_with = "tls_ca")]
+    pub insecure: Option<Insecure>,
+    /// Seconds that an absent coordinator is waited for.
+    #[arg(long, env = "FLOW_RL_COORDINATOR_GRACE", default_value = config::DEFAULT_GRACE, value_parser = parse_seconds)]
+    pub coordinator_grace: Duration,
+}
+
+impl RewardServerArguments {
+    /// How this server shows who it is; whether it may listen where it is to is another matter.
+    ///
+    /// # Errors
+    /// If it would have to and cannot.
+    pub fn credentials(&self) -> Result<Security, ServiceError> {
+        let files = [&self.tls_ca, &self.tls_certificate, &self.tls_key].map(Option::as_ref);
+        match (&self.coordinator, &self.token_file, files, self.insecure) {
+            (Some(coordinator), Some(_), ..) => {
+                credentials(coordinator, self.token_file.as_deref(), files, self.insecure)
+            }
+            (_, _, [Some(ca), Some(certificate), Some(key)], _) => Ok(of_files([ca, certificate, key])),
+            (Some(_), None, _, None) => Err(TrustError::Usage(
+                "a coordinator certifies the holder of a token: give this server `--token-file`, a copy of `reward.token` from \
+                 the `tls` folder of the run's directory, or leave `--coordinator` out"
+                    .to_owned(),
+            )
+            .into()),
+            (.., insecure) => Ok(Security::PlainText(insecure.unwrap_or(Insecure::Loopback))),
+        }
+    }
+}
+
+fn of_files(files: [&PathBuf; 3]) -> Security {
+    let [authority, certificate, key] = files.map(Clone::clone);
+    Security::Certificates(Source::Files(CertificateFiles { authority, certificate, key }))
+}
+
 /// `files` are authority, certificate and key.
 fn credentials(
     coordinator: &str,
@@ -175,8 +234,7 @@ fn credentials(
         return Ok(Security::Certificates(Source::Token { coordinator, token }));
     }
     if let [Some(ca), Some(certificate), Some(key)] = files {
-        let [authority, certificate, key] = [ca, certificate, key].map(Clone::clone);
-        return Ok(Security::Certificates(Source::Files(CertificateFiles { authority, certificate, key })));
+        return Ok(of_files([ca, certificate, key]));
     }
     let insecure = insecure.unwrap_or(Insecure::Loopback);
     coordinator.parse::<Address>()?.check_plain(insecure)?;
@@ -255,6 +313,47 @@ mod tests {
             match (credentials(arguments), outcome) {
                 (Err(told), Err(words)) => assert!(told.contains(words), "{told}"),
                 (found, wanted) => assert_eq!(found.ok(), wanted.ok(), "{arguments:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_server_of_rewards_has_a_token_or_files_or_speaks_plain_text() {
+        #[derive(Debug, Parser)]
+        struct Server {
+            #[command(flatten)]
+            server: RewardServerArguments,
+        }
+        let credentials = |arguments: &[&str]| {
+            let words = ["program"].iter().chain(arguments);
+            let server = Server::try_parse_from(words).map_err(|error| error.to_string())?.server;
+            let shown = |security| match security {
+                Security::PlainText(insecure) => format!("{insecure:?}"),
+                Security::Certificates(Source::Token { .. }) => "a token".to_owned(),
+                Security::Certificates(_) => "files".to_owned(),
+            };
+            server.credentials().map(shown).map_err(|error| error.to_string())
+        };
+        let files = ["--tls-ca=c", "--tls-certificate=c", "--tls-key=k"];
+        for (arguments, outcome) in [
+            (&[][..], Ok("Loopback")),
+            (&["--insecure"], Ok("Loopback")),
+            (&["--insecure=i-know"], Ok("Anywhere")),
+            (&["--insecure=yes"], Err("is `yes`; write `--insecure`, or `--insecure=i-know`")),
+            (&["--coordinator=https://a:1", "--token-file=t"], Ok("a token")),
+            (
+                &["--coordinator=https://a:1"],
+                Err("give this server `--token-file`, a copy of `reward.token`"),
+            ),
+            (&["--token-file=t"], Err("--coordinator")),
+            (&files, Ok("files")),
+            (&files[..2], Err("--tls-key")),
+            (&[files[0], files[1], files[2], "--insecure"], Err("cannot be used with")),
+            (&["--coordinator=https://a:1", "--token-file=t", "--insecure"], Err("cannot be used with")),
+        ] {
+            match (credentials(arguments), outcome) {
+                (Err(told), Err(words)) => assert!(told.contains(words), "{told}"),
+                (found, wanted) => assert_eq!(found.ok().as_deref(), wanted.ok(), "{arguments:?}"),
             }
         }
     }

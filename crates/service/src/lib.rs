@@ -35,14 +35,14 @@ pub mod trust;
 pub mod weights;
 
 pub use arguments::{
-    ComputeArguments, MEMBER_VARIABLES, MemberArguments, OperatorArguments, model_folder, parse_arguments,
-    parse_seconds, path_argument, typed_path, unprefixed_variables,
+    ComputeArguments, MEMBER_VARIABLES, MemberArguments, OperatorArguments, RewardServerArguments,
+    model_folder, parse_arguments, parse_seconds, path_argument, typed_path, unprefixed_variables,
 };
 pub use backoff::backoff;
 pub use chunks::{Assembly, ChunkCheck, ChunkError, chunks};
 pub use connect::{
-    Address, CHUNK_BYTES, MESSAGE_LIMIT, Router, connect, coordinator_client, learner_client, request,
-    reward_client, server, weights_relay_client,
+    Address, CHUNK_BYTES, MESSAGE_LIMIT, Router, connect, connect_named, coordinator_client, greet,
+    learner_client, request, reward_client, server, speaks_tls, weights_relay_client,
 };
 pub use enrolment::{EnrolmentService, Security, Source, enrolment_client, trust_by};
 pub use environment::expand_path;

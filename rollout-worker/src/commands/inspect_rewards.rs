@@ -1,13 +1,13 @@
 //! `rollout-worker inspect-rewards`: whether rewards could be built here, without reading a weight, and whether there is
 //! somebody at the addresses of servers, without asking for a score.
 
-use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use config::{RewardInquiry, RewardInspection, RewardSection};
 use models::weights::{Inventory, TensorSource};
 use protocol::with_causes;
-use rewards::Resources;
+use rewards::remote::RemoteError;
+use rewards::{Resources, Reward, RewardError, RunIdentity};
 use service::Hub;
 use tch::Device;
 
@@ -19,63 +19,54 @@ const KNOCK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Looks at every reward.
 pub fn run(inquiry: &RewardInquiry, hub: &Hub) -> Vec<RewardInspection> {
     let device = run_setup::tensor_device(inquiry.device);
+    let run = if inquiry.is_secure { RunIdentity::ToBeCertified } else { RunIdentity::None };
     let looked = inquiry.rewards.iter().map(|(key, section)| {
-        let (mut inspection, server) = inspect(key, section, device, hub);
-        if let (None, Some(url), true) = (&inspection.problem, server, inquiry.knock) {
-            inspection.problem = knock(&url).err();
+        let (mut inspection, reward) = inspect(key, section, device, (hub.clone(), run.clone()));
+        if let (Some(reward), true) = (reward, inquiry.knock) {
+            inspection.problem = knock(&*reward).err();
         }
         inspection
     });
     looked.collect()
 }
 
-/// What a reward is, and where its server is.
+/// What a reward is, and the reward itself where it can be built.
 fn inspect(
     key: &str,
     section: &RewardSection,
     device: Device,
-    hub: &Hub,
-) -> (RewardInspection, Option<String>) {
+    (hub, run): (Hub, RunIdentity),
+) -> (RewardInspection, Option<Box<dyn Reward + Send>>) {
     let inventory = Inventory::default();
     let source = TensorSource::Headers(inventory.clone());
-    let resources = Resources { source, ..reward_resources(device, hub.clone()) };
+    let resources = Resources { source, ..reward_resources(device, hub, run) };
     let built = rewards::build(section.scorer(), &section.options_as_json(), &resources);
-    let server = built.as_ref().ok().and_then(|reward| reward.server());
-    let inspection = RewardInspection {
+    let mut inspection = RewardInspection {
         key: key.to_owned(),
         name: section.name.clone(),
         bytes: inventory.components().iter().map(|(_, size)| size.bytes).sum(),
-        problem: built.err().map(|error| with_causes(&error)),
+        problem: None,
     };
-    (inspection, server)
-}
-
-/// Whether somebody takes a connection at a URL.
-fn knock(url: &str) -> Result<(), String> {
-    let silent =
-        |reason: String| format!("nobody answers at {url} ({reason}); start the server, or mend `url`");
-    let (host, port) = host_and_port(url).ok_or_else(|| silent("it names no port".to_owned()))?;
-    let addresses = (host, port).to_socket_addrs().map_err(|error| silent(error.to_string()))?;
-    let mut reason = "it has no address".to_owned();
-    for address in addresses {
-        match TcpStream::connect_timeout(&address, KNOCK_TIMEOUT) {
-            Ok(_) => return Ok(()),
-            Err(error) => reason = error.to_string(),
+    match built {
+        Ok(reward) => (inspection, Some(reward)),
+        Err(error) => {
+            inspection.problem = Some(with_causes(&error));
+            (inspection, None)
         }
     }
-    Err(silent(reason))
 }
 
-/// The parts of `scheme://host:port/path`, with the scheme's port where there is none.
-fn host_and_port(url: &str) -> Option<(&str, u16)> {
-    let (scheme, rest) = url.split_once("://")?;
-    let authority = rest.split('/').next()?;
-    let usual = if scheme == "https" { 443 } else { 80 };
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => (host, port.parse().ok()?),
-        _ => (authority, usual),
-    };
-    Some((host.trim_start_matches('[').trim_end_matches(']'), port))
+/// Whether the server of a reward is there and is who it should be.
+fn knock(reward: &dyn Reward) -> Result<(), String> {
+    reward.greet_server(KNOCK_TIMEOUT).map_err(|error| match error {
+        RewardError::Remote { url, problem, .. } => match *problem {
+            RemoteError::Unreachable { cause } => {
+                format!("nobody answers at {url} ({cause}); start the server, or mend `url`")
+            }
+            problem => format!("at {url}: {problem}"),
+        },
+        other => other.to_string(),
+    })
 }
 
 #[cfg(test)]
@@ -88,6 +79,7 @@ mod tests {
         let inquiry = RewardInquiry {
             device: device.parse().expect("known"),
             knock: true,
+            is_secure: false,
             rewards: vec![("rewards[0]".to_owned(), section)],
         };
         run(&inquiry, &Hub::at("/nowhere")).remove(0)
@@ -131,16 +123,25 @@ mod tests {
     }
 
     #[test]
-    fn addresses_have_a_port_even_where_none_is_written() {
-        for (url, parts) in [
-            ("http://gpu-7:18085", Some(("gpu-7", 18085))),
-            ("https://judge.example/v1", Some(("judge.example", 443))),
-            ("http://[::1]:80/x", Some(("::1", 80))),
-            ("http://[::1]", Some(("::1", 80))),
-            ("http://a:port", None),
-        ] {
-            assert_eq!(host_and_port(url), parts, "{url}");
-        }
+    fn servers_of_a_run_are_knocked_at_before_it_has_a_certificate_to_show() {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let url = format!("grpcs://{}", server.local_addr().expect("bound"));
+        // It hangs up on whoever greets it.
+        std::thread::spawn(move || server.incoming().for_each(drop));
+        let section = config::reward_from_settings("grpc", &[format!("url={url}")]).expect("well-formed");
+        let problem = |is_secure| {
+            let rewards = vec![("rewards[0]".to_owned(), section.clone())];
+            let device = "cpu".parse().expect("known");
+            let inquiry = RewardInquiry { device, knock: true, is_secure, rewards };
+            run(&inquiry, &Hub::at("/nowhere")).remove(0).problem.expect("refused")
+        };
+        let told = problem(false);
+        assert!(
+            told.contains("this process is of no run that is secured") && told.contains("`tls_ca`"),
+            "{told}"
+        );
+        let told = problem(true);
+        assert!(told.contains("the server does not speak TLS") && told.contains("write `http://`"), "{told}");
     }
 
     #[test]

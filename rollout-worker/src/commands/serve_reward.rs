@@ -18,10 +18,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ::service::Hub;
+use ::service::trust::plain_text_rewards;
+use ::service::{Hub, PeerRole, Security, ServiceError, Trust, trust_by};
 use anyhow::Context;
 use config::{ComputeDevice, RewardSection};
 use proto::reward_server::RewardServer;
+use rewards::RunIdentity;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +55,10 @@ pub struct ServeRewardOptions {
     pub max_queue: usize,
     /// Where models are found by name.
     pub hub: Hub,
+    /// How this server shows who it is, and knows who calls.
+    pub credentials: Security,
+    /// How long an absent coordinator is waited for.
+    pub grace: Duration,
 }
 
 /// How serving ended.
@@ -95,23 +101,42 @@ pub fn choices(names: &[String], options: &[String]) -> anyhow::Result<Vec<Rewar
     names.iter().map(section).collect()
 }
 
-/// Serves until `shutdown`; calls `ready` with the address once it can score.
+/// Serves until `shutdown`; calls `ready` with the URL once it can score.
 ///
 /// # Errors
-/// [`BadInput`] if a scorer cannot be built or the address cannot be listened at; else if a scorer's thread dies.
+/// [`BadInput`] if a scorer cannot be built or the address cannot be listened at, [`ServiceError`](::service::ServiceError) if
+/// this server cannot show who it is or would speak plain text to others unwished; else if a scorer's thread dies.
 pub async fn run(
     options: ServeRewardOptions,
     shutdown: CancellationToken,
-    ready: impl FnOnce(SocketAddr),
+    ready: impl FnOnce(&str),
 ) -> anyhow::Result<ServeEnd> {
     // Taken before models are loaded, to fail early, but not listened at: until then there is nobody to wait for.
     let socket = bind(options.listen).map_err(BadInput::from_error)?;
-    let Some(hosted) = shutdown.run_until_cancelled(open(options)).await.transpose()? else {
+    let (credentials, grace) = (options.credentials.clone(), options.grace);
+    let started = async {
+        let trust = trust_by(credentials, PeerRole::Reward, grace).await?;
+        check_listening(&trust, options.listen)?;
+        anyhow::Ok((open(options).await?, trust))
+    };
+    let Some((hosted, trust)) = shutdown.run_until_cancelled(started).await.transpose()? else {
         return Ok(ServeEnd::Drained);
     };
     let listener = socket.listen(BACKLOG).context("listening")?;
-    ready(listener.local_addr().context("listening")?);
-    serve(listener, hosted, shutdown).await
+    let address = listener.local_addr().context("listening")?;
+    ready(&format!("{}://{address}", trust.scheme()));
+    serve((listener, trust), hosted, shutdown).await
+}
+
+/// Who listens for others in plain text has been told to, and says so once.
+fn check_listening(trust: &Trust, listen: SocketAddr) -> Result<(), ServiceError> {
+    trust.check_listening(listen.ip())?;
+    if !trust.is_mutual() && !listen.ip().to_canonical().is_loopback() {
+        tracing::warn!(
+            "whoever reaches {listen} is served, in plain text: anybody on the way can read and change prompts, images and scores"
+        );
+    }
+    Ok(())
 }
 
 fn bind(address: SocketAddr) -> anyhow::Result<TcpSocket> {
@@ -125,16 +150,21 @@ async fn open(options: ServeRewardOptions) -> anyhow::Result<Vec<Hosted>> {
     let ServeRewardOptions { rewards, device, n_threads, max_queue, hub, .. } = options;
     let opened = run_setup::open_device(device).map_err(::service::cuda::explained);
     let device = opened.map_err(BadInput::from_error)?;
+    if let Some(exposed) = plain_text_rewards(&rewards) {
+        tracing::warn!("{exposed}");
+    }
     let mut hosted = Vec::with_capacity(rewards.len());
     for section in rewards {
         let options = ThreadOptions { name: section.name.clone(), n_threads, max_queue };
-        hosted.push(Hosted::start(options, reward_thread::build(section, device, hub.clone())).await?);
+        // No server of rewards may ask another one of its run.
+        let build = reward_thread::build(section, device, hub.clone(), RunIdentity::None);
+        hosted.push(Hosted::start(options, build).await?);
     }
     Ok(hosted)
 }
 
 async fn serve(
-    listener: TcpListener,
+    (listener, trust): (TcpListener, Trust),
     hosted: Vec<Hosted>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<ServeEnd> {
@@ -151,8 +181,6 @@ async fn serve(
     let service =
         RewardServer::new(RewardService::new(hosted)).max_decoding_message_size(::service::MESSAGE_LIMIT);
     let router = ::service::server(LONGEST_CALL).add_service(health_service).add_service(service);
-    // Reward servers speak plain text to whoever their user lets reach them.
-    let trust = ::service::Trust::Plain(::service::Insecure::Anywhere);
     let server = ::service::serve(router, listener, trust, stop);
     let drained_too_long = async {
         shutdown.cancelled().await;

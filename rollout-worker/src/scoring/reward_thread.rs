@@ -1,7 +1,7 @@
 //! The thread on which a scorer is built and works, with a queue before it.
 
 use config::RewardSection;
-use rewards::{PromptRecord, Reward, RewardError, RgbImage, Score, check_count};
+use rewards::{PromptRecord, Reward, RewardError, RgbImage, RunIdentity, Score, check_count};
 use run_setup::{OutOfMemory, catch_out_of_memory};
 use service::Hub;
 use tch::Device;
@@ -28,14 +28,15 @@ pub struct ThreadOptions {
     pub max_queue: usize,
 }
 
-/// Makes the scorer of a section on the thread that runs it.
+/// Makes the scorer of a section on the thread that runs it; `run` is shown to reward servers of the process's run.
 pub fn build(
     section: RewardSection,
     device: Device,
     hub: Hub,
+    run: RunIdentity,
 ) -> impl FnOnce() -> anyhow::Result<OwnReward> + Send + 'static {
     move || {
-        let resources = reward_resources(device, hub);
+        let resources = reward_resources(device, hub, run);
         let reward = rewards::build(section.scorer(), &section.options_as_json(), &resources);
         reward.map_err(BadInput::from_error)
     }

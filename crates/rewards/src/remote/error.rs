@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use pickle::{NumberError, PickleError};
+use service::trust::TrustError;
 use thiserror::Error;
 use tonic::Code;
 
@@ -19,8 +20,15 @@ pub enum RemoteError {
         /// Why.
         cause: Box<dyn Error + Send + Sync>,
     },
+    /// The server is not trusted, does not trust this process, or one side speaks TLS and the other does not.
+    #[error("{}", trouble(problem))]
+    Untrusted {
+        /// What is wrong, and the remedy.
+        #[source]
+        problem: Box<TrustError>,
+    },
     /// There is no secure connection to be had.
-    #[error("no secure connection: {}; check the server's certificate, or use http", Chain(&**cause))]
+    #[error("no secure connection: {}; check the server's certificate and `tls_ca`", Chain(&**cause))]
     Tls {
         /// Why.
         cause: Box<dyn Error + Send + Sync>,
@@ -32,7 +40,7 @@ pub enum RemoteError {
         allowed: Duration,
     },
     /// An HTTP status that says no.
-    #[error("HTTP status {status}: {reason}{}", beside(*status, exchange))]
+    #[error("HTTP status {status}: {reason}{}{}", beside(*status, exchange), key_remedy(is_unknown(*status)))]
     Status {
         /// Of HTTP, 100 to 599.
         status: u16,
@@ -44,7 +52,7 @@ pub enum RemoteError {
         exchange: Box<Exchange>,
     },
     /// A gRPC status that says no.
-    #[error("{code:?}: {message}")]
+    #[error("{code:?}: {message}{}", key_remedy(*code == Code::Unauthenticated))]
     Grpc {
         /// The status.
         code: Code,
@@ -163,6 +171,38 @@ impl RemoteError {
 /// Whether an HTTP status speaks of the moment.
 fn status_may_pass(status: u16) -> bool {
     matches!(status, 408 | 425 | 429 | 500..=599)
+}
+
+/// Whether an HTTP status says that the server wants to know who asks, or knows and does not want him.
+fn is_unknown(status: u16) -> bool {
+    matches!(status, 401 | 403)
+}
+
+fn key_remedy(is_wanted: bool) -> &'static str {
+    match is_wanted {
+        true => {
+            "; the server does not take who asks: give it a key that it knows by `api_key_env` or `api_key_file`"
+        }
+        false => "",
+    }
+}
+
+/// What there is to say of a server that is not trusted, in the words of a reward's options.
+fn trouble(problem: &TrustError) -> String {
+    match problem {
+        TrustError::PlainServer => {
+            "the server does not speak TLS, and `url` asks for it: start it with a certificate \
+                                    (`rollout-worker serve-reward --token-file`), or write `http://`"
+                .to_owned()
+        }
+        TrustError::SecureServer => {
+            "the server speaks TLS, and `url` asks for plain text: write `https://`".to_owned()
+        }
+        TrustError::Foreign(_) => {
+            format!("{problem}; a server of others is named with its authority by `tls_ca`")
+        }
+        _ => problem.to_string(),
+    }
 }
 
 /// The exchange behind a status that says no for good: then it may well be the wrong server that was asked.

@@ -16,6 +16,7 @@ use super::http::HttpClient;
 use super::options::OptionKeys;
 use super::unfinished::Unfinished;
 use crate::error::RewardError;
+use crate::resources::Resources;
 use crate::reward::{PromptRecord, Reward, Score};
 
 const KEYS: OptionKeys = OptionKeys { name: "flow_factory", default_url: None, own: &["batch_size"] };
@@ -51,10 +52,14 @@ impl FlowFactoryReward {
     ///
     /// # Errors
     /// If they are wrong, or there is no `url`.
-    pub fn new(options: &Value) -> Result<Self, RewardError> {
-        let (connection, Options { batch_size }) = KEYS.parse(options)?;
+    pub fn new(options: &Value, resources: &Resources) -> Result<Self, RewardError> {
+        let (connection, Options { batch_size }) = KEYS.parse(options, resources)?;
         let batch_size = KEYS.at_least_one("batch_size", batch_size)?;
-        Ok(Self { client: HttpClient::new(connection), batch_size, unfinished: Unfinished::default() })
+        Ok(Self {
+            client: HttpClient::new(&KEYS, connection)?,
+            batch_size,
+            unfinished: Unfinished::default(),
+        })
     }
 
     fn scorer(&self) -> Scorer<'_> {
@@ -106,7 +111,7 @@ impl Reward for FlowFactoryReward {
         self.client.connection().patience
     }
 
-    fn server(&self) -> Option<String> {
-        Some(self.client.connection().url.shown(""))
+    fn greet_server(&self, patience: Duration) -> Result<(), RewardError> {
+        self.client.greet(patience).map_err(|problem| self.scorer().error(problem))
     }
 }

@@ -12,6 +12,7 @@ use super::options::OptionKeys;
 use super::pickle_server::{PickleServer, text};
 use super::unfinished::Unfinished;
 use crate::error::RewardError;
+use crate::resources::Resources;
 use crate::reward::{PromptRecord, Reward, Score};
 
 /// What a request holds beside its images.
@@ -44,29 +45,31 @@ impl FlowGrpoReward {
     ///
     /// # Errors
     /// If the options are wrong, or there is no `url`.
-    pub fn with_prompts(options: &serde_json::Value) -> Result<Self, RewardError> {
-        Self::new("flow_grpo_server", None, Beside::Prompts, options)
+    pub fn with_prompts(options: &serde_json::Value, resources: &Resources) -> Result<Self, RewardError> {
+        let keys = OptionKeys { name: "flow_grpo_server", default_url: None, own: &["batch_size"] };
+        Self::new(&keys, Beside::Prompts, options, resources)
     }
 
     /// The quality of images by DeQA-Score, without a look at the prompt, 0 to 1.
     ///
     /// # Errors
     /// If the options are wrong.
-    pub fn deqa(options: &serde_json::Value) -> Result<Self, RewardError> {
-        Self::new("deqa", Some("http://127.0.0.1:18086"), Beside::Nothing, options)
+    pub fn deqa(options: &serde_json::Value, resources: &Resources) -> Result<Self, RewardError> {
+        let default_url = Some("http://127.0.0.1:18086");
+        let keys = OptionKeys { name: "deqa", default_url, own: &["batch_size"] };
+        Self::new(&keys, Beside::Nothing, options, resources)
     }
 
     fn new(
-        name: &'static str,
-        default_url: Option<&'static str>,
+        keys: &OptionKeys,
         beside: Beside,
         options: &serde_json::Value,
+        resources: &Resources,
     ) -> Result<Self, RewardError> {
-        let keys = OptionKeys { name, default_url, own: &["batch_size"] };
-        let (connection, Options { batch_size }) = keys.parse(options)?;
+        let (connection, Options { batch_size }) = keys.parse(options, resources)?;
         let batch_size = keys.at_least_one("batch_size", batch_size)?;
-        let (client, unfinished) = (HttpClient::new(connection), Unfinished::default());
-        Ok(Self { server: PickleServer { name, client, batch_size, unfinished }, beside })
+        let (client, unfinished) = (HttpClient::new(keys, connection)?, Unfinished::default());
+        Ok(Self { server: PickleServer { name: keys.name, client, batch_size, unfinished }, beside })
     }
 
     fn score_batch(&self, batch: Batch) -> Result<Vec<Score>, RewardError> {
@@ -98,7 +101,7 @@ impl Reward for FlowGrpoReward {
         self.server.client.connection().patience
     }
 
-    fn server(&self) -> Option<String> {
-        Some(self.server.client.connection().url.shown(""))
+    fn greet_server(&self, patience: Duration) -> Result<(), RewardError> {
+        self.server.client.greet(patience).map_err(|problem| self.server.scorer().error(problem))
     }
 }

@@ -15,6 +15,7 @@ use super::options::OptionKeys;
 use super::pickle_server::{PickleServer, PickledReply};
 use super::unfinished::Unfinished;
 use crate::error::RewardError;
+use crate::resources::Resources;
 use crate::reward::{PromptRecord, Reward, Score};
 
 const KEYS: OptionKeys = OptionKeys {
@@ -53,10 +54,10 @@ impl GenevalReward {
     ///
     /// # Errors
     /// If they are wrong.
-    pub fn new(options: &serde_json::Value) -> Result<Self, RewardError> {
-        let (connection, Options { batch_size, only_strict }) = KEYS.parse(options)?;
+    pub fn new(options: &serde_json::Value, resources: &Resources) -> Result<Self, RewardError> {
+        let (connection, Options { batch_size, only_strict }) = KEYS.parse(options, resources)?;
         let batch_size = KEYS.at_least_one("batch_size", batch_size)?;
-        let (client, unfinished) = (HttpClient::new(connection), Unfinished::default());
+        let (client, unfinished) = (HttpClient::new(&KEYS, connection)?, Unfinished::default());
         let server = PickleServer { name: KEYS.name, client, batch_size, unfinished };
         Ok(Self { server, only_strict })
     }
@@ -150,8 +151,8 @@ impl Reward for GenevalReward {
         self.server.client.connection().patience
     }
 
-    fn server(&self) -> Option<String> {
-        Some(self.server.client.connection().url.shown(""))
+    fn greet_server(&self, patience: Duration) -> Result<(), RewardError> {
+        self.server.client.greet(patience).map_err(|problem| self.server.scorer().error(problem))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Our own protocol, `proto/reward.proto`: raw pixels in, scores and errors by image out.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use prost::Message;
@@ -10,23 +11,32 @@ use proto::{DescribeRequest, ImageError, ImageHeader, ImageScore, ScoreReply, Sc
 use scenes::RgbImage;
 use serde::Deserialize;
 use serde_json::Value;
-use service::{CHUNK_BYTES, Insecure, PeerRole, ServiceError, Trust};
+use service::CHUNK_BYTES;
+use service::trust::{TrustError, trust_problem};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::{Code, Request, Status, Streaming};
 
 use super::batch::{Batch, Scorer};
 use super::error::{Chain, RemoteError};
 use super::exchange::{Exchange, Sent, quoted};
 use super::options::{Connection, OptionKeys};
+use super::security::{GrpcSecurity, OwnCertificate, unless_tls, untrusted};
+use super::server_url::GRPC;
 use super::unfinished::Unfinished;
 use crate::error::RewardError;
+use crate::resources::Resources;
 use crate::reward::{PromptRecord, Reward, Score};
 
 /// The version of the protocol that is spoken here.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-const KEYS: OptionKeys = OptionKeys { name: "grpc", default_url: None, own: &["reward", "batch_size"] };
+const KEYS: OptionKeys = OptionKeys {
+    name: GRPC,
+    default_url: None,
+    own: &["reward", "batch_size", "tls_certificate", "tls_key"],
+};
 /// What tonic says of a deadline that has passed, on either side.
 const TIMEOUT_EXPIRED: &str = "Timeout expired";
 /// What tonic says of a message beyond the limit.
@@ -39,6 +49,9 @@ const PIECES_IN_FLIGHT: usize = 4;
 /// Scores by a server of `proto/reward.proto`, such as `rollout-worker serve-reward`.
 pub struct GrpcReward {
     connection: Connection,
+    security: GrpcSecurity,
+    /// The header `authorization`, if there is a key to show.
+    authorization: Option<MetadataValue<Ascii>>,
     /// Name on the server; empty for the only one there.
     reward: String,
     batch_size: usize,
@@ -50,11 +63,13 @@ pub struct GrpcReward {
 struct Options {
     reward: String,
     batch_size: usize,
+    tls_certificate: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reward: String::new(), batch_size: 64 }
+        Self { reward: String::new(), batch_size: 64, tls_certificate: None, tls_key: None }
     }
 }
 
@@ -72,14 +87,25 @@ impl GrpcReward {
     ///
     /// # Errors
     /// If they are wrong, or there is no `url`.
-    pub fn new(options: &Value) -> Result<Self, RewardError> {
-        let (connection, Options { reward, batch_size }) = KEYS.parse::<Options>(options)?;
+    pub fn new(options: &Value, resources: &Resources) -> Result<Self, RewardError> {
+        let (connection, options) = KEYS.parse::<Options>(options, resources)?;
+        let Options { reward, batch_size, tls_certificate, tls_key } = options;
         let batch_size = KEYS.at_least_one("batch_size", batch_size)?;
-        if !connection.url.is_plain_http() {
-            let problem = "it is more than `http://host:port`, which is all that gRPC is spoken over here";
+        if !connection.url.is_bare() {
+            let problem = "it is more than `http://host:port` or `https://host:port`, which is all that gRPC is spoken over here";
             return Err(KEYS.refuse("url", problem.to_owned()));
         }
-        Ok(Self { connection, reward, batch_size, unfinished: Unfinished::default() })
+        let own = OwnCertificate { certificate: tls_certificate.as_deref(), key: tls_key.as_deref() };
+        let server = (&connection.url, connection.authorities.as_ref());
+        let security = GrpcSecurity::of(&KEYS, server, own, resources)?;
+        // A key is text of a header, as was seen to.
+        let key = connection.key.as_ref().and_then(|key| format!("Bearer {key}").parse().ok());
+        let authorization = key.map(|mut key: MetadataValue<Ascii>| {
+            key.set_sensitive(true);
+            key
+        });
+        let unfinished = Unfinished::default();
+        Ok(Self { connection, security, authorization, reward, batch_size, unfinished })
     }
 
     fn scorer(&self) -> Scorer<'_> {
@@ -100,21 +126,26 @@ impl GrpcReward {
         scores
     }
 
+    /// A request that shows who asks.
+    fn request<T>(&self, message: T, deadline: Instant) -> Request<T> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut request = service::request(message, left);
+        if let Some(authorization) = &self.authorization {
+            request.metadata_mut().insert("authorization", authorization.clone());
+        }
+        request
+    }
+
     async fn call(&self, batch: Batch<'_>) -> Result<Vec<Score>, RemoteError> {
         let deadline = Instant::now() + self.connection.timeout;
-        let address = self.connection.url.join("");
-        // Reward servers are spoken to as their address says, wherever they are.
-        let trust = Trust::Plain(Insecure::Anywhere);
-        let channel = service::connect(&address, PeerRole::Reward, &trust, Duration::ZERO)
-            .await
-            .map_err(unreachable)?;
+        let channel = self.security.connect(&self.connection.url).await?;
         let mut client = service::reward_client(channel).max_decoding_message_size(
             usize::try_from(self.connection.max_reply_bytes).unwrap_or(usize::MAX),
         );
-        let left = || deadline.saturating_duration_since(Instant::now());
-        let describe = client.describe(service::request(DescribeRequest {}, left())).await;
-        let version =
-            describe.map_err(|status| self.failure(status, Stage::Describe))?.into_inner().protocol_version;
+        let version = match client.describe(self.request(DescribeRequest {}, deadline)).await {
+            Ok(reply) => reply.into_inner().protocol_version,
+            Err(status) => return Err(self.unless_tls(self.failure(status, Stage::Describe)).await),
+        };
         if version != PROTOCOL_VERSION {
             let problem =
                 format!("the server speaks version {version} of this protocol, not {PROTOCOL_VERSION}");
@@ -122,7 +153,7 @@ impl GrpcReward {
         }
         let (pieces, receiver) = mpsc::channel(PIECES_IN_FLIGHT);
         let receive = async {
-            let call = client.score(service::request(ReceiverStream::new(receiver), left())).await;
+            let call = client.score(self.request(ReceiverStream::new(receiver), deadline)).await;
             let stage = Stage::Score { n_bytes: batch.images.iter().map(|image| image.pixels.len()).sum() };
             let replies = call.map_err(|status| self.failure(status, stage))?.into_inner();
             self.collect(replies, batch.images.len(), stage).await
@@ -131,6 +162,13 @@ impl GrpcReward {
             scores = receive => scores,
             never = send(pieces, parts(&self.reward, batch)) => match never {},
         }
+    }
+
+    /// The failure, or that the server speaks TLS, where it does and was not to.
+    async fn unless_tls(&self, failure: RemoteError) -> RemoteError {
+        let url = self.connection.url.clone();
+        let looked = tokio::task::spawn_blocking(move || unless_tls(&url, failure)).await;
+        looked.unwrap_or_else(|panic| RemoteError::Unreachable { cause: panic.into() })
     }
 
     async fn collect(
@@ -168,6 +206,9 @@ impl GrpcReward {
 
     /// What a status means: the server's word, or, where it has a cause, how the connection failed on this side.
     fn failure(&self, status: Status, stage: Stage) -> RemoteError {
+        if let Some(problem) = trust_problem(&status).filter(|it| !matches!(it, TrustError::Handshake(_))) {
+            return untrusted(problem);
+        }
         let (code, message) = (status.code(), quoted(status.message().as_bytes()));
         let cause = std::error::Error::source(&status);
         let io = std::iter::successors(cause, |error| error.source())
@@ -203,13 +244,6 @@ impl GrpcReward {
         };
         let sent = Sent { url, content_type: "application/grpc", n_bytes };
         Exchange { sent, reply: None }.wrong(problem)
-    }
-}
-
-fn unreachable(error: ServiceError) -> RemoteError {
-    match error {
-        ServiceError::Unreachable { source, .. } => RemoteError::Unreachable { cause: source.into() },
-        other => RemoteError::Unreachable { cause: other.into() },
     }
 }
 
@@ -260,7 +294,8 @@ impl Reward for GrpcReward {
         self.connection.patience
     }
 
-    fn server(&self) -> Option<String> {
-        Some(self.connection.url.shown(""))
+    fn greet_server(&self, patience: Duration) -> Result<(), RewardError> {
+        let greeted = self.security.greet(&self.connection.url, patience);
+        greeted.map_err(|problem| self.scorer().error(problem))
     }
 }

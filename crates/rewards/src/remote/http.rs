@@ -1,14 +1,20 @@
 //! Requests over HTTP, one connection each, so that a server may be restarted between two of them.
 
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pickle::{Limits, Value};
+use service::trust::{Authorities, NamedServers, TrustError};
 use ureq::Agent;
 use ureq::config::RedirectAuthHeaders;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::error::RemoteError;
 use super::exchange::{Exchange, Reply, Sent, last_line, quoted};
-use super::options::Connection;
+use super::options::{Connection, OptionKeys};
+use super::security::{greet, named, trusted, unless_tls, untrusted};
+use crate::error::RewardError;
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,16 +25,30 @@ const REASON_BYTES: u64 = 1 << 20;
 pub(super) struct HttpClient {
     agent: Agent,
     connection: Connection,
+    /// Whom the server has to be certified by, where it is spoken to by TLS.
+    servers: Option<NamedServers>,
     /// The header `Authorization`.
     authorization: Option<String>,
 }
 
 impl HttpClient {
-    /// A client that authorises itself by the URL's user name and password, if it has them.
+    /// A client that authorises itself by the connection's key, else by the URL's user name and password, if it has them.
     ///
     /// Redirects are not followed, since images and keys were meant for this server alone; proxies are not used.
-    pub(super) fn new(connection: Connection) -> Self {
+    ///
+    /// # Errors
+    /// If there is nobody by whom a server could be certified that is to be spoken to by TLS.
+    pub(super) fn new(keys: &OptionKeys, connection: Connection) -> Result<Self, RewardError> {
+        let authorities = connection.authorities.as_ref().unwrap_or(&Authorities::System);
+        let (mut roots, mut servers) = (Vec::new(), None);
+        if connection.url.is_secure() {
+            let trusted = trusted(keys, authorities)?;
+            roots = trusted.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
+            servers = Some(named(keys, trusted, &[])?);
+        }
+        let roots = RootCerts::Specific(Arc::new(roots));
         let config = Agent::config_builder()
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
             .timeout_global(Some(connection.timeout))
             .timeout_connect(Some(CONNECT_TIMEOUT.min(connection.timeout)))
             .http_status_as_error(false)
@@ -39,13 +59,17 @@ impl HttpClient {
             .proxy(None)
             .user_agent(concat!("tempflow/", env!("CARGO_PKG_VERSION")))
             .build();
-        let authorization = connection.url.credentials().map(str::to_owned);
-        Self { agent: config.into(), connection, authorization }
+        let key = connection.key.as_ref().map(|key| format!("Bearer {key}"));
+        let authorization = key.or_else(|| connection.url.credentials().map(str::to_owned));
+        Ok(Self { agent: config.into(), connection, servers, authorization })
     }
 
-    /// The same, with a key in place of user name and password.
-    pub(super) fn with_key(self, key: &str) -> Self {
-        Self { authorization: Some(format!("Bearer {key}")), ..self }
+    /// Whether somebody is there and is who he should be.
+    ///
+    /// # Errors
+    /// If not.
+    pub(super) fn greet(&self, patience: Duration) -> Result<(), RemoteError> {
+        greet(&self.connection.url, self.servers.as_ref(), patience)
     }
 
     pub(super) fn connection(&self) -> &Connection {
@@ -67,7 +91,8 @@ impl HttpClient {
         if let Some(authorization) = &self.authorization {
             request = request.header("Authorization", authorization);
         }
-        let mut response = request.send(body).map_err(|error| self.failure(error, &sent))?;
+        let response = request.send(body).map_err(|error| self.failure(error, &sent));
+        let mut response = response.map_err(|failure| unless_tls(&self.connection.url, failure))?;
         let status = response.status();
         let allowed = self.connection.max_reply_bytes;
         let allowed = if status.is_success() { allowed } else { allowed.min(REASON_BYTES) };
@@ -94,21 +119,27 @@ impl HttpClient {
     }
 
     fn failure(&self, error: ureq::Error, sent: &Sent) -> RemoteError {
-        use std::io::ErrorKind;
+        use io::ErrorKind;
         match error {
             ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve)
             | ureq::Error::HostNotFound
             | ureq::Error::ConnectionFailed => RemoteError::Unreachable { cause: error.into() },
             ureq::Error::Timeout(_) => RemoteError::Deadline { allowed: self.connection.timeout },
             ureq::Error::BodyExceedsLimit(allowed) => RemoteError::TooLarge { allowed },
-            ureq::Error::Tls(_) | ureq::Error::Rustls(_) => RemoteError::Tls { cause: error.into() },
-            ureq::Error::Io(io) if io.kind() == ErrorKind::InvalidData => {
-                RemoteError::Tls { cause: io.into() }
-            }
+            ureq::Error::Rustls(error) => self.untrusted(io::Error::other(error)),
+            ureq::Error::Tls(_) => RemoteError::Tls { cause: error.into() },
+            ureq::Error::Io(io) if io.kind() == ErrorKind::InvalidData => self.untrusted(io),
             ureq::Error::Io(io) => RemoteError::Unreachable { cause: io.into() },
             other => {
                 Exchange { sent: sent.clone(), reply: None }.wrong(format!("this is not HTTP ({other})"))
             }
+        }
+    }
+
+    fn untrusted(&self, error: io::Error) -> RemoteError {
+        match TrustError::of_named_server(&error, self.connection.url.place().0) {
+            Some(TrustError::Handshake(_)) | None => RemoteError::Tls { cause: error.into() },
+            Some(problem) => untrusted(problem),
         }
     }
 }

@@ -12,6 +12,7 @@
 //!    again is the caller's.
 //! 2. No request and no reply is waited for beyond its deadline, or read beyond `max_reply_bytes`.
 //! 3. User names, passwords and keys are in no error.
+//! 4. Nothing is sent to a server that is to be reached by TLS before it is known who it is.
 
 mod batch;
 mod chat;
@@ -24,6 +25,7 @@ mod grpc;
 mod http;
 mod options;
 mod pickle_server;
+mod security;
 mod server_url;
 mod unfinished;
 mod vlm_judge;

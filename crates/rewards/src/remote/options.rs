@@ -1,15 +1,19 @@
 //! Options that all remote scorers have, beside their own.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use config::SERVER_OPTIONS;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Error as _};
 use serde_json::{Map, Value};
+use service::trust::Authorities;
 
+use super::security::{key, plain_in_spite_of};
 use super::server_url::ServerUrl;
 use crate::error::RewardError;
 use crate::options::parse_options;
+use crate::resources::Resources;
 
 /// How a server is reached.
 #[derive(Clone)]
@@ -22,6 +26,10 @@ pub(super) struct Connection {
     pub(super) patience: Duration,
     /// Largest reply, in bytes.
     pub(super) max_reply_bytes: u64,
+    /// Who certifies it, where that is said.
+    pub(super) authorities: Option<Authorities>,
+    /// The key that it is shown, if any.
+    pub(super) key: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -31,6 +39,9 @@ struct ConnectionOptions {
     timeout_seconds: f64,
     patience_seconds: f64,
     max_reply_bytes: u64,
+    tls_ca: Option<String>,
+    api_key_env: Option<String>,
+    api_key_file: Option<PathBuf>,
 }
 
 /// A week: longer is a mistake.
@@ -38,7 +49,15 @@ const MOST_SECONDS: f64 = 604_800.0;
 
 impl Default for ConnectionOptions {
     fn default() -> Self {
-        Self { url: None, timeout_seconds: 120.0, patience_seconds: 1800.0, max_reply_bytes: 16 << 20 }
+        Self {
+            url: None,
+            timeout_seconds: 120.0,
+            patience_seconds: 1800.0,
+            max_reply_bytes: 16 << 20,
+            tls_ca: None,
+            api_key_env: None,
+            api_key_file: None,
+        }
     }
 }
 
@@ -57,9 +76,14 @@ impl OptionKeys {
     ///
     /// # Errors
     /// If a key is unknown, or a value of the wrong kind or out of range, or there is no URL.
-    pub(super) fn parse<T: DeserializeOwned>(&self, options: &Value) -> Result<(Connection, T), RewardError> {
+    pub(super) fn parse<T: DeserializeOwned>(
+        &self,
+        options: &Value,
+        resources: &Resources,
+    ) -> Result<(Connection, T), RewardError> {
         let (connection, own) = self.split(options)?;
-        Ok((self.connection(parse_options(self.name, &connection)?)?, parse_options(self.name, &own)?))
+        let connection = self.connection(parse_options(self.name, &connection)?, resources)?;
+        Ok((connection, parse_options(self.name, &own)?))
     }
 
     fn split(&self, options: &Value) -> Result<(Value, Value), RewardError> {
@@ -80,8 +104,12 @@ impl OptionKeys {
         Ok((Value::Object(connection), Value::Object(own)))
     }
 
-    fn connection(&self, options: ConnectionOptions) -> Result<Connection, RewardError> {
-        let ConnectionOptions { url, timeout_seconds, patience_seconds, max_reply_bytes } = options;
+    fn connection(
+        &self,
+        options: ConnectionOptions,
+        resources: &Resources,
+    ) -> Result<Connection, RewardError> {
+        let ConnectionOptions { url, timeout_seconds, patience_seconds, max_reply_bytes, .. } = options;
         let Some(url) = url.as_deref().or(self.default_url) else {
             let problem = "it is missing; give `http://host:port`".to_owned();
             return Err(self.refuse("url", problem));
@@ -93,11 +121,18 @@ impl OptionKeys {
             true => Ok(Duration::from_secs_f64(value)),
             false => Err(self.out_of_range(key, value, "0 to 604800")),
         };
+        let url = ServerUrl::parse(self.name, url)?;
+        if options.tls_ca.is_some() && !url.is_secure() {
+            return Err(self.refuse("url", plain_in_spite_of("tls_ca")));
+        }
+        let keys = (options.api_key_env.as_deref(), options.api_key_file.as_deref());
         Ok(Connection {
-            url: ServerUrl::parse(self.name, url)?,
+            url,
             timeout: seconds("timeout_seconds", timeout_seconds)?,
             patience: seconds("patience_seconds", patience_seconds)?,
             max_reply_bytes: self.at_least_one("max_reply_bytes", max_reply_bytes)?,
+            authorities: options.tls_ca.as_deref().map(Authorities::from),
+            key: key(self, keys, resources)?,
         })
     }
 
@@ -137,19 +172,21 @@ mod tests {
     #[test]
     fn options_are_the_connections_and_the_scorers_own() {
         let (connection, own) = KEYS
-            .parse::<Own>(&json!({"timeout_seconds": 0.5, "batch_size": 3}))
+            .parse::<Own>(&json!({"timeout_seconds": 0.5, "batch_size": 3}), &Resources::local())
             .unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(connection.url.shown(""), "http://127.0.0.1:18086");
         assert_eq!(connection.timeout, Duration::from_millis(500));
         assert_eq!(connection.patience, Duration::from_secs(1800));
         assert_eq!(connection.max_reply_bytes, 16 << 20);
         assert_eq!(own.batch_size, Some(3));
-        assert!(KEYS.parse::<Own>(&Value::Null).is_ok());
+        assert!(KEYS.parse::<Own>(&Value::Null, &Resources::local()).is_ok());
     }
 
     #[test]
     fn wrong_options_are_told_with_what_would_be_right() {
-        let told = |options: Value| KEYS.parse::<Own>(&options).err().map(|error| error.to_string());
+        let told = |options: Value| {
+            KEYS.parse::<Own>(&options, &Resources::local()).err().map(|error| error.to_string())
+        };
         for (options, message) in [
             (
                 json!({"timout_seconds": 1}),
@@ -162,11 +199,24 @@ mod tests {
             (json!({"batch_size": "many"}), "`batch_size` of reward `deqa`"),
             (json!({"url": 7}), "`url` of reward `deqa`"),
             (json!([]), "of reward `deqa`"),
+            (
+                json!({"tls_ca": "ca.pem"}),
+                "`url` of reward `deqa`: it asks for plain text, and `tls_ca` is given",
+            ),
+            (
+                json!({"url": "https://h", "tls_ca": "/no/ca.pem", "api_key_file": "/no/key"}),
+                "`api_key_file` of reward `deqa`: /no/key cannot be read",
+            ),
+            (
+                json!({"api_key_env": "A", "api_key_file": "a"}),
+                "`api_key_file` of reward `deqa`: `api_key_env` is given, too; leave one of them out",
+            ),
         ] {
             let told = told(options.clone()).unwrap_or_else(|| panic!("{options} is accepted"));
             assert!(told.contains(message), "{told}");
         }
-        let missing = OptionKeys { default_url: None, ..KEYS }.parse::<Own>(&Value::Null).err();
+        let missing = OptionKeys { default_url: None, ..KEYS };
+        let missing = missing.parse::<Own>(&Value::Null, &Resources::local()).err();
         let missing = missing.map(|error| error.to_string()).unwrap_or_default();
         assert_eq!(missing, "option `url` of reward `deqa`: it is missing; give `http://host:port`");
     }

@@ -5,6 +5,22 @@ use ureq::http::Uri;
 
 use crate::error::RewardError;
 
+/// The scorer of our own protocol, whose addresses may say so.
+pub(super) const GRPC: &str = "grpc";
+
+fn scheme_problem(name: &str) -> &'static str {
+    match name {
+        GRPC => "it begins with none of grpc://, grpcs://, http:// and https://",
+        _ => "it begins with neither http:// nor https://",
+    }
+}
+
+/// What is meant by an address of gRPC, which is spoken over HTTP.
+fn of_grpc(text: &str) -> Option<String> {
+    let plain = text.strip_prefix("grpc://").map(|rest| format!("http://{rest}"));
+    plain.or_else(|| text.strip_prefix("grpcs://").map(|rest| format!("https://{rest}")))
+}
+
 /// A URL whose user name and password are held where nothing prints them.
 #[derive(Clone)]
 pub(super) struct ServerUrl {
@@ -26,10 +42,14 @@ impl ServerUrl {
             url: without_secrets(text),
             problem: problem.to_owned(),
         };
-        let uri: Uri =
-            text.parse().map_err(|error: ureq::http::uri::InvalidUri| refuse(&error.to_string()))?;
+        let known = if name == GRPC { of_grpc(text) } else { None };
+        let uri: Uri = known
+            .as_deref()
+            .unwrap_or(text)
+            .parse()
+            .map_err(|error: ureq::http::uri::InvalidUri| refuse(&error.to_string()))?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) {
-            return Err(refuse("it begins with neither http:// nor https://"));
+            return Err(refuse(scheme_problem(name)));
         }
         let Some(authority) = uri.authority() else { return Err(refuse("it names no host")) };
         let (user, host) = match authority.as_str().rsplit_once('@') {
@@ -55,11 +75,29 @@ impl ServerUrl {
         })
     }
 
-    /// Whether it is `http://host:port` and no more.
-    pub(super) fn is_plain_http(&self) -> bool {
-        let host = self.address.strip_prefix("http://");
-        let bare = host.is_some_and(|host| !host.contains('/'));
-        bare && self.query.is_empty() && self.credentials.is_none()
+    /// Whether it is scheme, host and port and no more.
+    pub(super) fn is_bare(&self) -> bool {
+        !self.place_and_path().contains('/') && self.query.is_empty() && self.credentials.is_none()
+    }
+
+    /// Whether it asks for TLS.
+    pub(super) fn is_secure(&self) -> bool {
+        self.address.starts_with("https://")
+    }
+
+    /// Its host, an IPv6 number without brackets, and its port, which is the scheme's where none is written.
+    pub(super) fn place(&self) -> (&str, u16) {
+        let authority = self.place_and_path().split('/').next().unwrap_or_default();
+        let usual = if self.is_secure() { 443 } else { 80 };
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => (host, port.parse().unwrap_or(usual)),
+            _ => (authority, usual),
+        };
+        (host.trim_start_matches('[').trim_end_matches(']'), port)
+    }
+
+    fn place_and_path(&self) -> &str {
+        self.address.split_once("://").map_or("", |(_, rest)| rest)
     }
 
     /// The URL to call, `path` below it.
@@ -130,6 +168,29 @@ mod tests {
         assert_eq!(url.credentials(), Some("Basic YWRhOnBAc3M="));
         assert_eq!(parse("https://host").credentials(), None);
         assert_eq!(parse("https://host").join(""), "https://host");
+    }
+
+    #[test]
+    fn addresses_have_a_port_even_where_none_is_written() {
+        for (url, place) in [
+            ("http://gpu-7:18085", ("gpu-7", 18085)),
+            ("https://judge.example/v1", ("judge.example", 443)),
+            ("http://[::1]:80/x", ("::1", 80)),
+            ("http://[::1]", ("::1", 80)),
+        ] {
+            assert_eq!(parse(url).place(), place, "{url}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_grpc_say_so_and_nobody_else_may() {
+        let parse = |text: &str| ServerUrl::parse(GRPC, text).map(|url| (url.join(""), url.is_secure()));
+        assert_eq!(parse("grpcs://h:1").expect("gRPC"), ("https://h:1".to_owned(), true));
+        assert_eq!(parse("grpc://h:1").expect("gRPC"), ("http://h:1".to_owned(), false));
+        let told = parse("ftp://h:1").expect_err("refused").to_string();
+        assert!(told.contains("none of grpc://, grpcs://, http:// and https://"), "{told}");
+        assert!(ServerUrl::parse("deqa", "grpcs://h:1").is_err());
+        assert!(!ServerUrl::parse(GRPC, "grpcs://h:1/x").expect("parses").is_bare());
     }
 
     #[test]

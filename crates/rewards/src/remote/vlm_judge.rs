@@ -32,12 +32,12 @@ Text Caption: [{prompt}]";
 const UNIFIED_REWARD: OptionKeys = OptionKeys {
     name: "unifiedreward",
     default_url: Some("http://127.0.0.1:17140/v1"),
-    own: &["model", "api_key_env", "max_concurrent"],
+    own: &["model", "max_concurrent"],
 };
 const VLM_JUDGE: OptionKeys = OptionKeys {
     name: "vlm_judge",
     default_url: None,
-    own: &["model", "question", "pattern", "scale", "image_size", "api_key_env", "max_concurrent"],
+    own: &["model", "question", "pattern", "scale", "image_size", "max_concurrent"],
 };
 /// Largest side that images are resized to, in pixels.
 const LARGEST_SIDE: usize = 4096;
@@ -57,7 +57,6 @@ struct Options {
     pattern: String,
     scale: f32,
     image_size: Option<usize>,
-    api_key_env: Option<String>,
     max_concurrent: usize,
 }
 
@@ -69,7 +68,6 @@ impl Default for Options {
             pattern: String::new(),
             scale: 1.0,
             image_size: None,
-            api_key_env: None,
             max_concurrent: 16,
         }
     }
@@ -81,8 +79,7 @@ impl VlmJudge {
     /// # Errors
     /// If the options are wrong.
     pub fn unified_reward(options: &Value, resources: &Resources) -> Result<Self, RewardError> {
-        let (connection, Options { model, api_key_env, max_concurrent, .. }) =
-            UNIFIED_REWARD.parse(options)?;
+        let (connection, Options { model, max_concurrent, .. }) = UNIFIED_REWARD.parse(options, resources)?;
         let options = Options {
             model: if model.is_empty() { "UnifiedReward-7b-v1.5".to_owned() } else { model },
             question: UNIFIED_REWARD_QUESTION.to_owned(),
@@ -90,36 +87,22 @@ impl VlmJudge {
             pattern: r"Final Score:\s*([1-5](?:\.\d+)?)(?:[^\d,]|,\D|,?$)".to_owned(),
             scale: 5.0,
             image_size: Some(512),
-            api_key_env,
             max_concurrent,
         };
-        Self::new(&UNIFIED_REWARD, connection, options, resources)
+        Self::new(&UNIFIED_REWARD, connection, options)
     }
 
     /// A judge that is asked `question` and whose score is what `pattern` finds, divided by `scale`.
     ///
     /// # Errors
-    /// If the options are wrong, one of `url`, `model`, `question` and `pattern` is missing, or there is no such variable
-    /// as `api_key_env`.
+    /// If the options are wrong, or one of `url`, `model`, `question` and `pattern` is missing.
     pub fn of_options(options: &Value, resources: &Resources) -> Result<Self, RewardError> {
-        let (connection, options) = VLM_JUDGE.parse(options)?;
-        Self::new(&VLM_JUDGE, connection, options, resources)
+        let (connection, options) = VLM_JUDGE.parse(options, resources)?;
+        Self::new(&VLM_JUDGE, connection, options)
     }
 
-    fn new(
-        keys: &OptionKeys,
-        connection: Connection,
-        options: Options,
-        resources: &Resources,
-    ) -> Result<Self, RewardError> {
-        let mut client = HttpClient::new(connection);
-        if let Some(variable) = &options.api_key_env {
-            let key = (resources.variable)(variable).filter(|key| is_header_text(key)).ok_or_else(|| {
-                let problem = format!("no usable key is in the environment variable `{variable}`; set it");
-                keys.refuse("api_key_env", problem)
-            })?;
-            client = client.with_key(&key);
-        }
+    fn new(keys: &OptionKeys, connection: Connection, options: Options) -> Result<Self, RewardError> {
+        let client = HttpClient::new(keys, connection)?;
         let Options { model, question, scale, image_size, max_concurrent, .. } = options;
         if model.is_empty() {
             return Err(keys.refuse("model", "it is missing; name the model as its server does".to_owned()));
@@ -144,11 +127,6 @@ impl VlmJudge {
             Chat { name, client, model, question, pattern, scale, max_concurrent, image_size, unfinished };
         Ok(Self { chat })
     }
-}
-
-/// Whether a text can stand in an HTTP header.
-fn is_header_text(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| (0x20..0x7f).contains(&byte))
 }
 
 fn score_pattern(keys: &OptionKeys, pattern: &str) -> Result<Regex, RewardError> {
@@ -178,7 +156,7 @@ impl Reward for VlmJudge {
         self.chat.client.connection().patience
     }
 
-    fn server(&self) -> Option<String> {
-        Some(self.chat.client.connection().url.shown(""))
+    fn greet_server(&self, patience: Duration) -> Result<(), RewardError> {
+        self.chat.client.greet(patience).map_err(|problem| self.chat.scorer().error(problem))
     }
 }

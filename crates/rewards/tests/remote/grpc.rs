@@ -17,16 +17,18 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use crate::example_server::ExampleServer;
 use crate::{failure, geneval_prompts, pictures, prompts, scorer, values};
 
-type Replies = Vec<Result<ScoreReply, Status>>;
+pub type Replies = Vec<Result<ScoreReply, Status>>;
 
 /// What a server does with a batch.
 type Behaviour = dyn Fn(&Received) -> Result<Replies, Status> + Send + Sync;
 
 /// A batch as it arrived.
 #[derive(Clone, Debug, Default)]
-struct Received {
+pub struct Received {
     parts: Vec<Part>,
     grpc_timeout: Option<String>,
+    /// The header `authorization`.
+    pub authorization: Option<String>,
 }
 
 struct Service {
@@ -49,7 +51,9 @@ impl RewardService for Service {
     ) -> Result<Response<Self::ScoreStream>, Status> {
         let timeout = request.metadata().get("grpc-timeout");
         let grpc_timeout = timeout.and_then(|timeout| timeout.to_str().ok()).map(str::to_owned);
-        let mut received = Received { parts: Vec::new(), grpc_timeout };
+        let authorization = request.metadata().get("authorization");
+        let authorization = authorization.and_then(|key| key.to_str().ok()).map(str::to_owned);
+        let mut received = Received { parts: Vec::new(), grpc_timeout, authorization };
         let mut requests = request.into_inner();
         while let Some(request) = requests.message().await? {
             received.parts.extend(request.part);
@@ -61,18 +65,26 @@ impl RewardService for Service {
 }
 
 /// A server in this process; dropping it ends it.
-struct Server {
-    address: SocketAddr,
-    received: Arc<Mutex<Vec<Received>>>,
+pub struct Server {
+    pub address: SocketAddr,
+    pub received: Arc<Mutex<Vec<Received>>>,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Server {
-    fn start(behaviour: impl Fn(&Received) -> Result<Replies, Status> + Send + Sync + 'static) -> Self {
+    pub fn start(behaviour: impl Fn(&Received) -> Result<Replies, Status> + Send + Sync + 'static) -> Self {
         Self::of_version(1, behaviour)
     }
 
     fn of_version(
+        version: u32,
+        behaviour: impl Fn(&Received) -> Result<Replies, Status> + Send + Sync + 'static,
+    ) -> Self {
+        Self::secured_by(service::Trust::Plain(service::Insecure::Loopback), version, behaviour)
+    }
+
+    pub fn secured_by(
+        trust: service::Trust,
         version: u32,
         behaviour: impl Fn(&Received) -> Result<Replies, Status> + Send + Sync + 'static,
     ) -> Self {
@@ -83,12 +95,7 @@ impl Server {
         let received = Arc::default();
         let service = Service { version, behaviour: Box::new(behaviour), received: Arc::clone(&received) };
         let server = service::server(Duration::from_secs(600)).add_service(RewardServer::new(service));
-        runtime.spawn(service::serve(
-            server,
-            listener,
-            service::Trust::Plain(service::Insecure::Loopback),
-            std::future::pending(),
-        ));
+        runtime.spawn(service::serve(server, listener, trust, std::future::pending()));
         Self { address, received, _runtime: runtime }
     }
 
@@ -101,7 +108,7 @@ impl Server {
     }
 }
 
-fn score(id: u64, value: f32) -> Result<ScoreReply, Status> {
+pub fn score(id: u64, value: f32) -> Result<ScoreReply, Status> {
     let extras = [("half".to_owned(), value / 2.0)].into();
     Ok(ScoreReply { id, outcome: Some(Outcome::Score(ImageScore { value, extras })) })
 }

@@ -5,6 +5,7 @@ mod grpc;
 mod http_request;
 mod recorded;
 mod retries;
+mod secured;
 mod servers;
 
 use std::path::{Path, PathBuf};

@@ -222,7 +222,8 @@ fn https_where_http_is_spoken_is_told_as_such() {
     let server = ExampleServer::start("flow_grpo_server", &[]);
     let url = server.url.replace("http://", "https://");
     let (told, may_pass) = failure(scorer("deqa", &json!({"url": url})).score(&pictures(), &prompts()));
-    assert!(told.contains("no secure connection: "), "{told}");
+    assert!(told.contains("the server does not speak TLS, and `url` asks for it"), "{told}");
+    assert!(told.contains("write `http://`"), "{told}");
     assert!(!may_pass);
 }
 
@@ -267,7 +268,8 @@ fn options_that_make_no_sense_are_told() {
     assert!(judge("max_concurrent", json!(0)).contains("use 1 to 256"));
     assert!(judge("image_size", json!(0)).contains("use 1 to 4096"));
     assert!(judge("batch_size", json!(1)).contains("unknown option; did you mean"));
-    assert!(told("grpc", json!({"url": "https://h"})).contains("all that gRPC is spoken over here"));
+    assert!(told("grpc", json!({"url": "https://h"})).contains("of no run that is secured"));
+    assert!(told("grpc", json!({"url": "https://h/x"})).contains("all that gRPC is spoken over here"));
     assert!(told("grpc", json!({"url": "http://a:b@h"})).contains("all that gRPC is spoken over here"));
     assert!(told("grpc", json!({})).contains("`url` of reward `grpc`: it is missing"));
     assert!(told("deqa", json!({"batch_size": 0})).contains("`batch_size` of reward `deqa` is 0"));

@@ -4,7 +4,8 @@ use super::address::{Address, HostPort};
 use super::{endpoint, is_waited_for};
 use crate::duplex::Duplex;
 use crate::trust::{
-    Credentials, Ending, PeerCertificate, PeerRole, Trust, TrustError, own_renewal, trust_problem,
+    Credentials, Ending, NamedServers, PeerCertificate, PeerRole, Trust, TrustError, own_renewal,
+    trust_problem,
 };
 use crate::{ServiceError, backoff};
 use hyper_util::rt::TokioIo;
@@ -20,7 +21,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::codegen::http::Uri;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use tower_service::Service;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -29,8 +30,16 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Clone)]
 pub(crate) struct Dial {
     address: Address,
-    trust: Trust,
-    tls: Option<Arc<ClientConfig>>,
+    peer: Peer,
+}
+
+/// How it is known who answers.
+#[derive(Clone)]
+enum Peer {
+    /// Not at all, or by its role in a domain.
+    OfDomain { trust: Trust, tls: Option<Arc<ClientConfig>> },
+    /// By the name of its host.
+    Named(NamedServers),
 }
 
 impl Dial {
@@ -40,12 +49,30 @@ impl Dial {
             Trust::Plain(_) => None,
             Trust::Mutual(credentials) => Some(Arc::new(credentials.client_config(role)?)),
         };
-        Ok(Self { address, trust: trust.clone(), tls })
+        Ok(Self { address, peer: Peer::OfDomain { trust: trust.clone(), tls } })
+    }
+
+    /// The way to a server that is known by the name of its host.
+    pub(crate) fn to_named(address: Address, servers: NamedServers) -> Self {
+        Self { address, peer: Peer::Named(servers) }
+    }
+
+    /// Calls to a server that is known by its host's name say that they are secured, which others' servers may look at.
+    fn endpoint(&self) -> Endpoint {
+        let endpoint = endpoint(&self.address);
+        let place = match &self.peer {
+            Peer::Named(_) => self.address.resolve().ok(),
+            Peer::OfDomain { .. } => None,
+        };
+        match place.and_then(|place| format!("https://{place}").parse().ok()) {
+            Some(origin) => endpoint.origin(origin),
+            None => endpoint,
+        }
     }
 
     /// A channel that connects when it is first used, and again whenever it broke.
     pub(crate) fn channel(&self) -> Channel {
-        endpoint(&self.address).connect_with_connector_lazy(self.clone())
+        self.endpoint().connect_with_connector_lazy(self.clone())
     }
 
     /// A channel that is connected, within `patience`.
@@ -56,7 +83,7 @@ impl Dial {
         let start = Instant::now();
         let mut pauses = backoff(Duration::from_millis(50), Duration::from_secs(2));
         loop {
-            let source = match endpoint(&self.address).connect_with_connector(self.clone()).await {
+            let source = match self.endpoint().connect_with_connector(self.clone()).await {
                 Ok(channel) => return Ok(channel),
                 Err(source) => source,
             };
@@ -72,7 +99,11 @@ impl Dial {
     }
 
     async fn open(self) -> Result<TokioIo<Box<dyn Duplex>>, Failure> {
-        let place = self.address.resolve_for(&self.trust).map_err(|error| match error {
+        let place = match &self.peer {
+            Peer::OfDomain { trust, .. } => self.address.resolve_for(trust),
+            Peer::Named(_) => self.address.resolve(),
+        };
+        let place = place.map_err(|error| match error {
             // So that it is found at the bottom of whatever it is wrapped in.
             ServiceError::Untrusted { problem, .. } => Failure::from(*problem),
             other => other.into(),
@@ -81,9 +112,12 @@ impl Dial {
             .await
             .map_err(|error| named(&place, &error))?;
         stream.set_nodelay(true)?;
-        let stream: Box<dyn Duplex> = match (self.tls, self.trust) {
-            (Some(tls), Trust::Mutual(credentials)) => Box::new(secured(stream, tls, &credentials).await?),
-            _ => Box::new(stream),
+        let stream: Box<dyn Duplex> = match self.peer {
+            Peer::OfDomain { tls: Some(tls), trust: Trust::Mutual(credentials) } => {
+                Box::new(secured(stream, tls, &credentials).await?)
+            }
+            Peer::OfDomain { .. } => Box::new(stream),
+            Peer::Named(servers) => Box::new(secured_by_name(stream, &servers, &place.host).await?),
         };
         Ok(TokioIo::new(stream))
     }
@@ -92,6 +126,19 @@ impl Dial {
 /// Says where it was tried, which a name or a file does not tell.
 fn named(place: &HostPort, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{} port {}: {error}", place.host, place.port))
+}
+
+async fn secured_by_name(
+    stream: TcpStream,
+    servers: &NamedServers,
+    host: &str,
+) -> Result<impl Duplex + use<>, TrustError> {
+    let name = ServerName::try_from(host.to_owned());
+    let name = name.map_err(|error| TrustError::Usage(format!("`{host}` is no name of a host: {error}")))?;
+    let connected = TlsConnector::from(servers.config()).connect(name, stream).await;
+    connected.map_err(|error| {
+        TrustError::of_named_server(&error, host).unwrap_or_else(|| TrustError::Handshake(error.to_string()))
+    })
 }
 
 async fn secured(

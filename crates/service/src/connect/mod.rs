@@ -2,9 +2,10 @@
 
 mod address;
 mod dial;
+mod greeting;
 
 use crate::ServiceError;
-use crate::trust::{AccessLayer, PeerRole, Trust, TrustError, trust_problem};
+use crate::trust::{AccessLayer, NamedServers, PeerRole, Trust, TrustError, trust_problem};
 use proto::coordinator_client::CoordinatorClient;
 use proto::learner_client::LearnerClient;
 use proto::reward_client::RewardClient;
@@ -16,6 +17,7 @@ use tower_layer::{Identity, Stack};
 
 pub use address::Address;
 pub(crate) use dial::Dial;
+pub use greeting::{greet, speaks_tls};
 
 /// What every call of a server passes through.
 type Layers = Stack<AccessLayer, Identity>;
@@ -64,6 +66,18 @@ pub async fn connect(
     patience: Duration,
 ) -> Result<Channel, ServiceError> {
     Dial::new(address.parse()?, role, trust)?.connect(patience).await
+}
+
+/// The same to a server of no run, which is known by the name of its host; the address is taken to ask for TLS.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_named(
+    address: &str,
+    servers: &NamedServers,
+    patience: Duration,
+) -> Result<Channel, ServiceError> {
+    Dial::to_named(address.parse()?, servers.clone()).connect(patience).await
 }
 
 /// A client of the coordinator with the limits of the wire.

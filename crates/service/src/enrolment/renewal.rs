@@ -95,7 +95,12 @@ impl Source {
         let identity = match self {
             Self::Authority(authority) => authority.issue(role, SystemTime::now())?,
             Self::Token { coordinator, token } => enrol(coordinator, token, role).await?,
-            Self::Files(files) => files.identity()?,
+            Self::Files(files) => {
+                let identity = files.identity()?;
+                // Said here, before others say it; of one that is put in place early the one before is shown until then.
+                identity.certificate.check_time(SystemTime::now())?;
+                identity
+            }
         };
         let found = identity.certificate.name.role;
         match found == role {

@@ -26,7 +26,7 @@ const LEARNERS: Callers = Callers::Roles(&[PeerRole::Learner]);
 /// With certificates of the user's own, an operator at the coordinator's host shows the coordinator's.
 const OPERATORS: Callers = Callers::Roles(&[PeerRole::Admin, PeerRole::Coordinator]);
 /// Images are also scored for an operator who tries a reward out.
-const SCORED: Callers = Callers::Roles(&[PeerRole::Worker, PeerRole::Coordinator, PeerRole::Admin]);
+const SCORED: Callers = Callers::Roles(&[PeerRole::Worker, PeerRole::Admin]);
 
 /// Every call of every service. One that is not here is refused.
 const TABLE: [(&str, Callers); 21] = [

@@ -56,6 +56,14 @@ pub enum TrustError {
         /// Who it should be.
         wanted: super::PeerRole,
     },
+    /// A server that is known by the name of its host shows a certificate that does not do.
+    #[error("the certificate of `{host}` {problem}")]
+    NamedServer {
+        /// By what name it was called.
+        host: String,
+        /// Why not, and what to do.
+        problem: String,
+    },
     /// The other side ended the handshake.
     #[error(
         "the other side does not accept this process's certificate: {0}; use the token file of that run, or its `ca`"
@@ -109,7 +117,7 @@ impl TrustError {
 }
 
 /// The trust problem that is at the bottom of an error, if one is.
-pub(crate) fn trust_problem(error: &(dyn Error + 'static)) -> Option<TrustError> {
+pub fn trust_problem(error: &(dyn Error + 'static)) -> Option<TrustError> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref::<TrustError>() {

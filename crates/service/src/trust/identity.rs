@@ -92,7 +92,7 @@ pub(super) fn roots(certificates: Vec<CertificateDer<'static>>) -> Result<RootCe
     Ok(roots)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TrustError> {
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TrustError> {
     certificates_in(&read(path)?).map_err(|problem| unusable(path, problem))
 }
 

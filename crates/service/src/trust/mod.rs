@@ -12,6 +12,7 @@ mod connection_end;
 mod credentials;
 mod error;
 mod identity;
+mod named_servers;
 mod peer;
 mod peer_name;
 mod plain_text;
@@ -23,16 +24,20 @@ pub use access::{AccessLayer, peer_role};
 pub use authority::Authority;
 pub use certificate::PeerCertificate;
 pub use credentials::Credentials;
-pub use error::TrustError;
+pub use error::{TrustError, trust_problem};
 pub use identity::{CertificateFiles, Identity};
+pub use named_servers::{Authorities, NamedServers};
 pub use peer::Peer;
 pub use peer_name::{PeerName, PeerRole};
-pub use plain_text::Insecure;
+pub use plain_text::{Insecure, plain_text_rewards};
+pub use secret_file::read_secret;
 pub use tokens::{JoinToken, TOKEN_ROLES, TokenFile, TokenSource, Tokens};
 
 pub(crate) use certificate::shown_time;
 pub(crate) use connection_end::{Ending, expiry, own_renewal};
-pub(crate) use error::{SPEAKS_TLS, trust_problem};
+pub(crate) use error::SPEAKS_TLS;
+
+pub use rustls::pki_types::CertificateDer;
 
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;

@@ -1,10 +1,19 @@
 //! Files that nobody but their owner may read.
 
 use super::TrustError;
-use super::identity::unusable;
+use super::identity::{read, unusable};
 use nix::unistd::geteuid;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+
+/// The text of a file that nobody but its owner may read.
+///
+/// # Errors
+/// If it cannot be read, is no text, or others may read it.
+pub fn read_secret(path: &Path) -> Result<String, TrustError> {
+    check_private(path)?;
+    String::from_utf8(read(path)?).map_err(|_| unusable(path, "is not text".to_owned()))
+}
 
 /// Checks that a secret can be read by nobody but whom it is for.
 ///

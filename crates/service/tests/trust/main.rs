@@ -1,6 +1,7 @@
 //! Who is let in and who is not, over real sockets, and what they are told.
 
 mod lab;
+mod named;
 
 use lab::{DAY, PATIENCE, Run, Server, connect, describe, join, serve};
 use service::trust::{CertificateFiles, Credentials, TokenSource, Tokens};

@@ -1,5 +1,7 @@
 //! `serve-reward` as a real process, asked by the reward `grpc`.
 
+mod trust;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
