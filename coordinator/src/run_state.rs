@@ -3,6 +3,7 @@
 //! Every method takes the time and answers at once; nothing here waits. What is lost with the process comes back when
 //! the members join again.
 
+mod halves;
 mod kinds;
 mod noting;
 mod telling;
@@ -11,11 +12,11 @@ use crate::catalog::Catalog;
 use crate::device_kinds::DeviceKinds;
 use crate::events::{Event, EventBook, GivenAs};
 use crate::launch::capacity::Room;
+use crate::learner_half::Halves;
 use crate::membership::{Applicant, Hang, LEARNER_RANKS, Loss, Member, Members, Presence, Refusal};
 use crate::results::{RunProgress, RunSummary};
 use crate::run_record::{RunEnding, StopWish};
 use crate::tasks::{Asking, Failed, Grant, TaskBook, Verdict, WantedTasks};
-use config::RunConfig;
 use noting::blame_in_a_word;
 use proto::{
     Caller, Drain, Fatal, FinishTaskRequest, GiveBack, HeartbeatReply, HeartbeatRequest, JoinReply,
@@ -24,6 +25,7 @@ use proto::{
 use protocol::{TaskName, kind_from_wire};
 use service::{Holder, shown};
 use std::time::{Duration, Instant};
+use telling::config_for;
 
 /// Characters of a failure or a notice that are kept; whatever else it says is of no help.
 const LONGEST_TEXT: usize = 2000;
@@ -58,6 +60,8 @@ pub struct RunState {
     /// On what the run is computed, and what of that is recorded.
     kinds: DeviceKinds,
     recorded_kinds: DeviceKinds,
+    /// Where the learner has its files.
+    halves: Halves,
     draining: bool,
     stop_wish: Option<StopWish>,
     ending: Option<RunEnding>,
@@ -99,6 +103,7 @@ impl RunState {
             writing_learner: None,
             kinds: DeviceKinds::default(),
             recorded_kinds: DeviceKinds::default(),
+            halves: Halves::default(),
             draining: false,
             stop_wish: None,
             ending: None,
@@ -124,7 +129,9 @@ impl RunState {
         };
         let cause = self.cause_of_join(&applicant);
         let kind = self.kinds.standing(role, self.kind_of(&applicant.process));
-        let admitted = self.check_kind(&applicant, &kind).and_then(|()| self.members.join(applicant, now));
+        let host = applicant.process.host.clone();
+        let checked = self.check_half(request).and_then(|()| self.check_kind(&applicant, &kind));
+        let admitted = checked.and_then(|()| self.members.join(applicant, now));
         let identity = admitted.inspect_err(|refusal| {
             self.events.refused(&shown(&request.member_id, LONGEST_DEVICE), refusal);
         })?;
@@ -135,6 +142,7 @@ impl RunState {
             Role::Learner => {
                 self.tasks.forget_learner();
                 self.writing_learner = Some(holder);
+                self.halves.joined(&shown(&host, LONGEST_DEVICE), request.own_directory.as_ref());
             }
             _ => self.claim(&request.member_id, &names(&request.running), now),
         }
@@ -175,7 +183,10 @@ impl RunState {
         let not_needed = self.tasks.not_needed(&names(&request.running)).into_iter().map(TaskId::from);
         let give_back = GiveBack { tasks: not_needed.collect() };
         let give_back = (!give_back.tasks.is_empty()).then_some(order::Order::GiveBack(give_back));
-        let orders = drain.into_iter().chain(give_back).map(|order| Order { order: Some(order) }).collect();
+        let member_id = caller.map_or("", |caller| &caller.member_id);
+        let asked = self.halves.orders(member_id, role == Role::Learner);
+        let orders = drain.into_iter().chain(give_back).chain(asked);
+        let orders = orders.map(|order| Order { order: Some(order) }).collect();
         Ok(HeartbeatReply { orders, learner_addresses: self.learner_addresses() })
     }
 
@@ -299,6 +310,7 @@ impl RunState {
         self.tasks.report(&wanted, now);
         if let Some(progress) = request.progress {
             self.has_progress = true;
+            self.halves.trained(progress.iteration);
             let phase = shown(&progress.phase, LONGEST_TEXT);
             self.progress = RunProgress { phase, ..progress.into() };
         }
@@ -419,16 +431,6 @@ impl RunState {
         self.stop_wish
     }
 
-    /// Lets a learner change the run until another joins: one that an earlier coordinator let, and that may live.
-    pub fn inherit_learner(&mut self, learner: Option<Holder>) {
-        self.writing_learner = learner;
-    }
-
-    /// The learner that may change the run directory: the one that joined last, until it is lost.
-    pub fn writing_learner(&self) -> Option<&Holder> {
-        self.writing_learner.as_ref()
-    }
-
     /// Sets the number of rollout workers there should be.
     pub fn scale(&mut self, workers: u32) {
         let from = std::mem::replace(&mut self.workers_wanted, workers);
@@ -487,14 +489,4 @@ fn name_of(id: &TaskId) -> Option<TaskName> {
 
 fn share(part: Duration, whole: Duration) -> f64 {
     if whole.is_zero() { 0.0 } else { (part.as_secs_f64() / whole.as_secs_f64()).min(1.0) }
-}
-/// What a member of that role is told of the config. Workers have no use for the environments of others, which may have more
-/// in them than should go round; the learner keeps all of it with its checkpoints.
-fn config_for(role: Role, config: &RunConfig) -> String {
-    match role {
-        Role::Learner => config.to_toml(),
-        Role::RolloutWorker | Role::Unspecified => {
-            RunConfig { hosts: Vec::new(), ..config.clone() }.to_toml()
-        }
-    }
 }

@@ -11,8 +11,8 @@ use run_setup::{OtherDeterminism, catch_out_of_memory, check_determinism};
 use service::metrics::MemberMetrics;
 use service::network::ListenAddress;
 use service::{
-    Address, Hub, JoinDetails, MESSAGE_LIMIT, Membership, OwnedDirectory, PeerRole, PromptCopies,
-    RunDirectory, Security, ServiceError, Trust, exit_code, network, trust_by,
+    Address, Hub, JoinDetails, MESSAGE_LIMIT, Membership, OwnedDirectory, PeerRole, RecentLog, RunDirectory,
+    Security, ServiceError, Trust, exit_code, network, trust_by,
 };
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -26,6 +26,7 @@ use crate::exchange::outcome::push_schema;
 use crate::exchange::publications::Publications;
 use crate::exchange::receive::OutcomeReader;
 use crate::exchange::server::{LONGEST_CALL, LearnerService};
+use crate::half::{self, CoordinatorsDirectory, Half};
 use crate::metrics::LearnerPage;
 use crate::progress::ProgressBoard;
 use crate::run::{HeldOutPrompts, Run, TrainingEnd};
@@ -58,6 +59,10 @@ pub struct ServeOptions {
     pub grace: Duration,
     /// Memory for outcomes that training has yet to take, in bytes; half of what is free if not given.
     pub outcome_memory: Option<u64>,
+    /// Where this learner keeps its half of the run, where it does not have the coordinator's directory.
+    pub run_directory: Option<RunDirectory>,
+    /// What this process has logged last, for who asks.
+    pub log: RecentLog,
     /// Where models are found by name.
     pub hub: Hub,
 }
@@ -85,6 +90,9 @@ pub enum ServeError {
     /// The coordinator cannot be reached or does not want this learner.
     #[error(transparent)]
     Service(#[from] ServiceError),
+    /// The directory that it was given is not for it.
+    #[error(transparent)]
+    Directory(#[from] CoordinatorsDirectory),
     /// The config that the coordinator handed out does not parse.
     #[error("the run config of the coordinator: {0}")]
     Config(config::ConfigErrors),
@@ -111,7 +119,7 @@ impl ServeError {
     /// The exit code that tells the kind of error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Determinism(_) => exit_code::BAD_USAGE,
+            Self::Config(_) | Self::Determinism(_) | Self::Directory(_) => exit_code::BAD_USAGE,
             Self::Service(error) => error.exit_code(),
             Self::Training(error) => match error.not_owner() {
                 Some(refusal) => refusal.exit_code(),
@@ -155,6 +163,7 @@ impl Shared {
 /// # Errors
 /// If the process cannot take part in the run, or training cannot go on.
 pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result<ServeEnd, ServeError> {
+    half::check(options.run_directory.as_ref())?;
     let (listener, address) = listen(&options).await?;
     let limit = hold_limit(options.outcome_memory, service::free_memory());
     let shared = Shared { inbox: Arc::new(Inbox::new(limit)), ..Shared::default() };
@@ -170,17 +179,19 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
         address,
         metrics_address: metrics.address.clone(),
         grace: options.grace,
+        own_directory: options.run_directory.clone(),
     };
     let joined = Membership::join(&options.coordinator, &trust, details);
     let Some(joined) = shutdown.run_until_cancelled(joined).await else { return Ok(ServeEnd::Retry) };
     let (membership, reply) = joined?;
+    membership.shows_log(options.log);
     let config = RunConfig::from_toml(&reply.config).map_err(ServeError::Config)?;
     if let Err(other) = check_determinism(config.run.determinism) {
         membership.leave().await;
         return Err(other.into());
     }
-    let directory = match OwnedDirectory::of_learner(RunDirectory::new(&reply.run_directory)) {
-        Ok(directory) => directory,
+    let half = match Half::open(options.run_directory, &membership, &reply, &config).await {
+        Ok(half) => half,
         Err(error) => {
             membership.leave().await;
             return Err(error.into());
@@ -191,8 +202,9 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
     page.joined(config.clone());
     shared.progress.watched_by(membership.clone());
     let (reader_ready, receiver) = oneshot::channel();
-    let superseded = superseded(directory.clone());
-    let places = Places { directory, prompts: PromptCopies::of(&reply), hub: options.hub };
+    let superseded = superseded(half.directory.clone());
+    let showing = half.clone().show(membership.clone(), shared.progress.clone());
+    let places = Places { half: half.clone(), hub: options.hub };
     let ended = spawn_training(config, places, shared.clone(), reader_ready);
 
     let stop_network = CancellationToken::new();
@@ -203,6 +215,7 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
     let reporting = report(membership.clone(), shared.clone());
     let reporting = tokio::spawn(stop_network.run_until_cancelled_owned(reporting));
     let stop_reporting = reporting.abort_handle();
+    let showing = tokio::spawn(showing);
     let breakdown = async {
         tokio::select! {
             end = accepting => task_ended("serves workers", end),
@@ -213,7 +226,11 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
 
     let ended = wait_for_end(ended, &membership, &shared, shutdown, breakdown).await;
     stop_reporting.abort();
+    showing.abort();
     shared.progress.unwatched();
+    if matches!(&ended, Ok(_) | Err(ServeError::Training(_))) {
+        half.show_last(&membership).await;
+    }
     say_goodbye(ended, membership, &shared.progress).await
 }
 
@@ -333,8 +350,7 @@ async fn say_goodbye(
 
 /// Where the training thread reads and writes.
 struct Places {
-    directory: OwnedDirectory,
-    prompts: PromptCopies,
+    half: Half,
     hub: Hub,
 }
 
@@ -363,9 +379,11 @@ fn train(
 ) -> Result<TrainingEnd, LearnerError> {
     tch::set_num_threads(config.resources.learner_threads as i32);
     tch::set_num_interop_threads(1);
-    let Places { directory, prompts, hub } = places;
+    let Places { half, hub } = places;
     let (progress, opened) = (shared.progress.clone(), shared.opened.clone());
-    let policy = Policy::open(&config, &hub.resolve(&config.model.path)?)?;
+    let open = || Policy::open(&half.config_to_open(&config), &hub.resolve(&config.model.path)?);
+    let policy = open().map_err(|error| error.on_this_host(&config.model.path))?;
+    let Half { directory, prompts, .. } = half;
     progress.gets_on();
     let latent_shape = policy.model().latent_shape(config.sampling.height, config.sampling.width)?;
     let schedule = run_setup::training_schedule(&config, policy.model())?;

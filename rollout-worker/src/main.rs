@@ -291,7 +291,7 @@ fn exit_code_of(error: &anyhow::Error) -> u8 {
 }
 
 fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
-    logging::init(args.member.log_format, "info")?;
+    let log = logging::init(args.member.log_format, "info")?;
     let credentials = args.member.credentials()?;
     let MemberArguments { coordinator, coordinator_grace: grace, metrics_listen, .. } = args.member;
     // Sockets and scores need little; the device thread has the cores.
@@ -304,7 +304,7 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
     let (member_id, device, notice) = (args.member_id, args.device, args.notice);
     let hub = hub();
     let options =
-        ServeOptions { coordinator, credentials, member_id, device, metrics_listen, grace, notice, hub };
+        ServeOptions { coordinator, credentials, member_id, device, metrics_listen, grace, notice, log, hub };
     let outcome = runtime.block_on(serve::run(options, shutdown));
     // What is still computed or waited for is of no use to anybody.
     runtime.shutdown_background();

@@ -7,12 +7,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use config::{ComputeDevice, PromptSplit, RunConfig};
 use models::{LoadOptions, ModelError};
 use proto::{JoinReply, Role, Work};
 use service::metrics::MemberMetrics;
 use service::network::ListenAddress;
-use service::{Hub, JoinDetails, Membership, PeerRole, PromptCopies, Security, WorkInHand, cuda, trust_by};
+use service::{
+    Hub, JoinDetails, Membership, PeerRole, PromptCopies, RecentLog, Security, WorkInHand, cuda, trust_by,
+};
 use tch::Device;
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +47,8 @@ pub struct ServeOptions {
     pub grace: Duration,
     /// After which time it is killed once `shutdown` asks it to leave, if that is known.
     pub notice: Option<Duration>,
+    /// What this process has logged last, for who asks.
+    pub log: RecentLog,
     /// Where models are found by name.
     pub hub: Hub,
 }
@@ -63,6 +68,7 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
         address: String::new(),
         metrics_address: place.address.clone(),
         grace: options.grace,
+        own_directory: None,
     };
     let (coordinator, credentials, grace) = (options.coordinator, options.credentials, options.grace);
     let joined = async move {
@@ -72,6 +78,7 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
     let joined = until(&shutdown, joined).await;
     let Some((membership, reply)) = joined.transpose()? else { return Ok(()) };
     place.tell_trouble(&membership);
+    membership.shows_log(options.log);
     let stop = shutdown.child_token();
     tokio::spawn(stop_when_ordered(membership.clone(), stop.clone()));
     let departure = Departure { stop: stop.clone(), shutdown, notice: options.notice };
@@ -116,14 +123,24 @@ async fn start(
     let (told, prompts) = (membership.clone(), PromptCopies::of(reply));
     let measured_by = metrics.clone();
     let open = move || {
+        let model = config.model.path.display().to_string();
         let opened = open_sampler(config, &hub, &prompts, (&told, &opening));
-        let sampler = opened.map_err(BadInput::from_error)?;
+        let sampler = opened.with_context(|| unusable_model(&model)).map_err(BadInput::from_error)?;
         Ok::<_, anyhow::Error>(Measured::new(sampler, measured_by))
     };
     let device = DeviceThread::start(n_threads, open).await?;
     tracing::info!("ready");
     metrics.has_model();
     Ok(Hands::new(membership, device, scorer, metrics))
+}
+
+/// Members run on many hosts, and what one has another may lack.
+fn unusable_model(model: &str) -> String {
+    format!(
+        "this worker cannot open the model {model} on {}; paths are looked up on each host: put the model there, or set \
+         `model.path` to where all hosts have it",
+        service::host_name()
+    )
 }
 
 fn open_sampler(

@@ -136,7 +136,14 @@ async fn trust(coordinator: &str, home: &Path, role: PeerRole) -> Result<Trust, 
 
 fn details(role: Role, member_id: &str, address: &str) -> JoinDetails {
     let (member_id, address) = (member_id.to_owned(), address.to_owned());
-    JoinDetails { role, member_id, address, metrics_address: String::new(), grace: Duration::from_secs(20) }
+    JoinDetails {
+        role,
+        member_id,
+        address,
+        metrics_address: String::new(),
+        grace: Duration::from_secs(20),
+        own_directory: None,
+    }
 }
 
 async fn join_worker(coordinator: &str, home: &Path) -> Result<Membership, ServiceError> {

@@ -96,6 +96,7 @@ pub const CAUSES: [(&str, &[&str]); 17] = [
             "other_role",
             "other_build",
             "other_kind",
+            "other_half",
             "other_learner",
             "full",
             "fenced",

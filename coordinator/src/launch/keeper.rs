@@ -11,6 +11,7 @@ use super::restart::{ProcessEnd, RestartDecision, RestartHistory};
 use super::{ExitReport, MemberName, Observed, Signal};
 use crate::events::Event;
 use crate::membership::{Loss, Presence};
+use config::{LearnerPlace, RunConfig};
 use service::exit_code;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -51,8 +52,10 @@ impl Aftermath {
 /// Who there should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Roster {
-    /// The learner, and workers at the positions below this number.
+    /// The learner, where it is not somebody else's to start, and workers at the positions below this number.
     Run {
+        /// Whether the learner is among them.
+        has_learner: bool,
         /// How many workers.
         workers: u32,
     },
@@ -66,16 +69,22 @@ pub enum Roster {
 impl Roster {
     fn includes(self, member: MemberName) -> bool {
         match (self, member) {
-            (Self::Run { workers }, MemberName::Worker(position)) => position < workers,
-            (Self::Run { .. }, MemberName::Learner) => true,
+            (Self::Run { workers, .. }, MemberName::Worker(position)) => position < workers,
+            (Self::Run { has_learner, .. }, MemberName::Learner) => has_learner,
             (Self::Nobody { .. }, _) => false,
         }
+    }
+
+    /// As a config has it.
+    pub fn of(config: &RunConfig) -> Self {
+        let workers = config.resources.workers as u32;
+        Self::Run { has_learner: config.network.learner == LearnerPlace::Here, workers }
     }
 
     /// All that there should be.
     pub fn members(self) -> impl Iterator<Item = MemberName> {
         let (learner, workers) = match self {
-            Self::Run { workers } => (Some(MemberName::Learner), workers),
+            Self::Run { has_learner, workers } => (has_learner.then_some(MemberName::Learner), workers),
             Self::Nobody { .. } => (None, 0),
         };
         learner.into_iter().chain((0..workers).map(MemberName::Worker))

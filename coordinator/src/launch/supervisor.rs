@@ -6,6 +6,7 @@ use crate::error::CoordinatorError;
 use crate::membership::{Member, Presence};
 use crate::run_state::RunState;
 use crate::server::ControlPlane;
+use config::LearnerPlace;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -46,8 +47,11 @@ impl Supervisor {
     /// # Errors
     /// If a member cannot be started, or one ended in a way that starting it again does not cure.
     pub fn keep_alive(&mut self, now: Instant) -> Result<(), CoordinatorError> {
-        let workers = self.plane.read(RunState::workers_wanted);
-        self.keep(Roster::Run { workers }, now)
+        let wanted = self.plane.read(|state| {
+            let has_learner = state.config().network.learner == LearnerPlace::Here;
+            Roster::Run { has_learner, workers: state.workers_wanted() }
+        });
+        self.keep(wanted, now)
     }
 
     /// Buries what has ended and has the rest end: by itself within the grace that began with the first call, else

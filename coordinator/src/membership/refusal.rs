@@ -87,6 +87,9 @@ pub enum Refusal {
         /// Its protocol's.
         theirs_protocol: u32,
     },
+    /// The learner would not go on with what the run has trained.
+    #[error("{0}")]
+    OtherHalf(String),
     /// There are too many members.
     #[error("{MOST_LIVING} members are here already")]
     Full,
@@ -112,6 +115,7 @@ impl Refusal {
             Self::OtherBuild { .. } => "other_build",
             Self::OtherKind { .. } => "other_kind",
             Self::OtherLearner { .. } => "other_learner",
+            Self::OtherHalf(_) => "other_half",
             Self::Full => "full",
             Self::Fenced { .. } => "fenced",
         }

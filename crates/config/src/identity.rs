@@ -1,8 +1,8 @@
 //! Which keys decide what a run trains, and which may change when it is resumed.
 
 use crate::{
-    CONNECTION_OPTIONS, CheckpointSection, NetworkSection, OnRewardHacking, PortRange, RewardSection,
-    RunConfig, TlsSection,
+    CONNECTION_OPTIONS, CheckpointSection, LearnerPlace, NetworkSection, OnRewardHacking, PortRange,
+    RewardSection, RunConfig, TlsSection,
 };
 
 /// Keys, or sections ending in a dot, that decide nothing about the iterations done: what [`RunConfig::identity`] leaves
@@ -60,6 +60,7 @@ impl RunConfig {
             port: PortRange::one(0),
             grace: 0.0,
             metrics: String::new(),
+            learner: LearnerPlace::Here,
             tls: TlsSection::default(),
         };
         identity.hosts.clear();
@@ -125,6 +126,7 @@ mod tests {
             "network.port=7",
             "network.grace=7",
             "network.metrics=127.0.0.1:9400",
+            "network.learner=by-hand",
             "network.tls.mode=always",
             "resources.worker_threads=7",
             "training.learning_rate=7.0",

@@ -23,8 +23,21 @@ pub struct NetworkSection {
     /// Where the coordinator shows metrics and health of the run over plain HTTP, `HOST:PORT` or `HOST:FIRST-LAST`; the members
     /// that it starts take the next free ports, of one port alone any. Empty: nowhere.
     pub metrics: String,
+    /// Where the learner runs.
+    pub learner: LearnerPlace,
     /// How members know each other.
     pub tls: TlsSection,
+}
+
+/// Where the learner of a run is started, and by whom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LearnerPlace {
+    /// Beside the coordinator, by it.
+    #[default]
+    Here,
+    /// On any host, by somebody.
+    ByHand,
 }
 
 /// `[network.tls]`

@@ -42,7 +42,7 @@ fn words(action: &Action) -> String {
 }
 
 const fn run(workers: u32) -> Roster {
-    Roster::Run { workers }
+    Roster::Run { has_learner: true, workers }
 }
 
 const fn nobody(grace: u64) -> Roster {
