@@ -2,12 +2,13 @@
 //! What it is follows from the name that it is called by, `learner` or `rollout-worker`.
 
 use clap::Parser;
-use proto::{Progress, Role, TaskKind, Wanted};
+use proto::{JoinReply, Progress, Role, TaskKind, Wanted};
 use service::output::print_line;
 use service::{
-    JoinDetails, MemberArguments, Membership, PeerRole, ServiceError, exit_code, logging, shutdown, trust_by,
+    JoinDetails, MemberArguments, Membership, OwnedDirectory, PeerRole, Provenance, RecentLog, RunDirectory,
+    ServiceError, durable, exit_code, logging, shutdown, trust_by,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,9 @@ struct ServeArguments {
     listen: String,
     #[arg(long, default_value = "nowhere")]
     advertise: String,
+    /// Of a learner, its half of the run; it keeps what it got, and makes up something to show.
+    #[arg(long)]
+    run_directory: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -58,8 +62,8 @@ const INSPECTION: &str = r#"{"folder": "/", "class": "none", "dtype": "float32",
 fn serve(arguments: ServeArguments, role: PeerRole) -> ExitCode {
     let logs = logging::init(arguments.member.log_format, "info");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let (Ok(()), Ok(runtime)) = (logs, runtime) else { return ExitCode::from(exit_code::FAILED) };
-    let code = match runtime.block_on(take_part(arguments, role)) {
+    let (Ok(log), Ok(runtime)) = (logs, runtime) else { return ExitCode::from(exit_code::FAILED) };
+    let code = match runtime.block_on(take_part(arguments, role, log)) {
         Ok(()) => exit_code::DONE,
         Err(error) => {
             print_line(format_args!("error: {error}"));
@@ -71,9 +75,10 @@ fn serve(arguments: ServeArguments, role: PeerRole) -> ExitCode {
 }
 
 /// Works until it is told to leave, is asked to end, or loses the coordinator.
-async fn take_part(arguments: ServeArguments, role: PeerRole) -> Result<(), ServiceError> {
+async fn take_part(arguments: ServeArguments, role: PeerRole, log: RecentLog) -> Result<(), ServiceError> {
     let signals = shutdown::on_signals()?;
-    let ServeArguments { member, member_id, listen: _, advertise } = arguments;
+    let ServeArguments { member, member_id, listen: _, advertise, run_directory } = arguments;
+    let own_directory = run_directory.map(RunDirectory::new);
     let grace = member.coordinator_grace;
     let trust = trust_by(member.credentials()?, role, grace).await?;
     let details = match role {
@@ -85,6 +90,7 @@ async fn take_part(arguments: ServeArguments, role: PeerRole) -> Result<(), Serv
             address: format!("{advertise}:1"),
             metrics_address: String::new(),
             grace,
+            own_directory: own_directory.clone(),
         },
         _ => JoinDetails {
             role: Role::RolloutWorker,
@@ -93,21 +99,60 @@ async fn take_part(arguments: ServeArguments, role: PeerRole) -> Result<(), Serv
             address: String::new(),
             metrics_address: String::new(),
             grace,
+            own_directory: None,
         },
     };
-    let (membership, _) = Membership::join(&member.coordinator, &trust, details).await?;
+    let (membership, reply) = Membership::join(&member.coordinator, &trust, details).await?;
+    membership.shows_log(log);
+    let half = match own_directory {
+        Some(own) => Some(own_half(own, &membership, &reply).await?),
+        None => None,
+    };
     let outcome = match role {
-        PeerRole::Learner => learn(&membership, &signals).await,
+        PeerRole::Learner => learn(&membership, &signals, half.as_ref()).await,
         _ => sample(&membership, &signals).await,
     };
+    if let Some(half) = half {
+        membership.send_results(&half, 0).await?;
+    }
     membership.leave().await;
     outcome
 }
 
+/// A half with what there is to read, a checkpoint and something to show.
+async fn own_half(
+    own: RunDirectory,
+    membership: &Membership,
+    reply: &JoinReply,
+) -> Result<OwnedDirectory, ServiceError> {
+    let half = OwnedDirectory::of_own_half(own, &membership.caller().run_id, &reply.config)?;
+    membership.fetch_inputs(&half).await?;
+    half.create_directory(&half.checkpoints().join("iteration-000001"))?;
+    half.create_directory(&half.adapter())?;
+    for folder in ["peft", "diffusers"] {
+        half.write_directory(&half.adapter().join(folder), |partial| {
+            Provenance { version: 1, average: "a".to_owned() }.write(partial)?;
+            durable::write_file(&partial.join("weights.safetensors"), &vec![7; 1_000_001])
+        })?;
+    }
+    let row =
+        r#"{"version": 1, "reward": 0.5, "standard_error": 0.1, "network_evaluations": 60, "seconds": 3.0}"#;
+    half.write_file(&half.evaluations(), format!("{row}\n").as_bytes())?;
+    Ok(half)
+}
+
 /// Wants the tasks of one iteration after the other, whether they were done or not.
-async fn learn(membership: &Membership, signals: &CancellationToken) -> Result<(), ServiceError> {
+async fn learn(
+    membership: &Membership,
+    signals: &CancellationToken,
+    half: Option<&OwnedDirectory>,
+) -> Result<(), ServiceError> {
     let start = Instant::now();
     while !signals.is_cancelled() {
+        let asked = membership.standing().borrow().results_asked;
+        if let (Some(number), Some(half)) = (asked, half) {
+            membership.send_results(half, number).await?;
+        }
         let iteration = (start.elapsed().as_millis() / ITERATION.as_millis()) as u32;
         let kind = TaskKind::Train.into();
         let wanted = Wanted { kind, iteration, version: iteration, ..Wanted::default() };

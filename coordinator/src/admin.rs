@@ -5,20 +5,22 @@ use crate::entrance::operator_trust;
 use crate::error::CoordinatorError;
 use crate::exported;
 use crate::launch::{MemberName, set_aside_notice};
+use crate::learner_half::shown_directory;
 use crate::living_members::LivingMembers;
 use crate::membership::Presence;
+use crate::remote_run::export_by;
 use crate::run_record::{RunRecord, find_run, loopback};
 use crate::server::connect_admin;
 use crate::status;
 use crate::tenancy::{Tenancy, elsewhere, wait_for_end};
 use crate::view::{EndedRun, LivingRun, RunView, Stage, to_json};
 use proto::admin_client::AdminClient;
-use proto::{DownRequest, ScaleRequest, StatusReply, StatusRequest};
+use proto::{DownRequest, MemberLog, MemberLogsRequest, ScaleRequest, StatusReply, StatusRequest};
 use protocol::{PROGRAM_VERSION, PROTOCOL_VERSION};
 use service::logging::LogFormat;
 use service::output::print_line;
 use service::trust::{Authority, Tokens};
-use service::{PeerRole, RunDirectory, ServiceError, durable};
+use service::{PeerRole, Provenance, RunDirectory, ServiceError, durable};
 use std::path::Path;
 use std::time::Duration;
 use tonic::Code;
@@ -217,12 +219,30 @@ fn advertised_address(directory: &RunDirectory) -> Option<String> {
     Some(String::from_utf8(bytes).ok()?.trim().to_owned())
 }
 
-/// Copies the adapter of a run.
+/// The last lines that members log whose logs are not in the run's directory; none where the run does not live.
+pub(crate) async fn member_logs(run: &str, tail: Option<usize>) -> Vec<MemberLog> {
+    let Ok((mut client, _)) = client_of(run).await else { return Vec::new() };
+    let lines = tail.map_or(u32::MAX, |tail| u32::try_from(tail).unwrap_or(u32::MAX));
+    let asked = client.member_logs(service::request(MemberLogsRequest { lines }, DEADLINE)).await;
+    let told = asked.inspect_err(|status| tracing::warn!("logs of members elsewhere: {}", status.message()));
+    told.map(|reply| reply.into_inner().logs).unwrap_or_default()
+}
+
+/// Copies the adapter of a run; of a living one whose learner has a directory of its own, by way of its coordinator.
 ///
 /// # Errors
 /// A usage error if the run has none yet or the destination exists; another if the run was interrupted at exporting.
-pub fn export(run: &str, to: &Path) -> Result<(), CoordinatorError> {
-    let directory = find_run(run)?;
+pub async fn export(run: &str, to: &Path) -> Result<(), CoordinatorError> {
+    let half = RunRecord::read(&find_run(run)?).ok().and_then(|record| record.learner_half);
+    if half.is_some()
+        && let Ok((client, _)) = client_of(run).await
+    {
+        return export_by(client, run.to_owned(), to).await;
+    }
+    export_from(&shown_directory(&find_run(run)?, half.as_ref()), to)
+}
+
+fn export_from(directory: &RunDirectory, to: &Path) -> Result<(), CoordinatorError> {
     let adapter = directory.adapter();
     if !adapter.is_dir() {
         return Err(CoordinatorError::Usage(format!(
@@ -232,11 +252,11 @@ pub fn export(run: &str, to: &Path) -> Result<(), CoordinatorError> {
     }
     prepare_destination(to)?;
     // First, so that an export that begins between the two is noticed.
-    let before = exported::provenances(&directory);
-    exported::check(&directory, Tenancy::of(&directory) != Tenancy::Nowhere)?;
+    let before = Provenance::of_exports(directory);
+    exported::check(directory, Tenancy::of(directory) != Tenancy::Nowhere)?;
     durable::write_directory(to, |partial| {
         copy_files(&adapter, partial)?;
-        match exported::provenances(&directory) == before {
+        match Provenance::of_exports(directory) == before {
             true => Ok(()),
             false => Err(CoordinatorError::NotExported(format!(
                 "{} changed while it was copied; try again",
@@ -250,7 +270,7 @@ pub fn export(run: &str, to: &Path) -> Result<(), CoordinatorError> {
 
 /// Copies what is exported into a folder that is there.
 fn copy_files(from: &Path, to: &Path) -> Result<(), CoordinatorError> {
-    for name in exported::files(from)? {
+    for name in service::files_below(from)? {
         let (path, copy) = (from.join(&name), to.join(&name));
         let folder = copy.parent().map_or(Ok(()), std::fs::create_dir_all);
         let copied = folder.and_then(|()| std::fs::copy(&path, &copy));
@@ -344,19 +364,19 @@ mod tests {
         }
     }
 
-    #[test]
-    fn export_copies_the_adapter_once_there_is_one() {
+    #[tokio::test]
+    async fn export_copies_the_adapter_once_there_is_one() {
         let home = run_with_record();
         let run = home.path().to_str().expect("text");
         let to = home.path().join("out/adapter");
-        assert_eq!(export(run, &to).expect_err("none yet").exit_code(), 2);
+        assert_eq!(export(run, &to).await.expect_err("none yet").exit_code(), 2);
         for folder in ["peft", "diffusers", ".peft.partial"] {
             std::fs::create_dir_all(home.path().join("adapter").join(folder)).expect("created");
         }
         std::fs::write(home.path().join("adapter/peft/adapter_config.json"), "{}").expect("written");
-        export(run, &to).expect("copied");
+        export(run, &to).await.expect("copied");
         assert_eq!(std::fs::read_to_string(to.join("peft/adapter_config.json")).expect("readable"), "{}");
         assert!(!to.join(".peft.partial").exists(), "what is not finished is not copied");
-        assert_eq!(export(run, &to).expect_err("exists").exit_code(), 2);
+        assert_eq!(export(run, &to).await.expect_err("exists").exit_code(), 2);
     }
 }

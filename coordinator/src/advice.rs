@@ -1,6 +1,7 @@
 //! Commands that a user is told to type: whole, as a shell takes them, and true in whatever directory they are typed.
 
 use crate::cli::{DRAIN_GRACE, OPENING_DEADLINE, SSH, TASK_DEADLINE, UpOptions};
+use crate::learner_half::LearnerHalf;
 use service::RunDirectory;
 use std::path::Path;
 
@@ -64,6 +65,16 @@ pub fn without_workers(run: &RunDirectory, join_command: &str) -> String {
          `{join_command}`",
         on("scale", run.path())
     )
+}
+
+/// What a run waits for whose learner somebody else starts.
+pub fn learner_by_hand(command: &str, half: Option<&LearnerHalf>) -> String {
+    match half.filter(|half| half.has_begun) {
+        Some(half) => {
+            format!("the learner has its files in {half}; it joins again, or is started there by `{command}`")
+        }
+        None => format!("the learner is started by hand, on any host that has the model: `{command}`"),
+    }
 }
 
 fn quoted_path(path: &Path) -> String {

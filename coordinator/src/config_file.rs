@@ -58,9 +58,14 @@ pub(crate) fn invalid(args: &ConfigArgs, problems: ConfigErrors) -> CoordinatorE
 /// # Errors
 /// As [`read`], and if a prompt file or the model is missing or malformed, or there are fewer prompts than asked for: all of
 /// it is named at once, beside rewards that this build lacks.
-pub fn open(args: &ConfigArgs, hub: &Hub, source: PromptSource) -> Result<Catalog, CoordinatorError> {
+pub fn open(
+    args: &ConfigArgs,
+    hub: &Hub,
+    (source, has_members_here): (PromptSource, &dyn Fn(&RunConfig) -> bool),
+) -> Result<Catalog, CoordinatorError> {
     let (config, unavailable) = read_to_plan(args)?;
-    let mut problems: Vec<String> = missing_model(&config.model.path, hub).into_iter().collect();
+    let missing = missing_model(&config.model.path, hub).filter(|_| has_members_here(&config));
+    let mut problems: Vec<String> = missing.into_iter().collect();
     problems.extend(unset_variables(&config));
     problems.extend(run_place::check(&config).err().map(|error| with_causes(&error)));
     let origin = origin_of_paths(&config);
@@ -105,6 +110,14 @@ pub(crate) fn unset_variables(config: &RunConfig) -> Vec<String> {
     let paths =
         config.unexpanded_paths().into_iter().filter(|(key, path)| !is_opened_here(key) && !path.exists());
     paths.map(|(key, path)| format!("`{key}`: there is no {}", config::place(&path))).collect()
+}
+
+/// What is said where this machine has no model and needs none.
+pub(crate) fn model_elsewhere(config: &RunConfig) -> String {
+    format!(
+        "there is no model {} on this host, and no member of the run either: each looks it up on its own host",
+        config.model.path.display()
+    )
 }
 
 /// Why there is no model at a path; `None` where there is one.
@@ -265,7 +278,7 @@ mod tests {
             // Plain text has none of the metadata that `shapes` looks at.
             let text = std::fs::read_to_string(&path).expect("readable");
             std::fs::write(&path, text.replace("\"shapes\"", "\"jpeg_compressibility\"")).expect("written");
-            open(&args, &Hub::at("no/cache"), PromptSource::Config)
+            open(&args, &Hub::at("no/cache"), (PromptSource::Config, &|_| true))
                 .map(|_| ())
                 .map_err(|error| (error.exit_code(), error.to_string()))
         };
@@ -287,8 +300,8 @@ mod tests {
         let text = std::fs::read_to_string(&path).expect("readable");
         std::fs::write(&path, text.replace("name = \"geneval\"", "name = \"nobody\"")).expect("written");
         let settings = ["model.path=./no/model", "data.train=no/prompts.txt"];
-        let error =
-            open(&args(path, &settings), &Hub::at("no/cache"), PromptSource::Config).expect_err("missing");
+        let error = open(&args(path, &settings), &Hub::at("no/cache"), (PromptSource::Config, &|_| true))
+            .expect_err("missing");
         let message = error.to_string();
         for word in ["no/model/model_index.json", "no/prompts.txt", "`nobody` is not available"] {
             assert!(message.contains(word), "{word} is not in {message}");
@@ -302,8 +315,8 @@ mod tests {
         let path = home.path().join("run.toml");
         init(config::preset_names()[0], &path).expect("written");
         let settings = ["model.path=./no/model", "data.train=no/prompts.txt"];
-        let error =
-            open(&args(path, &settings), &Hub::at("no/cache"), PromptSource::Config).expect_err("missing");
+        let error = open(&args(path, &settings), &Hub::at("no/cache"), (PromptSource::Config, &|_| true))
+            .expect_err("missing");
         let message = error.to_string();
         assert!(
             message.contains("no/model/model_index.json")
@@ -332,8 +345,9 @@ mod tests {
         ];
         let mut args = args(path, &[]);
         args.settings = settings.into();
-        let message =
-            open(&args, &Hub::at("no/cache"), PromptSource::Config).expect_err("faulty").to_string();
+        let message = open(&args, &Hub::at("no/cache"), (PromptSource::Config, &|_| true))
+            .expect_err("faulty")
+            .to_string();
         let here = std::env::current_dir().expect("a folder").display().to_string();
         for expected in [
             format!("`model.path`: no/model/at/all/model_index.json (relative to {here}) is missing"),
@@ -347,8 +361,9 @@ mod tests {
             assert!(message.contains(&expected), "`{expected}` is not in\n{message}");
         }
         args.settings = vec!["data.test=$NOT_SET_BY_ANYBODY/test.txt".to_owned()];
-        let message =
-            open(&args, &Hub::at("no/cache"), PromptSource::Config).expect_err("not set").to_string();
+        let message = open(&args, &Hub::at("no/cache"), (PromptSource::Config, &|_| true))
+            .expect_err("not set")
+            .to_string();
         let expected = "`data.test`: cannot read the prompt file $NOT_SET_BY_ANYBODY/test.txt (the environment variable \
                         `NOT_SET_BY_ANYBODY` is not set): No such file";
         assert!(message.contains(expected), "{message}");

@@ -192,19 +192,30 @@ impl NetworkPlan {
 
     /// What a worker on another host is started with, for people.
     pub fn join_command(&self, port: u16, secrets: &Path) -> String {
-        let token = match (self.is_secure, self.files(PeerRole::Worker)) {
+        format!(
+            "rollout-worker serve {} --member-id NAME",
+            self.join_arguments(PeerRole::Worker, port, secrets)
+        )
+    }
+
+    /// What a learner on another host is started with, for people.
+    pub fn learner_command(&self, port: u16, secrets: &Path) -> String {
+        let join = self.join_arguments(PeerRole::Learner, port, secrets);
+        let listen = if self.is_local() { "" } else { " --listen ADDRESS:PORT" };
+        format!("learner serve {join}{listen} --run-directory DIRECTORY")
+    }
+
+    fn join_arguments(&self, role: PeerRole, port: u16, secrets: &Path) -> String {
+        let token = match (self.is_secure, self.files(role)) {
             (true, None) => {
-                let path = Tokens::path(secrets, PeerRole::Worker).display().to_string();
+                let path = Tokens::path(secrets, role).display().to_string();
                 format!(" --token-file {}", crate::advice::quoted(&path))
             }
             (true, Some(_)) => " --tls-ca FILE --tls-certificate FILE --tls-key FILE".to_owned(),
             (false, _) if self.is_local() => String::new(),
             (false, _) => " --insecure=i-know".to_owned(),
         };
-        format!(
-            "rollout-worker serve --coordinator {}{token} --member-id NAME",
-            self.advertised_address(port)
-        )
+        format!("--coordinator {}{token}", self.advertised_address(port))
     }
 }
 

@@ -3,7 +3,9 @@
 use crate::cards::Places;
 use crate::catalog::{Catalog, PromptSource};
 use crate::cli::ConfigArgs;
-use crate::config_file::{invalid, missing_model, origin_of_paths, prompts, text, unset_variables};
+use crate::config_file::{
+    invalid, missing_model, model_elsewhere, origin_of_paths, prompts, text, unset_variables,
+};
 use crate::error::CoordinatorError;
 use crate::inspection::{self, Servers};
 use crate::run_place;
@@ -13,7 +15,8 @@ use service::Hub;
 use std::path::Path;
 
 /// Reads a config and looks at model, prompts, rewards and device; `programs` is the folder of the rollout worker, which
-/// knows networks. Returns what there is to say of them beside the prompts, too.
+/// knows networks. Model and device are looked at where a run has members on this machine, by its config, else where its members
+/// are. Returns what there is to say of them beside the prompts, too.
 ///
 /// # Errors
 /// All that is wrong, in the order of this list: keys and values of the config, then what only looking at things tells. What
@@ -23,14 +26,18 @@ pub fn everything(
     hub: &Hub,
     programs: &Path,
     servers: Servers,
-    prompts: PromptSource,
+    (prompts, has_members_here): (PromptSource, &dyn Fn(&RunConfig) -> bool),
 ) -> Result<(Catalog, Vec<String>), CoordinatorError> {
     let (mut config, faults) = RunConfig::examine(&text(args)?, &args.settings);
     let Some(config) = config.as_mut() else { return Err(invalid(args, ConfigErrors(faults))) };
     config.expand_paths(service::expand_path);
     let config = &*config;
+    let is_used_here = has_members_here(config);
     let mut findings = Findings { faults, ..Findings::default() };
-    findings.look_at_model(config, hub, programs);
+    match is_used_here || missing_model(&config.model.path, hub).is_none() {
+        true => findings.look_at_model(config, hub, programs),
+        false => findings.notes.push(model_elsewhere(config)),
+    }
     let catalog = findings.read_prompts(config, prompts);
     findings.found.extend(unset_variables(config));
     if findings.are_sound(&["run.name", "run.directory"]) {
@@ -41,7 +48,7 @@ pub fn everything(
         Ok(rewards) => findings.found.extend(rewards.iter().filter_map(inspection::reward_problem)),
         Err(error) => findings.take(error),
     }
-    if findings.are_sound(&["resources."]) {
+    if is_used_here && findings.are_sound(&["resources."]) {
         findings.look_at_cards(config, programs);
     }
     if !findings.found.is_empty() {

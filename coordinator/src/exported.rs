@@ -3,18 +3,7 @@
 use crate::advice;
 use crate::checkpoint_list::{checkpoints, marked_best};
 use crate::error::CoordinatorError;
-use service::{Provenance, RunDirectory};
-use std::path::{Path, PathBuf};
-
-/// Folders of an adapter, or of a network trained as a whole.
-const FOLDERS: [&str; 3] = ["peft", "diffusers", "transformer"];
-
-/// Every exported folder that says what it was made of.
-pub fn provenances(directory: &RunDirectory) -> Vec<(PathBuf, Provenance)> {
-    let places = [directory.adapter(), directory.best_adapter()];
-    let folders = places.iter().flat_map(|place| FOLDERS.map(|folder| place.join(folder)));
-    folders.filter_map(|folder| Provenance::read(&folder).map(|provenance| (folder, provenance))).collect()
-}
+use service::{EXPORTED_FOLDERS, Provenance, RunDirectory};
 
 /// Checks that what is exported of a run is of one version, and if nobody is working on the run of its checkpoint's, the
 /// newest or the best.
@@ -34,10 +23,10 @@ pub fn check(directory: &RunDirectory, lives: bool) -> Result<(), CoordinatorErr
     let places =
         [(directory.adapter(), "newest", newest), (directory.best_adapter(), "best", marked_best(directory))];
     for (place, checkpoint, expected) in places {
-        if place.join(FOLDERS[0]).exists() != place.join(FOLDERS[1]).exists() {
+        if place.join(EXPORTED_FOLDERS[0]).exists() != place.join(EXPORTED_FOLDERS[1]).exists() {
             return not_exported(format!("{} has only one of `peft` and `diffusers`", place.display()));
         }
-        let versions: Vec<(&str, u32)> = FOLDERS
+        let versions: Vec<(&str, u32)> = EXPORTED_FOLDERS
             .iter()
             .filter_map(|folder| Some((*folder, Provenance::read(&place.join(folder))?.version)))
             .collect();
@@ -60,36 +49,10 @@ pub fn check(directory: &RunDirectory, lives: bool) -> Result<(), CoordinatorErr
     Ok(())
 }
 
-/// The files of an exported folder, by their names relative to it, in order. What is being written, or what an interrupted write
-/// left, has a name that begins with a dot and is none of them.
-///
-/// # Errors
-/// If a folder cannot be read.
-pub fn files(folder: &Path) -> Result<Vec<PathBuf>, CoordinatorError> {
-    let mut found = Vec::new();
-    let mut folders = vec![PathBuf::new()];
-    while let Some(relative) = folders.pop() {
-        let path = folder.join(&relative);
-        let failed = |source| CoordinatorError::File { action: "list", path: path.clone(), source };
-        for entry in std::fs::read_dir(&path).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if entry.file_name().to_string_lossy().starts_with('.') {
-                continue;
-            }
-            let name = relative.join(entry.file_name());
-            match entry.path().is_dir() {
-                true => folders.push(name),
-                false => found.push(name),
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn export(place: &Path, folder: &str, version: u32) {
         let folder = place.join(folder);
@@ -124,7 +87,7 @@ mod tests {
         export(&best, "diffusers", 1);
         assert!(refused(false).contains("best/peft is of version 2"));
         export(&best, "diffusers", 2);
-        assert_eq!(provenances(&directory).len(), 4);
+        assert_eq!(Provenance::of_exports(&directory).len(), 4);
         check(&directory, false).expect("the best may be an earlier one");
         std::fs::write(directory.checkpoints().join("best"), "iteration-000003\n").expect("written");
         assert!(refused(false).contains("is of version 2, the best checkpoint of 3"));

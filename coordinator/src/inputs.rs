@@ -7,12 +7,14 @@
 use crate::catalog::Catalog;
 use crate::checkpoint_list::checkpoints;
 use crate::cli::UpArgs;
+use crate::config_file::missing_model;
 use crate::error::CoordinatorError;
 use crate::fingerprint::Fingerprint;
 use crate::input_record::{AcceptedChange, InputRecord, PromptMark};
 use crate::kept_inputs::{KeptInputs, KeptPrompts};
 use crate::living_members::LivingMembers;
 use crate::opening::OpenRun;
+use crate::run_record::RunRecord;
 use config::{PromptLists, PromptRecord, PromptSplit, RunConfig, prompts_as_json_lines};
 use service::{Hub, RunDirectory, write_prompts};
 use std::collections::BTreeMap;
@@ -20,6 +22,8 @@ use std::path::{Path, PathBuf};
 
 /// Changes of one folder that are named one by one.
 const NAMED_CHANGES: usize = 4;
+/// The key of the model.
+const MODEL: &str = "model.path";
 const FLAG: &str = "--accept-changed-data";
 
 /// What a run would read if it started now.
@@ -48,7 +52,11 @@ impl<'a> Inputs<'a> {
     pub fn of(catalog: &'a Catalog, hub: &Hub) -> Result<Self, CoordinatorError> {
         let config = catalog.config();
         let mut files = BTreeMap::new();
-        files.insert("model.path".to_owned(), Fingerprint::of_pipeline(&resolve(hub, &config.model.path)?)?);
+        // Where it is missing and the run may begin all the same, nobody computes here.
+        if missing_model(&config.model.path, hub).is_none() {
+            let model = resolve(hub, &config.model.path)?;
+            files.insert(MODEL.to_owned(), Fingerprint::of_pipeline(&model)?);
+        }
         for (key, path) in other_model_paths(config) {
             let found = if path.exists() { path } else { resolve(hub, &path)? };
             if !found.exists() {
@@ -113,7 +121,12 @@ impl<'a> Inputs<'a> {
         };
         let noted = accepted.iter().map(|change| AcceptedChange { generation, change: change.clone() });
         record.accepted.extend(noted);
+        // What was recorded where the model was seen still holds.
+        let seen_before = record.files.remove(MODEL);
         record.files.clone_from(&self.files);
+        record.files.extend(
+            seen_before.filter(|_| !self.files.contains_key(MODEL)).map(|mark| (MODEL.to_owned(), mark)),
+        );
         let mark = |(split, records): (PromptSplit, _)| (split.to_string(), PromptMark::of(records));
         record.prompts = Some(self.lists.iter().map(mark).collect());
         // Before the copies: those that do not fit it are made anew of what does.
@@ -152,7 +165,8 @@ impl<'a> Inputs<'a> {
                 ));
             }
         }
-        if checkpoints(directory).is_empty() && !directory.has_records() {
+        let has_begun_elsewhere = RunRecord::read(directory).is_ok_and(|record| record.has_begun_elsewhere());
+        if checkpoints(directory).is_empty() && !directory.has_records() && !has_begun_elsewhere {
             // Nothing has been trained of what is lost, as where the first start was interrupted.
             found.losses.clear();
         }

@@ -29,6 +29,7 @@ pub mod input_record;
 pub mod inputs;
 pub mod kept_inputs;
 pub mod launch;
+pub mod learner_half;
 pub mod lost_files;
 pub mod member_name;
 pub mod opening;
@@ -59,6 +60,7 @@ pub mod placement;
 pub mod planning;
 pub mod rates;
 pub mod remote_run;
+mod shown_metrics;
 #[cfg(test)]
 mod stand_ins;
 pub mod status;

@@ -3,12 +3,14 @@
 //! Lines of a log are in the order of time already, so the logs are merged as they are read. A line without a time, such as
 //! the rest of a message, goes with the line before it; one at the head of a log with the first that has a time.
 
+use crate::admin;
 use crate::error::CoordinatorError;
 use crate::run_record::find_run;
+use proto::MemberLog;
 use service::RunDirectory;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,21 +40,24 @@ pub async fn logs(
     output: &mut impl Write,
 ) -> Result<(), CoordinatorError> {
     let following = if follow { Following::While(&|| true) } else { Following::Nothing };
-    print_logs(&find_run(run)?, tail, following, output)
+    let elsewhere = admin::member_logs(run, tail).await;
+    print_logs((&find_run(run)?, &elsewhere), tail, following, output)
 }
 
-/// The same of a run's directory, on this thread, which it holds up while it waits for logs to grow.
+/// The same of a run's directory and of what members `elsewhere` told of their logs, on this thread, which it holds up while it
+/// waits for logs to grow.
 ///
 /// # Errors
 /// If a log cannot be read, or `output` fails.
 pub fn print_logs(
-    directory: &RunDirectory,
+    (directory, elsewhere): (&RunDirectory, &[MemberLog]),
     tail: Option<usize>,
     following: Following<'_>,
     output: &mut impl Write,
 ) -> Result<(), CoordinatorError> {
     let mut merged = MergedLogs::default();
     merged.open_new(directory, tail)?;
+    merged.take_in(elsewhere, tail);
     let mut last = VecDeque::new();
     while let Some(line) = merged.next_line(matches!(following, Following::Nothing))? {
         match tail {
@@ -121,6 +126,18 @@ impl MergedLogs {
         Ok(())
     }
 
+    /// Takes in what members elsewhere told of their logs.
+    fn take_in(&mut self, elsewhere: &[MemberLog], tail: Option<usize>) {
+        for MemberLog { member_id, text } in elsewhere {
+            let lines: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
+            let mut text = lines[lines.len().saturating_sub(tail.unwrap_or(usize::MAX))..].concat();
+            // A terminal is to show what others say, and not to obey it.
+            text.retain(|byte| matches!(byte, b'\n' | b'\t' | 0x20..=0x7e | 0x80..));
+            // No file has such a name: there is none of it in the run's directory.
+            self.logs.insert(PathBuf::from(member_id), Log::new(member_id.clone(), Cursor::new(text)));
+        }
+    }
+
     /// The next line of all, with the name of its process and its end; at the `last` reading, half a line counts as one.
     fn next_line(&mut self, last: bool) -> Result<Option<String>, CoordinatorError> {
         for (path, log) in &mut self.logs {
@@ -142,7 +159,7 @@ fn unreadable(path: &Path) -> impl Fn(io::Error) -> CoordinatorError {
 /// One log, and what has been read of it but not printed.
 struct Log {
     name: String,
-    reader: BufReader<File>,
+    reader: BufReader<Box<dyn Read + Send>>,
     /// A line whose end is not there yet.
     half: Vec<u8>,
     /// Time of the lines that wait, as text, which sorts as the times do; empty before there is one.
@@ -158,8 +175,12 @@ impl Log {
             file.seek(SeekFrom::Start(start))?;
         }
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let reader = BufReader::new(file);
-        Ok(Self { name, reader, half: Vec::new(), time: String::new(), lines: VecDeque::new() })
+        Ok(Self::new(name, file))
+    }
+
+    fn new(name: String, text: impl Read + Send + 'static) -> Self {
+        let reader = BufReader::new(Box::new(text) as Box<dyn Read + Send>);
+        Self { name, reader, half: Vec::new(), time: String::new(), lines: VecDeque::new() }
     }
 
     /// Makes sure that a line waits, if there is one.

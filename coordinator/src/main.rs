@@ -2,12 +2,14 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+use config::RunConfig;
 use coordinator::branch::{Branching, branch};
 use coordinator::catalog::PromptSource;
-use coordinator::cli::{Cli, Command, UpArgs};
+use coordinator::cli::{Cli, Command, Place, UpArgs};
 use coordinator::display::Display;
 use coordinator::error::CoordinatorError;
 use coordinator::inspection::Servers;
+use coordinator::placement::has_members_here;
 use coordinator::remote_run::RemoteRun;
 use coordinator::{admin, advice, config_file, examination, launch, logs, planning, resume, up};
 use service::logging::LogFormat;
@@ -73,7 +75,7 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
                 &hub,
                 &launch::programs()?,
                 Servers { are_knocked_at: true, insecure: None },
-                PromptSource::Config,
+                (PromptSource::Config, &|config: &RunConfig| has_members_here(Place::Local, config)),
             )?;
             let notes = notes.iter().chain(catalog.notes());
             notes.for_each(|note| print_error_line(format_args!("note: {note}")));
@@ -88,7 +90,7 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
         }
         Command::Export { run, to } => match RemoteRun::reach(&run.operator).await? {
             Some(remote) => remote.export(&to).await?,
-            None => admin::export(run.typed(), &to)?,
+            None => admin::export(run.typed(), &to).await?,
         },
     }
     Ok(exit_code::DONE)

@@ -7,6 +7,7 @@ use crate::entrance::NetworkPlan;
 use crate::error::CoordinatorError;
 use crate::launch::Handle;
 use crate::launch::ssh::SshCommand;
+use crate::learner_half::LearnerHalf;
 use crate::living_members::LivingMembers;
 use crate::lost_files::{stored_config, stored_record};
 use crate::placement;
@@ -14,7 +15,7 @@ use crate::resume::{Differences, compare};
 use crate::run_place::run_directory;
 use crate::run_record::{RunRecord, StopWish, is_run, loopback};
 use crate::tenancy::{RunLock, Vacancy, wait_for_vacancy};
-use config::RunConfig;
+use config::{LearnerPlace, RunConfig};
 use service::{Holder, OwnedDirectory, Ownership, RunDirectory};
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -128,6 +129,7 @@ pub fn start_of(args: &UpArgs, directory: &RunDirectory) -> Start {
         Ok(record) if record.is_done() || record.stop_wish.is_some() => {
             Start::Rests(resting(&record, directory))
         }
+        Ok(record) if record.has_begun_elsewhere() => Start::GoesOn,
         _ if !is_run(directory) || is_stillborn(directory, &args.options.ssh) => Start::Anew,
         _ => Start::GoesOn,
     }
@@ -224,8 +226,31 @@ fn reopen(
             differences.allowed.join("\n  ")
         )));
     }
-    let record = RunRecord { coordinator_pid: std::process::id(), stop_wish: None, ended: None, ..record };
+    let learner_half = half_to_go_on_with(&record, config, directory)?;
+    let coordinator_pid = std::process::id();
+    let record = RunRecord { coordinator_pid, learner_half, stop_wish: None, ended: None, ..record };
     Ok((record, stored.notice.into_iter().chain(found.notice).collect()))
+}
+
+/// The learner's half as the run goes on: none where its files are in this directory, as after they were copied here.
+fn half_to_go_on_with(
+    record: &RunRecord,
+    config: &RunConfig,
+    directory: &RunDirectory,
+) -> Result<Option<LearnerHalf>, CoordinatorError> {
+    match &record.learner_half {
+        Some(half) if config.network.learner == LearnerPlace::Here => {
+            if half.has_begun && checkpoints(directory).is_empty() {
+                return Err(CoordinatorError::Usage(format!(
+                    "`network.learner` is `here`, and what the run has trained is in {half}: copy `checkpoints`, `*.jsonl`, \
+                     `adapter`, `samples` and `tensorboard` from there to {} first, or leave it at `by-hand`",
+                    directory.path().display()
+                )));
+            }
+            Ok(None)
+        }
+        half => Ok(half.clone()),
+    }
 }
 
 fn another_run(directory: &RunDirectory, differences: &Differences) -> CoordinatorError {
@@ -282,6 +307,31 @@ mod tests {
         let mut config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
         config.run.directory = home.path().to_owned();
         config
+    }
+
+    #[test]
+    fn a_run_goes_on_beside_its_coordinator_only_with_the_learners_checkpoints() {
+        let home = tempfile::tempdir().expect("a directory");
+        let mut config = config(&home);
+        let directory = run_directory(&config).expect("a path");
+        directory.create().expect("made");
+        let half = |has_begun| LearnerHalf {
+            host: "gpu1".to_owned(),
+            directory: "/data/half".to_owned(),
+            has_begun,
+        };
+        let go_on = |config: &RunConfig, half: LearnerHalf| {
+            let record = RunRecord { learner_half: Some(half), ..RunRecord::new("tiny") };
+            half_to_go_on_with(&record, config, &directory).map_err(|error| error.to_string())
+        };
+        assert_eq!(go_on(&config, half(false)), Ok(None), "nothing is lost");
+        let told = go_on(&config, half(true)).expect_err("it would begin anew");
+        assert!(told.contains("/data/half on gpu1: copy `checkpoints`"), "{told}");
+        config.network.learner = LearnerPlace::ByHand;
+        assert_eq!(go_on(&config, half(true)), Ok(Some(half(true))));
+        config.network.learner = LearnerPlace::Here;
+        std::fs::create_dir(directory.checkpoints().join("iteration-000001")).expect("copied");
+        assert_eq!(go_on(&config, half(true)), Ok(None));
     }
 
     fn run_elsewhere(config: &RunConfig) -> RunConfig {

@@ -10,7 +10,7 @@ use crate::launch::{self, Contact, Launcher, LocalLauncher, SshLauncher};
 use crate::living_members::LivingMembers;
 use crate::run_place::run_directory;
 use crate::run_record::RunRecord;
-use config::RunConfig;
+use config::{ComputeDevice, LearnerPlace, RunConfig};
 use service::trust::Tokens;
 use service::{PeerRole, RunDirectory};
 use std::path::PathBuf;
@@ -67,6 +67,23 @@ pub fn check(place: Place, config: &RunConfig, options: &UpOptions) -> Result<()
         ));
     }
     room(place, config).refusal(0, config.resources.workers as u32, &[]).map_or(Ok(()), usage)
+}
+
+/// Whether any member of a run computes on this machine; if not, model and device are looked at where they do.
+pub fn has_members_here(place: Place, config: &RunConfig) -> bool {
+    config.network.learner == LearnerPlace::Here || place.is_local() && config.resources.workers > 0
+}
+
+/// The cards of this machine, which a run without members here needs none of.
+fn places(place: Place, config: &RunConfig) -> Result<Places, CoordinatorError> {
+    match Places::look(config) {
+        Err(_) if !has_members_here(place, config) => {
+            let mut without_cards = config.clone();
+            without_cards.resources.device = ComputeDevice::Cpu;
+            Ok(Places::look(&without_cards)?)
+        }
+        places => Ok(places?),
+    }
 }
 
 /// What bounds the number of workers there.
@@ -129,7 +146,7 @@ pub fn launcher(place: Place, launching: &Launching<'_>) -> Result<Box<dyn Launc
     let (port, secrets) = (record.port, directory.secrets());
     let arguments = |role| plan.member_arguments(role, port, &secrets);
     let contact = Contact { learner: arguments(PeerRole::Learner), worker: arguments(PeerRole::Worker) };
-    let here = LocalLauncher::new(contact, directory.clone(), Places::look(config)?)?;
+    let here = LocalLauncher::new(contact, directory.clone(), places(place, config)?)?;
     if place.is_local() {
         return Ok(Box::new(here));
     }
@@ -152,5 +169,9 @@ pub fn launcher(place: Place, launching: &Launching<'_>) -> Result<Box<dyn Launc
 pub fn note(place: Place, config: &RunConfig) -> Option<String> {
     let Room::Slots(slots) = room(place, config) else { return None };
     let (workers, hosts) = (config.resources.workers, config.hosts.len());
-    Some(format!("{workers} worker(s) on the {slots} slot(s) of {hosts} host(s); the learner is on this one"))
+    let learner = match config.network.learner {
+        LearnerPlace::Here => "the learner is on this one",
+        LearnerPlace::ByHand => "the learner is started by hand",
+    };
+    Some(format!("{workers} worker(s) on the {slots} slot(s) of {hosts} host(s); {learner}"))
 }

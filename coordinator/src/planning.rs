@@ -147,8 +147,8 @@ mod tests {
         args.settings = vec!["model.path=./no/model".to_owned(), "run.directory=/proc/x".to_owned()];
         let error = plan(&args, &Hub::at("no/cache"), home.path()).expect_err("no place");
         assert_eq!(error.exit_code(), 2);
-        let opened =
-            config_file::open(&args, &Hub::at("no/cache"), PromptSource::Config).expect_err("no place");
+        let opened = config_file::open(&args, &Hub::at("no/cache"), (PromptSource::Config, &|_| true))
+            .expect_err("no place");
         for told in [error.to_string(), opened.to_string()] {
             assert!(told.contains("`run.directory`: the run directory /proc/x/"), "{told}");
         }

@@ -5,16 +5,12 @@ use crate::error::CoordinatorError;
 use crate::server::connect_admin;
 use crate::view::{RunView, Stage};
 use proto::admin_client::AdminClient;
-use proto::export_reply::Part;
-use proto::{DownRequest, ExportReply, ExportRequest, LogsRequest, StatusReply, StatusRequest};
+use proto::{DownRequest, ExportRequest, FilePart, LogsRequest, StatusReply, StatusRequest};
 use service::logging::LogFormat;
 use service::output::print_line;
-use service::{
-    ChunkCheck, ChunkError, OperatorArguments, PeerRole, RunDirectory, Trust, durable, shown, trust_by,
-};
-use std::fs::File;
+use service::{OperatorArguments, PeerRole, ReceiveError, RunDirectory, Trust, durable, trust_by};
 use std::io::Write;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tonic::transport::Channel;
@@ -114,19 +110,28 @@ impl RemoteRun {
     ///
     /// # Errors
     /// A usage error if the run has nothing yet or the destination exists; another if the stream breaks.
-    pub async fn export(mut self, to: &Path) -> Result<(), CoordinatorError> {
-        prepare_destination(to)?;
-        let exported = self.client.export(ExportRequest {}).await;
-        let parts = exported.map_err(|status| refusal(&self.address, status))?.into_inner();
-        let (handle, folder) = (Handle::current(), to.to_owned());
-        let mut incoming = Incoming { parts, handle, address: self.address };
-        let received = tokio::task::spawn_blocking(move || {
-            durable::write_directory(&folder, |partial| incoming.receive_all(partial))
-        });
-        received.await.expect("receiving does not panic; else this is a bug")?;
-        print_line(to.display());
-        Ok(())
+    pub async fn export(self, to: &Path) -> Result<(), CoordinatorError> {
+        export_by(self.client, self.address, to).await
     }
+}
+
+/// The same, by a coordinator that has been reached at an address.
+pub(crate) async fn export_by(
+    mut client: AdminClient<Channel>,
+    address: String,
+    to: &Path,
+) -> Result<(), CoordinatorError> {
+    prepare_destination(to)?;
+    let exported = client.export(ExportRequest {}).await;
+    let parts = exported.map_err(|status| refusal(&address, status))?.into_inner();
+    let (handle, folder) = (Handle::current(), to.to_owned());
+    let mut incoming = Incoming { parts, handle, address };
+    let received = tokio::task::spawn_blocking(move || {
+        durable::write_directory(&folder, |partial| incoming.receive_all(partial))
+    });
+    received.await.expect("receiving does not panic; else this is a bug")?;
+    print_line(to.display());
+    Ok(())
 }
 
 /// What a coordinator's refusal, or the end of the way to it, comes to for who typed the command.
@@ -150,86 +155,29 @@ fn is_broken(status: &Status) -> bool {
 
 /// The files of an export as they come, one chunk in memory at a time.
 struct Incoming {
-    parts: Streaming<ExportReply>,
+    parts: Streaming<FilePart>,
     handle: Handle,
     address: String,
 }
 
 impl Incoming {
     fn receive_all(&mut self, folder: &Path) -> Result<(), CoordinatorError> {
-        let mut count = 0;
-        loop {
-            match self.next()? {
-                Part::File(file) => {
-                    let path = folder.join(file_name(&file.name).ok_or_else(|| {
-                        self.damaged(format!("`{}` is no name of a file in it", shown(&file.name, 200)))
-                    })?);
-                    self.receive_file(&path, file.bytes)?;
-                    count += 1;
-                }
-                Part::End(end) if end.files == count => return Ok(()),
-                Part::End(end) => return Err(self.damaged(format!("{count} of {} files came", end.files))),
-                Part::Chunk(_) | Part::FileEnd(_) => {
-                    return Err(self.damaged("a part is of no file".to_owned()));
-                }
-            }
-        }
+        let Self { parts, handle, address } = self;
+        service::receive_files(folder, &mut || handle.block_on(parts.message())).map_err(
+            |error| match error {
+                ReceiveError::Stream(status) => refusal(address, status),
+                ReceiveError::File(error) => error.into(),
+                ReceiveError::Damaged(what) => CoordinatorError::NotExported(format!(
+                    "what {address} sends is damaged: {what}; try again"
+                )),
+            },
+        )
     }
-
-    fn receive_file(&mut self, path: &Path, n_bytes: u64) -> Result<(), CoordinatorError> {
-        let failed = |source| CoordinatorError::File { action: "write", path: path.to_owned(), source };
-        path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(failed)?;
-        let mut file = File::create_new(path).map_err(failed)?;
-        let mut check = ChunkCheck::new(n_bytes);
-        let name = path.file_name().unwrap_or_default().display();
-        let damaged = |error: ChunkError| format!("{name}: {error}");
-        loop {
-            match self.next()? {
-                Part::Chunk(chunk) => {
-                    check.accept(&chunk).map_err(|error| self.damaged(damaged(error)))?;
-                    file.write_all(&chunk.data).map_err(failed)?;
-                }
-                Part::FileEnd(end) => {
-                    return check.finish(&end.digest).map_err(|error| self.damaged(damaged(error)));
-                }
-                Part::File(_) | Part::End(_) => return Err(self.damaged(format!("{name} has no end"))),
-            }
-        }
-    }
-
-    fn next(&mut self) -> Result<Part, CoordinatorError> {
-        let reply = self.handle.block_on(self.parts.message());
-        let reply = reply.map_err(|status| refusal(&self.address, status))?;
-        let part = reply.ok_or_else(|| self.damaged("it ends before its end".to_owned()))?.part;
-        part.ok_or_else(|| self.damaged("a part of it is empty".to_owned()))
-    }
-
-    fn damaged(&self, what: String) -> CoordinatorError {
-        CoordinatorError::NotExported(format!("what {} sends is damaged: {what}; try again", self.address))
-    }
-}
-
-/// The path of a file below a folder, if the name leads nowhere else and hides nothing.
-fn file_name(name: &str) -> Option<PathBuf> {
-    let is_plain = |part: Component<'_>| match part {
-        Component::Normal(part) => !part.to_string_lossy().starts_with('.'),
-        _ => false,
-    };
-    let path = Path::new(name);
-    (!name.is_empty() && path.components().all(is_plain)).then(|| path.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_that_leads_out_of_the_folder_is_none() {
-        assert_eq!(file_name("peft/a.json"), Some(PathBuf::from("peft/a.json")));
-        for name in ["", "..", "../a", "/etc/a", "peft/../../a", ".hidden", "peft/.a", "."] {
-            assert_eq!(file_name(name), None, "{name}");
-        }
-    }
 
     #[test]
     fn a_refusal_tells_whether_the_command_the_moment_or_the_way_is_at_fault() {

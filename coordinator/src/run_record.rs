@@ -6,6 +6,7 @@ use crate::cli::Place;
 use crate::error::CoordinatorError;
 use crate::input_record::InputRecord;
 use crate::launch::Handle;
+use crate::learner_half::LearnerHalf;
 use crate::results::RunSummary;
 use serde::{Deserialize, Serialize};
 use service::{OwnedDirectory, RunDirectory};
@@ -76,6 +77,9 @@ pub struct RunRecord {
     /// What the run reads, once more than in `inputs.json`. Earlier versions recorded none.
     #[serde(default)]
     pub inputs: Option<InputRecord>,
+    /// The learner's half of the run, where it has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learner_half: Option<LearnerHalf>,
     /// Whether the run is wished to rest; absent where it goes on whenever it is started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_wish: Option<StopWish>,
@@ -98,6 +102,7 @@ impl RunRecord {
             place: Place::Local,
             working_directory: None,
             inputs: None,
+            learner_half: None,
             stop_wish: None,
             ended: None,
         }
@@ -130,6 +135,11 @@ impl RunRecord {
     /// Where this host reaches the coordinator.
     pub fn coordinator_address(&self) -> String {
         self.address.clone().unwrap_or_else(|| loopback(self.port))
+    }
+
+    /// Whether a learner elsewhere has checkpoints of the run.
+    pub fn has_begun_elsewhere(&self) -> bool {
+        self.learner_half.as_ref().is_some_and(|half| half.has_begun)
     }
 
     /// Whether the run has trained all of its iterations.

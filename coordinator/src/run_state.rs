@@ -3,6 +3,7 @@
 //! Every method takes the time and answers at once; nothing here waits. What is lost with the process comes back when
 //! the members join again.
 
+mod halves;
 mod kinds;
 mod learners;
 mod noting;
@@ -13,13 +14,13 @@ use crate::catalog::Catalog;
 use crate::device_kinds::DeviceKinds;
 use crate::events::{Event, EventBook, GivenAs};
 use crate::launch::capacity::Room;
+use crate::learner_half::Halves;
 use crate::membership::{Applicant, Hang, Loss, Member, Members, Presence, Refusal};
 use crate::rank_groups::RankGroups;
 use crate::results::{RunProgress, RunSummary};
 use crate::run_record::{RunEnding, StopWish};
 use crate::tasks::{Asking, Failed, Grant, TaskBook, Verdict, WantedTasks};
 use crate::weights_relay::WeightsRelay;
-use config::RunConfig;
 use noting::blame_in_a_word;
 use proto::{
     Caller, Drain, Fatal, FinishTaskRequest, GiveBack, HeartbeatReply, HeartbeatRequest, JoinReply,
@@ -28,6 +29,7 @@ use proto::{
 use protocol::{TaskName, kind_from_wire};
 use service::{Holder, shown};
 use std::time::{Duration, Instant};
+use telling::config_for;
 
 /// Characters of a failure or a notice that are kept; whatever else it says is of no help.
 const LONGEST_TEXT: usize = 2000;
@@ -64,6 +66,8 @@ pub struct RunState {
     /// On what the run is computed, and what of that is recorded.
     kinds: DeviceKinds,
     recorded_kinds: DeviceKinds,
+    /// Where the learner has its files.
+    halves: Halves,
     draining: bool,
     stop_wish: Option<StopWish>,
     ending: Option<RunEnding>,
@@ -107,6 +111,7 @@ impl RunState {
             rank_groups: RankGroups::default(),
             kinds: DeviceKinds::default(),
             recorded_kinds: DeviceKinds::default(),
+            halves: Halves::default(),
             draining: false,
             stop_wish: None,
             ending: None,
@@ -132,7 +137,9 @@ impl RunState {
         };
         let cause = self.cause_of_join(&applicant);
         let kind = self.kinds.standing(role, self.kind_of(&applicant.process));
-        let admitted = self.check_kind(&applicant, &kind).and_then(|()| self.members.join(applicant, now));
+        let host = applicant.process.host.clone();
+        let checked = self.check_half(request).and_then(|()| self.check_kind(&applicant, &kind));
+        let admitted = checked.and_then(|()| self.members.join(applicant, now));
         let identity = admitted.inspect_err(|refusal| {
             self.events.refused(&shown(&request.member_id, LONGEST_DEVICE), refusal);
         })?;
@@ -145,6 +152,7 @@ impl RunState {
                 // The first rank alone writes.
                 if request.rank == 0 {
                     self.writing_learner = Some(holder);
+                    self.halves.joined(&shown(&host, LONGEST_DEVICE), request.own_directory.as_ref());
                 }
             }
             _ => {
@@ -192,7 +200,10 @@ impl RunState {
         let not_needed = self.tasks.not_needed(&names(&request.running)).into_iter().map(TaskId::from);
         let give_back = GiveBack { tasks: not_needed.collect() };
         let give_back = (!give_back.tasks.is_empty()).then_some(order::Order::GiveBack(give_back));
-        let orders = drain.into_iter().chain(give_back).map(|order| Order { order: Some(order) }).collect();
+        let is_first = caller.is_some_and(|caller| self.is_first_learner(&caller.member_id));
+        let asked = self.halves.orders(caller.map_or("", |caller| &caller.member_id), is_first);
+        let orders = drain.into_iter().chain(give_back).chain(asked);
+        let orders = orders.map(|order| Order { order: Some(order) }).collect();
         self.rank_groups.note_broken(request.broken_ranks);
         let ranks = if role == Role::Learner { self.rank_group() } else { None };
         Ok(HeartbeatReply { orders, learner_addresses: self.learner_addresses(), ranks })
@@ -319,6 +330,7 @@ impl RunState {
         // Of the run's progress the first rank tells.
         if let Some(progress) = request.progress.filter(|_| rank == 0) {
             self.has_progress = true;
+            self.halves.trained(progress.iteration);
             let phase = shown(&progress.phase, LONGEST_TEXT);
             self.progress = RunProgress { phase, ..progress.into() };
         }
@@ -441,16 +453,6 @@ impl RunState {
         self.stop_wish
     }
 
-    /// Lets a learner change the run until another joins: one that an earlier coordinator let, and that may live.
-    pub fn inherit_learner(&mut self, learner: Option<Holder>) {
-        self.writing_learner = learner;
-    }
-
-    /// The learner that may change the run directory: the one that joined last, until it is lost.
-    pub fn writing_learner(&self) -> Option<&Holder> {
-        self.writing_learner.as_ref()
-    }
-
     /// Sets the number of rollout workers there should be.
     pub fn scale(&mut self, workers: u32) {
         let from = std::mem::replace(&mut self.workers_wanted, workers);
@@ -500,15 +502,4 @@ fn names(tasks: &[TaskId]) -> Vec<TaskName> {
 
 fn name_of(id: &TaskId) -> Option<TaskName> {
     TaskName::try_from(id).ok()
-}
-
-/// What a member of that role is told of the config. Workers have no use for the environments of others, which may have more
-/// in them than should go round; the learner keeps all of it with its checkpoints.
-fn config_for(role: Role, config: &RunConfig) -> String {
-    match role {
-        Role::Learner => config.to_toml(),
-        Role::RolloutWorker | Role::Unspecified => {
-            RunConfig { hosts: Vec::new(), ..config.clone() }.to_toml()
-        }
-    }
 }

@@ -1,5 +1,6 @@
 //! The coordinator's services over gRPC: reads the clock, asks the state, waits where a caller is to wait.
 
+mod halves;
 mod operators;
 
 use crate::entrance::Entrance;
@@ -10,14 +11,15 @@ use crate::run_record::RunEnding;
 use crate::run_state::RunState;
 use crate::view::{LivingRun, Overview, PlannedMemory};
 use crate::waiting_room::WaitingRoom;
+use halves::{Exchange, FileParts, KeptParts};
 use proto::admin_server::AdminServer;
 use proto::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::enrolment_server::EnrolmentServer;
 use proto::seek_weights_reply::Source;
 use proto::{
     Caller, FinishTaskReply, FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply, JoinRequest,
-    LeaveReply, LeaveRequest, NextTaskReply, NextTaskRequest, ReportReply, ReportRequest, Role,
-    SeekWeightsReply, SeekWeightsRequest, WeightsStanding,
+    KeepResultsRequest, LeaveReply, LeaveRequest, NextTaskReply, NextTaskRequest, ReportReply, ReportRequest,
+    Role, RunFilesRequest, SeekWeightsReply, SeekWeightsRequest, TellLogReply, TellLogRequest, WeightsStanding,
 };
 use protocol::with_causes;
 use service::trust::peer_role;
@@ -28,7 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot, watch};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// How often silent members are looked for, as a part of the lease.
 const LOOKS_PER_LEASE: u32 = 10;
@@ -76,6 +78,8 @@ pub struct ControlPlane {
     ownership: Option<Arc<Ownership>>,
     /// Room for operators that read files of the run: each has a thread.
     readers: Arc<Semaphore>,
+    /// Between the learner and its half of the run.
+    exchange: Arc<Exchange>,
 }
 
 struct Shared {
@@ -136,6 +140,7 @@ impl ControlPlane {
             is_local: true,
             ownership: None,
             readers: Arc::new(Semaphore::new(MOST_READERS)),
+            exchange: Arc::default(),
         }
     }
 
@@ -358,6 +363,9 @@ fn patience_of(wait_seconds: f64) -> Duration {
 
 #[tonic::async_trait]
 impl Coordinator for ControlPlane {
+    type RunFilesStream = FileParts;
+    type KeepResultsStream = KeptParts;
+
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
         let peer = peer_role(&request);
         let request = request.into_inner();
@@ -422,6 +430,30 @@ impl Coordinator for ControlPlane {
         self.check_caller(peer_role(&request), request.get_ref().caller.as_ref())?;
         let drain = self.update(|state, now| state.report(request.into_inner(), now))?;
         Ok(Response::new(ReportReply { drain }))
+    }
+
+    async fn run_files(&self, request: Request<RunFilesRequest>) -> Result<Response<FileParts>, Status> {
+        self.check_caller(peer_role(&request), request.get_ref().caller.as_ref())?;
+        self.send_run_files(request.get_ref())
+    }
+
+    async fn keep_results(
+        &self,
+        request: Request<Streaming<KeepResultsRequest>>,
+    ) -> Result<Response<KeptParts>, Status> {
+        let peer = peer_role(&request);
+        self.receive_results(peer, request.into_inner()).await
+    }
+
+    async fn tell_log(&self, request: Request<TellLogRequest>) -> Result<Response<TellLogReply>, Status> {
+        self.check_caller(peer_role(&request), request.get_ref().caller.as_ref())?;
+        let TellLogRequest { caller, number, text } = request.into_inner();
+        self.update(|state, now| {
+            let member_id = state.members.admit(caller.as_ref(), now)?.applicant.member_id.clone();
+            state.halves_mut().log_told(&member_id, number, text.to_vec());
+            Ok::<_, Refusal>(())
+        })?;
+        Ok(Response::new(TellLogReply {}))
     }
 
     async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveReply>, Status> {
@@ -500,6 +532,7 @@ impl From<Refusal> for Status {
             | Refusal::OtherBuild { .. }
             | Refusal::OtherKind { .. }
             | Refusal::NoSuchRank { .. }
+            | Refusal::OtherHalf(_)
             | Refusal::Fenced { .. } => Self::failed_precondition(message),
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::cards::Places;
 use crate::catalog::{Catalog, PromptSource};
+use crate::checkpoint_list::checkpoints;
 use crate::cli::UpArgs;
 use crate::config_file;
 use crate::device_kinds::DeviceKinds;
@@ -14,23 +15,19 @@ use crate::inputs::Inputs;
 use crate::inspection::{self, Servers};
 use crate::launch;
 use crate::launch::{Roster, Supervisor};
+use crate::learner_half::Halves;
 use crate::membership::{Members, Patience};
-use crate::metrics::RunPage;
 use crate::opening::{OpenRun, Start, check_port, check_run, open_run, start_of};
 use crate::placement::{self, Launching};
 use crate::run_place::run_directory;
 use crate::run_record::{RunEnding, RunRecord, StopWish};
 use crate::run_state::RunState;
 use crate::server::ControlPlane;
-use crate::view::PlannedMemory;
-use crate::{advice, detach};
-use config::RunConfig;
+use crate::{advice, detach, shown_metrics};
+use config::{LearnerPlace, RunConfig};
 use protocol::with_causes;
-use service::metrics::serve_page;
 use service::output::print_line;
 use service::{Hub, ServiceError, exit_code, shutdown};
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -73,9 +70,12 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
     // Found now, what is wrong costs a second; found by a worker, the start of a run. Servers may come up meanwhile.
     let config_args = with_workers(&args).config;
     let prompts = if args.resume { PromptSource::Run } else { PromptSource::Config };
+    let has_members_here =
+        |config: &RunConfig| placement::has_members_here(placement::place_of_run(&args, config), config);
+    let source = (prompts, &has_members_here as &dyn Fn(&RunConfig) -> bool);
     let (catalog, notes) = match args.options.dry_run || args.options.detached {
-        true => (config_file::open(&config_args, hub, prompts)?, Vec::new()),
-        false => examination::everything(&config_args, hub, &launch::programs()?, servers, prompts)?,
+        true => (config_file::open(&config_args, hub, source)?, Vec::new()),
+        false => examination::everything(&config_args, hub, &launch::programs()?, servers, source)?,
     };
     let place = placement::place_of_run(&args, catalog.config());
     placement::check(place, catalog.config(), &args.options)?;
@@ -131,20 +131,20 @@ fn dry_run(args: &UpArgs, catalog: &Catalog, hub: &Hub) -> Result<u8, Coordinato
     let config = catalog.config();
     let directory = run_directory(config)?;
     print_line(format_args!("run directory: {}", directory.path().display()));
-    let places = Places::look(config)?;
-    places.notes().iter().for_each(print_line);
-    // What is shown is right, whatever this machine has; that it would not start here should be known all the same.
-    let servers = Servers { are_knocked_at: false, insecure: args.options.insecure };
-    let refusals = inspection::refusals(config, &launch::programs()?, servers);
-    refusals.iter().for_each(|why| print_line(format_args!("`up` would be refused here: {why}")));
+    if placement::has_members_here(placement::place_of_run(args, config), config) {
+        Places::look(config)?.notes().iter().for_each(print_line);
+        // What is shown is right, whatever this machine has; that it would not start here should be known all the same.
+        let servers = Servers { are_knocked_at: false, insecure: args.options.insecure };
+        let refusals = inspection::refusals(config, &launch::programs()?, servers);
+        refusals.iter().for_each(|why| print_line(format_args!("`up` would be refused here: {why}")));
+    }
     inspection::plain_text_note(config).iter().for_each(print_line);
     let plan = NetworkPlan::of(config, &args.options)?;
     let record = RunRecord { port: args.options.port.unwrap_or(0), ..RunRecord::new(&config.run.name) };
     let launching =
         Launching { config, plan: &plan, directory: &directory, ssh: &args.options.ssh, record: &record };
     let launcher = placement::launcher(placement::place_of_run(args, config), &launching)?;
-    let wanted = Roster::of(&config.resources);
-    wanted.members().for_each(|member| print_line(launcher.describe(member)));
+    Roster::of(config).members().for_each(|member| print_line(launcher.describe(member)));
     Ok(exit_code::DONE)
 }
 
@@ -189,8 +189,14 @@ impl Run {
         let launcher = placement::launcher(record.place, &launching)?;
         display.say(&format!("run {} in {}", catalog.config().run.name, directory.path().display()));
         opened.notices.iter().for_each(|notice| display.say(notice));
-        display.say(&format!("curves: {}", advice::tensorboard(&directory)));
         let join = opened.plan.join_command(record.port, &directory.secrets());
+        match catalog.config().network.learner {
+            LearnerPlace::Here => display.say(&format!("curves: {}", advice::tensorboard(&directory))),
+            LearnerPlace::ByHand => {
+                let command = opened.plan.learner_command(record.port, &directory.secrets());
+                display.say(&advice::learner_by_hand(&command, record.learner_half.as_ref()));
+            }
+        }
         placement::note(record.place, catalog.config()).iter().for_each(|note| display.say(note));
         if !opened.plan.is_local() {
             display.say(&format!("workers on other hosts join by `{join}`"));
@@ -204,11 +210,12 @@ impl Run {
         let mut state = RunState::new(members, catalog, place, Instant::now());
         state.room = room;
         state.inherit_learner(opened.learner.clone());
+        state.inherit_halves(Halves::new(record.learner_half.clone(), !checkpoints(&directory).is_empty()));
         state.inherit_kinds(DeviceKinds::read(&directory)?);
         let plane = ControlPlane::new(state).of_run(opened.ownership.clone());
         plane.write_events(EventLog::start(directory.events()));
         if let Some(scraped_at) = scraped_at {
-            show_metrics(scraped_at, &plane, &display);
+            shown_metrics::show(scraped_at, &plane, &display);
         }
         let mut supervisor = Supervisor::new(launcher, plane.clone());
         let adopted = supervisor.adopt(&record.members, Instant::now());
@@ -366,10 +373,12 @@ impl Run {
     /// Keeps `run.json` true; without it a killed coordinator would start processes twice.
     fn record_processes(&mut self) {
         let members = self.supervisor.processes();
+        let half = self.plane.read(|state| state.learner_half().cloned());
         let run_file = self.opened.directory.run_file();
         let is_there = std::fs::metadata(run_file).is_ok_and(|metadata| metadata.len() > 0);
-        if !is_there || members != self.opened.record.members {
-            self.opened.record.members = members;
+        let record = &mut self.opened.record;
+        if !is_there || members != record.members || half != record.learner_half {
+            (record.members, record.learner_half) = (members, half);
             self.write_record();
         }
     }
@@ -391,6 +400,7 @@ impl Run {
             StopReason::Ended(RunEnding::Failed { .. }) | StopReason::Broken(_) => FAILED_GRACE,
         };
         self.plane.update(|state, _| state.drain());
+        let until = Instant::now() + grace;
         loop {
             let now = Instant::now();
             self.beat(now);
@@ -398,44 +408,14 @@ impl Run {
             let is_hurried = *self.signals.borrow() > 1 || self.superseded.is_some();
             self.supervisor.take_down((!is_hurried).then_some(grace), now);
             self.record_processes();
-            if self.supervisor.processes().is_empty() {
+            // A learner that somebody else has started is told to leave and sends what it has to show first.
+            let is_left = self.plane.read(RunState::has_learner_elsewhere) && !is_hurried && now < until;
+            if self.supervisor.processes().is_empty() && !is_left {
                 return;
             }
             self.show(now);
             tokio::time::sleep(TICK).await;
         }
-    }
-}
-
-/// Shows metrics of the run from now on, at this place that scrapers are told.
-fn show_metrics((listener, address): (TcpListener, String), plane: &ControlPlane, display: &Display) {
-    display.say(&metrics_line(&address, listener.local_addr().ok()));
-    plane.show_metrics_address(address);
-    look_at_memory(plane);
-    tokio::spawn(serve_page(listener, Arc::new(RunPage::new(plane.clone()))));
-}
-
-fn metrics_line(address: &str, bound: Option<SocketAddr>) -> String {
-    let is_local = bound.is_none_or(|bound| bound.ip().to_canonical().is_loopback());
-    let who = if is_local { "" } else { ", for whoever reaches that port" };
-    format!("metrics at http://{address}/metrics{who}; who else is scraped at http://{address}/targets")
-}
-
-/// Reckons what processes will hold, beside what they are seen to hold. The rollout worker, which knows networks, takes its
-/// time to say what model and rewards are, so a thread asks it; without an answer there is nothing to show.
-fn look_at_memory(plane: &ControlPlane) {
-    let (plane, config) = (plane.clone(), plane.read(|state| state.config().clone()));
-    let look = move || -> Result<(), CoordinatorError> {
-        let programs = launch::programs()?;
-        let model = inspection::model(&config, &programs)?;
-        let rewards = inspection::rewards(&config, &programs, Servers::default())?;
-        let plan = config::memory_plan(&config, &model, &rewards);
-        plane.plan_memory(PlannedMemory::of(&plan, config.resources.device));
-        Ok(())
-    };
-    let look = move || look().unwrap_or_else(|error| tracing::warn!("memory is not planned: {error}"));
-    if let Err(error) = std::thread::Builder::new().name("memory plan".to_owned()).spawn(look) {
-        tracing::warn!("memory is not planned: {error}");
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::cards::{Card, CardMemory};
 use crate::events::EventCount;
 use crate::history::History;
+use crate::learner_half::shown_directory;
 use crate::membership::{Member, Presence, role_in_words};
 use crate::rates::Rates;
 use crate::results::{HeldOutReward, RunProgress};
@@ -175,7 +176,9 @@ pub struct EndedRun {
 impl RunView {
     /// Adds what the files of a run tell.
     pub fn with_files(stage: Stage, directory: RunDirectory) -> Self {
-        Self { stage, held_out_rewards: History::read(&directory).held_out(), directory }
+        let half = RunRecord::read(&directory).ok().and_then(|record| record.learner_half);
+        let history = History::read(&shown_directory(&directory, half.as_ref()));
+        Self { stage, held_out_rewards: history.held_out(), directory }
     }
 }
 

@@ -48,6 +48,7 @@ fn learn(words: &[String]) -> u8 {
         address: "127.0.0.1:1".to_owned(),
         metrics_address: String::new(),
         grace: Duration::from_secs(600),
+        own_directory: None,
     };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {

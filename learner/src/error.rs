@@ -1,6 +1,6 @@
 //! Why training cannot go on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use collective::CollectiveError;
@@ -172,6 +172,21 @@ pub enum LearnerError {
     /// The model is not on this machine.
     #[error(transparent)]
     ModelNotFound(#[from] ModelNotFound),
+    /// One of both, with the host.
+    #[error(
+        "the learner cannot open the model {} on {host}; paths are looked up on each host: put the model there, or set \
+         `model.path` to where all hosts have it",
+        model.display()
+    )]
+    ModelOnHost {
+        /// As the config has it.
+        model: PathBuf,
+        /// This one.
+        host: String,
+        /// Why not.
+        #[source]
+        source: Box<LearnerError>,
+    },
 }
 
 impl LearnerError {
@@ -180,6 +195,7 @@ impl LearnerError {
         match self {
             Self::Model(_)
             | Self::ModelNotFound(_)
+            | Self::ModelOnHost { .. }
             | Self::Prompts(_)
             | Self::OtherConfig { .. }
             | Self::CheckpointsGone { .. }
@@ -200,6 +216,17 @@ impl LearnerError {
             | Self::Steps(_)
             | Self::Service(_)
             | Self::Checkpoint(_) => false,
+        }
+    }
+
+    /// The same, saying on which host, where it is about the model's files.
+    pub fn on_this_host(self, model: &Path) -> Self {
+        match self {
+            Self::Model(_) | Self::ModelNotFound(_) => {
+                let (model, host) = (model.to_owned(), service::host_name());
+                Self::ModelOnHost { model, host, source: Box::new(self) }
+            }
+            other => other,
         }
     }
 

@@ -6,7 +6,8 @@
 //! 2. [`run`]: iterations, evaluations and checkpoints from the start of a run to its end; [`records`]: what is written of it.
 //! 3. [`ranks`]: how several processes do that together. [`exchange`]: how outcomes get from workers to the trainer, and weights
 //!    to workers.
-//! 4. [`serve`]: the process around it. [`parity`]: its numbers against recorded ones. [`pretrain`]: how the shipped model
+//! 4. [`serve`]: the process around it, and [`half`]: the files of the run that it has. [`parity`]: its numbers against
+//!    recorded ones. [`pretrain`]: how the shipped model
 //!    came to be.
 //!
 //! Each knows those after it in this list, never those before: serve, run, records, training, ranks, exchange.
@@ -17,6 +18,7 @@
 
 pub mod error;
 pub mod exchange;
+pub mod half;
 pub mod metrics;
 pub mod parity;
 pub mod pretrain;

@@ -18,7 +18,8 @@ use service::logging::{self, LogFormat};
 use service::network::ListenAddress;
 use service::output::{self, StandardOutput};
 use service::{
-    ComputeArguments, Hub, MemberArguments, cuda, exit_code, model_folder, path_argument, shutdown,
+    ComputeArguments, Hub, MemberArguments, RunDirectory, cuda, exit_code, model_folder, path_argument,
+    shutdown,
 };
 
 /// Trains the policy of a run.
@@ -105,6 +106,10 @@ struct ServeArgs {
     /// the free memory if not given.
     #[arg(long, env = "FLOW_RL_OUTCOME_MEMORY", value_name = "MIB", value_parser = clap::value_parser!(u64).range(..=1 << 30))]
     outcome_memory: Option<u64>,
+    /// Directory in which this learner keeps its half of the run, where it shares no file system with the coordinator; what it
+    /// reads of the run comes there by the wire. Without it, the coordinator's directory of the run is used.
+    #[arg(long, env = "FLOW_RL_RUN_DIRECTORY", value_name = "DIRECTORY", value_parser = path_argument())]
+    run_directory: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -176,7 +181,7 @@ fn run_pretrain(args: &PretrainArgs) -> anyhow::Result<u8> {
 }
 
 fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
-    logging::init(args.member.log_format, "info")?;
+    let log = logging::init(args.member.log_format, "info")?;
     let credentials = args.member.credentials().map_err(ServeError::from)?;
     let MemberArguments { coordinator, coordinator_grace: grace, metrics_listen, .. } = args.member;
     let hub = Hub::from_environment(|name| std::env::var_os(name));
@@ -197,6 +202,8 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
         metrics_listen,
         grace,
         outcome_memory,
+        run_directory: args.run_directory.map(RunDirectory::new),
+        log,
         hub,
     };
     // Sockets need little; the training thread has the cores.

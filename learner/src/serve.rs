@@ -7,13 +7,13 @@ use std::time::Duration;
 use collective::tcp::TcpTls;
 use config::{PromptSplit, RunConfig};
 use proto::learner_server::LearnerServer;
-use proto::{Fatal, JoinReply, Role};
+use proto::{Fatal, Role};
 use protocol::{HoldLimit, with_causes};
 use run_setup::{OtherDeterminism, catch_out_of_memory, check_determinism};
 use service::metrics::MemberMetrics;
 use service::network::ListenAddress;
 use service::{
-    Address, Hub, JoinDetails, MESSAGE_LIMIT, Membership, OwnedDirectory, PeerRole, PeerTls, PromptCopies,
+    Address, Hub, JoinDetails, MESSAGE_LIMIT, Membership, OwnedDirectory, PeerRole, PeerTls, RecentLog,
     RunDirectory, Security, ServiceError, Trust, exit_code, network, trust_by,
 };
 use tokio::net::TcpListener;
@@ -28,6 +28,7 @@ use crate::exchange::outcome::push_schema;
 use crate::exchange::publications::Publications;
 use crate::exchange::receive::OutcomeReader;
 use crate::exchange::server::{LONGEST_CALL, LearnerService};
+use crate::half::{self, CoordinatorsDirectory, Half};
 use crate::metrics::LearnerPage;
 use crate::progress::ProgressBoard;
 use crate::ranks::group::{RankDoor, Ranks};
@@ -66,6 +67,10 @@ pub struct ServeOptions {
     pub grace: Duration,
     /// Memory for outcomes that training has yet to take, in bytes; half of what is free if not given.
     pub outcome_memory: Option<u64>,
+    /// Where this learner keeps its half of the run, where it does not have the coordinator's directory.
+    pub run_directory: Option<RunDirectory>,
+    /// What this process has logged last, for who asks.
+    pub log: RecentLog,
     /// Where models are found by name.
     pub hub: Hub,
 }
@@ -103,6 +108,9 @@ pub enum ServeError {
     /// The coordinator cannot be reached or does not want this learner.
     #[error(transparent)]
     Service(#[from] ServiceError),
+    /// The directory that it was given is not for it.
+    #[error(transparent)]
+    Directory(#[from] CoordinatorsDirectory),
     /// The config that the coordinator handed out does not parse.
     #[error("the run config of the coordinator: {0}")]
     Config(config::ConfigErrors),
@@ -129,7 +137,7 @@ impl ServeError {
     /// The exit code that tells the kind of error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Determinism(_) => exit_code::BAD_USAGE,
+            Self::Config(_) | Self::Determinism(_) | Self::Directory(_) => exit_code::BAD_USAGE,
             Self::Service(error) => error.exit_code(),
             Self::Training(error) => match error.not_owner() {
                 Some(refusal) => refusal.exit_code(),
@@ -181,6 +189,7 @@ impl Shared {
 /// # Errors
 /// If the process cannot take part in the run, or training cannot go on.
 pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result<ServeEnd, ServeError> {
+    half::check(options.run_directory.as_ref())?;
     let (listener, address) = listen(&options).await?;
     let limit = hold_limit(options.outcome_memory, service::free_memory());
     let shared = Shared { inbox: Arc::new(Inbox::of_rank(options.rank, limit)), ..Shared::default() };
@@ -197,17 +206,22 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
         address: address.clone(),
         metrics_address: metrics.address.clone(),
         grace: options.grace,
+        own_directory: options.run_directory.clone(),
     };
     let joined = Membership::join(&options.coordinator, &trust, details);
     let Some(joined) = shutdown.run_until_cancelled(joined).await else { return Ok(ServeEnd::Retry) };
     let (membership, reply) = joined?;
+    membership.shows_log(options.log);
     let config = RunConfig::from_toml(&reply.config).map_err(ServeError::Config)?;
     if let Err(other) = check_determinism(config.run.determinism) {
         membership.leave().await;
         return Err(other.into());
     }
-    let opened = open_places(&options, &config, &reply, (&address, &trust));
-    let (places, door) = match opened.await {
+    let opened = async {
+        let half = Half::open((options.rank, options.run_directory.clone()), &membership, &reply, &config).await?;
+        Ok::<_, ServeError>((half, open_door(&options, &config, &address, &trust).await?))
+    };
+    let (half, door) = match opened.await {
         Ok(opened) => opened,
         Err(error) => {
             membership.leave().await;
@@ -219,7 +233,9 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
     page.joined(config.clone());
     shared.progress.watched_by(membership.clone());
     let (reader_ready, receiver) = oneshot::channel();
-    let superseded = superseded(places.directory.clone());
+    let superseded = superseded(half.directory.clone());
+    let showing = half.clone().show(membership.clone(), shared.progress.clone());
+    let places = Places { half: half.clone(), hub: options.hub };
     if let Some((_, address)) = &door {
         membership.ranks_at(address.clone());
         shared.orders.told_by(membership.clone());
@@ -240,6 +256,7 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
     let reporting = report(membership.clone(), shared.clone());
     let reporting = tokio::spawn(stop_network.run_until_cancelled_owned(reporting));
     let stop_reporting = reporting.abort_handle();
+    let showing = tokio::spawn(showing);
     let breakdown = async {
         tokio::select! {
             end = accepting => task_ended("serves workers", end),
@@ -250,7 +267,11 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
 
     let ended = wait_for_end(ended, &membership, &shared, shutdown, breakdown).await;
     stop_reporting.abort();
+    showing.abort();
     shared.progress.unwatched();
+    if matches!(&ended, Ok(_) | Err(ServeError::Training(_))) {
+        half.show_last(&membership).await;
+    }
     say_goodbye(ended, membership, &shared.progress).await
 }
 
@@ -387,26 +408,19 @@ async fn say_goodbye(
 
 /// Where the training thread reads and writes.
 struct Places {
-    /// Of the first rank.
-    directory: Option<OwnedDirectory>,
-    prompts: PromptCopies,
+    half: Half,
     hub: Hub,
 }
 
-/// What a rank needs of its host once it knows its run, and where other ranks reach it if there are any.
-async fn open_places(
+/// Where other ranks reach this one, if there are any.
+async fn open_door(
     options: &ServeOptions,
     config: &RunConfig,
-    reply: &JoinReply,
-    (address, trust): (&str, &Trust),
-) -> Result<(Places, Option<(Door, String)>), ServeError> {
-    let directory = match options.rank {
-        0 => Some(OwnedDirectory::of_learner(RunDirectory::new(&reply.run_directory))?),
-        _ => None,
-    };
-    let places = Places { directory, prompts: PromptCopies::of(reply), hub: options.hub.clone() };
+    address: &str,
+    trust: &Trust,
+) -> Result<Option<(Door, String)>, ServeError> {
     if config.resources.learners == 1 {
-        return Ok((places, None));
+        return Ok(None);
     }
     let unusable = |problem: String| ServeError::ListenToRanks { address: options.listen.clone(), problem };
     let listener = options.listen.bind().await.map_err(|error| unusable(error.to_string()))?;
@@ -415,7 +429,7 @@ async fn open_places(
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let tls = trust.among(PeerRole::Learner).map_err(ServiceError::from)?;
     let tls = tls.map(|PeerTls { server, client, server_name }| TcpTls { server, client, server_name });
-    Ok((places, Some(((listener, tls), format!("{host}:{}", bound.port())))))
+    Ok(Some(((listener, tls), format!("{host}:{}", bound.port()))))
 }
 
 /// Where other ranks call, and how they know each other.
@@ -452,9 +466,11 @@ fn train(
 ) -> Result<TrainingEnd, LearnerError> {
     tch::set_num_threads(config.resources.learner_threads as i32);
     tch::set_num_interop_threads(1);
-    let Places { directory, prompts, hub } = places;
+    let Places { half, hub } = places;
     let (progress, opened) = (shared.progress.clone(), shared.opened.clone());
-    let policy = Policy::open(&config, &hub.resolve(&config.model.path)?)?;
+    let open = || Policy::open(&half.config_to_open(&config), &hub.resolve(&config.model.path)?);
+    let policy = open().map_err(|error| error.on_this_host(&config.model.path))?;
+    let Half { directory, prompts, .. } = half;
     progress.gets_on();
     let latent_shape = policy.model().latent_shape(config.sampling.height, config.sampling.width)?;
     let schedule = run_setup::training_schedule(&config, policy.model())?;
@@ -488,7 +504,7 @@ fn train(
         // If the process is being torn down, the run stops at its first wait.
         let _ = reader_ready.send(receiver);
     };
-    let Some(directory) = directory else {
+    let Some(directory) = directory.filter(|_| trainer.ranks.is_first()) else {
         opened();
         return Follower::new(trainer).run();
     };

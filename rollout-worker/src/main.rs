@@ -306,7 +306,7 @@ fn exit_code_of(error: &anyhow::Error) -> u8 {
 }
 
 fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
-    logging::init(args.member.log_format, "info")?;
+    let log = logging::init(args.member.log_format, "info")?;
     let credentials = args.member.credentials()?;
     let MemberArguments { coordinator, coordinator_grace: grace, metrics_listen, .. } = args.member;
     // Sockets and scores need little; the device thread has the cores.
@@ -327,6 +327,7 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<u8> {
         metrics_listen,
         grace,
         notice,
+        log,
         hub: hub(),
     };
     let outcome = runtime.block_on(serve::run(options, shutdown));

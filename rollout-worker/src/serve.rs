@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use config::{ComputeDevice, NetworkSection, PromptSplit, RunConfig};
 use models::{LoadOptions, ModelError};
 use proto::{JoinReply, Role, Work};
@@ -15,7 +16,8 @@ use service::metrics::MemberMetrics;
 use service::network::ListenAddress;
 use service::weights::{RelayPlace, WeightsRelayService};
 use service::{
-    Hub, JoinDetails, Membership, PeerRole, PromptCopies, Security, ServiceError, WorkInHand, cuda, trust_by,
+    Hub, JoinDetails, Membership, PeerRole, PromptCopies, RecentLog, Security, ServiceError, WorkInHand, cuda,
+    trust_by,
 };
 use tch::Device;
 use tokio_util::sync::CancellationToken;
@@ -54,6 +56,8 @@ pub struct ServeOptions {
     pub grace: Duration,
     /// After which time it is killed once `shutdown` asks it to leave, if that is known.
     pub notice: Option<Duration>,
+    /// What this process has logged last, for who asks.
+    pub log: RecentLog,
     /// Where models are found by name.
     pub hub: Hub,
 }
@@ -79,6 +83,7 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
         address: String::new(),
         metrics_address: place.address.clone(),
         grace: options.grace,
+        own_directory: None,
     };
     let relay = (options.coordinator.clone(), options.listen, options.advertise);
     let (coordinator, credentials, grace) = (options.coordinator, options.credentials, options.grace);
@@ -90,6 +95,7 @@ pub async fn run(options: ServeOptions, shutdown: CancellationToken) -> anyhow::
     let joined = until(&shutdown, joined).await;
     let Some((membership, reply, run)) = joined.transpose()? else { return Ok(()) };
     place.tell_trouble(&membership);
+    membership.shows_log(options.log);
     let stop = shutdown.child_token();
     tokio::spawn(stop_when_ordered(membership.clone(), stop.clone()));
     let departure = Departure { stop: stop.clone(), shutdown, notice: options.notice };
@@ -137,8 +143,9 @@ async fn start(
     let (told, prompts) = (membership.clone(), PromptCopies::of(reply));
     let measured_by = metrics.clone();
     let open = move || {
+        let model = config.model.path.display().to_string();
         let opened = open_sampler(config, &hub, &prompts, (&told, &opening));
-        let sampler = opened.map_err(BadInput::from_error)?;
+        let sampler = opened.with_context(|| unusable_model(&model)).map_err(BadInput::from_error)?;
         Ok::<_, anyhow::Error>(Measured::new(sampler, measured_by))
     };
     let device = DeviceThread::start(n_threads, open).await?;
@@ -178,6 +185,15 @@ async fn share_weights(
         }
     });
     (Sharing { address, ..sharing }, Some(AbortOnDropHandle::new(serving)))
+}
+
+/// Members run on many hosts, and what one has another may lack.
+fn unusable_model(model: &str) -> String {
+    format!(
+        "this worker cannot open the model {model} on {}; paths are looked up on each host: put the model there, or set \
+         `model.path` to where all hosts have it",
+        service::host_name()
+    )
 }
 
 fn open_sampler(

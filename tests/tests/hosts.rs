@@ -143,6 +143,7 @@ fn details(role: Role, member_id: &str, address: &str) -> JoinDetails {
         address,
         metrics_address: String::new(),
         grace: Duration::from_secs(20),
+        own_directory: None,
     }
 }
 

@@ -23,6 +23,7 @@ pub struct Places {
     /// Variables that the user has set.
     set: BTreeSet<&'static str>,
     resources: ResourceSection,
+    roster: Roster,
     determinism: Determinism,
     allowed: Cpus,
     pci_devices: PathBuf,
@@ -71,6 +72,7 @@ impl Places {
             cards,
             set: VARIABLES.into_iter().filter(|name| variable(name).is_some()).collect(),
             resources,
+            roster: Roster::of(config),
             determinism: config.run.determinism,
             allowed: affinity::allowed(),
             pci_devices: PCI_DEVICES.into(),
@@ -102,7 +104,7 @@ impl Places {
 
     /// The seats of all members that the config starts, in the order in which they are given out.
     pub fn seats(&self) -> impl Iterator<Item = (MemberName, Seat)> {
-        Roster::of(&self.resources).members().map(|member| (member, self.seat(member)))
+        self.roster.members().map(|member| (member, self.seat(member)))
     }
 
     /// What is to be said of the cards: those that PyTorch's wheel has no kernels for.

@@ -116,6 +116,7 @@ pub const CAUSES: [(&str, &[&str]); 20] = [
             "other_role",
             "other_build",
             "other_kind",
+            "other_half",
             "other_learner",
             "no_such_rank",
             "full",

@@ -11,7 +11,7 @@ use super::restart::{ProcessEnd, RestartDecision, RestartHistory};
 use super::{ExitReport, MemberName, Observed, Signal};
 use crate::events::Event;
 use crate::membership::{Loss, Presence};
-use config::ResourceSection;
+use config::{LearnerPlace, RunConfig};
 use service::exit_code;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -52,9 +52,9 @@ impl Aftermath {
 /// Who there should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Roster {
-    /// Ranks of the learner and workers at the positions below these numbers.
+    /// Ranks of the learner, where that is not somebody else's to start, and workers at the positions below these numbers.
     Run {
-        /// How many ranks the learner has.
+        /// How many ranks of the learner are among them.
         learners: u32,
         /// How many workers.
         workers: u32,
@@ -67,16 +67,25 @@ pub enum Roster {
 }
 
 impl Roster {
-    /// Who there should be as a run begins.
-    pub fn of(resources: &ResourceSection) -> Self {
-        Self::Run { learners: resources.learners as u32, workers: resources.workers as u32 }
-    }
-
     fn includes(self, member: MemberName) -> bool {
         match (self, member) {
             (Self::Run { workers, .. }, MemberName::Worker(position)) => position < workers,
             (Self::Run { learners, .. }, MemberName::Learner(rank)) => rank < learners,
             (Self::Nobody { .. }, _) => false,
+        }
+    }
+
+    /// As a config has it.
+    pub fn of(config: &RunConfig) -> Self {
+        let workers = config.resources.workers as u32;
+        Self::Run { learners: Self::learners_of(config), workers }
+    }
+
+    /// How many ranks of the learner there should be of those that are started here.
+    pub fn learners_of(config: &RunConfig) -> u32 {
+        match config.network.learner {
+            LearnerPlace::Here => config.resources.learners as u32,
+            LearnerPlace::ByHand => 0,
         }
     }
 

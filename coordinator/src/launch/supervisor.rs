@@ -46,11 +46,11 @@ impl Supervisor {
     /// # Errors
     /// If a member cannot be started, or one ended in a way that starting it again does not cure.
     pub fn keep_alive(&mut self, now: Instant) -> Result<(), CoordinatorError> {
-        let roster = self.plane.read(|state| Roster::Run {
-            learners: state.config().resources.learners as u32,
+        let wanted = self.plane.read(|state| Roster::Run {
+            learners: Roster::learners_of(state.config()),
             workers: state.workers_wanted(),
         });
-        self.keep(roster, now)
+        self.keep(wanted, now)
     }
 
     /// Buries what has ended and has the rest end: by itself within the grace that began with the first call, else

@@ -100,6 +100,9 @@ pub enum Refusal {
         /// Its protocol's.
         theirs_protocol: u32,
     },
+    /// The learner would not go on with what the run has trained.
+    #[error("{0}")]
+    OtherHalf(String),
     /// There are too many members.
     #[error("{MOST_LIVING} members are here already")]
     Full,
@@ -126,6 +129,7 @@ impl Refusal {
             Self::OtherKind { .. } => "other_kind",
             Self::OtherLearner { .. } => "other_learner",
             Self::NoSuchRank { .. } => "no_such_rank",
+            Self::OtherHalf(_) => "other_half",
             Self::Full => "full",
             Self::Fenced { .. } => "fenced",
         }

@@ -13,6 +13,12 @@ impl RunState {
         self.members.learners().map(|member| address(member).unwrap_or_default()).collect()
     }
 
+    /// Whether a member is the rank of the learner that writes.
+    pub(super) fn is_first_learner(&self, member_id: &str) -> bool {
+        let first = self.members.learners().next().flatten();
+        first.is_some_and(|member| member.applicant.member_id == member_id)
+    }
+
     /// The group that all ranks are to form; none while one is missing, and where there is but one.
     pub(super) fn rank_group(&mut self) -> Option<RankGroup> {
         let is_reached = |member: &&Member| !member.ranks_address.is_empty();

@@ -77,3 +77,14 @@ impl RunState {
 fn share(part: Duration, whole: Duration) -> f64 {
     if whole.is_zero() { 0.0 } else { (part.as_secs_f64() / whole.as_secs_f64()).min(1.0) }
 }
+
+/// What a member of that role is told of the config. Workers have no use for the environments of others, which may have more
+/// in them than should go round; the learner keeps all of it with its checkpoints.
+pub(super) fn config_for(role: Role, config: &RunConfig) -> String {
+    match role {
+        Role::Learner => config.to_toml(),
+        Role::RolloutWorker | Role::Unspecified => {
+            RunConfig { hosts: Vec::new(), ..config.clone() }.to_toml()
+        }
+    }
+}

@@ -8,10 +8,10 @@ use crate::membership::Members;
 use crate::run_record::StopWish;
 use proto::admin_server::Admin;
 use proto::{
-    DownReply, DownRequest, ExportReply, ExportRequest, LogsReply, LogsRequest, Role, ScaleReply,
-    ScaleRequest, StatusReply, StatusRequest,
+    DownReply, DownRequest, ExportRequest, FilePart, LogsReply, LogsRequest, MemberLogsReply,
+    MemberLogsRequest, Role, ScaleReply, ScaleRequest, StatusReply, StatusRequest,
 };
-use service::RunDirectory;
+use service::{OwnedDirectory, RunDirectory};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -22,15 +22,15 @@ const PARTS_AHEAD: usize = 2;
 #[tonic::async_trait]
 impl Admin for ControlPlane {
     type LogsStream = ReceiverStream<Result<LogsReply, Status>>;
-    type ExportStream = ReceiverStream<Result<ExportReply, Status>>;
+    type ExportStream = ReceiverStream<Result<FilePart, Status>>;
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         let mut reply = StatusReply::from(self.view());
         if request.get_ref().with_files
-            && let Ok(directory) = self.run_directory()
+            && let (Ok(directory), Ok(shown)) = (self.run_directory(), self.shown_directory())
         {
             reply.run_directory = directory.path().display().to_string();
-            let history = tokio::task::spawn_blocking(move || History::read(&directory).held_out()).await;
+            let history = tokio::task::spawn_blocking(move || History::read(&shown).held_out()).await;
             let history = history.map_err(|error| Status::internal(format!("metrics.jsonl: {error}")))?;
             reply.held_out_rewards = history.into_iter().map(Into::into).collect();
         }
@@ -67,20 +67,35 @@ impl Admin for ControlPlane {
             )));
         }
         let directory = self.run_directory()?;
+        let elsewhere = self.logs_of_members_elsewhere(tail.unwrap_or(u32::MAX)).await?;
         let tail = tail.map(|tail| tail as usize);
-        self.stream(move |sender| file_streams::send_logs(&directory, tail, follow, sender))
+        self.stream(move |sender| file_streams::send_logs(&directory, &elsewhere, (tail, follow), sender))
     }
 
     async fn export(&self, _: Request<ExportRequest>) -> Result<Response<Self::ExportStream>, Status> {
-        let directory = self.run_directory()?;
-        self.stream(move |sender| file_streams::send_export(&directory, sender))
+        let (plane, asked) = (self.clone(), self.ask_results());
+        self.stream(move |sender| {
+            asked.map_or(Ok(()), |number| plane.wait_for_results(number))?;
+            file_streams::send_export(&plane.shown_directory()?, sender)
+        })
+    }
+
+    async fn member_logs(
+        &self,
+        request: Request<MemberLogsRequest>,
+    ) -> Result<Response<MemberLogsReply>, Status> {
+        let logs = self.logs_of_members_elsewhere(request.get_ref().lines).await?;
+        Ok(Response::new(MemberLogsReply { logs }))
     }
 }
 
 impl ControlPlane {
-    fn run_directory(&self) -> Result<RunDirectory, Status> {
-        let ownership = self.ownership.as_ref();
-        let directory = ownership.map(|ownership| RunDirectory::new(ownership.directory().path()));
+    pub(super) fn run_directory(&self) -> Result<RunDirectory, Status> {
+        Ok(RunDirectory::new(self.owned_directory()?.path()))
+    }
+
+    pub(super) fn owned_directory(&self) -> Result<&OwnedDirectory, Status> {
+        let directory = self.ownership.as_ref().map(|ownership| ownership.directory());
         directory.ok_or_else(|| Status::failed_precondition("this coordinator has no run directory"))
     }
 

@@ -212,5 +212,6 @@ pub(crate) fn wants_training(iteration: u32, held: &[u32]) -> Vec<Wanted> {
 /// What a worker says of itself when it joins by the library.
 pub(crate) fn details(role: Role, member_id: &str, address: &str) -> JoinDetails {
     let (member_id, address) = (member_id.to_owned(), address.to_owned());
-    JoinDetails { role, member_id, rank: 0, address, metrics_address: String::new(), grace: LONG }
+    let metrics_address = String::new();
+    JoinDetails { role, member_id, rank: 0, address, metrics_address, grace: LONG, own_directory: None }
 }

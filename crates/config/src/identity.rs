@@ -1,8 +1,8 @@
 //! Which keys decide what a run trains, and which may change when it is resumed.
 
 use crate::{
-    CONNECTION_OPTIONS, CheckpointSection, NetworkSection, OnRewardHacking, PortRange, RewardSection,
-    RunConfig, TlsSection,
+    CONNECTION_OPTIONS, CheckpointSection, LearnerPlace, NetworkSection, OnRewardHacking, PortRange,
+    RewardSection, RunConfig, TlsSection,
 };
 
 /// Keys, or sections ending in a dot, that decide nothing about the iterations done: what [`RunConfig::identity`] leaves
@@ -63,6 +63,7 @@ impl RunConfig {
             grace: 0.0,
             metrics: String::new(),
             weights_relay: false,
+            learner: LearnerPlace::Here,
             tls: TlsSection::default(),
         };
         identity.hosts.clear();
@@ -131,6 +132,7 @@ mod tests {
             "network.grace=7",
             "network.metrics=127.0.0.1:9400",
             "network.weights_relay=false",
+            "network.learner=by-hand",
             "network.tls.mode=always",
             "resources.worker_threads=7",
             "training.learning_rate=7.0",

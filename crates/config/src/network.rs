@@ -25,8 +25,21 @@ pub struct NetworkSection {
     pub metrics: String,
     /// Whether workers listen for each other, so that the learner sends a version of the weights to a few of many.
     pub weights_relay: bool,
+    /// Where the learner runs.
+    pub learner: LearnerPlace,
     /// How members know each other.
     pub tls: TlsSection,
+}
+
+/// Where the learner of a run is started, and by whom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LearnerPlace {
+    /// Beside the coordinator, by it.
+    #[default]
+    Here,
+    /// On any host, by somebody.
+    ByHand,
 }
 
 /// `[network.tls]`

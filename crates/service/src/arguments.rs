@@ -52,7 +52,7 @@ pub fn model_folder(model: &Path, hub: &Hub) -> Result<PathBuf, ModelNotFound> {
 
 /// Variables that stand for arguments by which a member finds the coordinator and is found, and shows who it is. A member that is
 /// started with all of these said inherits none of them.
-pub const MEMBER_VARIABLES: [&str; 10] = [
+pub const MEMBER_VARIABLES: [&str; 11] = [
     "FLOW_RL_COORDINATOR",
     "FLOW_RL_COORDINATOR_GRACE",
     "FLOW_RL_TOKEN_FILE",
@@ -63,6 +63,7 @@ pub const MEMBER_VARIABLES: [&str; 10] = [
     "FLOW_RL_LISTEN",
     "FLOW_RL_ADVERTISE",
     "FLOW_RL_METRICS_LISTEN",
+    "FLOW_RL_RUN_DIRECTORY",
 ];
 
 /// How a process finds the coordinator and logs; to be flattened into the arguments of its `serve` command.

@@ -57,6 +57,14 @@ pub enum ServiceError {
         #[source]
         source: Box<tonic::Status>,
     },
+    /// What the coordinator sent is not whole.
+    #[error("what the coordinator at {address} sends is damaged: {what}; try again")]
+    Damaged {
+        /// The coordinator.
+        address: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The other side is not trusted, or does not trust this process.
     #[error("{address}: {problem}")]
     Untrusted {
@@ -133,7 +141,7 @@ impl ServiceError {
         match self {
             error if error.is_outage() => exit_code::RETRY,
             error if error.is_superseded() => exit_code::FENCED,
-            Self::CoordinatorGone { .. } | Self::NotOwner { .. } => exit_code::RETRY,
+            Self::CoordinatorGone { .. } | Self::NotOwner { .. } | Self::Damaged { .. } => exit_code::RETRY,
             Self::Refused { refusal, .. } => exit_code::of_refusal(refusal),
             Self::Address { .. } | Self::MetricsPlace { .. } | Self::Trust(_) | Self::Untrusted { .. } => {
                 exit_code::BAD_USAGE

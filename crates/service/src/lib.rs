@@ -16,6 +16,7 @@ mod enrolment;
 mod environment;
 mod error;
 pub mod exit_code;
+mod file_stream;
 mod hub;
 mod incoming;
 pub mod logging;
@@ -23,9 +24,11 @@ mod membership;
 pub mod metrics;
 pub mod network;
 pub mod output;
+mod own_half;
 mod ownership;
 mod prompt_copies;
 mod provenance;
+mod recent_log;
 mod run_directory;
 mod shown;
 pub mod shutdown;
@@ -47,15 +50,18 @@ pub use connect::{
 pub use enrolment::{EnrolmentService, Security, Source, enrolment_client, trust_by};
 pub use environment::expand_path;
 pub use error::ServiceError;
+pub use file_stream::{ReceiveError, SentFile, files_below, files_end, receive_files, send_files};
 pub use hub::{Hub, ModelNotFound};
 pub use incoming::serve;
 pub use membership::{JoinDetails, Membership, Standing, WorkInHand, call_end, host_name, join_end};
+pub use own_half::{received_start, start_files};
 pub use ownership::{
     Fenced, Holder, OWNER_LEASE, OwnedDirectory, OwnerRecord, Ownership, Seen, Vigil, incumbent,
     is_of_this_machine, sign_of_life, utc,
 };
 pub use prompt_copies::{PromptCopies, PromptCopyError, prompt_digest, write_prompts};
-pub use provenance::Provenance;
+pub use provenance::{EXPORTED_FOLDERS, Provenance};
+pub use recent_log::{RECENT_LOG_BYTES, RecentLog};
 pub use run_directory::RunDirectory;
 pub use shown::{shown, visible};
 pub use system_numbers::free_memory;

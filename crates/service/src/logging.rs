@@ -1,6 +1,7 @@
 //! Logs go to standard error, as text or as one JSON object per line; `RUST_LOG` chooses what is shown.
 
-use crate::ServiceError;
+use crate::recent_log::Keeping;
+use crate::{RecentLog, ServiceError};
 use std::fmt;
 use std::io::IsTerminal;
 use std::str::FromStr;
@@ -38,14 +39,18 @@ impl fmt::Display for LogFormat {
     }
 }
 
-/// Sets up logging for the whole process; shows `default_filter` (say, `info`) unless `RUST_LOG` is set.
+/// Sets up logging for the whole process; shows `default_filter` (say, `info`) unless `RUST_LOG` is set. What is returned keeps
+/// the last lines.
 ///
 /// # Errors
 /// If `RUST_LOG` does not parse or logging was set up before.
-pub fn init(format: LogFormat, default_filter: &str) -> Result<(), ServiceError> {
+pub fn init(format: LogFormat, default_filter: &str) -> Result<RecentLog, ServiceError> {
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let ansi = std::io::stderr().is_terminal() && !no_color;
-    start(format, default_filter, std::io::stderr, ansi)
+    let recent = RecentLog::default();
+    let writer = Keeping { recent: recent.clone(), output: std::io::stderr };
+    start(format, default_filter, writer, ansi)?;
+    Ok(recent)
 }
 
 /// As [`init`], but lines go to `writer`, uncoloured.

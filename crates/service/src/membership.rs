@@ -4,12 +4,13 @@
 //! refuses the old identity makes a member join again, an unreachable one is waited for; (3) after the grace without
 //! a coordinator the membership is lost for good and every call says so.
 
+mod halves;
 mod link;
 mod work_in_hand;
 
 use crate::connect::Dial;
 use crate::trust::{PeerRole, Trust};
-use crate::{ServiceError, coordinator_client, cuda, device_kind, request};
+use crate::{RecentLog, RunDirectory, ServiceError, coordinator_client, cuda, device_kind, request};
 use config::ComputeDevice;
 use link::{CALL_DEADLINE, Link, State, heartbeats};
 use proto::{
@@ -45,6 +46,8 @@ pub struct JoinDetails {
     pub metrics_address: String,
     /// How long an absent coordinator is waited for.
     pub grace: Duration,
+    /// Learner: its half of the run, where it does not have the coordinator's directory.
+    pub own_directory: Option<RunDirectory>,
 }
 
 /// What the coordinator last said.
@@ -58,12 +61,14 @@ pub struct Standing {
     pub not_needed: Vec<TaskName>,
     /// Learner: the group that all ranks are to form, once all are there.
     pub ranks: Option<RankGroup>,
+    /// Learner: the question for what it has to show that the coordinator has last asked, if one is open.
+    pub results_asked: Option<u64>,
 }
 
 impl Standing {
     /// What a member knows that has just joined, of the learners that are there.
     fn joined(learner_addresses: Vec<String>) -> Self {
-        Self { learner_addresses, drain: None, not_needed: Vec::new(), ranks: None }
+        Self { learner_addresses, drain: None, not_needed: Vec::new(), ranks: None, results_asked: None }
     }
 }
 
@@ -96,6 +101,8 @@ impl Membership {
             broken_ranks: 0,
             ranks_address: String::new(),
             weights: None,
+            log: RecentLog::default(),
+            told_log: 0,
         };
         let standing = Standing::joined(Vec::new());
         let process = Process { metrics_address: details.metrics_address.clone(), ..this_process() };
@@ -167,6 +174,11 @@ impl Membership {
     /// Lets the coordinator know, from the next heartbeat on, what is wrong with `subject` while this member goes on.
     pub fn troubled(&self, subject: &str, trouble: String) {
         self.link.state().troubles.insert(subject.to_owned(), trouble);
+    }
+
+    /// Shows the last lines of this log to who asks the coordinator for them.
+    pub fn shows_log(&self, log: RecentLog) {
+        self.link.state().log = log;
     }
 
     /// Nothing is wrong with `subject` any more.

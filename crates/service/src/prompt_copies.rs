@@ -47,6 +47,11 @@ impl PromptCopies {
         Self { directory: RunDirectory::new(&reply.run_directory), digests: reply.prompt_digests.clone() }
     }
 
+    /// The same in another directory than the coordinator's.
+    pub fn below(directory: RunDirectory, reply: &JoinReply) -> Self {
+        Self { directory, digests: reply.prompt_digests.clone() }
+    }
+
     /// Whether the run has prompts for a purpose.
     pub fn has(&self, split: PromptSplit) -> bool {
         self.digests.contains_key(&split.to_string())

@@ -1,11 +1,14 @@
 //! What a folder of exported weights was made of.
 
-use crate::{ServiceError, durable};
+use crate::{RunDirectory, ServiceError, durable};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Name of the note in the folder.
 const PROVENANCE_FILE: &str = "provenance.json";
+
+/// Folders of an adapter, or of a network trained as a whole.
+pub const EXPORTED_FOLDERS: [&str; 3] = ["peft", "diffusers", "transformer"];
 
 /// Says which checkpoint of a run a folder of weights was exported from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +20,13 @@ pub struct Provenance {
 }
 
 impl Provenance {
+    /// Every folder that a run has exported and that says what it was made of.
+    pub fn of_exports(directory: &RunDirectory) -> Vec<(PathBuf, Self)> {
+        let places = [directory.adapter(), directory.best_adapter()];
+        let folders = places.iter().flat_map(|place| EXPORTED_FOLDERS.map(|folder| place.join(folder)));
+        folders.filter_map(|folder| Self::read(&folder).map(|provenance| (folder, provenance))).collect()
+    }
+
     /// That of a folder, if it says so.
     pub fn read(folder: &Path) -> Option<Self> {
         serde_json::from_slice(

@@ -122,6 +122,21 @@ impl RunDirectory {
         self.logs().join(format!("{member_id}.log"))
     }
 
+    /// Of a learner's half: the run that it is of.
+    pub fn learner_file(&self) -> PathBuf {
+        self.path.join("learner.json")
+    }
+
+    /// Of a learner's half: what it got of what the run reads, where a run directory has it.
+    pub fn inputs_received(&self) -> Self {
+        Self::new(self.path.join("inputs"))
+    }
+
+    /// Of a coordinator's half: what the learner sent last of what it has to show, where a run directory has it.
+    pub fn results(&self) -> Self {
+        Self::new(self.path.join("results"))
+    }
+
     /// How to reach the coordinator of the run.
     pub fn run_file(&self) -> PathBuf {
         self.path.join("run.json")

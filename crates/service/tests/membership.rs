@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// Answers as told; counts joins and remembers the last one.
 #[derive(Clone, Default)]
@@ -29,6 +29,7 @@ struct StubState {
     given_back: Vec<TaskId>,
     troubles: Vec<String>,
     weights: Option<WeightsStanding>,
+    logs: Vec<TellLogRequest>,
 }
 
 /// How long anything here may take before a test fails.
@@ -90,6 +91,25 @@ impl Drop for Serving {
 
 #[tonic::async_trait]
 impl Coordinator for Stub {
+    type RunFilesStream = tokio_stream::Empty<Result<FilePart, Status>>;
+    type KeepResultsStream = tokio_stream::Empty<Result<KeepResultsReply, Status>>;
+
+    async fn run_files(&self, _: Request<RunFilesRequest>) -> Result<Response<Self::RunFilesStream>, Status> {
+        Err(Status::unimplemented("no learner here"))
+    }
+
+    async fn keep_results(
+        &self,
+        _: Request<Streaming<KeepResultsRequest>>,
+    ) -> Result<Response<Self::KeepResultsStream>, Status> {
+        Err(Status::unimplemented("no learner here"))
+    }
+
+    async fn tell_log(&self, request: Request<TellLogRequest>) -> Result<Response<TellLogReply>, Status> {
+        self.state.lock().unwrap().logs.push(request.into_inner());
+        Ok(Response::new(TellLogReply {}))
+    }
+
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
         let request = request.into_inner();
         let mut state = self.state.lock().unwrap();
@@ -179,6 +199,7 @@ fn worker(grace: Duration) -> JoinDetails {
         address: String::new(),
         metrics_address: String::new(),
         grace,
+        own_directory: None,
     }
 }
 
@@ -283,6 +304,21 @@ async fn heartbeats_tell_what_is_wrong_while_it_is() {
     stub.until("it is told", |state| state.troubles == ["it does not answer"]).await;
     membership.relieved("a reward");
     stub.until("it is over", |state| state.troubles.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_question_about_the_log_is_answered_once() {
+    let stub = Stub::default();
+    let (address, _stop) = stub.serve().await;
+    let membership = join(address, Duration::from_secs(9)).await;
+    let ask = |number| Order { order: Some(order::Order::AskLog(AskLog { number, lines: 5 })) };
+    stub.state.lock().unwrap().orders = vec![ask(3)];
+    stub.until("it is answered", |state| state.logs.iter().any(|told| told.number == 3)).await;
+    stub.state.lock().unwrap().orders = vec![ask(3), ask(4)];
+    stub.until("the next is, too", |state| state.logs.iter().any(|told| told.number == 4)).await;
+    let numbers: Vec<u64> = stub.state.lock().unwrap().logs.iter().map(|told| told.number).collect();
+    assert_eq!(numbers, [3, 4]);
+    assert_eq!(stub.state.lock().unwrap().logs[0].caller, Some(membership.caller()));
 }
 
 #[tokio::test]

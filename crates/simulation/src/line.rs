@@ -128,6 +128,7 @@ impl Line {
             rank: 0,
             address: self.address.clone(),
             running: self.in_hand.tasks().to_vec(),
+            own_directory: None,
         };
         let call = stage.call(Callee::Coordinator, Request::Join(Box::new(request)), CALL_DEADLINE);
         if let Some(joining) = &mut self.joining {

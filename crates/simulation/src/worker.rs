@@ -237,6 +237,8 @@ impl Worker {
                 order::Order::GiveBack(order) => {
                     not_needed.extend(order.tasks.iter().flat_map(TaskName::try_from));
                 }
+                // There are no logs and no files here.
+                order::Order::AskLog(_) | order::Order::AskResults(_) => {}
             }
         }
         self.stand(&reply.learner_addresses, drain, stage);

@@ -105,6 +105,24 @@ impl CoordinatorState {
 
 #[tonic::async_trait]
 impl Coordinator for FakeCoordinator {
+    type RunFilesStream = tokio_stream::Empty<Result<FilePart, Status>>;
+    type KeepResultsStream = tokio_stream::Empty<Result<KeepResultsReply, Status>>;
+
+    async fn run_files(&self, _: Request<RunFilesRequest>) -> Answer<Self::RunFilesStream> {
+        Err(Status::unimplemented("no learner here"))
+    }
+
+    async fn keep_results(
+        &self,
+        _: Request<Streaming<KeepResultsRequest>>,
+    ) -> Answer<Self::KeepResultsStream> {
+        Err(Status::unimplemented("no learner here"))
+    }
+
+    async fn tell_log(&self, _: Request<TellLogRequest>) -> Answer<TellLogReply> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+
     async fn join(&self, request: Request<JoinRequest>) -> Answer<JoinReply> {
         let (request, state) = (request.into_inner(), self.state());
         let identity = Caller { run_id: "run".into(), member_id: request.member_id, incarnation: 1 };

@@ -71,6 +71,7 @@ impl World {
             metrics_listen: None,
             grace: PATIENCE,
             notice: None,
+            log: service::RecentLog::default(),
             hub: Hub::at("/nowhere"),
         };
         let shutdown = CancellationToken::new();

@@ -2,10 +2,14 @@
 
 use super::{JoinDetails, Standing};
 use crate::connect::is_outage;
+use crate::own_half::introduction;
 use crate::trust::{Trust, trust_problem};
-use crate::{ServiceError, backoff, request};
+use crate::{RecentLog, ServiceError, backoff, request};
 use proto::coordinator_client::CoordinatorClient;
-use proto::{Caller, GiveBack, HeartbeatRequest, JoinReply, JoinRequest, Process, WeightsStanding, order};
+use proto::{
+    AskLog, AskResults, Caller, GiveBack, HeartbeatRequest, JoinReply, JoinRequest, Process, TellLogRequest,
+    WeightsStanding, order,
+};
 use protocol::{
     AfterCall, Backoff, CallEnd, InHand, JoinEnd, JoinRefusal, MemberLink, MembershipLoss, TaskName,
 };
@@ -49,6 +53,9 @@ pub(super) struct State {
     pub(super) ranks_address: String,
     /// Worker: the weights that it has, once it has said so.
     pub(super) weights: Option<WeightsStanding>,
+    /// What is told of the log, and the newest question that was answered.
+    pub(super) log: RecentLog,
+    pub(super) told_log: u64,
 }
 
 impl Link {
@@ -111,11 +118,18 @@ impl Link {
             rank: self.details.rank,
             address: self.details.address.clone(),
             running: state.in_hand.tasks().to_vec(),
+            // Looked at anew: it may have begun since.
+            own_directory: self.details.own_directory.as_ref().map(introduction),
         }
     }
 
     fn joined(&self, reply: &JoinReply) {
-        tracing::info!(incarnation = self.state().member.caller().incarnation, "joined the run");
+        {
+            let mut state = self.state();
+            // Another coordinator counts its questions anew.
+            state.told_log = 0;
+            tracing::info!(incarnation = state.member.caller().incarnation, "joined the run");
+        }
         self.stand(Standing::joined(reply.learner_addresses.clone()));
     }
 
@@ -167,7 +181,7 @@ impl Link {
         }
     }
 
-    fn failed(&self, status: Status) -> ServiceError {
+    pub(super) fn failed(&self, status: Status) -> ServiceError {
         ServiceError::Call { address: self.address.clone(), source: Box::new(status) }
     }
 
@@ -191,7 +205,7 @@ impl Link {
         }
     }
 
-    async fn heartbeat(&self) -> Result<(), ServiceError> {
+    async fn heartbeat(self: &Arc<Self>) -> Result<(), ServiceError> {
         let reply = self
             .call(CALL_DEADLINE, |mut client, caller| async move {
                 let message = self.heartbeat_request(caller);
@@ -208,10 +222,32 @@ impl Link {
                 order::Order::GiveBack(GiveBack { tasks }) => {
                     standing.not_needed = tasks.iter().flat_map(TaskName::try_from).collect();
                 }
+                // Beside the heartbeats, which must not wait for it.
+                order::Order::AskLog(question) => drop(tokio::spawn(self.clone().tell_log(question))),
+                order::Order::AskResults(AskResults { number }) => standing.results_asked = Some(number),
             }
         }
         self.stand(standing);
         Ok(())
+    }
+}
+
+impl Link {
+    /// Answers a question about the log once; one that was not heard is asked again.
+    async fn tell_log(self: Arc<Self>, AskLog { number, lines }: AskLog) {
+        let (caller, text) = {
+            let mut state = self.state();
+            if number <= state.told_log {
+                return;
+            }
+            state.told_log = number;
+            (state.member.caller().clone(), state.log.last_lines(lines as usize))
+        };
+        let message = TellLogRequest { caller: Some(caller), number, text: text.into() };
+        if let Err(status) = self.client.clone().tell_log(request(message, CALL_DEADLINE)).await {
+            tracing::debug!("log not told: {}", status.message());
+            self.state().told_log = number - 1;
+        }
     }
 }
 

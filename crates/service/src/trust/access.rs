@@ -29,7 +29,7 @@ const OPERATORS: Callers = Callers::Roles(&[PeerRole::Admin, PeerRole::Coordinat
 const SCORED: Callers = Callers::Roles(&[PeerRole::Worker, PeerRole::Admin]);
 
 /// Every call of every service. One that is not here is refused.
-const TABLE: [(&str, Callers); 21] = [
+const TABLE: [(&str, Callers); 25] = [
     ("/tempflow.v1.Coordinator/Join", MEMBERS),
     ("/tempflow.v1.Coordinator/Heartbeat", MEMBERS),
     ("/tempflow.v1.Coordinator/NextTask", WORKERS),
@@ -37,10 +37,14 @@ const TABLE: [(&str, Callers); 21] = [
     ("/tempflow.v1.Coordinator/SeekWeights", WORKERS),
     ("/tempflow.v1.Coordinator/Report", LEARNERS),
     ("/tempflow.v1.Coordinator/Leave", MEMBERS),
+    ("/tempflow.v1.Coordinator/RunFiles", LEARNERS),
+    ("/tempflow.v1.Coordinator/KeepResults", LEARNERS),
+    ("/tempflow.v1.Coordinator/TellLog", MEMBERS),
     ("/tempflow.v1.Admin/Status", OPERATORS),
     ("/tempflow.v1.Admin/Scale", OPERATORS),
     ("/tempflow.v1.Admin/Down", OPERATORS),
     ("/tempflow.v1.Admin/Logs", OPERATORS),
+    ("/tempflow.v1.Admin/MemberLogs", OPERATORS),
     ("/tempflow.v1.Admin/Export", OPERATORS),
     ("/tempflow.v1.Learner/MissingConditioning", WORKERS),
     ("/tempflow.v1.Learner/Push", WORKERS),

@@ -1,0 +1,293 @@
+//! The two halves of a run whose learner shares no file system with the coordinator: which learner may go on with which
+//! half, and what the coordinator asks of it. Decisions only.
+//!
+//! 1. A run has one half of a learner. Once that has a checkpoint, a learner without it is refused: it would begin anew.
+//! 2. Questions have numbers, and an open one is asked again with every heartbeat, so that one that was lost does no harm.
+
+use config::LearnerPlace;
+use proto::{AskLog, AskResults, OwnDirectory, order};
+use serde::{Deserialize, Serialize};
+use service::{RunDirectory, shown};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Characters that are kept of the name of a host or directory.
+const LONGEST_NAME: usize = 300;
+/// Members whose logs are asked for at a time.
+pub const MOST_LOGS: usize = 100;
+/// How long their answers are waited for: members ask what is wanted of them every second.
+pub const LOG_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A half of a run on the host of its learner, as `run.json` has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LearnerHalf {
+    /// The host, as the learner calls it.
+    pub host: String,
+    /// The directory there.
+    pub directory: String,
+    /// Whether there are checkpoints in it.
+    #[serde(default)]
+    pub has_begun: bool,
+}
+
+impl std::fmt::Display for LearnerHalf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} on {}", self.directory, self.host)
+    }
+}
+
+/// The directory that has what a run has to show: its own, or the one with what a learner elsewhere sent last.
+pub fn shown_directory(directory: &RunDirectory, half: Option<&LearnerHalf>) -> RunDirectory {
+    if half.is_some() { directory.results() } else { directory.clone() }
+}
+
+/// What is known of the halves of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Halves {
+    /// The learner's, if it has one of its own.
+    learner: Option<LearnerHalf>,
+    /// Whether there are checkpoints in the coordinator's directory.
+    has_begun_here: bool,
+    /// What the newest question for results is, and the newest that was answered.
+    results_asked: u64,
+    results_kept: u64,
+    logs: LogQuestions,
+}
+
+impl Halves {
+    /// As the run's directory and record have it.
+    pub fn new(learner: Option<LearnerHalf>, has_begun_here: bool) -> Self {
+        Self { learner, has_begun_here, ..Self::default() }
+    }
+
+    /// The learner's half, if it has one of its own.
+    pub fn learner(&self) -> Option<&LearnerHalf> {
+        self.learner.as_ref()
+    }
+
+    /// Whether a learner with this directory of its own, or without one, may go on with the run.
+    ///
+    /// # Errors
+    /// Why not, with the remedy.
+    pub(crate) fn check(
+        &self,
+        (run_id, place): (&str, LearnerPlace),
+        own: Option<&OwnDirectory>,
+    ) -> Result<(), String> {
+        let Some(own) = own else {
+            return match self.learner.as_ref().filter(|half| half.has_begun) {
+                None => Ok(()),
+                Some(half) => Err(format!(
+                    "the learner of this run has its checkpoints in {half}: start it there with `--run-directory`"
+                )),
+            };
+        };
+        let path = shown(&own.path, LONGEST_NAME);
+        if place == LearnerPlace::Here {
+            return Err(format!(
+                "the coordinator of this run starts the learner itself, and {path} could not become part of it; have the run go \
+                 on with `--set network.learner=by-hand` first"
+            ));
+        }
+        if own.has_begun {
+            let is_known = own.run_id.is_empty() || own.run_id == run_id;
+            return match is_known {
+                true => Ok(()),
+                false => Err(format!(
+                    "{path} is of the run `{}` and this is `{run_id}`; give another folder by `--run-directory`",
+                    shown(&own.run_id, LONGEST_NAME)
+                )),
+            };
+        }
+        match &self.learner {
+            Some(half) if half.has_begun => Err(format!(
+                "the learner of this run has its checkpoints in {half}, and {path} has none: start the learner there, or copy \
+                 that folder to this place first"
+            )),
+            _ if self.has_begun_here => Err(format!(
+                "the run has checkpoints in the coordinator's directory, and {path} has none: copy `checkpoints`, `*.jsonl`, \
+                 `adapter`, `samples` and `tensorboard` from there first, or leave `network.learner` at `here`"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes note of the half of a learner that has joined.
+    pub(crate) fn joined(&mut self, host: &str, own: Option<&OwnDirectory>) {
+        self.learner = own.map(|own| LearnerHalf {
+            host: host.to_owned(),
+            directory: shown(&own.path, LONGEST_NAME),
+            has_begun: own.has_begun,
+        });
+    }
+
+    /// Takes note of an iteration that was trained: the learner has a checkpoint of it, or is about to.
+    pub(crate) fn trained(&mut self, iteration: u32) {
+        if iteration > 0 {
+            self.learner.iter_mut().for_each(|half| half.has_begun = true);
+        }
+    }
+
+    /// Asks the learner for what it has to show, and returns the number of the question.
+    pub(crate) fn ask_results(&mut self) -> u64 {
+        self.results_asked += 1;
+        self.results_asked
+    }
+
+    /// Whether a question for results has been answered.
+    pub fn has_results(&self, number: u64) -> bool {
+        self.results_kept >= number
+    }
+
+    /// Results are kept that answer a question, 0 being none.
+    pub(crate) fn results_kept(&mut self, number: u64) {
+        self.results_kept = self.results_kept.max(number.min(self.results_asked));
+    }
+
+    /// Asks a member for its last lines, and returns the number of the question.
+    pub(crate) fn ask_log(&mut self, member_id: &str, lines: u32) -> u64 {
+        self.logs.ask(member_id, lines)
+    }
+
+    /// Takes a member's answer.
+    pub(crate) fn log_told(&mut self, member_id: &str, number: u64, text: Vec<u8>) {
+        self.logs.told(member_id, number, text);
+    }
+
+    /// Whether questions are still open.
+    pub(crate) fn is_waiting_for_logs(&self, numbers: &[u64]) -> bool {
+        numbers.iter().any(|number| self.logs.open.get(number).is_some_and(|asked| asked.answer.is_none()))
+    }
+
+    /// Closes a question about a log, and returns its answer.
+    pub(crate) fn close_log(&mut self, number: u64) -> Option<(String, Vec<u8>)> {
+        let asked = self.logs.open.remove(&number)?;
+        Some((asked.member_id, asked.answer?))
+    }
+
+    /// What a member is asked now.
+    pub(crate) fn orders(&self, member_id: &str, is_learner: bool) -> impl Iterator<Item = order::Order> {
+        let is_open = is_learner && self.learner.is_some() && self.results_asked > self.results_kept;
+        let results = is_open.then_some(order::Order::AskResults(AskResults { number: self.results_asked }));
+        let log = self.logs.next_of(member_id).map(order::Order::AskLog);
+        log.into_iter().chain(results)
+    }
+}
+
+/// Open questions about logs, by their numbers.
+#[derive(Clone, Debug, Default)]
+struct LogQuestions {
+    newest: u64,
+    open: BTreeMap<u64, LogQuestion>,
+}
+
+#[derive(Clone, Debug)]
+struct LogQuestion {
+    member_id: String,
+    lines: u32,
+    answer: Option<Vec<u8>>,
+}
+
+impl LogQuestions {
+    fn ask(&mut self, member_id: &str, lines: u32) -> u64 {
+        self.newest += 1;
+        let asked = LogQuestion { member_id: member_id.to_owned(), lines, answer: None };
+        self.open.insert(self.newest, asked);
+        self.newest
+    }
+
+    fn told(&mut self, member_id: &str, number: u64, mut text: Vec<u8>) {
+        text.truncate(service::RECENT_LOG_BYTES);
+        if let Some(asked) = self.open.get_mut(&number).filter(|asked| asked.member_id == member_id) {
+            asked.answer = Some(text);
+        }
+    }
+
+    /// In the order of numbers, since a member answers no number below one that it has answered.
+    fn next_of(&self, member_id: &str) -> Option<AskLog> {
+        let mut open = self.open.iter();
+        let (number, asked) =
+            open.find(|(_, asked)| asked.member_id == member_id && asked.answer.is_none())?;
+        Some(AskLog { number: *number, lines: asked.lines })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own(run_id: &str, has_begun: bool) -> OwnDirectory {
+        OwnDirectory { path: "/data/half".to_owned(), run_id: run_id.to_owned(), has_begun }
+    }
+
+    fn half(has_begun: bool) -> LearnerHalf {
+        LearnerHalf { host: "gpu1".to_owned(), directory: "/data/half".to_owned(), has_begun }
+    }
+
+    #[test]
+    fn a_learner_without_the_runs_checkpoints_is_refused_once_there_are_some() {
+        let check = |halves: &Halves, place, own: Option<OwnDirectory>| {
+            halves.check(("run-1", place), own.as_ref()).err().unwrap_or_default()
+        };
+        let by_hand = LearnerPlace::ByHand;
+        let new = Halves::default();
+        assert_eq!(check(&new, by_hand, Some(own("", false))), "");
+        assert_eq!(check(&new, LearnerPlace::Here, None), "");
+        assert_eq!(check(&new, by_hand, None), "", "one that has the coordinator's directory");
+        assert!(check(&new, LearnerPlace::Here, Some(own("", false))).contains("network.learner=by-hand"));
+        let stillborn = Halves::new(Some(half(false)), false);
+        assert_eq!(check(&stillborn, by_hand, Some(own("run-0", false))), "");
+        let begun = Halves::new(Some(half(true)), false);
+        assert_eq!(check(&begun, by_hand, Some(own("run-1", true))), "");
+        assert_eq!(check(&begun, by_hand, Some(own("", true))), "", "a copy of a run directory");
+        assert!(check(&begun, by_hand, Some(own("run-1", false))).contains("/data/half on gpu1, and"));
+        assert!(check(&begun, by_hand, Some(own("run-0", true))).contains("is of the run `run-0`"));
+        assert!(check(&begun, by_hand, None).contains("/data/half on gpu1: start it there"));
+        let begun_here = Halves::new(None, true);
+        assert!(check(&begun_here, by_hand, Some(own("", false))).contains("copy `checkpoints`"));
+        assert_eq!(check(&begun_here, by_hand, Some(own("", true))), "");
+    }
+
+    #[test]
+    fn a_half_has_begun_with_the_first_iteration() {
+        let mut halves = Halves::default();
+        halves.joined("gpu1", Some(&own("", false)));
+        halves.trained(0);
+        assert_eq!(halves.learner(), Some(&half(false)));
+        halves.trained(1);
+        assert_eq!(halves.learner(), Some(&half(true)));
+        halves.joined("gpu1", None);
+        assert_eq!(halves.learner(), None);
+    }
+
+    #[test]
+    fn what_is_asked_is_asked_until_it_is_answered() {
+        let mut halves = Halves::new(Some(half(true)), false);
+        let orders =
+            |halves: &Halves, member: &str| halves.orders(member, member == "learner").collect::<Vec<_>>();
+        assert_eq!(orders(&halves, "learner"), []);
+        let number = halves.ask_results();
+        assert_eq!(orders(&halves, "learner"), [order::Order::AskResults(AskResults { number })]);
+        assert_eq!(orders(&halves, "worker-0"), []);
+        halves.results_kept(0);
+        assert!(!halves.has_results(number));
+        halves.results_kept(number);
+        assert!(halves.has_results(number) && orders(&halves, "learner").is_empty());
+
+        let asked = [halves.ask_log("worker-0", 7), halves.ask_log("worker-0", 9), halves.ask_log("b", 1)];
+        assert_eq!(
+            orders(&halves, "worker-0"),
+            [order::Order::AskLog(AskLog { number: asked[0], lines: 7 })]
+        );
+        halves.log_told("b", asked[0], b"not b's".to_vec());
+        halves.log_told("worker-0", asked[0], b"a line\n".to_vec());
+        assert_eq!(
+            orders(&halves, "worker-0"),
+            [order::Order::AskLog(AskLog { number: asked[1], lines: 9 })]
+        );
+        assert!(halves.is_waiting_for_logs(&asked));
+        assert_eq!(halves.close_log(asked[0]), Some(("worker-0".to_owned(), b"a line\n".to_vec())));
+        assert_eq!(asked[1..].iter().filter_map(|number| halves.close_log(*number)).count(), 0);
+        assert!(!halves.is_waiting_for_logs(&asked) && orders(&halves, "b").is_empty());
+    }
+}
