@@ -19,7 +19,8 @@ use proto::seek_weights_reply::Source;
 use proto::{
     Caller, FinishTaskReply, FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply, JoinRequest,
     KeepResultsRequest, LeaveReply, LeaveRequest, NextTaskReply, NextTaskRequest, ReportReply, ReportRequest,
-    Role, RunFilesRequest, SeekWeightsReply, SeekWeightsRequest, TellLogReply, TellLogRequest, WeightsStanding,
+    Role, RunFilesRequest, SeekWeightsReply, SeekWeightsRequest, TellLogReply, TellLogRequest,
+    WeightsStanding,
 };
 use protocol::with_causes;
 use service::trust::peer_role;

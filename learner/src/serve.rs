@@ -218,7 +218,8 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
         return Err(other.into());
     }
     let opened = async {
-        let half = Half::open((options.rank, options.run_directory.clone()), &membership, &reply, &config).await?;
+        let half =
+            Half::open((options.rank, options.run_directory.clone()), &membership, &reply, &config).await?;
         Ok::<_, ServeError>((half, open_door(&options, &config, &address, &trust).await?))
     };
     let (half, door) = match opened.await {

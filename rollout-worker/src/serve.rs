@@ -16,8 +16,8 @@ use service::metrics::MemberMetrics;
 use service::network::ListenAddress;
 use service::weights::{RelayPlace, WeightsRelayService};
 use service::{
-    Hub, JoinDetails, Membership, PeerRole, PromptCopies, RecentLog, Security, ServiceError, WorkInHand, cuda,
-    trust_by,
+    Hub, JoinDetails, Membership, PeerRole, PromptCopies, RecentLog, Security, ServiceError, WorkInHand,
+    cuda, trust_by,
 };
 use tch::Device;
 use tokio_util::sync::CancellationToken;

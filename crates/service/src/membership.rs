@@ -15,8 +15,8 @@ use config::ComputeDevice;
 use link::{CALL_DEADLINE, Link, State, heartbeats};
 use proto::{
     Blame, Caller, FailedSource, Fatal, FinishTaskRequest, JoinReply, LeaveRequest, NextTaskRequest, Process,
-    Progress, RankGroup, ReportReply, ReportRequest, Role, SeekWeightsReply, SeekWeightsRequest, Summary, Task,
-    TaskId, Wanted, WeightsStanding, Work,
+    Progress, RankGroup, ReportReply, ReportRequest, Role, SeekWeightsReply, SeekWeightsRequest, Summary,
+    Task, TaskId, Wanted, WeightsStanding, Work,
 };
 use protocol::{InHand, MemberLink, MembershipLoss, NONCE_BYTES, TaskName, WeightsName};
 use std::collections::BTreeMap;
