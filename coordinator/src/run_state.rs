@@ -19,14 +19,14 @@ use crate::membership::{Applicant, Hang, Loss, Member, Members, Presence, Refusa
 use crate::rank_groups::RankGroups;
 use crate::results::{RunProgress, RunSummary};
 use crate::run_record::{RunEnding, StopWish};
-use crate::tasks::{Asking, Failed, Grant, TaskBook, Verdict, WantedTasks};
+use crate::tasks::{Asking, Failed, Grant, TaskBook, Verdict};
 use crate::weights_relay::WeightsRelay;
 use noting::blame_in_a_word;
 use proto::{
     Caller, Drain, Fatal, FinishTaskRequest, GiveBack, HeartbeatReply, HeartbeatRequest, JoinReply,
-    JoinRequest, NextTaskRequest, Order, ReportRequest, Role, Standstill, TaskId, Wanted, order,
+    JoinRequest, NextTaskRequest, Order, ReportRequest, Role, Standstill, TaskId, order,
 };
-use protocol::{TaskName, kind_from_wire};
+use protocol::TaskName;
 use service::{Holder, shown};
 use std::time::{Duration, Instant};
 use telling::config_for;
@@ -360,21 +360,6 @@ impl RunState {
             worker_busy_seconds: now.saturating_duration_since(self.started).as_secs_f64(),
             ..summary.into()
         }
-    }
-
-    fn wanted(&self, set: &Wanted, rank: u32) -> Result<WantedTasks, Refusal> {
-        let kind = kind_from_wire(set.kind()).ok_or(Refusal::Malformed("tasks of which kind are wanted?"))?;
-        if set.version != self.catalog.version(kind, set.iteration) {
-            return Err(Refusal::Malformed(
-                "the learner wants tasks with another version than the config says",
-            ));
-        }
-        if set.rank != rank {
-            return Err(Refusal::Malformed("a rank of the learner wants tasks for another rank"));
-        }
-        let n_tasks = self.catalog.n_tasks(kind);
-        let open_below = set.open_below.unwrap_or(n_tasks);
-        Ok(WantedTasks { iteration: set.iteration, kind, n_tasks, held: set.held.clone(), open_below })
     }
 
     /// Ends the membership of a sender that says goodbye.

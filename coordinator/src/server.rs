@@ -1,5 +1,6 @@
 //! The coordinator's services over gRPC: reads the clock, asks the state, waits where a caller is to wait.
 
+mod checks;
 mod halves;
 mod operators;
 
@@ -11,6 +12,7 @@ use crate::run_record::RunEnding;
 use crate::run_state::RunState;
 use crate::view::{LivingRun, Overview, PlannedMemory};
 use crate::waiting_room::WaitingRoom;
+use checks::{check_reachable, check_relay, check_role};
 use halves::{Exchange, FileParts, KeptParts};
 use proto::admin_server::AdminServer;
 use proto::coordinator_server::{Coordinator, CoordinatorServer};
@@ -20,13 +22,11 @@ use proto::{
     Caller, FinishTaskReply, FinishTaskRequest, HeartbeatReply, HeartbeatRequest, JoinReply, JoinRequest,
     KeepResultsRequest, LeaveReply, LeaveRequest, NextTaskReply, NextTaskRequest, ReportReply, ReportRequest,
     Role, RunFilesRequest, SeekWeightsReply, SeekWeightsRequest, TellLogReply, TellLogRequest,
-    WeightsStanding,
 };
 use protocol::with_causes;
 use service::trust::peer_role;
-use service::{Ownership, PeerRole, ServiceError, Trust, network};
+use service::{Ownership, PeerRole, ServiceError, Trust};
 use std::future::Future;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -471,71 +471,6 @@ impl ControlPlane {
             |caller: &Caller| self.read(|state| Some(state.members.get(&caller.member_id)?.applicant.role));
         // Who is none is told so elsewhere.
         caller.and_then(role_of).map_or(Ok(()), |role| check_role(peer, role))
-    }
-}
-
-/// Whether a peer may be a member of that role; anybody may where connections are not secured.
-fn check_role(peer: Option<PeerRole>, role: Role) -> Result<(), Status> {
-    let wanted = match role {
-        Role::Learner => PeerRole::Learner,
-        Role::RolloutWorker => PeerRole::Worker,
-        Role::Unspecified => return Ok(()),
-    };
-    match peer {
-        Some(peer) if peer != wanted => Err(Status::permission_denied(format!(
-            "its certificate is for the role `{peer}`, and it speaks as a member of the role `{wanted}`; start it with {wanted}.token"
-        ))),
-        _ => Ok(()),
-    }
-}
-
-fn is_reachable(address: &str, is_local: bool) -> bool {
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
-    let is_anywhere = host.parse::<IpAddr>().is_ok_and(|number| number.is_unspecified());
-    !is_anywhere && (is_local || !network::is_loopback(host))
-}
-
-/// A worker that others cannot reach where it says serves nobody, and hears why.
-fn check_relay(weights: &mut WeightsStanding, is_local: bool) -> Result<(), String> {
-    if weights.address.is_empty() || is_reachable(&weights.address, is_local) {
-        return Ok(());
-    }
-    let address = std::mem::take(&mut weights.address);
-    Err(format!(
-        "no weights are relayed from here: {address} is where others would find themselves; start the worker with `--listen` and \
-         `--advertise` at an address that they can reach"
-    ))
-}
-
-/// Whether workers of this run can reach a learner where it says.
-fn check_reachable(address: &str, is_local: bool) -> Result<(), Status> {
-    match is_reachable(address, is_local) {
-        true => Ok(()),
-        false => Err(Status::failed_precondition(format!(
-            "the learner says that workers reach it at {address}, where those on other hosts would find themselves; start it \
-             with `--listen` and `--advertise` (or `network.bind` and `network.advertise`) at an address that they can reach"
-        ))),
-    }
-}
-
-impl From<Refusal> for Status {
-    fn from(refusal: Refusal) -> Self {
-        let message = refusal.to_string();
-        match refusal {
-            Refusal::Malformed(_) => Self::invalid_argument(message),
-            Refusal::Full => Self::unavailable(message),
-            // Its place may be free in a moment, see `service::join_end`.
-            Refusal::Taken { .. } | Refusal::OtherLearner { .. } => Self::already_exists(message),
-            // The process's time is up, that of the next begins.
-            Refusal::Stuck { .. } => Self::resource_exhausted(message),
-            Refusal::OtherRun { .. }
-            | Refusal::OtherRole { .. }
-            | Refusal::OtherBuild { .. }
-            | Refusal::OtherKind { .. }
-            | Refusal::NoSuchRank { .. }
-            | Refusal::OtherHalf(_)
-            | Refusal::Fenced { .. } => Self::failed_precondition(message),
-        }
     }
 }
 

@@ -9,7 +9,7 @@ use config::{PromptSplit, RunConfig};
 use proto::learner_server::LearnerServer;
 use proto::{Fatal, Role};
 use protocol::{HoldLimit, with_causes};
-use run_setup::{OtherDeterminism, catch_out_of_memory, check_determinism};
+use run_setup::{catch_out_of_memory, check_determinism};
 use service::metrics::MemberMetrics;
 use service::network::ListenAddress;
 use service::{
@@ -28,7 +28,7 @@ use crate::exchange::outcome::push_schema;
 use crate::exchange::publications::Publications;
 use crate::exchange::receive::OutcomeReader;
 use crate::exchange::server::{LONGEST_CALL, LearnerService};
-use crate::half::{self, CoordinatorsDirectory, Half};
+use crate::half::{self, Half};
 use crate::metrics::LearnerPage;
 use crate::progress::ProgressBoard;
 use crate::ranks::group::{RankDoor, Ranks};
@@ -39,6 +39,10 @@ use crate::training::gradient::Objective;
 use crate::training::policy::Policy;
 use crate::training::shares::Shares;
 use crate::training::trainer::Trainer;
+
+mod error;
+
+pub use error::ServeError;
 
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Changes closer together than this share a report.
@@ -82,80 +86,6 @@ pub enum ServeEnd {
     Done,
     /// The run is not done, and a learner started again will continue it.
     Retry,
-}
-
-/// Why the process ends in failure.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The port is taken, the address is not this machine's, or nobody could reach it.
-    #[error("`--listen {address}`: {problem}")]
-    Listen {
-        /// As asked for.
-        address: ListenAddress,
-        /// Why not, and what to do.
-        problem: String,
-    },
-    /// There is no second port for other ranks.
-    #[error(
-        "`--listen {address}`, where other ranks of the learner are to reach this one as well: {problem}"
-    )]
-    ListenToRanks {
-        /// As asked for.
-        address: ListenAddress,
-        /// Why not, and what to do.
-        problem: String,
-    },
-    /// The coordinator cannot be reached or does not want this learner.
-    #[error(transparent)]
-    Service(#[from] ServiceError),
-    /// The directory that it was given is not for it.
-    #[error(transparent)]
-    Directory(#[from] CoordinatorsDirectory),
-    /// The config that the coordinator handed out does not parse.
-    #[error("the run config of the coordinator: {0}")]
-    Config(config::ConfigErrors),
-    /// This process computes otherwise than the run wants.
-    #[error(transparent)]
-    Determinism(#[from] OtherDeterminism),
-    /// Training cannot go on.
-    #[error(transparent)]
-    Training(#[from] LearnerError),
-    /// The training thread is gone.
-    #[error("the training thread panicked; its message is above")]
-    Panicked,
-    /// Workers or the coordinator would hear no more of this learner.
-    #[error("the task that {task} ended before the run: {reason}")]
-    TaskEnded {
-        /// What it is there for.
-        task: &'static str,
-        /// How it ended.
-        reason: String,
-    },
-}
-
-impl ServeError {
-    /// The exit code that tells the kind of error.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Config(_) | Self::Determinism(_) | Self::Directory(_) => exit_code::BAD_USAGE,
-            Self::Service(error) => error.exit_code(),
-            Self::Training(error) => match error.not_owner() {
-                Some(refusal) => refusal.exit_code(),
-                None if error.is_bad_input() => exit_code::BAD_USAGE,
-                None => exit_code::FAILED,
-            },
-            _ => exit_code::FAILED,
-        }
-    }
-
-    /// Whether this process may not change the run directory, or not any more.
-    fn is_not_owner(&self) -> bool {
-        match self {
-            Self::Service(error) => error.is_not_owner(),
-            Self::Training(error) => error.not_owner().is_some(),
-            _ => false,
-        }
-    }
 }
 
 /// What the training thread shares with the rest of the process.

@@ -2,15 +2,33 @@
 
 use super::RunState;
 use crate::events::Event;
-use crate::membership::Member;
+use crate::membership::{Member, Refusal};
 use crate::rank_groups::LivingRank;
-use proto::RankGroup;
+use crate::tasks::WantedTasks;
+use proto::{RankGroup, Wanted};
+use protocol::kind_from_wire;
 
 impl RunState {
     /// Where workers reach the learner, by rank; empty while that rank is not there.
     pub(super) fn learner_addresses(&self) -> Vec<String> {
         let address = |member: Option<&Member>| member.map(|member| member.applicant.address.clone());
         self.members.learners().map(|member| address(member).unwrap_or_default()).collect()
+    }
+
+    /// What a rank says that it wants.
+    pub(super) fn wanted(&self, set: &Wanted, rank: u32) -> Result<WantedTasks, Refusal> {
+        let kind = kind_from_wire(set.kind()).ok_or(Refusal::Malformed("tasks of which kind are wanted?"))?;
+        if set.version != self.catalog.version(kind, set.iteration) {
+            return Err(Refusal::Malformed(
+                "the learner wants tasks with another version than the config says",
+            ));
+        }
+        if set.rank != rank {
+            return Err(Refusal::Malformed("a rank of the learner wants tasks for another rank"));
+        }
+        let n_tasks = self.catalog.n_tasks(kind);
+        let open_below = set.open_below.unwrap_or(n_tasks);
+        Ok(WantedTasks { iteration: set.iteration, kind, n_tasks, held: set.held.clone(), open_below })
     }
 
     /// Whether a member is the rank of the learner that writes.
