@@ -33,7 +33,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Takes part in a run as its learner; started by `coordinator up`.
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Compares gradients and updates with recorded ones, `lora*` and `rl_step*`, of a model.
     Parity(ParityArgs),
     /// Writes what a run has trained by one of its checkpoints, as PEFT folder and diffusers LoRA file.
@@ -144,7 +144,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     };
     cuda::load_where_wanted(device).map_err(|error| BadInput(error.into()))?;
     match args.command {
-        Command::Serve(args) => run_serve(args),
+        Command::Serve(args) => run_serve(*args),
         Command::Parity(args) => run_parity(&args),
         Command::Pretrain(args) => run_pretrain(&args),
         Command::Export(args) => run_export(&args),

@@ -14,7 +14,7 @@ use service::metrics::MemberMetrics;
 use service::network::ListenAddress;
 use service::{
     Address, Hub, JoinDetails, MESSAGE_LIMIT, Membership, OwnedDirectory, PeerRole, PeerTls, RecentLog,
-    RunDirectory, Security, ServiceError, Trust, exit_code, network, trust_by,
+    RunDirectory, Security, ServiceError, Trust, network, trust_by,
 };
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -141,7 +141,7 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
     let joined = Membership::join(&options.coordinator, &trust, details);
     let Some(joined) = shutdown.run_until_cancelled(joined).await else { return Ok(ServeEnd::Retry) };
     let (membership, reply) = joined?;
-    membership.shows_log(options.log);
+    membership.shows_log(options.log.clone());
     let config = RunConfig::from_toml(&reply.config).map_err(ServeError::Config)?;
     if let Err(other) = check_determinism(config.run.determinism) {
         membership.leave().await;
@@ -491,6 +491,8 @@ async fn report(membership: Membership, shared: Shared) -> String {
 
 #[cfg(test)]
 mod tests {
+    use service::exit_code;
+
     use super::*;
 
     #[tokio::test]
