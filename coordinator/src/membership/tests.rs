@@ -341,12 +341,27 @@ fn another_build_or_protocol_is_refused_with_both_versions() {
     }
     for odd in [
         Applicant { process: Process { nonce: Vec::new().into(), ..process(1) }, ..worker("a", 1) },
-        Applicant { rank: 1, ..learner("learner", 1) },
         Applicant { process: Process { metrics_address: "\n".to_owned(), ..process(1) }, ..worker("a", 1) },
     ] {
         let refused = members.join(odd, now).expect_err("refused");
         assert!(matches!(refused, Refusal::Malformed(_)), "{refused}");
     }
+}
+
+#[test]
+fn each_rank_of_the_learner_has_one_place_and_there_is_none_beyond_the_last() {
+    let now = Instant::now();
+    let mut members = members().with_learners(2);
+    let rank = |rank, member_id: &str, pid| Applicant { rank, ..learner(member_id, pid) };
+    let refused = members.join(rank(2, "learner-2", 1), now).expect_err("there are two");
+    assert!(refused.to_string().contains("joins as rank 2 of the learner, which has 2"), "{refused}");
+    members.join(rank(0, "learner", 1), now).expect("joined");
+    assert_eq!(members.learners().map(|member| member.is_some()).collect::<Vec<_>>(), [true, false]);
+    members.join(rank(1, "learner-1", 2), now).expect("joined beside it");
+    let refused = members.join(rank(1, "another", 3), now).expect_err("that rank has its process");
+    assert!(matches!(refused, Refusal::OtherLearner { .. }), "{refused}");
+    let pids: Vec<u32> = members.learners().flatten().map(|member| member.applicant.process.pid).collect();
+    assert_eq!(pids, [1, 2]);
 }
 
 #[test]

@@ -89,7 +89,8 @@ fn read<'a, T: Deserialize<'a>>(value: Value) -> Option<T> {
 
 #[cfg(test)]
 mod tests {
-    use crate::{RunConfig, StepWeight, commented, preset};
+    use super::default_gradient_shards;
+    use crate::{AdapterMethod, RunConfig, StepWeight, commented, preset};
 
     /// The shipped run with lines in place of what it says about sampling's rule and its weights.
     fn with(settings: &[&str]) -> RunConfig {
@@ -140,11 +141,10 @@ mod tests {
     fn shards_follow_what_is_trained_and_by_how_many() {
         let shards = |settings: &[&str]| with(settings).training.gradient_shards;
         assert_eq!(shards(&["resources.learners=3"]), 8);
-        for (learners, expected) in [("1", 1), ("2", 2), ("3", 4)] {
-            let learners = format!("resources.learners={learners}");
-            assert_eq!(shards(&["adapter.method=full", &learners]), expected);
-            assert_eq!(shards(&["adapter.method=full", &learners, "training.gradient_shards=16"]), 16);
-        }
+        assert_eq!(shards(&["resources.learners=3", "training.gradient_shards=16"]), 16);
+        let of_full = |learners| default_gradient_shards(AdapterMethod::Full, learners);
+        assert_eq!([1, 2, 3, 4, 5].map(of_full), [1, 2, 4, 4, 8]);
+        assert_eq!(of_full(usize::MAX), usize::MAX, "which is refused as no power of two");
     }
 
     #[test]
