@@ -3,12 +3,12 @@
 use crate::cards::Inventory;
 use crate::entrance::operator_trust;
 use crate::error::CoordinatorError;
+use crate::export_stream::{export_by, prepare_destination};
 use crate::exported;
 use crate::launch::{MemberName, set_aside_notice};
 use crate::learner_half::shown_directory;
 use crate::living_members::LivingMembers;
 use crate::membership::Presence;
-use crate::remote_run::export_by;
 use crate::run_record::{RunRecord, find_run, loopback};
 use crate::server::connect_admin;
 use crate::status;
@@ -277,23 +277,6 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), CoordinatorError> {
         copied.map_err(|source| CoordinatorError::File { action: "copy", path, source })?;
     }
     Ok(())
-}
-
-/// Checks that a place for a copy is free, and makes the folder that it is to be in.
-///
-/// # Errors
-/// A usage error if something is there.
-pub(crate) fn prepare_destination(to: &Path) -> Result<(), CoordinatorError> {
-    if to.exists() {
-        return Err(CoordinatorError::Usage(format!(
-            "{} exists; remove it or choose another name",
-            to.display()
-        )));
-    }
-    match to.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => Ok(durable::create_directory(parent)?),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -49,6 +49,7 @@ pub mod device_kinds;
 pub mod display;
 pub mod error;
 pub mod examination;
+pub(crate) mod export_stream;
 pub mod exported;
 mod file_streams;
 pub mod history;

@@ -1,20 +1,19 @@
 //! Commands against a living run from a host that has no directory of it: all that they need comes by the wire.
 
-use crate::admin::{DEADLINE, check_version, prepare_destination, scale_by, show, with_cards};
+use crate::admin::{DEADLINE, check_version, scale_by, show, with_cards};
 use crate::error::CoordinatorError;
+use crate::export_stream::{export_by, refusal};
 use crate::server::connect_admin;
 use crate::view::{RunView, Stage};
 use proto::admin_client::AdminClient;
-use proto::{DownRequest, ExportRequest, FilePart, LogsRequest, StatusReply, StatusRequest};
+use proto::{DownRequest, LogsRequest, StatusReply, StatusRequest};
 use service::logging::LogFormat;
 use service::output::print_line;
-use service::{OperatorArguments, PeerRole, ReceiveError, RunDirectory, Trust, durable, trust_by};
+use service::{OperatorArguments, PeerRole, RunDirectory, Trust, trust_by};
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
-use tokio::runtime::Handle;
 use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
 
 /// Between two looks at whether a coordinator has ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -112,86 +111,5 @@ impl RemoteRun {
     /// A usage error if the run has nothing yet or the destination exists; another if the stream breaks.
     pub async fn export(self, to: &Path) -> Result<(), CoordinatorError> {
         export_by(self.client, self.address, to).await
-    }
-}
-
-/// The same, by a coordinator that has been reached at an address.
-pub(crate) async fn export_by(
-    mut client: AdminClient<Channel>,
-    address: String,
-    to: &Path,
-) -> Result<(), CoordinatorError> {
-    prepare_destination(to)?;
-    let exported = client.export(ExportRequest {}).await;
-    let parts = exported.map_err(|status| refusal(&address, status))?.into_inner();
-    let (handle, folder) = (Handle::current(), to.to_owned());
-    let mut incoming = Incoming { parts, handle, address };
-    let received = tokio::task::spawn_blocking(move || {
-        durable::write_directory(&folder, |partial| incoming.receive_all(partial))
-    });
-    received.await.expect("receiving does not panic; else this is a bug")?;
-    print_line(to.display());
-    Ok(())
-}
-
-/// What a coordinator's refusal, or the end of the way to it, comes to for who typed the command.
-fn refusal(address: &str, status: Status) -> CoordinatorError {
-    match status.code() {
-        Code::InvalidArgument | Code::FailedPrecondition | Code::ResourceExhausted => {
-            CoordinatorError::Usage(status.message().to_owned())
-        }
-        Code::Aborted => CoordinatorError::NotExported(status.message().to_owned()),
-        Code::PermissionDenied | Code::Unauthenticated | Code::Internal if !is_broken(&status) => {
-            status.into()
-        }
-        _ => CoordinatorError::Lost { address: address.to_owned(), source: Box::new(status) },
-    }
-}
-
-/// Whether the connection failed rather than the coordinator refused.
-fn is_broken(status: &Status) -> bool {
-    std::error::Error::source(status).is_some()
-}
-
-/// The files of an export as they come, one chunk in memory at a time.
-struct Incoming {
-    parts: Streaming<FilePart>,
-    handle: Handle,
-    address: String,
-}
-
-impl Incoming {
-    fn receive_all(&mut self, folder: &Path) -> Result<(), CoordinatorError> {
-        let Self { parts, handle, address } = self;
-        service::receive_files(folder, &mut || handle.block_on(parts.message())).map_err(
-            |error| match error {
-                ReceiveError::Stream(status) => refusal(address, status),
-                ReceiveError::File(error) => error.into(),
-                ReceiveError::Damaged(what) => CoordinatorError::NotExported(format!(
-                    "what {address} sends is damaged: {what}; try again"
-                )),
-            },
-        )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_tells_whether_the_command_the_moment_or_the_way_is_at_fault() {
-        for (code, exit_code) in [
-            (Code::FailedPrecondition, 2),
-            (Code::InvalidArgument, 2),
-            (Code::Aborted, 75),
-            (Code::PermissionDenied, 1),
-            (Code::Unavailable, 75),
-        ] {
-            let error = refusal("https://a:1", Status::new(code, "why"));
-            assert_eq!(error.exit_code(), exit_code, "{error}");
-            let told = format!("{:#}", anyhow::Error::from(error));
-            assert!(told.contains("why"), "{told}");
-        }
     }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use collective::tcp::TcpTls;
 use config::{PromptSplit, RunConfig};
 use proto::learner_server::LearnerServer;
 use proto::{Fatal, Role};
@@ -13,8 +12,8 @@ use run_setup::{catch_out_of_memory, check_determinism};
 use service::metrics::MemberMetrics;
 use service::network::ListenAddress;
 use service::{
-    Address, Hub, JoinDetails, MESSAGE_LIMIT, Membership, OwnedDirectory, PeerRole, PeerTls, RecentLog,
-    RunDirectory, Security, ServiceError, Trust, network, trust_by,
+    Address, Hub, JoinDetails, MESSAGE_LIMIT, Membership, OwnedDirectory, PeerRole, RecentLog, RunDirectory,
+    Security, ServiceError, Trust, network, trust_by,
 };
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -31,7 +30,7 @@ use crate::exchange::server::{LONGEST_CALL, LearnerService};
 use crate::half::{self, Half};
 use crate::metrics::LearnerPage;
 use crate::progress::ProgressBoard;
-use crate::ranks::group::{RankDoor, Ranks};
+use crate::ranks::group::Ranks;
 use crate::ranks::orders::RankOrders;
 use crate::run::follower::Follower;
 use crate::run::{HeldOutPrompts, Run, TrainingEnd};
@@ -40,8 +39,10 @@ use crate::training::policy::Policy;
 use crate::training::shares::Shares;
 use crate::training::trainer::Trainer;
 
+mod door;
 mod error;
 
+use door::{follow_orders, open_door, ranks_of};
 pub use error::ServeError;
 
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -274,21 +275,6 @@ async fn superseded(directory: Option<OwnedDirectory>) -> ServiceError {
     }
 }
 
-/// Hands on what the coordinator says of the group of ranks.
-async fn follow_orders(membership: Membership, orders: Arc<RankOrders>) {
-    let mut standing = membership.standing();
-    loop {
-        let order = standing.borrow_and_update().ranks.clone();
-        if let Some(order) = order {
-            orders.order(order);
-        }
-        // It ends with the membership.
-        if standing.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
 /// A task ended that lives as long as the process: by an error of its own, or by a panic.
 fn task_ended(task: &'static str, end: Result<Option<String>, JoinError>) -> ServeError {
     let reason = match end {
@@ -341,35 +327,6 @@ async fn say_goodbye(
 struct Places {
     half: Half,
     hub: Hub,
-}
-
-/// Where other ranks reach this one, if there are any.
-async fn open_door(
-    options: &ServeOptions,
-    config: &RunConfig,
-    address: &str,
-    trust: &Trust,
-) -> Result<Option<(Door, String)>, ServeError> {
-    if config.resources.learners == 1 {
-        return Ok(None);
-    }
-    let unusable = |problem: String| ServeError::ListenToRanks { address: options.listen.clone(), problem };
-    let listener = options.listen.bind().await.map_err(|error| unusable(error.to_string()))?;
-    let listener = listener.into_std().map_err(|error| unusable(error.to_string()))?;
-    let bound = listener.local_addr().map_err(|error| unusable(error.to_string()))?;
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    let tls = trust.among(PeerRole::Learner).map_err(ServiceError::from)?;
-    let tls = tls.map(|PeerTls { server, client, server_name }| TcpTls { server, client, server_name });
-    Ok(Some(((listener, tls), format!("{host}:{}", bound.port()))))
-}
-
-/// Where other ranks call, and how they know each other.
-type Door = (std::net::TcpListener, Option<TcpTls>);
-
-fn ranks_of(config: &RunConfig, rank: u32, door: Option<Door>, shared: &Shared) -> Ranks {
-    let Some((listener, tls)) = door else { return Ranks::alone() };
-    let (orders, progress) = (shared.orders.clone(), shared.progress.clone());
-    Ranks::of(rank as usize, config.resources.learners, RankDoor { listener, tls, orders, progress })
 }
 
 /// The thread owns the network, whose tensors never leave it. Embeddings, which never change, are shared with it.
