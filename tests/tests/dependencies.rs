@@ -176,7 +176,7 @@ fn a_run_directory_is_changed_through_its_owner_alone() {
         "learner/src/run/export_checkpoint.rs",
         "learner/src/pretrain",
         "coordinator/src/admin.rs",
-        "coordinator/src/remote_run.rs",
+        "coordinator/src/export_stream.rs",
         // What tests of the coordinator start in place of members.
         "coordinator/src/stand_ins.rs",
         // A log, which nothing is decided by.
