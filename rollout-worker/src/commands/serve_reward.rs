@@ -104,8 +104,8 @@ pub fn choices(names: &[String], options: &[String]) -> anyhow::Result<Vec<Rewar
 /// Serves until `shutdown`; calls `ready` with the URL once it can score.
 ///
 /// # Errors
-/// [`BadInput`] if a scorer cannot be built or the address cannot be listened at, [`ServiceError`](::service::ServiceError) if
-/// this server cannot show who it is or would speak plain text to others unwished; else if a scorer's thread dies.
+/// [`BadInput`] if a scorer cannot be built or the address cannot be listened at, [`ServiceError`] if this server cannot
+/// show who it is or would speak plain text to others unwished; else if a scorer's thread dies.
 pub async fn run(
     options: ServeRewardOptions,
     shutdown: CancellationToken,
