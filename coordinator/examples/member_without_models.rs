@@ -150,8 +150,8 @@ async fn learn(
     let start = Instant::now();
     while !signals.is_cancelled() {
         let asked = membership.standing().borrow().results_asked;
-        if let (Some(number), Some(half)) = (asked, half) {
-            membership.send_results(half, number).await?;
+        if let (Some(asked), Some(half)) = (asked, half) {
+            membership.send_results(half, asked.number).await?;
         }
         let iteration = (start.elapsed().as_millis() / ITERATION.as_millis()) as u32;
         let kind = TaskKind::Train.into();

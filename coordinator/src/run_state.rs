@@ -188,7 +188,10 @@ impl RunState {
         if let Some(caller) = caller {
             let [device, card] = [&request.device, &request.card].map(|name| shown(name, LONGEST_DEVICE));
             self.members.note_device(&caller.member_id, device, card);
-            self.members.note_ranks_address(&caller.member_id, &request.ranks_address)?;
+            if role == Role::Learner {
+                self.members.note_ranks_address(&caller.member_id, &request.ranks_address)?;
+                self.rank_groups.note_broken(request.broken_ranks);
+            }
             self.say_troubles(&caller.member_id, request.troubles);
             let weights = request.weights.filter(|_| role == Role::RolloutWorker);
             weights.iter().for_each(|weights| self.note_weights(&caller.member_id, weights, now));
@@ -204,7 +207,6 @@ impl RunState {
         let asked = self.halves.orders(caller.map_or("", |caller| &caller.member_id), is_first);
         let orders = drain.into_iter().chain(give_back).chain(asked);
         let orders = orders.map(|order| Order { order: Some(order) }).collect();
-        self.rank_groups.note_broken(request.broken_ranks);
         let ranks = if role == Role::Learner { self.rank_group() } else { None };
         Ok(HeartbeatReply { orders, learner_addresses: self.learner_addresses(), ranks })
     }

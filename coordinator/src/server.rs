@@ -77,6 +77,8 @@ pub struct ControlPlane {
     is_local: bool,
     /// Where it is recorded which learner may change the run directory; absent where nobody owns it, as in a simulation.
     ownership: Option<Arc<Ownership>>,
+    /// Held while kinds of device are recorded.
+    recording_kinds: Arc<tokio::sync::Mutex<()>>,
     /// Room for operators that read files of the run: each has a thread.
     readers: Arc<Semaphore>,
     /// Between the learner and its half of the run.
@@ -140,6 +142,7 @@ impl ControlPlane {
             relay_changes: watch::Sender::new(0),
             is_local: true,
             ownership: None,
+            recording_kinds: Arc::default(),
             readers: Arc::new(Semaphore::new(MOST_READERS)),
             exchange: Arc::default(),
         }
@@ -199,6 +202,8 @@ impl ControlPlane {
     /// Records on what kinds of device the run is computed, before a member of a new one is told that it joined.
     async fn record_kinds(&self) -> Result<(), ServiceError> {
         let Some(ownership) = self.ownership.clone() else { return Ok(()) };
+        // One after the other, so that what is recorded last is what is known then.
+        let _turn = self.recording_kinds.lock().await;
         let Some(kinds) = self.read(RunState::kinds_to_record) else { return Ok(()) };
         let written = kinds.clone();
         let record = move || written.write(ownership.directory());

@@ -12,7 +12,8 @@
 //!    of the learner take turns, so that all of them have work from the start.
 //! 5. A task that failed goes to a worker that has not failed at it, as long as there is one.
 //! 6. A task that failed three times by its own fault, twice for want of memory, or ten times by whosever, ends the run, if
-//!    two workers say so or there is but one.
+//!    three workers say so, or all where there are fewer. What counts are failures of workers that were granted the task: one
+//!    that only says that it has it is not believed.
 //! 7. What a message costs does not grow with the number of tasks or workers: free tasks are kept, not looked for, and late
 //!    ones are looked for once in a while.
 //! 8. A task has two workers at most, and the second only where nothing is free that it may have and the first takes too
@@ -48,6 +49,8 @@ const MAX_OWN_FAILURES: u32 = 3;
 const MAX_MEMORY_FAILURES: u32 = 2;
 /// Failures of any kind after which a task is given up.
 const MAX_FAILURES: u32 = 10;
+/// Workers that must have failed at a task before it is given up, where there are as many: cards of two may be short of memory.
+const AGREEING_WORKERS: usize = 3;
 
 /// A set of tasks that a rank of the learner wants, its own among those of a kind and iteration, and which of them it holds
 /// already.
@@ -358,10 +361,11 @@ impl TaskBook {
     /// Notes that a worker failed at a task.
     pub fn fail(&mut self, failed: Failed<'_>, now: Instant) -> Verdict {
         let Failed { worker, task, blame, n_workers } = failed;
-        let had_it = self.leases.remove(worker, task, now);
+        let was_granted = self.leases.took(worker, &task, now).is_some();
+        self.leases.remove(worker, task, now);
         self.refresh(task);
-        if !had_it || !self.is_wanted(&task) {
-            // Heard before, another worker's by now, or of no use to anybody.
+        if !was_granted || !self.is_wanted(&task) {
+            // Heard before, never granted by this book, another worker's by now, or of no use to anybody.
             return Verdict::TryAgain;
         }
         let failures = self.failures.entry(task).or_default();
@@ -372,7 +376,7 @@ impl TaskBook {
         let are_enough = failures.own >= MAX_OWN_FAILURES
             || failures.memory >= MAX_MEMORY_FAILURES
             || failures.all >= MAX_FAILURES;
-        let are_agreed = failures.by.len() > 1 || n_workers <= 1;
+        let are_agreed = failures.by.len() >= n_workers.clamp(1, AGREEING_WORKERS);
         match are_enough && are_agreed {
             true => Verdict::GiveUp { failures: failures.all },
             false => Verdict::TryAgain,

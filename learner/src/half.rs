@@ -96,7 +96,7 @@ impl Half {
             let asked = standing.borrow_and_update().results_asked;
             let evaluated = progress.get().held_out.map(|held_out| held_out.version);
             if evaluated > shown || asked.is_some() && asked != answered {
-                if !self.send(&membership, asked.unwrap_or(0)).await {
+                if !self.send(&membership, asked.map_or(0, |asked| asked.number)).await {
                     tokio::time::sleep(RETRY_PAUSE).await;
                     continue;
                 }

@@ -128,7 +128,9 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
     let place = options.metrics_listen.as_ref();
     let mut metrics = MemberMetrics::open(place, &options.advertise, &options.coordinator).await?;
     let _shown = metrics.serve(page.clone());
-    let trust = trust_by(options.credentials.clone(), PeerRole::Learner, options.grace).await?;
+    let trust = trust_by(options.credentials.clone(), PeerRole::Learner, options.grace);
+    let Some(trust) = shutdown.run_until_cancelled(trust).await else { return Ok(ServeEnd::Retry) };
+    let trust = trust?;
     trust.check_listener(&listener)?;
     let details = JoinDetails {
         role: Role::Learner,
@@ -153,11 +155,11 @@ pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result
             Half::open((options.rank, options.run_directory.clone()), &membership, &reply, &config).await?;
         Ok::<_, ServeError>((half, open_door(&options, &config, &address, &trust).await?))
     };
-    let (half, door) = match opened.await {
-        Ok(opened) => opened,
-        Err(error) => {
+    let (half, door) = match shutdown.run_until_cancelled(opened).await {
+        Some(Ok(opened)) => opened,
+        ended => {
             membership.leave().await;
-            return Err(error);
+            return ended.map_or(Ok(ServeEnd::Retry), |failed| failed.map(|_| ServeEnd::Retry));
         }
     };
     membership.computes_on(config.resources.device);

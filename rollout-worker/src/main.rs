@@ -3,7 +3,6 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -222,9 +221,13 @@ struct ServeRewardArgs {
     /// Option of the scorer, as in `batch_size=8`, or `pickscore.batch_size=8` where several are hosted; may be given often.
     #[arg(long = "option", value_name = "KEY=VALUE")]
     options: Vec<String>,
-    /// Where to listen, as in `127.0.0.1:17200`; port 0 takes a free one, which the line on standard output tells.
+    /// Where to listen: a number, interface or subnet of this host and a port or several, as in `127.0.0.1:17200` or
+    /// `eth0:17200-17299`; port 0 takes a free one. The line on standard output tells which.
     #[arg(long, env = "FLOW_RL_LISTEN")]
-    listen: SocketAddr,
+    listen: ListenAddress,
+    /// What callers reach it by, for that line: an address, host name, interface or subnet; follows `--listen` if not given.
+    #[arg(long, env = "FLOW_RL_ADVERTISE", default_value = "")]
+    advertise: String,
     /// `cpu`, `cuda` or `cuda:N`.
     #[arg(long, env = "FLOW_RL_DEVICE", default_value = "cpu")]
     device: ComputeDevice,
@@ -468,6 +471,7 @@ fn run_serve_reward(args: ServeRewardArgs) -> anyhow::Result<u8> {
         grace,
         rewards,
         listen: args.listen,
+        advertise: args.advertise,
         device: args.device,
         n_threads: args.threads.into(),
         max_queue: args.max_queue.into(),

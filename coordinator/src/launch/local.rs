@@ -8,6 +8,7 @@ use crate::error::CoordinatorError;
 use crate::membership::Applicant;
 use nix::sys::signal::{Signal as SystemSignal, killpg};
 use nix::unistd::Pid;
+use protocol::with_causes;
 use service::RunDirectory;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -28,6 +29,8 @@ pub struct LocalLauncher {
     directory: RunDirectory,
     places: Places,
     processes: BTreeMap<MemberName, Process>,
+    /// What could not be started, until it is forgotten.
+    not_started: BTreeMap<MemberName, ExitReport>,
 }
 
 /// What members are told of how they reach and trust the coordinator, by their kind.
@@ -89,7 +92,15 @@ impl LocalLauncher {
             }
         }
         let host = service::host_name();
-        Ok(Self { programs, contact, host, directory, places, processes: BTreeMap::new() })
+        Ok(Self {
+            programs,
+            contact,
+            host,
+            directory,
+            places,
+            processes: BTreeMap::new(),
+            not_started: BTreeMap::new(),
+        })
     }
 
     fn program(&self, member: MemberName) -> PathBuf {
@@ -116,26 +127,8 @@ impl LocalLauncher {
     fn log(&self, member: MemberName) -> PathBuf {
         self.directory.log_of(&member.to_string())
     }
-}
 
-impl Launcher for LocalLauncher {
-    fn describe(&self, member: MemberName) -> String {
-        let (program, arguments) = (
-            self.program(member),
-            self.arguments(member).iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
-        );
-        let seat = self.places.seat(member);
-        let variables: String =
-            seat.environment.iter().map(|(name, value)| format!(" {name}={}", quoted(value))).collect();
-        let log = self.log(member);
-        format!(
-            "{} {arguments}\n  {seat}\n  environment:{variables}\n  log: {}",
-            program.display(),
-            log.display()
-        )
-    }
-
-    fn start(&mut self, member: MemberName) -> Result<(), CoordinatorError> {
+    fn spawn(&self, member: MemberName) -> Result<Child, CoordinatorError> {
         use std::os::unix::process::CommandExt;
         let log = self.log(member);
         let failed = |source| CoordinatorError::File { action: "open", path: log.clone(), source };
@@ -155,12 +148,56 @@ impl Launcher for LocalLauncher {
         service::MEMBER_VARIABLES.into_iter().for_each(|name| {
             command.env_remove(name);
         });
-        let child = seat.on_its_cpus(|| command.spawn());
-        let child = child.map_err(|source| CoordinatorError::Spawn { program, source })?;
-        let pid = child.id();
-        tracing::info!(member = member.to_string(), pid, card = seat.card, "started");
-        self.processes.insert(member, Process { pid, child: Some(child), report: None });
-        Ok(())
+        seat.on_its_cpus(|| command.spawn()).map_err(|source| CoordinatorError::Spawn { program, source })
+    }
+
+    /// Takes note of a member that ended before it began: a full table of processes or files, or a disk that is read-only for a
+    /// while, ends no run.
+    pub(super) fn not_started(&mut self, member: MemberName, code: Option<i32>, how: String) {
+        tracing::warn!(member = member.to_string(), "not started: {how}");
+        let log = self.log(member);
+        let how = format!("was not started: {how}");
+        self.not_started.insert(member, ExitReport { member, code, how, log, last_lines: Vec::new() });
+    }
+}
+
+/// The exit code of a program that was not started: one that is missing will be the next time.
+fn code_of(error: &CoordinatorError) -> Option<i32> {
+    use std::io::ErrorKind::{NotFound, PermissionDenied};
+    match error {
+        CoordinatorError::Spawn { source, .. } if matches!(source.kind(), NotFound | PermissionDenied) => {
+            Some(service::exit_code::BAD_USAGE.into())
+        }
+        _ => None,
+    }
+}
+
+impl Launcher for LocalLauncher {
+    fn describe(&self, member: MemberName) -> String {
+        let (program, arguments) = (
+            self.program(member),
+            self.arguments(member).iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
+        );
+        let seat = self.places.seat(member);
+        let variables: String =
+            seat.environment.iter().map(|(name, value)| format!(" {name}={}", quoted(value))).collect();
+        let log = self.log(member);
+        format!(
+            "{} {arguments}\n  {seat}\n  environment:{variables}\n  log: {}",
+            program.display(),
+            log.display()
+        )
+    }
+
+    fn start(&mut self, member: MemberName) {
+        match self.spawn(member) {
+            Ok(child) => {
+                let (pid, card) = (child.id(), self.places.seat(member).card);
+                tracing::info!(member = member.to_string(), pid, card, "started");
+                self.processes.insert(member, Process { pid, child: Some(child), report: None });
+            }
+            Err(error) => self.not_started(member, code_of(&error), with_causes(&error)),
+        }
     }
 
     fn adopt(&mut self, member: MemberName, handle: Handle) -> bool {
@@ -197,11 +234,15 @@ impl Launcher for LocalLauncher {
             }
         }
         let observed = |process: &Process| process.report.clone().map_or(Observed::Running, Observed::Exited);
-        self.processes.iter().map(|(&member, process)| (member, observed(process))).collect()
+        let processes = self.processes.iter().map(|(&member, process)| (member, observed(process)));
+        let not_started =
+            self.not_started.iter().map(|(&member, report)| (member, Observed::Exited(report.clone())));
+        processes.chain(not_started).collect()
     }
 
     fn forget(&mut self, member: MemberName) {
         self.processes.remove(&member);
+        self.not_started.remove(&member);
     }
 
     fn handles(&self) -> BTreeMap<MemberName, Handle> {
@@ -283,4 +324,63 @@ fn last_lines(log: &Path) -> Vec<String> {
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(TAIL_LINES)..].iter().map(|&line| line.to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WORKER: MemberName = MemberName::Worker(0);
+
+    /// A launcher of programs that end at once, in a run's directory without a folder for logs.
+    fn launcher(home: &Path) -> LocalLauncher {
+        let programs = home.join("bin");
+        std::fs::create_dir(&programs).expect("a folder");
+        // Files of the repository: one that was just written may still be open in another test's child.
+        let those_that_fail = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/fails");
+        for name in ["learner", "rollout-worker"] {
+            std::os::unix::fs::symlink(those_that_fail.join(name), programs.join(name)).expect("linked");
+        }
+        let contact = Contact { learner: Vec::new(), worker: Vec::new() };
+        let directory = RunDirectory::new(home.join("run"));
+        let config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
+        let places = Places::look(&config).expect("no card is asked for");
+        LocalLauncher::with_programs(programs, contact, directory, places).expect("they are there")
+    }
+
+    fn report(launcher: &mut LocalLauncher) -> ExitReport {
+        for _ in 0..1000 {
+            if let Some(Observed::Exited(report)) = launcher.observe().remove(&WORKER) {
+                return report;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("nothing has ended in ten seconds")
+    }
+
+    #[test]
+    fn what_cannot_be_started_for_a_while_has_ended_and_is_started_again() {
+        let home = tempfile::tempdir().expect("a folder");
+        let mut launcher = launcher(home.path());
+        launcher.start(WORKER);
+        let ended = report(&mut launcher);
+        assert!(ended.code.is_none() && ended.how.contains("was not started: cannot open"), "{ended}");
+        assert!(launcher.handles().is_empty(), "nothing to adopt");
+        launcher.signal(WORKER, Signal::Kill);
+        launcher.forget(WORKER);
+        std::fs::create_dir_all(launcher.directory.logs()).expect("a folder");
+        launcher.start(WORKER);
+        assert_eq!(report(&mut launcher).code, Some(1));
+    }
+
+    #[test]
+    fn a_program_that_is_gone_is_not_tried_again() {
+        let home = tempfile::tempdir().expect("a folder");
+        let mut launcher = launcher(home.path());
+        std::fs::create_dir_all(launcher.directory.logs()).expect("a folder");
+        std::fs::remove_file(home.path().join("bin/rollout-worker")).expect("it was there");
+        launcher.start(WORKER);
+        let ended = report(&mut launcher);
+        assert!(ended.is_bad_input() && ended.how.contains("rollout-worker"), "{ended}");
+    }
 }

@@ -10,7 +10,6 @@ mod restart;
 pub mod ssh;
 mod supervisor;
 
-use crate::error::CoordinatorError;
 use crate::membership::Applicant;
 use std::collections::BTreeMap;
 
@@ -30,11 +29,8 @@ pub trait Launcher: Send {
     /// What would be started for a member, for people.
     fn describe(&self, member: MemberName) -> String;
 
-    /// Asks for a member that is not there; it is observed from now on.
-    ///
-    /// # Errors
-    /// If it is already clear that it cannot be started.
-    fn start(&mut self, member: MemberName) -> Result<(), CoordinatorError>;
+    /// Asks for a member that is not there; it is observed from now on, as one that has ended if it cannot be started.
+    fn start(&mut self, member: MemberName);
 
     /// Takes over a member that an earlier coordinator started; whether it still lives.
     fn adopt(&mut self, member: MemberName, handle: Handle) -> bool;

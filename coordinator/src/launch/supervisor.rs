@@ -44,7 +44,7 @@ impl Supervisor {
     /// Buries what has ended and starts what is missing.
     ///
     /// # Errors
-    /// If a member cannot be started, or one ended in a way that starting it again does not cure.
+    /// If a member that the run needs ended in a way that starting it again does not cure.
     pub fn keep_alive(&mut self, now: Instant) -> Result<(), CoordinatorError> {
         let wanted = self.plane.read(|state| Roster::Run {
             learners: Roster::learners_of(state.config()),
@@ -108,7 +108,7 @@ impl Supervisor {
     fn carry_out(&mut self, action: Action) -> Result<(), CoordinatorError> {
         match action {
             Action::Start(member) => {
-                self.launcher.start(member)?;
+                self.launcher.start(member);
                 self.plane.update(|state, _| state.members.await_process(&member.to_string()));
             }
             Action::Drain(member) => self.plane.update(|state, _| state.members.drain(&member.to_string())),

@@ -35,7 +35,7 @@ pub(super) fn check_words(applicant: &Applicant) -> Result<(), Refusal> {
 
 /// Checks where a process says that it is reached.
 pub(super) fn check_address(address: &str) -> Result<(), Refusal> {
-    match address.len() <= LONGEST_PLACE && address.chars().all(is_printable) {
+    match address.is_empty() || address.len() <= LONGEST_PLACE && service::is_place(address) {
         true => Ok(()),
         false => Err(Refusal::Malformed("an address is `host:port`, of at most 300 bytes")),
     }

@@ -10,7 +10,10 @@ pub enum Refusal {
     #[error("{0}")]
     Malformed(&'static str),
     /// The message is of another run.
-    #[error("this is run `{run_id}`, not `{theirs}`")]
+    #[error(
+        "this is run `{run_id}`, not `{theirs}`, of which this process is: start it anew to have it join this one, or give it the \
+         address of its own run's coordinator"
+    )]
     OtherRun {
         /// The run of this coordinator.
         run_id: String,
@@ -104,7 +107,9 @@ pub enum Refusal {
     #[error("{0}")]
     OtherHalf(String),
     /// There are too many members.
-    #[error("{MOST_LIVING} members are here already")]
+    #[error(
+        "{MOST_LIVING} members are here already, which is all that a coordinator takes: end some, or start another run"
+    )]
     Full,
     /// The sender is not, or no longer, a member.
     #[error("member `{member_id}` with incarnation {incarnation} is fenced; join again")]

@@ -2,9 +2,12 @@
 
 use crate::membership::Refusal;
 use proto::{Role, WeightsStanding};
-use service::{PeerRole, network};
+use service::{PeerRole, network, shown};
 use std::net::IpAddr;
 use tonic::Status;
+
+/// Characters of an address that are shown.
+const LONGEST_ADDRESS: usize = 300;
 
 /// Whether a peer may be a member of that role; anybody may where connections are not secured.
 pub(super) fn check_role(peer: Option<PeerRole>, role: Role) -> Result<(), Status> {
@@ -29,10 +32,19 @@ fn is_reachable(address: &str, is_local: bool) -> bool {
 
 /// A worker that others cannot reach where it says serves nobody, and hears why.
 pub(super) fn check_relay(weights: &mut WeightsStanding, is_local: bool) -> Result<(), String> {
-    if weights.address.is_empty() || is_reachable(&weights.address, is_local) {
+    if weights.address.is_empty() {
         return Ok(());
     }
-    let address = std::mem::take(&mut weights.address);
+    let is_place = service::is_place(&weights.address);
+    if is_place && is_reachable(&weights.address, is_local) {
+        return Ok(());
+    }
+    let address = shown(&std::mem::take(&mut weights.address), LONGEST_ADDRESS);
+    if !is_place {
+        return Err(format!(
+            "no weights are relayed from here: `{address}` is no `host:port` where others reach it"
+        ));
+    }
     Err(format!(
         "no weights are relayed from here: {address} is where others would find themselves; start the worker with `--listen` and \
          `--advertise` at an address that they can reach"

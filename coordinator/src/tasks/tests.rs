@@ -320,7 +320,7 @@ fn one_worker_alone_among_several_does_not_end_the_run() {
     let mut book = book(1, now);
     let fail = |book: &mut TaskBook, worker| {
         // Whatever it was granted before.
-        book.claim(worker, &[train(0, 0)], now);
+        book.leases.add(worker, train(0, 0), now);
         book.fail(Failed { worker, task: train(0, 0), blame: Blame::Task, n_workers: 2 }, now)
     };
     for _ in 0..20 {
@@ -407,10 +407,9 @@ fn free_tasks_are_those_that_nobody_has_after_any_course_of_events() {
 }
 
 #[test]
-fn a_task_that_memory_is_short_for_ends_the_run_when_two_workers_say_so_or_the_only_one_twice() {
+fn a_task_that_memory_is_short_for_ends_the_run_when_three_workers_say_so_or_all_where_there_are_fewer() {
     let now = Instant::now();
-    let give_up = Verdict::GiveUp { failures: 2 };
-    for (workers, n_workers) in [(["a", "b"], 2), (["a", "a"], 1)] {
+    for (workers, n_workers) in [(&["a", "b", "c"][..], 10), (&["a", "b"], 2), (&["a", "a"], 1)] {
         let mut book = TaskBook::default();
         book.report(0, &[wants(0, 1, &[])], now);
         let mut short = |worker| {
@@ -418,7 +417,22 @@ fn a_task_that_memory_is_short_for_ends_the_run_when_two_workers_say_so_or_the_o
             assert_eq!(book.grant(asking, now), Grant::Task(train(0, 0)));
             book.fail(Failed { worker, task: train(0, 0), blame: Blame::Memory, n_workers }, now)
         };
-        assert_eq!(short(workers[0]), Verdict::TryAgain);
-        assert_eq!(short(workers[1]), give_up, "{workers:?}");
+        let (last, before) = workers.split_last().expect("some");
+        before.iter().for_each(|worker| assert_eq!(short(worker), Verdict::TryAgain, "{workers:?}"));
+        assert_eq!(short(last), Verdict::GiveUp { failures: workers.len() as u32 }, "{workers:?}");
     }
+}
+
+#[test]
+fn failures_at_tasks_that_a_worker_only_says_it_has_end_nothing() {
+    let now = Instant::now();
+    let mut book = book(1, now);
+    for worker in ["x", "y", "z"] {
+        for _ in 0..20 {
+            book.claim(worker, &[train(0, 0)], now);
+            let failed = Failed { worker, task: train(0, 0), blame: Blame::Memory, n_workers: 3 };
+            assert_eq!(book.fail(failed, now), Verdict::TryAgain);
+        }
+    }
+    assert_eq!(granted(&mut book, "a", now), train(0, 0));
 }

@@ -16,6 +16,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Ends the name of what is being written.
@@ -67,7 +68,7 @@ pub fn write_private_file(path: &Path, bytes: &[u8]) -> Result<(), ServiceError>
 
 /// `mode` as of a new file, before the user's mask is taken off.
 fn write_with_mode(permit: &dyn Permit, path: &Path, bytes: &[u8], mode: u32) -> Result<(), ServiceError> {
-    let partial = partial_name(permit, path);
+    let partial = partial_file_name(permit, path);
     let write = || -> io::Result<()> {
         // What an interrupted write left would keep its mode.
         match fs::remove_file(&partial) {
@@ -78,10 +79,14 @@ fn write_with_mode(permit: &dyn Permit, path: &Path, bytes: &[u8], mode: u32) ->
         file.write_all(bytes)?;
         file.sync_all()
     };
-    write().map_err(failed("write", &partial))?;
-    permit.check().inspect_err(|_| drop(fs::remove_file(&partial)))?;
-    fs::rename(&partial, path)
-        .map_err(|error| failed("rename a new file to", path)(in_the_way(path, error)))?;
+    let take_place = || {
+        write().map_err(failed("write", &partial))?;
+        permit.check()?;
+        fs::rename(&partial, path)
+            .map_err(|error| failed("rename a new file to", path)(in_the_way(path, error)))
+    };
+    // The next write has another name; the first error is the one to tell.
+    take_place().inspect_err(|_| drop(fs::remove_file(&partial)))?;
     sync_directory(parent(path))
 }
 
@@ -359,6 +364,18 @@ pub(crate) fn partial_name(permit: &dyn Permit, path: &Path) -> PathBuf {
     match permit.tag() {
         "" => hidden_name(path, PARTIAL_SUFFIX),
         tag => hidden_name(path, &format!(".{tag}{PARTIAL_SUFFIX}")),
+    }
+}
+
+/// The same for a file, of which threads of one process may write one at the same time.
+fn partial_file_name(permit: &dyn Permit, path: &Path) -> PathBuf {
+    static N_WRITTEN: AtomicU64 = AtomicU64::new(0);
+    match permit.tag() {
+        "" => partial_name(permit, path),
+        tag => {
+            let number = N_WRITTEN.fetch_add(1, Ordering::Relaxed);
+            hidden_name(path, &format!(".{tag}-{number}{PARTIAL_SUFFIX}"))
+        }
     }
 }
 

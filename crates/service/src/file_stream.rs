@@ -5,14 +5,19 @@
 
 use crate::durable::failed;
 use crate::{CHUNK_BYTES, ChunkCheck, ChunkError, ServiceError, shown};
+use nix::sys::statvfs::statvfs;
 use proto::file_part::Part;
 use proto::{Chunk, FileBegin, FileEnd, FilePart, FilesEnd};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
 /// Files that are taken from one stream; what a run sends has a few dozen.
 const MOST_FILES: u32 = 10_000;
+
+/// The part of a disk that what is received leaves free, as its denominator, and the most that this is in bytes.
+const RESERVED_PART: u64 = 20;
+const MOST_RESERVED: u64 = 1 << 30;
 
 /// A file that is to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,7 +161,8 @@ fn receive_file<E>(
     next: &mut dyn FnMut() -> Result<Option<FilePart>, E>,
 ) -> Result<(), ReceiveError<E>> {
     let unwritable = |source| ReceiveError::File(failed("write", path)(source));
-    path.parent().map_or(Ok(()), fs::create_dir_all).map_err(unwritable)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).and_then(|()| check_room(folder, n_bytes)).map_err(unwritable)?;
     let mut file = File::create_new(path).map_err(unwritable)?;
     let mut check = ChunkCheck::new(n_bytes);
     let name = path.file_name().unwrap_or_default().display();
@@ -170,6 +176,22 @@ fn receive_file<E>(
             Part::FileEnd(end) => return check.finish(&end.digest).map_err(damaged),
             Part::File(_) | Part::End(_) => return Err(ReceiveError::Damaged(format!("{name} has no end"))),
         }
+    }
+}
+
+/// Whether a disk has room for what is announced and keeps some for others: who sends must not fill it.
+fn check_room(folder: &Path, n_bytes: u64) -> io::Result<()> {
+    let disk = statvfs(folder)?;
+    let [free, whole] = [disk.blocks_available(), disk.blocks()].map(|blocks| blocks * disk.fragment_size());
+    let reserve = (whole / RESERVED_PART).min(MOST_RESERVED);
+    match n_bytes <= free.saturating_sub(reserve) {
+        true => Ok(()),
+        false => Err(io::Error::new(
+            io::ErrorKind::StorageFull,
+            format!(
+                "{n_bytes} bytes are announced and {free} are free, of which {reserve} are kept for others: make room there"
+            ),
+        )),
     }
 }
 
@@ -235,6 +257,15 @@ mod tests {
         let found = files_below(home.path()).expect("listed");
         assert_eq!(found, [PathBuf::from("a/empty"), PathBuf::from("a/peft/weights")]);
         assert_eq!(fs::read(home.path().join("a/peft/weights")).expect("read"), vec![7; CHUNK_BYTES + 3]);
+    }
+
+    #[test]
+    fn what_a_disk_has_no_room_for_is_refused_before_it_comes() {
+        let begin = FileBegin { name: "huge".to_owned(), bytes: u64::MAX / 2 };
+        let (home, told) = receive([FilePart { part: Some(Part::File(begin)) }].into());
+        let told = told.expect_err("refused");
+        assert!(told.contains("are announced and") && told.contains("make room there"), "{told}");
+        assert!(files_below(home.path()).expect("listed").is_empty());
     }
 
     #[test]

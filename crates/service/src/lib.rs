@@ -19,6 +19,7 @@ pub mod exit_code;
 mod file_stream;
 mod hub;
 mod incoming;
+mod limited_log;
 pub mod logging;
 mod membership;
 pub mod metrics;
@@ -44,8 +45,8 @@ pub use arguments::{
 pub use backoff::backoff;
 pub use chunks::{Assembly, ChunkCheck, ChunkError, chunks};
 pub use connect::{
-    Address, CHUNK_BYTES, MESSAGE_LIMIT, Router, connect, connect_named, coordinator_client, greet,
-    learner_client, request, reward_client, server, speaks_tls, weights_relay_client,
+    Address, CHUNK_BYTES, MESSAGE_LIMIT, Router, connect, connect_member, connect_named, coordinator_client,
+    greet, is_place, learner_client, request, reward_client, server, speaks_tls, weights_relay_client,
 };
 pub use enrolment::{EnrolmentService, Security, Source, enrolment_client, trust_by};
 pub use environment::expand_path;
@@ -53,7 +54,9 @@ pub use error::ServiceError;
 pub use file_stream::{ReceiveError, SentFile, files_below, files_end, receive_files, send_files};
 pub use hub::{Hub, ModelNotFound};
 pub use incoming::serve;
-pub use membership::{JoinDetails, Membership, Standing, WorkInHand, call_end, host_name, join_end};
+pub use membership::{
+    JoinDetails, Membership, ResultsQuestion, Standing, WorkInHand, call_end, host_name, join_end,
+};
 pub use own_half::{received_start, start_files};
 pub use ownership::{
     Fenced, Holder, OWNER_LEASE, OwnedDirectory, OwnerRecord, Ownership, Seen, Vigil, incumbent,

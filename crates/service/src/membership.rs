@@ -62,7 +62,16 @@ pub struct Standing {
     /// Learner: the group that all ranks are to form, once all are there.
     pub ranks: Option<RankGroup>,
     /// Learner: the question for what it has to show that the coordinator has last asked, if one is open.
-    pub results_asked: Option<u64>,
+    pub results_asked: Option<ResultsQuestion>,
+}
+
+/// A question of a coordinator. Another coordinator counts its questions anew, to another incarnation of the member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResultsQuestion {
+    /// Who was asked.
+    pub incarnation: u64,
+    /// Among those of one coordinator.
+    pub number: u64,
 }
 
 impl Standing {

@@ -8,7 +8,10 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::str::FromStr;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
+
+/// Connections that may wait to be accepted.
+pub const BACKLOG: u32 = 1024;
 
 /// Why a process cannot be reached as it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -86,11 +89,23 @@ impl ListenAddress {
     /// # Errors
     /// If none is, or this host has no such address.
     pub async fn bind(&self) -> Result<TcpListener, NetworkError> {
+        self.first_free(|place| taken(place)?.listen(BACKLOG))
+    }
+
+    /// Takes the first of its ports that is free and does not listen yet: until then there is nobody to wait for.
+    ///
+    /// # Errors
+    /// As [`ListenAddress::bind`].
+    pub fn take(&self) -> Result<TcpSocket, NetworkError> {
+        self.first_free(taken)
+    }
+
+    fn first_free<T>(&self, take: impl Fn(SocketAddr) -> io::Result<T>) -> Result<T, NetworkError> {
         let host = self.resolve()?;
         let mut last = None;
         for port in self.ports.ports() {
-            match TcpListener::bind((host, port)).await {
-                Ok(listener) => return Ok(listener),
+            match take((host, port).into()) {
+                Ok(taken) => return Ok(taken),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = Some(error),
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
                     return Err(NetworkError::NotHere { text: host.to_string(), addresses: addresses()? });
@@ -114,6 +129,13 @@ impl ListenAddress {
             remedy,
         })
     }
+}
+
+fn taken(place: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if place.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(place)?;
+    Ok(socket)
 }
 
 /// What others are told to reach a listener by: `advertise` (a number, host name, interface or subnet) if it is not empty,
@@ -154,7 +176,7 @@ pub fn advertised(listening: IpAddr, advertise: &str, peer: Option<IpAddr>) -> R
     Ok(found)
 }
 
-/// What others are told to reach a listener for scrapers by, `host:port`. It is not worth an error: where `advertise` and the
+/// What people or scrapers are told to reach a listener by, `host:port`. It is not worth an error: where `advertise` and the
 /// way to `peer` tell nothing that others can reach, this host's name is told.
 pub fn told_address(listener: &TcpListener, advertise: &str, peer: Option<IpAddr>) -> String {
     let Ok(bound) = listener.local_addr() else { return String::new() };

@@ -322,6 +322,24 @@ async fn a_question_about_the_log_is_answered_once() {
 }
 
 #[tokio::test]
+async fn a_question_of_another_coordinator_is_another_one_though_its_number_is_the_same() {
+    let stub = Stub::default();
+    let (address, _stop) = stub.serve().await;
+    let membership = join(address, Duration::from_secs(9)).await;
+    let asked = Order { order: Some(order::Order::AskResults(AskResults { number: 1 })) };
+    stub.state.lock().unwrap().orders = vec![asked];
+    let mut standing = membership.standing();
+    let first = standing.wait_for(|standing| standing.results_asked.is_some()).await.unwrap().results_asked;
+    assert_eq!(first.map(|question| question.number), Some(1));
+    // Fenced, it joins again.
+    stub.state.lock().unwrap().incarnation += 100;
+    let another =
+        standing.wait_for(|standing| standing.results_asked.is_some() && standing.results_asked != first);
+    let another = tokio::time::timeout(PATIENCE, another).await.expect("in time").unwrap().results_asked;
+    assert_eq!(another.map(|question| question.number), Some(1));
+}
+
+#[tokio::test]
 async fn a_coordinator_that_comes_back_on_its_port_finds_the_member_again() {
     let (address, stop) = Stub::default().serve().await;
     let membership = join(address, Duration::from_secs(9)).await;

@@ -1,6 +1,5 @@
 //! A launcher of simulated processes, which the coordinator's own supervisor uses.
 
-use coordinator::error::CoordinatorError;
 use coordinator::launch::{ExitReport, Handle, Launcher, MemberName, Observed, Signal};
 use coordinator::membership::Applicant;
 use std::collections::BTreeMap;
@@ -79,12 +78,11 @@ impl Launcher for SimulatedLauncher {
         member.to_string()
     }
 
-    fn start(&mut self, member: MemberName) -> Result<(), CoordinatorError> {
+    fn start(&mut self, member: MemberName) {
         let mut stand = self.stand();
         stand.orders.push(Order::Start(member));
         let observed = Observed::Pending("it was just asked for".to_owned());
         stand.seen.insert(member, Seen { process: None, observed });
-        Ok(())
     }
 
     fn adopt(&mut self, member: MemberName, handle: Handle) -> bool {

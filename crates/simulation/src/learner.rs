@@ -7,7 +7,7 @@ use crate::bug::Bug;
 use crate::disk::DiskFault;
 use crate::disk::fence;
 use crate::line::{Heard, Line, Purpose};
-use crate::process::process;
+use crate::process::{address, process};
 use crate::reference::Outcome;
 use crate::stage::{Answer, CallId, Callee, Reply, Request, Stage, Wake};
 use crate::training::{Standing, Training};
@@ -97,7 +97,7 @@ impl Learner {
         let join = JoinRequest {
             role: Role::Learner.into(),
             member_id: "learner".to_owned(),
-            address: stage.own.0.to_string(),
+            address: address(stage.own),
             process: Some(process(stage.own)),
             ..JoinRequest::default()
         };

@@ -12,8 +12,7 @@ pub use fetching::Giving;
 use crate::bug::Bug;
 use crate::hands::{Finishing, Sampling};
 use crate::line::{Heard, Line, Purpose};
-use crate::process::ProcessId;
-use crate::process::process;
+use crate::process::{ProcessId, process, process_at};
 use crate::reference::{self, Outcome};
 use crate::stage::{Answer, CallId, Callee, Reply, Request, Stage, Wake};
 use coordinator::launch::MemberName;
@@ -264,7 +263,7 @@ impl Worker {
     }
 
     fn stand(&mut self, addresses: &[String], drain: Option<Duration>, stage: &mut Stage) {
-        self.learner = addresses.first().and_then(|address| address.parse().ok()).map(ProcessId);
+        self.learner = addresses.first().and_then(|address| process_at(address));
         self.drain = drain;
         if drain.is_some() {
             self.leave(None, stage);

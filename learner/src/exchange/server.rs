@@ -151,7 +151,8 @@ impl LearnerService {
             .schema
             .check(&header, &task, &steps)
             .map_err(|fault| refusal_status(name, PushRefusal::Faulty(fault)))?;
-        let _admitted = self.pushes.admit()?;
+        let worker = header.caller.as_ref().map_or("", |caller| &caller.member_id);
+        let _admitted = self.pushes.admit(worker)?;
         let first = next_part(&mut messages).await?;
         let turn = self.pushes.turn().await?;
         match self.inbox.standing(name) {

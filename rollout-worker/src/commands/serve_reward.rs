@@ -18,13 +18,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ::service::network::{self, ListenAddress};
 use ::service::trust::plain_text_rewards;
 use ::service::{Hub, PeerRole, Security, ServiceError, Trust, trust_by};
 use anyhow::Context;
 use config::{ComputeDevice, RewardSection};
 use proto::reward_server::RewardServer;
 use rewards::RunIdentity;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
@@ -38,15 +39,15 @@ use service::RewardService;
 const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
 /// Longest call: a batch may wait for others, and scorers may be slow.
 const LONGEST_CALL: Duration = Duration::from_secs(24 * 3600);
-/// Connections that wait to be taken.
-const BACKLOG: u32 = 1024;
 
 /// What is hosted, and how.
 pub struct ServeRewardOptions {
     /// The scorers with their options.
     pub rewards: Vec<RewardSection>,
     /// Where to listen; port 0 takes a free one.
-    pub listen: SocketAddr,
+    pub listen: ListenAddress,
+    /// What callers are told to reach it by; empty follows `listen`.
+    pub advertise: String,
     /// `cpu` or `cuda`.
     pub device: ComputeDevice,
     /// CPU threads of each scorer's tensor operations.
@@ -112,18 +113,20 @@ pub async fn run(
     ready: impl FnOnce(&str),
 ) -> anyhow::Result<ServeEnd> {
     // Taken before models are loaded, to fail early, but not listened at: until then there is nobody to wait for.
-    let socket = bind(options.listen).map_err(BadInput::from_error)?;
-    let (credentials, grace) = (options.credentials.clone(), options.grace);
+    let socket = options.listen.take().map_err(BadInput::from_error)?;
+    let bound = socket.local_addr().context("listening")?;
+    let (credentials, grace, advertise) =
+        (options.credentials.clone(), options.grace, options.advertise.clone());
     let started = async {
         let trust = trust_by(credentials, PeerRole::Reward, grace).await?;
-        check_listening(&trust, options.listen)?;
+        check_listening(&trust, bound)?;
         anyhow::Ok((open(options).await?, trust))
     };
     let Some((hosted, trust)) = shutdown.run_until_cancelled(started).await.transpose()? else {
         return Ok(ServeEnd::Drained);
     };
-    let listener = socket.listen(BACKLOG).context("listening")?;
-    let address = listener.local_addr().context("listening")?;
+    let listener = socket.listen(network::BACKLOG).context("listening")?;
+    let address = network::told_address(&listener, &advertise, None);
     ready(&format!("{}://{address}", trust.scheme()));
     serve((listener, trust), hosted, shutdown).await
 }
@@ -137,13 +140,6 @@ fn check_listening(trust: &Trust, listen: SocketAddr) -> Result<(), ServiceError
         );
     }
     Ok(())
-}
-
-fn bind(address: SocketAddr) -> anyhow::Result<TcpSocket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(address).with_context(|| format!("listening at {address}; is it in use?"))?;
-    Ok(socket)
 }
 
 async fn open(options: ServeRewardOptions) -> anyhow::Result<Vec<Hosted>> {

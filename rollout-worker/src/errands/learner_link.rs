@@ -58,7 +58,7 @@ impl LearnerLink {
     }
 
     async fn connect(&self, address: &str) -> Result<Channel, ServiceError> {
-        service::connect(address, PeerRole::Learner, self.membership.trust(), CONNECT_PATIENCE).await
+        service::connect_member(address, PeerRole::Learner, self.membership.trust(), CONNECT_PATIENCE).await
     }
 
     /// Where the learner of a rank is; empty while nobody knows.

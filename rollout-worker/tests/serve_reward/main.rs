@@ -373,5 +373,5 @@ fn bad_input_ends_with_code_2_and_says_why() {
     assert!(with(&["--reward", "shapes", "--reward", "shapes"]).contains("reward `shapes` is given twice"));
     assert!(refused(&["--reward", "shapes", "--listen", "nowhere"]).contains("--listen"));
     let told = refused(&["--reward", "shapes", "--listen", &taken]);
-    assert!(told.contains(&format!("listening at {taken}")), "{told}");
+    assert!(told.contains(&format!("cannot listen at {taken}")), "{told}");
 }

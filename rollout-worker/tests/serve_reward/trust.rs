@@ -65,6 +65,17 @@ impl Run {
     }
 }
 
+/// The address of a server that listens everywhere, as its own host may call it.
+fn here(url: &str) -> String {
+    at("127.0.0.1", url)
+}
+
+fn at(host: &str, url: &str) -> String {
+    let (scheme, place) = url.split_once("://").expect("a URL");
+    let (_, port) = place.rsplit_once(':').expect("a port");
+    format!("{scheme}://{host}:{port}")
+}
+
 fn serve(listen: &str, arguments: &[String]) -> Server {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     Server::start_at(listen, "jpeg_compressibility", &arguments)
@@ -77,7 +88,7 @@ fn told(listen: &str, arguments: &[&str]) -> String {
 }
 
 fn scored(url: &str, more: Value, resources: &Resources) -> Result<Vec<Score>, RewardError> {
-    let mut options = json!({"url": url.replace("0.0.0.0", "127.0.0.1")});
+    let mut options = json!({"url": here(url)});
     options.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
     build("grpc", &options, resources).expect("good options").score(&[image()], &[record("anything")])
 }
@@ -90,7 +101,7 @@ fn others_are_served_in_plain_text_only_where_that_was_said_in_so_many_words() {
     }
     assert!(told(EVERYWHERE, &["--insecure=yes"]).contains("`--insecure=i-know` for other hosts"));
     let server = serve(EVERYWHERE, &["--insecure=i-know".to_owned()]);
-    assert!(server.url.starts_with("http://0.0.0.0:"), "{}", server.url);
+    assert!(server.url.starts_with("http://") && !server.url.contains("0.0.0.0"), "{}", server.url);
     scored(&server.url, json!({}), &Resources::local()).expect("scores");
     let here = serve("127.0.0.1:0", &["--insecure".to_owned()]);
     scored(&here.url, json!({}), &Resources::local()).expect("scores");
@@ -100,7 +111,7 @@ fn others_are_served_in_plain_text_only_where_that_was_said_in_so_many_words() {
 fn by_a_token_a_server_serves_the_workers_and_operators_of_the_run() {
     let (run, other, now) = (Run::start("run-a"), Run::start("run-b"), SystemTime::now());
     let server = serve(EVERYWHERE, &run.joining());
-    assert!(server.url.starts_with("https://0.0.0.0:"), "{}", server.url);
+    assert!(server.url.starts_with("https://") && !server.url.contains("0.0.0.0"), "{}", server.url);
     for role in [PeerRole::Worker, PeerRole::Admin] {
         scored(&server.url, json!({}), &run.resources(role, now))
             .unwrap_or_else(|error| panic!("{role}: {error}"));
@@ -251,7 +262,7 @@ fn score(folder: &Path, options: &[&str], arguments: &[&str]) -> Output {
 fn an_operator_tries_the_runs_server_out_by_the_admins_token() {
     let (run, folder) = (Run::start("run-a"), images());
     let server = serve(EVERYWHERE, &run.joining());
-    let url = format!("url={}", server.url.replace("https://0.0.0.0", "grpcs://127.0.0.1"));
+    let url = format!("url={}", here(&server.url).replace("https://", "grpcs://"));
     let token = run.token(PeerRole::Admin);
     let operator = ["--coordinator", &run.coordinator, "--token-file", &token];
     let Output { status, stderr, .. } = score(folder.path(), &[&url], &operator);
@@ -265,12 +276,12 @@ fn an_operator_tries_the_runs_server_out_by_the_admins_token() {
 #[test]
 fn plain_text_to_another_host_is_warned_of_once_however_many_requests_there_are() {
     let (server, folder) = (serve(EVERYWHERE, &["--insecure=i-know".to_owned()]), images());
-    let url = format!("url={}", server.url);
+    let url = format!("url={}", at("0.0.0.0", &server.url));
     let Output { status, stderr, .. } = score(folder.path(), &[&url, "batch_size=1"], &[]);
     let told = String::from_utf8(stderr).expect("text");
     assert!(status.success(), "{told}");
     assert_eq!(told.matches("spoken to in plain text beyond this host").count(), 1, "{told}");
-    let here = format!("url={}", server.url.replace("0.0.0.0", "127.0.0.1"));
+    let here = format!("url={}", here(&server.url));
     let Output { stderr, .. } = score(folder.path(), &[&here], &[]);
     assert!(stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
 }

@@ -18,8 +18,10 @@ use crate::membership::Applicant;
 use book::HostBook;
 use config::RunConfig;
 use link::{HostLink, Line};
+use protocol::with_causes;
 use script::{Answer, Launch, Standing};
 use seats::{HostSeat, HostSeats};
+use service::exit_code::BAD_USAGE;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -139,15 +141,17 @@ impl Launcher for SshLauncher {
         )
     }
 
-    fn start(&mut self, member: MemberName) -> Result<(), CoordinatorError> {
+    fn start(&mut self, member: MemberName) {
         if member.is_learner() {
             return self.here.start(member);
         }
-        let token = self.token()?;
+        let token = match self.token() {
+            Ok(token) => token,
+            Err(error) => return self.here.not_started(member, None, with_causes(&error)),
+        };
         let Some(seat) = self.seat(member) else {
-            return Err(CoordinatorError::Usage(format!(
-                "no slot of `[[hosts]]` is left for {member}; add hosts or slots"
-            )));
+            let how = format!("no slot of `[[hosts]]` is left for {member}; add hosts or slots");
+            return self.here.not_started(member, Some(BAD_USAGE.into()), how);
         };
         let (address, launch) = (seat.host.address.clone(), self.launch(member, &seat, token));
         self.n_starts += 1;
@@ -155,7 +159,6 @@ impl Launcher for SshLauncher {
         tracing::info!(member = member.to_string(), life, "asked for on {address}");
         self.link(&address).change(|book| book.start(member, life, launch, Instant::now()));
         self.places.insert(member, address);
-        Ok(())
     }
 
     /// Whether it still lives elsewhere is seen later: what may live is not started a second time.

@@ -120,7 +120,7 @@ fn is_alive(pid: u32) -> bool {
 fn a_worker_gets_words_environment_and_folder_as_they_are_and_its_token_on_standard_input() {
     let mut host = Host::new("echo \"$GREETING|$CUDA_VISIBLE_DEVICES|$PWD|$*\"\ncat\nenv\nexit 3");
     let mut launcher = host.launcher();
-    launcher.start(WORKER).expect("asked for");
+    launcher.start(WORKER);
     let report = end_of(&mut launcher);
     assert_eq!((report.code, report.how.as_str()), (Some(3), "ended on gpu1 with exit status 3"));
     let log = host.log();
@@ -141,7 +141,7 @@ fn a_worker_gets_words_environment_and_folder_as_they_are_and_its_token_on_stand
 fn a_worker_outlives_its_coordinator_and_is_found_again_by_the_next() {
     let mut host = Host::new("exec sleep 100");
     let mut first = host.launcher();
-    first.start(WORKER).expect("asked for");
+    first.start(WORKER);
     let pid = running_pid(&mut first, &host);
     let handle = first.handles().remove(&WORKER).expect("started");
     let members = BTreeMap::from([("worker-0".to_owned(), handle.clone())]);
@@ -182,11 +182,11 @@ fn a_worker_outlives_its_coordinator_and_is_found_again_by_the_next() {
 fn a_new_life_ends_an_earlier_one_that_nobody_knows_of() {
     let mut host = Host::new("exec sleep 100");
     let mut first = host.launcher();
-    first.start(WORKER).expect("asked for");
+    first.start(WORKER);
     let lost = running_pid(&mut first, &host);
     drop(first);
     let mut second = host.launcher();
-    second.start(WORKER).expect("asked for");
+    second.start(WORKER);
     let pid = running_pid(&mut second, &host);
     assert!(pid != lost && !is_alive(lost) && is_alive(pid));
     second.signal(WORKER, Signal::Kill);
@@ -261,14 +261,14 @@ fn what_is_wrong_with_a_host_is_told_with_the_remedy() {
         host.write("ssh", ssh);
         let mut launcher = host.launcher();
         launcher.run.reach.start = Duration::from_millis(100);
-        launcher.start(WORKER).expect("asked for");
+        launcher.start(WORKER);
         let report = end_of(&mut launcher);
         assert!(report.code == code && report.how.contains(words), "{report:?}");
     }
     let mut host = Host::new("exit 0");
     let mut launcher = host.launcher();
     fs::remove_file(host.home.path().join("bin/rollout-worker")).expect("removed");
-    launcher.start(WORKER).expect("asked for");
+    launcher.start(WORKER);
     let report = end_of(&mut launcher);
     let expected =
         format!("cannot start: {}/bin/rollout-worker is no program on gpu1", host.home.path().display());
@@ -290,7 +290,7 @@ fn a_host_that_does_not_answer_holds_nobody_up() {
     launcher.run.reach.answer = Duration::from_millis(100);
     launcher.run.reach.start = Duration::from_millis(300);
     let start = Instant::now();
-    launcher.start(WORKER).expect("asked for");
+    launcher.start(WORKER);
     assert!(matches!(launcher.observe()[&WORKER], Observed::Pending(_)));
     launcher.signal(WORKER, Signal::Terminate);
     assert!(start.elapsed() < Duration::from_secs(10), "nothing of that waits for the host");

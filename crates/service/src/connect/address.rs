@@ -54,7 +54,26 @@ impl fmt::Display for Address {
     }
 }
 
+/// Whether another process may say that it is reached there: `host:port` and nothing else, least of all a file of this host.
+pub fn is_place(text: &str) -> bool {
+    HostPort::parse(text).is_ok_and(|place| place.is_secure.is_none())
+}
+
 impl Address {
+    /// What another process says of where it is reached, see [`is_place`].
+    ///
+    /// # Errors
+    /// If it is anything else.
+    pub(crate) fn of_process(text: &str) -> Result<Self, ServiceError> {
+        match is_place(text) {
+            true => Ok(Self::Given(text.to_owned())),
+            false => Err(ServiceError::Address {
+                address: without_user(text),
+                remedy: "a process says as `host:port` where others reach it",
+            }),
+        }
+    }
+
     /// Finds out early whether a process that shows nothing may connect there; a file may come to hold another address, or any,
     /// later on.
     ///
@@ -194,6 +213,20 @@ mod tests {
         ] {
             let told = text.parse::<Address>().expect_err("refused").to_string();
             assert!(told.contains(words) && !told.contains("secret"), "{told}");
+        }
+    }
+
+    #[test]
+    fn another_process_is_reached_at_a_host_and_port_and_in_no_other_way() {
+        for place in ["10.0.0.1:17", "[fd00::2]:17", "node-1:17"] {
+            assert!(is_place(place) && Address::of_process(place).is_ok(), "{place}");
+        }
+        for odd in
+            ["", "file:/etc/passwd", "file:7", "file:7/", "https://node-1:17", "ada@node-1:17", "node-1"]
+        {
+            let is_file = matches!(Address::of_process(odd), Ok(Address::File(_)));
+            assert!(!is_file, "{odd}");
+            assert_eq!(is_place(odd), odd == "file:7", "{odd}");
         }
     }
 

@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Status};
 use tower_layer::{Identity, Stack};
 
-pub use address::Address;
+pub use address::{Address, is_place};
 pub(crate) use dial::Dial;
 pub use greeting::{greet, speaks_tls};
 
@@ -35,6 +35,10 @@ const CLIENT_CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
 /// What a server keeps of a call whose turn has not come, and of all calls of one connection.
 const SERVER_STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 const SERVER_CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// Calls of one connection at a time, further ones wait; a member makes a few.
+const CALLS_OF_CONNECTION: u32 = 128;
+/// Headers of one call.
+const HEADER_BYTES: u32 = 16 * 1024;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,6 +52,8 @@ pub fn server(longest_call: Duration) -> Server<Layers> {
         .timeout(longest_call)
         .initial_stream_window_size(SERVER_STREAM_WINDOW)
         .initial_connection_window_size(SERVER_CONNECTION_WINDOW)
+        .max_concurrent_streams(CALLS_OF_CONNECTION)
+        .http2_max_header_list_size(HEADER_BYTES)
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
 }
@@ -66,6 +72,19 @@ pub async fn connect(
     patience: Duration,
 ) -> Result<Channel, ServiceError> {
     Dial::new(address.parse()?, role, trust)?.connect(patience).await
+}
+
+/// The same to a member of the run that says itself where it is reached, by which nobody is to be led anywhere else: `host:port`.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_member(
+    address: &str,
+    role: PeerRole,
+    trust: &Trust,
+    patience: Duration,
+) -> Result<Channel, ServiceError> {
+    Dial::new(Address::of_process(address)?, role, trust)?.connect(patience).await
 }
 
 /// The same to a server of no run, which is known by the name of its host; the address is taken to ask for TLS.

@@ -3,6 +3,7 @@
 mod renewal;
 
 use crate::connect::{Address, Dial};
+use crate::limited_log::LimitedLog;
 use crate::trust::{
     Authority, Credentials, Identity, Peer, PeerRole, TokenFile, TokenSource, Tokens, Trust, TrustError,
 };
@@ -27,6 +28,9 @@ pub struct EnrolmentService {
     tokens: Tokens,
 }
 
+/// Tokens that were not taken.
+static NO_CERTIFICATE: LimitedLog = LimitedLog::new();
+
 impl EnrolmentService {
     /// Signs by that authority for the holders of those tokens.
     pub fn new(authority: Arc<Authority>, tokens: Tokens) -> Self {
@@ -40,7 +44,10 @@ impl Enrolment for EnrolmentService {
         let from = request.extensions().get::<Peer>().and_then(|peer| peer.address);
         let request = request.into_inner();
         let role = self.tokens.role_of(&request.token).map_err(|error| {
-            tracing::warn!(peer = ?from, "no certificate: {error}");
+            NO_CERTIFICATE.warn(|| match from {
+                Some(from) => format!("no certificate for {from}: {error}"),
+                None => format!("no certificate: {error}"),
+            });
             Status::unauthenticated(error.to_string())
         })?;
         let answer = self.authority.answer(&request.signing_request, role, SystemTime::now());

@@ -1,9 +1,13 @@
 //! How a server finds out who is at the other end of a connection, many at a time and each in time.
 
-use super::{Connection, Incoming};
+use super::introduced::Introduced;
+use super::room::{Place, Room};
+use super::{Connection, Incoming, let_in};
 use crate::duplex::Duplex;
+use crate::limited_log::LimitedLog;
 use crate::trust::{Credentials, Ending, Peer, PeerCertificate, SPEAKS_TLS, TrustError, expiry};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,6 +23,10 @@ use tonic::transport::server::Connected;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Handshakes at a time; further connections wait.
 const MOST: usize = 256;
+/// How long a connection without a certificate may last: it asks for one, and the next has it.
+const STRANGERS_TIME: Duration = Duration::from_secs(60);
+/// Connections that were refused.
+static REFUSED: LimitedLog = LimitedLog::new();
 /// The first byte of a TLS record with a handshake in it.
 const TLS_HANDSHAKE: u8 = 22;
 
@@ -26,13 +34,15 @@ const TLS_HANDSHAKE: u8 = 22;
 pub(crate) struct Known {
     stream: Box<dyn Duplex>,
     peer: Peer,
+    /// Free for others once the connection is gone.
+    _place: Place,
 }
 
 impl Known {
     /// One that is not secured.
-    pub(crate) fn plain(connection: Connection) -> Self {
+    pub(super) fn plain(connection: Connection, place: Place) -> Self {
         let peer = Peer { is_secure: false, certificate: None, address: connection.address() };
-        Self { stream: Box::new(connection), peer }
+        Self { stream: Box::new(connection), peer, _place: place }
     }
 }
 
@@ -85,8 +95,8 @@ impl AsyncWrite for Known {
 }
 
 /// Secures what comes in and hands it on; never ends by itself.
-pub(crate) async fn secure(
-    mut incoming: Incoming,
+pub(super) async fn secure(
+    (mut incoming, room): (Incoming, Room),
     acceptor: TlsAcceptor,
     known: mpsc::Sender<io::Result<Known>>,
 ) {
@@ -94,7 +104,9 @@ pub(crate) async fn secure(
     loop {
         tokio::select! {
             Some(Ok(connection)) = incoming.next(), if handshakes.len() < MOST => {
-                handshakes.spawn(shake_hands(connection, acceptor.clone(), known.clone()));
+                if let Some(place) = let_in(&room) {
+                    handshakes.spawn(shake_hands(connection, (room.clone(), place), acceptor.clone(), known.clone()));
+                }
             }
             Some(_) = handshakes.join_next() => {}
         }
@@ -105,19 +117,33 @@ pub(crate) fn acceptor(credentials: &Arc<Credentials>) -> Result<TlsAcceptor, Tr
     Ok(TlsAcceptor::from(Arc::new(credentials.server_config()?)))
 }
 
-async fn shake_hands(connection: Connection, acceptor: TlsAcceptor, known: mpsc::Sender<io::Result<Known>>) {
+async fn shake_hands(
+    connection: Connection,
+    place: (Room, Place),
+    acceptor: TlsAcceptor,
+    known: mpsc::Sender<io::Result<Known>>,
+) {
     let address = connection.address();
-    match tokio::time::timeout(DEADLINE, handshake(connection, acceptor)).await {
+    match tokio::time::timeout(DEADLINE, handshake(connection, place, acceptor)).await {
         Ok(Ok(connection)) => {
             // The server has ended if nobody takes it.
             let _ = known.send(Ok(connection)).await;
         }
-        Ok(Err(error)) => tracing::warn!(peer = ?address, "connection refused: {error}"),
+        Ok(Err(error)) => REFUSED.warn(|| format!("connection of {} refused: {error}", told(address))),
         Err(_) => tracing::debug!(peer = ?address, "connection given up: the handshake takes too long"),
     }
 }
 
-async fn handshake(mut connection: Connection, acceptor: TlsAcceptor) -> Result<Known, TrustError> {
+/// Where a connection comes from, for people.
+fn told(address: Option<SocketAddr>) -> String {
+    address.map_or("somebody".to_owned(), |address| address.to_string())
+}
+
+async fn handshake(
+    mut connection: Connection,
+    (room, place): (Room, Place),
+    acceptor: TlsAcceptor,
+) -> Result<Known, TrustError> {
     let address = connection.address();
     let first = connection.first_byte().await;
     let first = first.map_err(|error| TrustError::Handshake(error.to_string()))?;
@@ -129,15 +155,25 @@ async fn handshake(mut connection: Connection, acceptor: TlsAcceptor) -> Result<
     let stream = acceptor.accept(connection).await.map_err(|error| TrustError::of_handshake(&error))?;
     let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let certificate = shown.map(|der| PeerCertificate::parse(der)).transpose()?;
+    let place = match certificate {
+        Some(_) => place,
+        None => room
+            .as_stranger(place, address.map(|address| address.ip()))
+            .map_err(|full| TrustError::Handshake(full.to_string()))?,
+    };
     let end = certificate.clone();
     let end = async move {
         match end {
             Some(certificate) => expiry(certificate).await,
-            None => std::future::pending().await,
+            None => {
+                tokio::time::sleep(STRANGERS_TIME).await;
+                "who shows no certificate has a minute"
+            }
         }
     };
     let peer = Peer { is_secure: true, certificate: certificate.map(Arc::new), address };
-    Ok(Known { stream: Box::new(Ending::new(stream, Vec::new(), end)), peer })
+    let stream = Ending::new(Introduced::new(stream), Vec::new(), end);
+    Ok(Known { stream: Box::new(stream), peer, _place: place })
 }
 
 /// Lets a plain client of HTTP/2 make one call, which then fails with the reason; before it makes one, it would only see that

@@ -1,6 +1,6 @@
 //! The line to the coordinator that all clones of a membership share: one identity, one heartbeat, one loss.
 
-use super::{JoinDetails, Standing};
+use super::{JoinDetails, ResultsQuestion, Standing};
 use crate::connect::is_outage;
 use crate::own_half::introduction;
 use crate::trust::{Trust, trust_problem};
@@ -224,7 +224,10 @@ impl Link {
                 }
                 // Beside the heartbeats, which must not wait for it.
                 order::Order::AskLog(question) => drop(tokio::spawn(self.clone().tell_log(question))),
-                order::Order::AskResults(AskResults { number }) => standing.results_asked = Some(number),
+                order::Order::AskResults(AskResults { number }) => {
+                    let incarnation = self.state().member.caller().incarnation;
+                    standing.results_asked = Some(ResultsQuestion { incarnation, number });
+                }
             }
         }
         self.stand(standing);

@@ -203,6 +203,27 @@ fn a_row_that_comes_late_ends_in_a_file_that_nobody_reads() {
 }
 
 #[test]
+fn threads_of_one_process_write_one_file_whole_each() {
+    let (_home, directory) = run();
+    let owner = own(&directory);
+    let path = directory.path().join("kinds");
+    let texts: Vec<String> =
+        (0..4_usize).map(|thread| format!("{thread}").repeat(100_000 * (thread + 1))).collect();
+    std::thread::scope(|scope| {
+        for text in &texts {
+            let (owner, path) = (&owner, &path);
+            scope.spawn(move || {
+                (0..20).for_each(|_| owner.directory().write_file(path, text.as_bytes()).expect("written"));
+            });
+        }
+    });
+    assert!(texts.contains(&read(&path)), "one of them, whole");
+    let names: Vec<_> =
+        fs::read_dir(directory.path()).expect("listed").flatten().map(|entry| entry.file_name()).collect();
+    assert!(!names.iter().any(|name| name.to_string_lossy().ends_with(".partial")), "{names:?}");
+}
+
+#[test]
 fn two_processes_write_one_name_under_different_temporary_ones() {
     let (_home, directory) = run();
     let owner = own(&directory);

@@ -1,6 +1,7 @@
 //! Which role may call what, in one table; and the layer of every server that asks it.
 
 use super::{Peer, PeerRole, TrustError};
+use crate::limited_log::LimitedLog;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -98,6 +99,9 @@ pub fn peer_role<T>(request: &tonic::Request<T>) -> Option<PeerRole> {
     peer.certificate.as_deref().map(|certificate| certificate.name.role)
 }
 
+/// Calls that were refused.
+static REFUSED: LimitedLog = LimitedLog::new();
+
 /// Checks every call of a server.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AccessLayer;
@@ -137,7 +141,10 @@ where
         match check(peer, request.uri().path(), SystemTime::now()) {
             Ok(()) => Box::pin(self.inner.call(request)),
             Err(status) => {
-                tracing::warn!(peer = ?peer.address, "refused: {}", status.message());
+                REFUSED.warn(|| match peer.address {
+                    Some(address) => format!("refused a call of {address}: {}", status.message()),
+                    None => format!("refused a call: {}", status.message()),
+                });
                 Box::pin(std::future::ready(Ok(status.into_http())))
             }
         }

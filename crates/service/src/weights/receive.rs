@@ -1,7 +1,7 @@
 //! One stream of weights from its first message to the last bit: from the learner, or from a worker that holds them.
 
 use super::WeightsCopy;
-use crate::connect::{connect, request, weights_relay_client};
+use crate::connect::{connect_member, request, weights_relay_client};
 use crate::trust::{PeerRole, Trust};
 use crate::{Assembly, ServiceError, Timely};
 use proto::learner_client::LearnerClient;
@@ -15,6 +15,9 @@ use tonic::{Status, Streaming};
 const SIZE_LIMIT: usize = 256 << 30;
 /// How long a source may take for its first message; the others have the deadlines of [`Timely`].
 const ANSWER_DEADLINE: Duration = Duration::from_secs(300);
+/// Bytes a second that a worker must come to, and the time that it has besides: the learner is there for whoever is served worse.
+const SLOWEST_WORKER: f64 = 4.0 * 1024.0 * 1024.0;
+const BESIDES: Duration = Duration::from_secs(60);
 /// How long one attempt to connect to a worker may take before it counts as failed.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -79,14 +82,23 @@ pub async fn fetch_from_worker(
     (name, manifest_of_learner): (WeightsName, WeightsManifest),
     progressed: impl Fn(),
 ) -> Result<WeightsCopy, ReceiveError> {
-    let channel = connect(address, PeerRole::Worker, trust, CONNECT_PATIENCE);
+    let channel = connect_member(address, PeerRole::Worker, trust, CONNECT_PATIENCE);
     let mut client = weights_relay_client(channel.await.map_err(ReceiveError::Connect)?);
     let stream = client.weights(request(message(caller, name), ANSWER_DEADLINE)).await?.into_inner();
     let mut stream = Timely::new(stream);
     if manifest(&mut stream, name).await? != manifest_of_learner {
         return Err(damaged("the worker's manifest is not the learner's"));
     }
-    receive(stream, name, manifest_of_learner, progressed).await
+    let longest = longest(announced_bytes(&manifest_of_learner)?);
+    let received = receive(stream, name, manifest_of_learner, progressed);
+    tokio::time::timeout(longest, received)
+        .await
+        .unwrap_or_else(|_| Err(damaged(format!("it was not all here after {} s", longest.as_secs()))))
+}
+
+/// How long a worker may take to send so many bytes.
+fn longest(n_bytes: usize) -> Duration {
+    BESIDES + Duration::from_secs_f64(n_bytes as f64 / SLOWEST_WORKER)
 }
 
 fn message(caller: Caller, name: WeightsName) -> WeightsRequest {

@@ -4,7 +4,7 @@ use super::{Event, KEPT_VERSIONS, Weights, Worker, patience};
 use crate::bug::Bug;
 use crate::hands::{FetchStep, Sampling, fetch_failure};
 use crate::line::TASK_WAIT;
-use crate::process::ProcessId;
+use crate::process::{ProcessId, address, process_at};
 use crate::stage::{Answer, CallId, Callee, Reply, Request, Stage, Wake};
 use proto::{SeekWeightsReply, SeekWeightsRequest, WeightsStanding, Work, WorkerSource};
 use protocol::{FetchFailure, Fetching, SearchStep, SourceSearch, WeightsName};
@@ -131,8 +131,7 @@ impl Worker {
                 self.fetch_by(next, stage);
             }
             (FetchStep::Manifest(source), Ok(Reply::Manifest(digest))) => {
-                // An address that is none leads to nobody.
-                let process = ProcessId(source.address.parse().unwrap_or_default());
+                let process = process_at(&source.address).unwrap_or(ProcessId(0));
                 *step = FetchStep::FromWorker(source, *digest);
                 *call = Some(stage.call(Callee::Worker(process), Request::Weights(*name), WORKER_DEADLINE));
             }
@@ -204,7 +203,7 @@ impl Worker {
             _ => None,
         };
         self.habits.shares_weights.then(|| WeightsStanding {
-            address: own.0.to_string(),
+            address: address(own),
             held: self.kept.iter().map(|(name, _)| (*name).into()).collect(),
             fetching,
         })
