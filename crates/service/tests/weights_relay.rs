@@ -75,8 +75,8 @@ async fn what_a_worker_sends_on_is_what_the_learner_made() {
     let (second, _, _second) = worker(of_first, plain()).await;
     assert_eq!(received(&second, &plain()).await.expect("sent on"), version(0));
     let mut exposition = Exposition::default();
-    exposition.counts("sent_total", "Bytes", &sent);
-    assert!(exposition.text().contains("sent_total 600000.0\n"), "{}", exposition.text());
+    exposition.counts("tempflow_sent_total", "Bytes", &sent);
+    assert!(exposition.text().contains("tempflow_sent_total 600000.0\n"), "{}", exposition.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]

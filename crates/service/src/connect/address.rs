@@ -226,7 +226,8 @@ mod tests {
         {
             let is_file = matches!(Address::of_process(odd), Ok(Address::File(_)));
             assert!(!is_file, "{odd}");
-            assert_eq!(is_place(odd), odd == "file:7", "{odd}");
+            // A host may be called so.
+            assert_eq!(is_place(odd), odd.starts_with("file:7"), "{odd}");
         }
     }
 
