@@ -37,6 +37,12 @@ const WORDS: &str = r#"{"version":"1.0","truncation":null,"padding":null,"added_
 "pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,
 "model":{"type":"WordLevel","vocab":{"<pad>":0,"<unk>":1,"cat":2},"unk_token":"<unk>"}}"#;
 
+/// Pairs whose second part begins with a prefix.
+const PAIRS: &str = r###"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+"pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,
+"model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":"##","end_of_word_suffix":null,
+"fuse_unk":false,"byte_fallback":false,"vocab":{"<pad>":0,"a":1,"##b":2,"ab":3},"merges":[["a","##b"]]}}"###;
+
 const TARGETS: &[Target] = &[
     Target { name: "safetensors", examples: safetensors, check: check_safetensors, memory: TREE },
     Target { name: "torch_file", examples: torch_files, check: check_torch_file, memory: TREE },
@@ -161,9 +167,10 @@ fn tokenizers() -> Vec<Vec<u8>> {
         include_bytes!("../../../tests/golden/tokenizers/qwen/merges.txt"),
         include_bytes!("../../../tests/golden/tokenizers/qwen/tokenizer_config.json"),
     ];
-    let words: [&[u8]; 3] = [WORDS.as_bytes(), b"", br#"{"pad_token": "<pad>", "model_max_length": 77}"#];
-    let of_class = |(class, files): (usize, [&[u8]; 3])| [vec![class as u8], files.join(&0xff)].concat();
-    [clip, qwen, words].into_iter().enumerate().map(of_class).collect()
+    let settings = br#"{"pad_token": "<pad>", "model_max_length": 77}"#;
+    let json = |text: &'static str| -> [&[u8]; 3] { [text.as_bytes(), b"", settings] };
+    let all = [(0, clip), (1, qwen), (2, json(WORDS)), (2, json(PAIRS))];
+    all.map(|(class, files)| [vec![class], files.join(&0xff)].concat()).to_vec()
 }
 
 /// A tokenizer that is opened gives a text as many ids as are asked for.
