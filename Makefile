@@ -62,7 +62,7 @@ INPUTS ?= 1000000
 TARGET ?=
 
 fuzz:
-	INPUTS='$(INPUTS)' $(if $(TARGET),TARGET='$(TARGET)') $(CARGO) test --release --workspace --test bounded -- --nocapture
+	INPUTS='$(INPUTS)' $(if $(TARGET),TARGET='$(TARGET)') $(CARGO) test --release --workspace --test fuzz -- --nocapture
 
 chaos: build
 	$(CARGO) run --quiet --release -p tests --example chaos -- --seeds $(if $(filter command line,$(origin SEEDS)),$(SEEDS),3) $(ARGS)

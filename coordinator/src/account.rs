@@ -5,6 +5,9 @@ use crate::run_record::RunEnding;
 use crate::view::Overview;
 use std::time::Duration;
 
+/// The most that names in a table are padded to; longer ones stand as they are.
+const WIDEST_NAME: usize = 60;
+
 /// How much room a line has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
@@ -105,7 +108,7 @@ pub fn summary_table(summary: &RunSummary) -> String {
     if !summary.best_adapter.is_empty() {
         rows.push(("adapter of the best version", summary.best_adapter.clone()));
     }
-    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).min(WIDEST_NAME);
     let lines: Vec<String> = rows.iter().map(|(name, value)| format!("  {name:width$}  {value}")).collect();
     lines.join("\n")
 }
@@ -279,6 +282,15 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected} is not in\n{text}");
         }
+    }
+
+    /// More than a format may be wide.
+    #[test]
+    fn a_name_however_long_has_a_row() {
+        let score = |name: &str| ScoreChange { name: name.to_owned(), ..ScoreChange::default() };
+        let long = "x".repeat(70_000);
+        let table = summary_table(&RunSummary { scores: vec![score(&long), score("b")], ..summary() });
+        assert!(table.contains(&long) && table.len() < 80_000, "{} bytes", table.len());
     }
 
     #[test]

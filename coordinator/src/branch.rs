@@ -22,8 +22,9 @@ pub struct Branching {
 
 /// What the learner answers.
 #[derive(Debug, Deserialize)]
-struct ExportedCheckpoint {
-    version: u32,
+pub struct ExportedCheckpoint {
+    /// Of the weights that it wrote.
+    pub version: u32,
 }
 
 /// Writes the config of the branch, and beside it the adapter that it starts from; returns what is carried over and what is

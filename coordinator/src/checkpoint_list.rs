@@ -17,6 +17,23 @@ pub fn marked_best(directory: &RunDirectory) -> Option<u32> {
     version_of(config::read_settings(&directory.checkpoints().join("best")).ok()?.trim())
 }
 
-fn version_of(checkpoint: &str) -> Option<u32> {
-    checkpoint.strip_prefix("iteration-")?.parse().ok()
+/// Version of a checkpoint by its name; `None` for names that no checkpoint has.
+pub fn version_of(checkpoint: &str) -> Option<u32> {
+    let number = checkpoint.strip_prefix("iteration-")?;
+    // A number may begin with a plus, the name of a checkpoint may not.
+    number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_what_follows_in_digits() {
+        assert_eq!(["iteration-7", "iteration-000012"].map(version_of), [Some(7), Some(12)]);
+        for other in ["iteration-", "iteration-+7", "iteration--7", "iteration-7.partial", "best", "7"] {
+            assert_eq!(version_of(other), None, "{other}");
+        }
+        assert_eq!(version_of("iteration-99999999999"), None);
+    }
 }

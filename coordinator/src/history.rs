@@ -46,8 +46,12 @@ pub struct History {
 impl History {
     /// Reads what is there; a file that is not there yet has no rows, and a row that is being written is not there yet.
     pub fn read(run: &RunDirectory) -> Self {
-        let (evaluations, tests) = (rows(&run.evaluations()), rows(&run.tests()));
-        Self { iterations: rows(&run.metrics()), evaluations, tests }
+        Self::of_texts([run.metrics(), run.evaluations(), run.tests()].map(|path| text_of(&path)))
+    }
+
+    /// The same of what metrics, evaluations and tests hold; lines that are no rows are left out.
+    pub fn of_texts([metrics, evaluations, tests]: [String; 3]) -> Self {
+        Self { iterations: rows_of(&metrics), evaluations: rows_of(&evaluations), tests: rows_of(&tests) }
     }
 
     /// The held-out rewards so far, in the order of versions.
@@ -64,8 +68,8 @@ impl History {
     /// alone where there are not two evaluations yet. `None` before there is an iteration.
     pub fn evaluations_per_second(&self) -> Option<f64> {
         let (evaluations, seconds) = self.between_evaluations().unwrap_or_else(|| {
-            let of_each = |row: &IterationRow| (row.cost.network_evaluations, row.time.iteration);
-            self.iterations.iter().map(of_each).fold((0, 0.0), |sum, row| (sum.0 + row.0, sum.1 + row.1))
+            let seconds = self.iterations.iter().map(|row| row.time.iteration).sum();
+            (sum(self.iterations.iter().map(|row| row.cost.network_evaluations)), seconds)
         });
         (evaluations > 0 && seconds > 0.0).then(|| evaluations as f64 / seconds)
     }
@@ -76,18 +80,23 @@ impl History {
         let newest = later.last()?;
         let sampled =
             self.iterations.iter().filter(|row| (first.version..newest.version).contains(&row.iteration));
-        let sampling = sampled.map(|row| row.cost.network_evaluations).sum::<u64>();
+        let sampling = sum(sampled.map(|row| row.cost.network_evaluations));
         // Test images of the first version are drawn after it was evaluated.
         let is_between = |row: &&EvaluationRow| first.seconds < row.seconds && row.seconds <= newest.seconds;
         let held_out = later.iter().chain(self.tests.iter().filter(is_between));
-        let evaluating = held_out.map(|row| row.network_evaluations).sum::<u64>();
-        Some((sampling + evaluating, newest.seconds - first.seconds))
+        let evaluating = sum(held_out.map(|row| row.network_evaluations));
+        Some((sampling.saturating_add(evaluating), newest.seconds - first.seconds))
     }
 }
 
-fn rows<T: DeserializeOwned>(path: &Path) -> Vec<T> {
+/// The sum, or the largest number: a damaged row may claim any.
+fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0, u64::saturating_add)
+}
+
+fn text_of(path: &Path) -> String {
     let bytes = config::read_whole(path, config::MOST_RECORD_BYTES).unwrap_or_default();
-    rows_of(&String::from_utf8_lossy(&bytes))
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn rows_of<T: DeserializeOwned>(text: &str) -> Vec<T> {
@@ -132,6 +141,15 @@ mod tests {
             |seconds| History { tests: rows_of(&evaluation(0, seconds)), ..history(&metrics, &evaluations) };
         assert_eq!(tested(5.0).evaluations_per_second(), Some(520.0 / 23.0));
         assert_eq!(tested(30.0).evaluations_per_second(), Some(460.0 / 23.0), "after the newest evaluation");
+    }
+
+    #[test]
+    fn counts_that_add_up_to_more_than_there_are_numbers_have_a_rate() {
+        let row = iteration(0).replace("100", &u64::MAX.to_string());
+        let rate = history(&row.repeat(2), "").evaluations_per_second();
+        assert_eq!(rate, Some(u64::MAX as f64 / 8.0));
+        let evaluations = evaluation(0, 3.0) + &evaluation(4, 26.0);
+        assert_eq!(history(&row, &evaluations).evaluations_per_second(), Some(u64::MAX as f64 / 23.0));
     }
 
     #[test]

@@ -13,7 +13,7 @@ const SHOWN_HELD_OUT: usize = 10;
 /// Notices that are shown of a run, the newest; the log has all.
 const SHOWN_NOTICES: usize = 5;
 
-/// All that is shown of a run.
+/// All that is shown of a run; whatever others have told of it, a terminal obeys none of that.
 pub fn text(view: &RunView) -> String {
     let mut lines = match &view.stage {
         Stage::Living(run) => living_text(run),
@@ -21,7 +21,7 @@ pub fn text(view: &RunView) -> String {
     };
     lines.extend(history_text(&view.held_out_rewards));
     lines.push(places_text(&view.directory));
-    lines.join("\n")
+    service::visible(&lines.join("\n"))
 }
 
 fn ended_text(run: &EndedRun, directory: &RunDirectory) -> Vec<String> {
@@ -154,6 +154,12 @@ mod tests {
     fn a_living_run_shows_how_it_goes_and_has_gone_its_members_and_where_things_are() {
         let text = text(&living(living_run()));
         assert_eq!(text + "\n", include_str!("../tests/golden/living_run.txt"));
+    }
+
+    #[test]
+    fn a_terminal_obeys_nothing_that_is_told_of_a_run() {
+        let text = text(&living(LivingRun { notices: vec!["\u{1b}[2J".to_owned()], ..living_run() }));
+        assert!(text.contains("note: \\u{1b}[2J"), "{text}");
     }
 
     #[test]

@@ -11,6 +11,26 @@ use std::path::Path;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cpus(BTreeSet<usize>);
 
+impl Cpus {
+    /// Reads a list as the system writes it, `0-3,8`; `None` where it is another one. CPUs beyond those that a process can be
+    /// kept to are left out.
+    pub fn parse(list: &str) -> Option<Self> {
+        let mut cpus = BTreeSet::new();
+        for part in list.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+            if first > last {
+                return None;
+            }
+            // One by one: a list that repeats itself takes no more memory than what it lists.
+            (first..=last.min(CpuSet::count() - 1)).for_each(|cpu| {
+                cpus.insert(cpu);
+            });
+        }
+        Some(Self(cpus))
+    }
+}
+
 /// As the system writes them: `0-3,8`.
 impl fmt::Display for Cpus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -36,7 +56,7 @@ impl fmt::Display for Cpus {
 pub fn cpus_beside(devices: &Path, place: &str, allowed: &Cpus, n_threads: usize) -> Option<Cpus> {
     // An empty place would be the folder itself.
     let file = devices.join(Some(place).filter(|place| !place.is_empty())?).join("local_cpulist");
-    let beside = parse(fs::read_to_string(file).ok()?.trim())?;
+    let beside = Cpus::parse(fs::read_to_string(file).ok()?.trim())?;
     let own = Cpus(beside.0.intersection(&allowed.0).copied().collect());
     (own != *allowed && own.0.len() >= n_threads.max(1)).then_some(own)
 }
@@ -70,22 +90,13 @@ fn keep_to(cpus: &Cpus) -> nix::Result<()> {
     sched_setaffinity(Pid::from_raw(0), &set)
 }
 
-fn parse(list: &str) -> Option<Cpus> {
-    let range = |part: &str| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some((first.parse().ok()?, last.parse().ok()?))
-    };
-    let ranges: Option<Vec<(usize, usize)>> = list.split(',').map(range).collect();
-    Some(Cpus(ranges?.into_iter().flat_map(|(first, last)| first..=last.min(CpuSet::count())).collect()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::process::Command;
 
     fn cpus(list: &str) -> Cpus {
-        parse(list).expect("a list")
+        Cpus::parse(list).expect("a list")
     }
 
     #[test]
@@ -93,7 +104,10 @@ mod tests {
         for list in ["0", "0-3,8", "1,3,5-6", "0-1023"] {
             assert_eq!(cpus(list).to_string(), list);
         }
-        assert_eq!([parse(""), parse("a"), parse("1-")], [None, None, None]);
+        for other in ["", "a", "1-", "3-1", "-1", "1-2-3"] {
+            assert_eq!(Cpus::parse(other), None, "{other}");
+        }
+        assert_eq!(cpus("1022-1030").to_string(), "1022-1023");
     }
 
     #[test]

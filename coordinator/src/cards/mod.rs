@@ -7,6 +7,7 @@ mod affinity;
 mod places;
 mod seating;
 
+pub use affinity::Cpus;
 pub use places::{Places, Seat};
 pub(crate) use seating::environment as worker_environment;
 pub use seating::{Seating, SeatingError};

@@ -49,8 +49,8 @@ impl Plan {
         let model = self.model.as_ref()?;
         let (text, pooled) = model.embedding_widths;
         let one = dtype_bytes(model.dtype) * (model.text_tokens as f64 * text as f64 + pooled as f64);
-        let n_prompts = self.config.sampling.prompts_per_iteration + model.rows_per_evaluation - 1;
-        Some(n_prompts as f64 * one)
+        let n_negative = model.rows_per_evaluation.saturating_sub(1);
+        Some((self.config.sampling.prompts_per_iteration as f64 + n_negative as f64) * one)
     }
 
     /// Bytes of one version of the trained weights, which every worker fetches.

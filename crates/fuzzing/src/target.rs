@@ -1,5 +1,10 @@
 //! One decoder under test.
 
+use std::fmt::Display;
+
+/// Parts the files of an input; no text in UTF-8 holds it.
+const SEPARATOR: u8 = 0xff;
+
 /// One decoder, and what it is tried with.
 pub struct Target {
     /// What it is called on a command line.
@@ -42,5 +47,33 @@ impl Target {
     pub fn named(name: &str) -> &'static Self {
         let found = crate::TARGETS.iter().find(|target| target.name == name);
         found.unwrap_or_else(|| panic!("no fuzz target is called `{name}`"))
+    }
+}
+
+/// The `N` files that an input stands for, parted by a byte that no text holds; what is missing is empty.
+pub fn parts<const N: usize>(input: &[u8]) -> [&[u8]; N] {
+    let mut rest = input.splitn(N, |byte| *byte == SEPARATOR);
+    std::array::from_fn(|_| rest.next().unwrap_or_default())
+}
+
+/// Whether something was read; if not, why not must be told.
+///
+/// # Panics
+/// If an error says nothing.
+pub fn is_read<T, E: Display>(outcome: Result<T, E>) -> bool {
+    if let Err(error) = &outcome {
+        assert!(!error.to_string().is_empty(), "an error without a message");
+    }
+    outcome.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_stands_for_as_many_files_as_are_asked_for() {
+        assert_eq!(parts::<2>(b"a\xffb\xffc"), [&b"a"[..], b"b\xffc"]);
+        assert_eq!(parts::<3>(b"a"), [&b"a"[..], b"", b""]);
     }
 }

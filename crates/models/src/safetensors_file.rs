@@ -131,10 +131,25 @@ pub(crate) fn unread_element_type(path: &Path, tensor: &str, element_type: &str)
 }
 
 fn parse_header(path: &Path, header: &[u8]) -> Result<Metadata, ModelError> {
-    serde_json::from_slice(header).map_err(|error| match strange_element_type(header) {
-        Some((tensor, element_type)) => unread_element_type(path, &tensor, &element_type),
-        None => ModelError::damaged(path, format!("malformed header: {error}")),
-    })
+    let header: Metadata =
+        serde_json::from_slice(header).map_err(|error| match strange_element_type(header) {
+            Some((tensor, element_type)) => unread_element_type(path, &tensor, &element_type),
+            None => ModelError::damaged(path, format!("malformed header: {error}")),
+        })?;
+    for (name, info) in header.tensors() {
+        if !has_strides(&info.shape) {
+            let reason = format!("tensor {name} has the shape {:?}, which no tensor can have", info.shape);
+            return Err(ModelError::damaged(path, reason));
+        }
+    }
+    Ok(header)
+}
+
+/// Whether libtorch has numbers for sizes and strides of this shape. The format lets a shape without elements have any sizes
+/// beside its 0.
+fn has_strides(shape: &[usize]) -> bool {
+    let mut sizes = shape.iter().filter(|size| **size > 0);
+    sizes.try_fold(1_i64, |stride, size| stride.checked_mul(i64::try_from(*size).ok()?)).is_some()
 }
 
 /// The first tensor of a header whose element type has a name that the format does not know yet, and that name.
@@ -370,5 +385,21 @@ mod tests {
                 "{length} bytes"
             );
         }
+    }
+    #[test]
+    fn a_shape_that_no_tensor_can_have_is_refused_where_it_holds_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let open = |shape: &str| {
+            let header = format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":[0,0]}}}}"#);
+            let length = (header.len() as u64).to_le_bytes();
+            std::fs::write(&path, [&length[..], header.as_bytes()].concat()).unwrap();
+            SafetensorsFile::open(&path)
+        };
+        for shape in ["[0,9223372036854775808]", "[0,4611686018427387904,4611686018427387904]"] {
+            let error = open(shape).err().expect("refused").to_string();
+            assert!(error.contains("tensor a has the shape [0, "), "{error}");
+        }
+        assert_eq!(open("[0,7]").unwrap().read("a").unwrap().size(), [0, 7]);
     }
 }

@@ -41,12 +41,27 @@ pub(crate) fn read<C: TransformerConfig>(path: &Path) -> Result<C, ModelError> {
 
 /// Checks that the features which the axes of a position turn are pairs, and all of a head's.
 pub(crate) fn check_axes(axes: [i64; 3], head_width: i64) -> Result<(), Misfit> {
-    let are_pairs = axes.iter().all(|axis| *axis >= 0 && axis % 2 == 0);
+    // Larger ones would add up to a number that there is not.
+    let are_pairs = axes.iter().all(|axis| (0..=head_width).contains(axis) && axis % 2 == 0);
     match are_pairs && axes.iter().sum::<i64>() == head_width {
         true => Ok(()),
         false => {
             let reason = format!("{axes:?} must be even and add up to `attention_head_dim` {head_width}");
             Err(("axes_dims_rope", reason))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn axes_that_add_up_to_a_head_only_by_running_over_are_refused() {
+        assert!(check_axes([16, 56, 56], 128).is_ok());
+        let largest = i64::MAX - 1;
+        for axes in [[largest, largest, 132], [-2, 74, 56], [largest, 0, 0]] {
+            assert!(check_axes(axes, 128).is_err(), "{axes:?}");
         }
     }
 }

@@ -94,6 +94,28 @@ fn a_subscript_iota_parts_words_and_is_dropped() {
     assert_eq!(ids("cat\u{345}dog!\u{345}"), ids("cat dog !"));
 }
 
+/// The library itself panics there.
+#[test]
+fn pairs_without_their_prefix_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let open_with = |prefix: &str| {
+        let model = serde_json::json!({
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": prefix,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "vocab": {"<pad>": 0, "a": 1, "##b": 2, "ab": 3}, "merges": [["a", "##b"]]
+        });
+        let file = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null, "decoder": null, "model": model
+        });
+        std::fs::write(folder.path().join("tokenizer.json"), file.to_string()).unwrap();
+        Tokenizer::open(folder.path(), "T5TokenizerFast").err().map(|error| error.to_string())
+    };
+    assert_eq!(open_with("##"), None);
+    let problem = open_with("#######").expect("refused");
+    assert!(problem.contains("tokenizer.json is damaged"), "{problem}");
+}
+
 #[test]
 fn merges_that_are_none_are_named_by_line() {
     let folder = tempfile::tempdir().unwrap();

@@ -97,8 +97,9 @@ impl Hub {
         let Repository { name, revision } = *repository;
         let folder = PathBuf::from(format!("models--{}", name.replace('/', "--")));
         let reference = config::read_settings(&self.cache.join(&folder).join("refs").join(revision));
-        // A full commit needs no reference.
-        let commit = reference.as_deref().map_or(revision, str::trim);
+        // A full commit needs no reference. What a reference says is the name of a folder, and leads nowhere else.
+        let reference = reference.as_deref().map(str::trim).ok().filter(|commit| is_word(commit));
+        let commit = reference.unwrap_or(revision);
         let snapshot = folder.join("snapshots").join(commit);
         if self.cache.join(&snapshot).is_dir() {
             return Ok(self.cache.join(snapshot));
@@ -142,14 +143,16 @@ struct Repository<'a> {
 impl<'a> Repository<'a> {
     fn parse(text: &'a str) -> Option<Self> {
         let (name, revision) = text.split_once('@').unwrap_or((text, DEFAULT_REVISION));
-        let is_word = |word: &str| {
-            let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            !word.is_empty() && !word.starts_with('.') && word.chars().all(is_plain)
-        };
         let (organisation, repository) = name.split_once('/')?;
         let is_revision = !revision.is_empty() && revision.split('/').all(is_word);
         (is_word(organisation) && is_word(repository) && is_revision).then_some(Self { name, revision })
     }
+}
+
+/// Whether a text is one plain name: no path, and nothing that the client would take for a flag.
+fn is_word(text: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    !text.is_empty() && !text.starts_with(['.', '-']) && text.chars().all(is_plain)
 }
 
 fn revision_argument(revision: &str) -> String {
@@ -183,6 +186,18 @@ mod tests {
         let commit = format!("org/tiny@{COMMIT}");
         for model in ["org/tiny", "org/tiny@main", "org/tiny@refs/pr/1", commit.as_str()] {
             assert_eq!(Hub::at(cache.path()).resolve(Path::new(model)).expect("found"), expected, "{model}");
+        }
+    }
+
+    #[test]
+    fn a_reference_leads_nowhere_but_to_a_snapshot() {
+        let cache = cache();
+        let elsewhere = tempfile::tempdir().expect("a folder");
+        let outside = elsewhere.path().display().to_string();
+        for told in ["", "..", "../../..", ".", "refs/main", outside.as_str()] {
+            std::fs::write(cache.path().join("models--org--tiny/refs/main"), told).expect("written");
+            let error = Hub::at(cache.path()).resolve(Path::new("org/tiny")).expect_err("no snapshot");
+            assert!(error.to_string().contains("snapshots/main is missing"), "{told}: {error}");
         }
     }
 
@@ -254,7 +269,17 @@ mod tests {
     fn paths_are_left_alone() {
         let (cache, folder) = (cache(), tempfile::tempdir().expect("a folder"));
         let hub = Hub::at(cache.path());
-        let given = ["/nowhere", "./org/tiny", "../tiny", "a/b/c", "tiny", "org/tiny@../../x", "org/.."];
+        let given = [
+            "/nowhere",
+            "./org/tiny",
+            "../tiny",
+            "a/b/c",
+            "tiny",
+            "org/tiny@../../x",
+            "org/..",
+            "-x/y",
+            "org/tiny@-x",
+        ];
         for path in given.iter().map(Path::new).chain([folder.path()]) {
             assert_eq!(hub.resolve(path).expect("left alone"), path);
         }

@@ -291,7 +291,9 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, ServiceError> {
 }
 
 fn version_of(name: &str) -> Option<u32> {
-    name.strip_prefix(PREFIX)?.parse().ok()
+    let number = name.strip_prefix(PREFIX)?;
+    // A number may begin with a plus, the name of a checkpoint may not.
+    number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok())?
 }
 
 fn write_manifest(directory: &Path) -> Result<(), CheckpointError> {
@@ -365,6 +367,14 @@ mod tests {
     fn write(checkpoints: &OwnedCheckpoints, version: u32) {
         let content = vec![version as u8; 1000];
         checkpoints.write(version, |path| Ok(durable::write_file(&path.join("a.bin"), &content)?)).unwrap();
+    }
+
+    #[test]
+    fn a_version_is_what_follows_in_digits() {
+        assert_eq!(version_of("iteration-000012"), Some(12));
+        for other in ["iteration-", "iteration-+12", "iteration-12.damaged", "best"] {
+            assert_eq!(version_of(other), None, "{other}");
+        }
     }
 
     #[test]

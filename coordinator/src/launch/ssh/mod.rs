@@ -19,7 +19,7 @@ use book::HostBook;
 use config::RunConfig;
 use link::{HostLink, Line};
 use protocol::with_causes;
-use script::{Answer, Launch, Standing};
+use script::Launch;
 use seats::{HostSeat, HostSeats};
 use service::exit_code::BAD_USAGE;
 use std::collections::BTreeMap;
@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 pub use book::Reach;
+pub use script::{Answer, Standing};
 pub use session::SshCommand;
 
 /// The run whose workers are started, and by what.
@@ -217,7 +218,7 @@ impl Launcher for SshLauncher {
 }
 
 /// Whether a word names a start of a member, and nothing else: it becomes a word of a host's shell.
-fn is_life_of(life: &str, member: MemberName) -> bool {
+pub fn is_life_of(life: &str, member: MemberName) -> bool {
     let number = life.strip_prefix(&format!("{member}."));
     number.is_some_and(|number| {
         !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-')

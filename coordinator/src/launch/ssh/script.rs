@@ -84,7 +84,7 @@ pub(super) fn member_of(life: &str) -> &str {
 
 /// What a host says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub enum Answer {
     /// Its name.
     Host(String),
     /// How a life stands.
@@ -97,7 +97,7 @@ pub(super) enum Answer {
 
 /// How a life stands on its host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub enum Standing {
     /// Nothing is there of it.
     Absent,
     /// It is about to have a process.
@@ -114,7 +114,7 @@ pub(super) enum Standing {
 
 impl Answer {
     /// Reads a line; `None` for what is not meant for the coordinator, such as greetings of the host.
-    pub(super) fn read(line: &str, mark: &str) -> Option<Self> {
+    pub fn read(line: &str, mark: &str) -> Option<Self> {
         let told = line.strip_prefix(mark)?.strip_prefix(' ')?;
         let (subject, told) = told.split_once(' ').unwrap_or((told, ""));
         let (word, rest) = told.split_once(' ').unwrap_or((told, ""));

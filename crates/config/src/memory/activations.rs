@@ -32,7 +32,7 @@ const DECODED_ELEMENTS: f64 = 131_072.0;
 
 /// Bytes of one copy of the features of all tokens of a network row.
 fn features(model: &ModelInspection) -> f64 {
-    (model.image.tokens + model.text_tokens) as f64 * model.width as f64 * dtype_bytes(model.dtype)
+    (model.image.tokens as f64 + model.text_tokens as f64) * model.width as f64 * dtype_bytes(model.dtype)
 }
 
 /// Bytes at the fullest moment of a training forward and its backward pass.
@@ -48,13 +48,13 @@ pub(super) fn in_training(config: &RunConfig, model: &ModelInspection) -> f64 {
         true => n_blocks + kept.max(of_reference),
         false => n_blocks * kept + of_reference,
     };
-    let rows = training_rows(config) * model.rows_per_evaluation;
-    rows as f64 * features(model) * copies
+    let rows = training_rows(config) as f64 * model.rows_per_evaluation as f64;
+    rows * features(model) * copies
 }
 
 /// Bytes at the fullest moment of a forward pass that samples.
 pub(super) fn in_sampling(config: &RunConfig, model: &ModelInspection) -> f64 {
-    sampling_rows(config, model) as f64 * features(model) * ALIVE_IN_BLOCK
+    sampling_rows(config, model) * features(model) * ALIVE_IN_BLOCK
 }
 
 /// Bytes at the fullest moment of embedding a prompt; prompts are embedded one by one.
@@ -86,26 +86,59 @@ fn training_rows(config: &RunConfig) -> usize {
 }
 
 /// Network rows in the fullest call of a training or an evaluation task, rows of guidance included.
-fn sampling_rows(config: &RunConfig, model: &ModelInspection) -> usize {
+fn sampling_rows(config: &RunConfig, model: &ModelInspection) -> f64 {
     let sampling = &config.sampling;
     // Where all branches are alive, or along a path, a seed has as many latents as it will have images.
     let per_seed = config.iteration_cost().images_per_seed;
     let evaluated = config.evaluation.prompts_per_task * config.evaluation.images_per_prompt;
-    let of_training = sampling.max_rows.min(per_seed * sampling.seeds_per_task) * model.rows_per_evaluation;
-    let of_evaluation = sampling.max_rows.min(evaluated) * model.rows_per_held_out_evaluation;
-    of_training.max(of_evaluation)
+    let of_training = sampling.max_rows.min(per_seed * sampling.seeds_per_task) as f64;
+    let of_evaluation = sampling.max_rows.min(evaluated) as f64;
+    let (rows, held_out_rows) = (model.rows_per_evaluation, model.rows_per_held_out_evaluation);
+    (of_training * rows as f64).max(of_evaluation * held_out_rows as f64)
 }
 
 /// Numbers in the widest full-size feature map of what is decoded at once.
 fn widest_map(config: &RunConfig, model: &ModelInspection) -> f64 {
     let at_once = (DECODED_ELEMENTS / latent_elements(model)).floor().max(1.0);
+    let image = model.image.height as f64 * model.image.width as f64;
     let pixels = match config.sampling.vae_tile {
-        0 => model.image.height * model.image.width,
-        tile => (tile * tile).min(model.image.height * model.image.width),
+        0 => image,
+        tile => (tile as f64 * tile as f64).min(image),
     };
-    at_once * pixels as f64 * model.decoder_width as f64
+    at_once * pixels * model.decoder_width as f64
 }
 
 fn latent_elements(model: &ModelInspection) -> f64 {
     model.image.latent_shape.iter().map(|&size| size as f64).product()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::published_models::sd35_medium;
+    use crate::{ImageInspection, ModelInspection, plan, preset};
+
+    /// An inspection comes from another program: whatever its numbers are, there is a plan of them.
+    #[test]
+    fn the_largest_numbers_and_the_smallest_have_a_plan() {
+        for (size, count) in [(i64::MAX, usize::MAX), (i64::MIN, 0), (0, 0)] {
+            let image =
+                ImageInspection { height: size, width: size, latent_shape: vec![size; 3], tokens: count };
+            let model = ModelInspection {
+                n_blocks: count,
+                width: size,
+                decoder_width: size,
+                image,
+                text_tokens: count,
+                embedding_widths: (size, size),
+                rows_per_evaluation: count,
+                rows_per_held_out_evaluation: count,
+                ..sd35_medium()
+            };
+            for name in ["tempflow-tiny-cpu", "dgx-geneval-sd3-pr"] {
+                let config = preset(name).expect("a preset").config;
+                let text = plan(&config, Some(model.clone()), Vec::new()).to_string();
+                assert!(text.contains("memory of the learner"), "{text}");
+            }
+        }
+    }
 }

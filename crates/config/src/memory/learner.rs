@@ -83,7 +83,7 @@ fn temporaries_of_adamw(config: &RunConfig, model: &ModelInspection) -> f64 {
     let of_files =
         transformer.map_or(0.0, |part| part.largest_tensor_bytes as f64 / dtype_bytes(model.dtype));
     let modulation = match model.class.starts_with("StableDiffusion3") {
-        true => MODULATIONS_PER_BLOCK * model.n_blocks as f64 * (model.width * model.width) as f64,
+        true => MODULATIONS_PER_BLOCK * model.n_blocks as f64 * (model.width as f64).powi(2),
         false => 0.0,
     };
     TEMPORARIES_OF_ADAMW * FLOAT32 * of_files.max(modulation)

@@ -1,5 +1,8 @@
 //! All targets.
 
+mod hub;
+mod run_files;
+mod scrapers;
 mod settings;
 mod stored;
 mod wire;
@@ -66,4 +69,41 @@ pub const TARGETS: &[Target] = &[
         check: wire::check_chunks,
         memory: MemoryBound { per_byte: 64, fixed: 4 << 20 },
     },
+    Target {
+        name: "identity",
+        examples: stored::identities,
+        check: stored::check_identity,
+        memory: MemoryBound::USUAL,
+    },
+    Target {
+        name: "history",
+        examples: run_files::histories,
+        check: run_files::check_history,
+        memory: MemoryBound::USUAL,
+    },
+    Target {
+        name: "answers",
+        examples: run_files::answers,
+        check: run_files::check_answers,
+        memory: MemoryBound::USUAL,
+    },
+    Target {
+        name: "host_answers",
+        examples: run_files::host_answers,
+        check: run_files::check_host_answers,
+        memory: MemoryBound::USUAL,
+    },
+    Target {
+        name: "runs",
+        examples: run_files::runs,
+        check: run_files::check_runs,
+        memory: MemoryBound::USUAL,
+    },
+    Target {
+        name: "requests",
+        examples: scrapers::requests,
+        check: scrapers::check_request,
+        memory: MemoryBound::USUAL,
+    },
+    Target { name: "hub", examples: hub::names, check: hub::check_name, memory: MemoryBound::USUAL },
 ];

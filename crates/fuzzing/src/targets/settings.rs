@@ -1,11 +1,14 @@
 //! What a user writes: run configs, configs of another trainer, prompts, and short notations of arguments.
 
+use crate::is_read;
 use config::{BranchSteps, ComputeDevice, Dtype, PortRange, RunConfig, StepWeight, VisibleCards};
+use coordinator::cards::Cpus;
+use coordinator::checkpoint_list;
+use coordinator::launch::ssh::SshCommand;
 use coordinator::member_name::MemberName;
 use service::Address;
 use service::network::ListenAddress;
 use service::trust::{JoinToken, PeerName};
-use std::fmt::Display;
 use std::path::Path;
 
 const PROMPT_FILES: [&str; 5] = ["p.txt", "p.jsonl", "p.json", "p.csv", "p.tsv"];
@@ -88,6 +91,8 @@ pub(super) fn notations() -> Vec<Vec<u8>> {
         "1.5s",
         "10m",
         "worker-3",
+        "0-3,8",
+        "iteration-000012",
         "learner",
     ];
     texts.iter().map(|text| text.as_bytes().to_vec()).collect()
@@ -98,6 +103,12 @@ pub(super) fn check_notations(bytes: &[u8]) -> bool {
     let name = text.parse::<PeerName>();
     if let Ok(name) = &name {
         assert_eq!(name.to_string().parse().as_ref(), Ok(name), "a name is not read as it is shown");
+    }
+    if let Some(cpus) = Cpus::parse(text).filter(|cpus| *cpus != Cpus::default()) {
+        assert_eq!(Cpus::parse(&cpus.to_string()), Some(cpus), "CPUs are not read as they are shown");
+    }
+    if let Ok(command) = text.parse::<SshCommand>() {
+        assert_eq!(command.to_string().parse().as_ref(), Ok(&command), "it is not read as it is shown");
     }
     let are_read = [
         is_read(name),
@@ -112,14 +123,8 @@ pub(super) fn check_notations(bytes: &[u8]) -> bool {
         is_read(text.parse::<JoinToken>()),
         is_read(service::parse_seconds(text)),
         MemberName::parse(text).is_some(),
+        Cpus::parse(text).is_some(),
+        checkpoint_list::version_of(text).is_some(),
     ];
     are_read.contains(&true)
-}
-
-/// Whether something was read; if not, why not must be told.
-fn is_read<T, E: Display>(outcome: Result<T, E>) -> bool {
-    if let Err(error) = &outcome {
-        assert!(!error.to_string().is_empty(), "an error without a message");
-    }
-    outcome.is_ok()
 }

@@ -1,12 +1,14 @@
 //! Files that this or another program wrote: pickles, records of a run, certificates.
 
+use crate::is_read;
 use coordinator::device_kinds::DeviceKinds;
 use coordinator::input_record::InputRecord;
+use coordinator::launch::Handle;
 use coordinator::run_record::RunRecord;
 use pickle::{Limits, Value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use service::trust::{PeerCertificate, TokenFile};
+use service::trust::{Identity, PeerCertificate, TokenFile, certificates_in, private_key_in};
 use service::{OwnerRecord, Provenance};
 use std::fmt::Debug;
 
@@ -49,7 +51,8 @@ pub(super) fn check_pickle(bytes: &[u8]) -> bool {
 
 pub(super) fn records() -> Vec<Vec<u8>> {
     let inputs = serde_json::to_vec(&InputRecord::default()).expect("a record has a JSON form");
-    vec![RUN_RECORD.to_vec(), EARLIER_RUN_RECORD.to_vec(), OWNER_RECORD.to_vec(), inputs]
+    let handle = br#"{"host":"gpu1","life":"worker-0.000001-000002","process":["node-1",7]}"#;
+    vec![RUN_RECORD.to_vec(), EARLIER_RUN_RECORD.to_vec(), OWNER_RECORD.to_vec(), inputs, handle.to_vec()]
 }
 
 /// Every record that is read is written and read again as the same.
@@ -66,16 +69,40 @@ pub(super) fn check_records(bytes: &[u8]) -> bool {
         check::<OwnerRecord>(bytes),
         check::<Provenance>(bytes),
         check::<DeviceKinds>(bytes),
+        check::<Handle>(bytes),
     ];
     are_read.contains(&true)
 }
 
-pub(super) fn certificates() -> Vec<Vec<u8>> {
+/// A worker's certificate and its key.
+fn certified() -> (rcgen::Certificate, rcgen::KeyPair) {
     let key = rcgen::KeyPair::generate().expect("a key");
     let mut parameters = rcgen::CertificateParams::default();
     let name = "tempflow://tiny-0123/worker".try_into().expect("ASCII");
     parameters.subject_alt_names.push(rcgen::SanType::URI(name));
-    let certificate = parameters.self_signed(&key).expect("a certificate");
+    (parameters.self_signed(&key).expect("a certificate"), key)
+}
+
+/// Certificate and key as a user keeps them, here in one text.
+pub(super) fn identities() -> Vec<Vec<u8>> {
+    let (certificate, key) = certified();
+    vec![(certificate.pem() + &key.serialize_pem()).into_bytes()]
+}
+
+/// What is read of certificates and a key names a role, or says why it is of no use.
+pub(super) fn check_identity(bytes: &[u8]) -> bool {
+    let (chain, key) = (certificates_in(bytes), private_key_in(bytes));
+    let are_read = [is_read(chain.as_ref()), is_read(key.as_ref())];
+    let (Ok(chain), Ok(key)) = (chain, key) else { return are_read == [true, true] };
+    let identity = Identity::new(chain, key);
+    if let Ok(identity) = &identity {
+        assert!(identity.certificate.name.to_string().starts_with("tempflow://"), "nobody's certificate");
+    }
+    is_read(identity)
+}
+
+pub(super) fn certificates() -> Vec<Vec<u8>> {
+    let (certificate, _) = certified();
     let token = format!("tempflow.worker.tiny-0123.{}\n{}", "0f".repeat(32), certificate.pem());
     vec![certificate.der().to_vec(), token.into_bytes()]
 }

@@ -126,7 +126,9 @@ impl Qwen2Config {
             ));
         }
         let (sections, half) = (self.sections(), self.head_width() / 2);
-        match sections.iter().sum::<i64>() == half && sections.iter().all(|section| *section >= 0) {
+        // Larger ones would add up to a number that there is not.
+        let are_parts = sections.iter().all(|section| (0..=half).contains(section));
+        match are_parts && sections.iter().sum::<i64>() == half {
             true => Ok(()),
             false => {
                 let reason = format!("{sections:?} does not share out the {half} frequencies of a head");
@@ -212,6 +214,10 @@ mod tests {
             (format!("{FLAT}, \"use_sliding_window\": true"), "use_sliding_window"),
             (format!("{FLAT}, \"rope_scaling\": {{\"type\": \"yarn\"}}"), "yarn"),
             (format!("{FLAT}, \"rope_scaling\": {{\"mrope_section\": [1, 1, 1]}}"), "mrope_section"),
+            (
+                format!("{FLAT}, \"rope_scaling\": {{\"mrope_section\": [{0}, {0}, 6]}}", i64::MAX),
+                "mrope_section",
+            ),
         ] {
             let error = read(&format!("{{{json}}}")).unwrap_err().to_string();
             assert!(error.contains(word) && error.contains("config.json"), "{error}");

@@ -27,8 +27,11 @@ impl JsonTokenizer {
         if !path.is_file() {
             return Err(crate::json_file::missing(&path));
         }
-        let mut inner =
-            tokenizers::Tokenizer::from_file(&path).map_err(|error| ModelError::damaged(&path, error))?;
+        // The library panics at some files that contradict themselves, such as pairs without the prefix that all should have.
+        let mut inner = match std::panic::catch_unwind(|| tokenizers::Tokenizer::from_file(&path)) {
+            Ok(opened) => opened.map_err(|error| ModelError::damaged(&path, error))?,
+            Err(_) => return Err(ModelError::damaged(&path, "its tokenizer contradicts itself")),
+        };
         // Length is the caller's; what the file was saved with must not apply as well.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| ModelError::damaged(&path, error))?;

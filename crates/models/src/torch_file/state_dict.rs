@@ -52,7 +52,9 @@ impl View {
 
     fn check(&self) -> Result<(), Problem> {
         let is_negative = self.shape.iter().chain(&self.strides).any(|number| *number < 0);
-        let n_elements = self.shape.iter().try_fold(1_i64, |product, size| product.checked_mul(*size));
+        // Strides are products of sizes also where a size is 0.
+        let mut sizes = self.shape.iter().filter(|size| **size != 0);
+        let n_elements = sizes.try_fold(1_i64, |product, size| product.checked_mul(*size));
         let end = self.span().and_then(|span| span.checked_add(self.offset));
         let is_inside = n_elements.is_some() && end.is_some_and(|end| end <= self.storage_length);
         if is_negative || self.shape.len() != self.strides.len() || !is_inside {
@@ -141,4 +143,23 @@ fn integers(value: &Value) -> Option<Vec<i64>> {
         _ => None,
     };
     value.as_sequence()?.iter().map(integer).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_without_elements_has_sizes_that_a_tensor_can_have() {
+        let view = |shape: &[i64]| View {
+            storage: "0".to_owned(),
+            storage_length: 0,
+            kind: Kind::Float,
+            offset: 0,
+            shape: shape.to_vec(),
+            strides: vec![1; shape.len()],
+        };
+        assert!(view(&[0, 7]).check().is_ok());
+        assert!(view(&[0, 1 << 62, 1 << 62]).check().is_err());
+    }
 }

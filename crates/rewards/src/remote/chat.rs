@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::batch::{Scorer, check_images, png_base64};
 use super::error::RemoteError;
-use super::exchange::quoted;
+use super::exchange::{Exchange, quoted};
 use super::http::HttpClient;
 use super::unfinished::Unfinished;
 use crate::error::RewardError;
@@ -155,10 +155,15 @@ impl Chat {
 
     fn answer(&self, request: &Value) -> Result<String, RemoteError> {
         let body = request.to_string();
-        let exchange = self.client.post("/chat/completions", "application/json", body.as_bytes())?;
-        let (completion, exchange) = exchange.json::<Completion>()?;
-        let answer = completion.choices.into_iter().next().and_then(|choice| choice.message.content);
-        answer.ok_or_else(|| exchange.wrong("the reply has no `choices[0].message.content`".to_owned()))
+        answer_in(self.client.post("/chat/completions", "application/json", body.as_bytes())?)
+    }
+
+    /// The score in what the server replied about an image.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(super) fn score_in(&self, exchange: Exchange) -> Result<f32, RemoteError> {
+        self.read_score(0, &answer_in(exchange)?)
     }
 
     fn read_score(&self, index: usize, answer: &str) -> Result<f32, RemoteError> {
@@ -172,4 +177,11 @@ impl Chat {
             }
         }
     }
+}
+
+/// What the judge said.
+fn answer_in(exchange: Exchange) -> Result<String, RemoteError> {
+    let (completion, exchange) = exchange.json::<Completion>()?;
+    let answer = completion.choices.into_iter().next().and_then(|choice| choice.message.content);
+    answer.ok_or_else(|| exchange.wrong("the reply has no `choices[0].message.content`".to_owned()))
 }

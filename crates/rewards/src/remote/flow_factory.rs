@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::batch::{Batch, Scorer, png_base64};
 use super::error::RemoteError;
-use super::exchange::quoted;
+use super::exchange::{Exchange, quoted};
 use super::http::HttpClient;
 use super::options::OptionKeys;
 use super::unfinished::Unfinished;
@@ -76,25 +76,30 @@ impl FlowFactoryReward {
             "condition_images": null,
             "condition_videos": null,
         });
-        let rewards = self.rewards(&request).map_err(|problem| self.scorer().error(problem))?;
-        if rewards.len() != batch.images.len() {
-            let (sent, got, key) = (batch.images.len(), rewards.len(), "rewards".to_owned());
-            return Err(self.scorer().error(RemoteError::Count { sent, got, key }));
-        }
-        Ok(rewards.into_iter().map(|reward| Score::from(reward as f32)).collect())
+        let exchange = self.client.post("/compute", "application/json", request.to_string().as_bytes());
+        let scores = exchange.and_then(|exchange| Self::read_reply(exchange, batch.images.len()));
+        scores.map_err(|problem| self.scorer().error(problem))
     }
 
-    fn rewards(&self, request: &Value) -> Result<Vec<f64>, RemoteError> {
-        let exchange = self.client.post("/compute", "application/json", request.to_string().as_bytes())?;
+    /// Reads what the server replied to so many images.
+    ///
+    /// # Errors
+    /// If that is no reply to them.
+    pub fn read_reply(exchange: Exchange, n_images: usize) -> Result<Vec<Score>, RemoteError> {
         let (reply, exchange) = exchange.json()?;
-        match reply {
+        let rewards = match reply {
             ComputeReply { error: Some(error), .. } => {
                 let message = error.as_str().map_or_else(|| error.to_string(), str::to_owned);
-                Err(RemoteError::Refused { message: quoted(message.as_bytes()) })
+                return Err(RemoteError::Refused { message: quoted(message.as_bytes()) });
             }
-            ComputeReply { rewards: Some(rewards), .. } => Ok(rewards),
-            _ => Err(exchange.wrong("the reply has no `rewards`".to_owned())),
+            ComputeReply { rewards: Some(rewards), .. } => rewards,
+            _ => return Err(exchange.wrong("the reply has no `rewards`".to_owned())),
+        };
+        if rewards.len() != n_images {
+            let (got, key) = (rewards.len(), "rewards".to_owned());
+            return Err(RemoteError::Count { sent: n_images, got, key });
         }
+        Ok(rewards.into_iter().map(|reward| Score::from(reward as f32)).collect())
     }
 }
 

@@ -7,6 +7,8 @@ use scenes::RgbImage;
 use serde::Deserialize;
 
 use super::batch::Batch;
+use super::error::RemoteError;
+use super::exchange::Exchange;
 use super::http::HttpClient;
 use super::options::OptionKeys;
 use super::pickle_server::{PickleServer, text};
@@ -81,8 +83,17 @@ impl FlowGrpoReward {
                 vec![("prompts", Value::List(prompts)), ("metadata", Value::Dict(Vec::new()))]
             }
         };
-        let reply = self.server.exchange(batch, beside)?;
-        let scores = reply.numbers(&["outputs", "scores"]).map_err(|e| self.server.scorer().error(e))?;
+        let exchange = self.server.exchange(batch, beside)?;
+        let scores = self.read_reply(exchange, batch.images.len());
+        scores.map_err(|problem| self.server.scorer().error(problem))
+    }
+
+    /// Reads what the server replied to so many images.
+    ///
+    /// # Errors
+    /// If that is no reply to them.
+    pub fn read_reply(&self, exchange: Exchange, n_images: usize) -> Result<Vec<Score>, RemoteError> {
+        let scores = self.server.reply(exchange, n_images)?.numbers(&["outputs", "scores"])?;
         Ok(scores.into_iter().map(Score::from).collect())
     }
 }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::batch::Batch;
 use super::error::RemoteError;
+use super::exchange::Exchange;
 use super::http::HttpClient;
 use super::options::OptionKeys;
 use super::pickle_server::{PickleServer, PickledReply};
@@ -65,16 +66,22 @@ impl GenevalReward {
     fn score_batch(&self, batch: Batch) -> Result<Vec<Score>, RewardError> {
         let rows = batch.prompts.iter().map(metadata_row).collect::<Result<_, _>>()?;
         let beside = vec![("meta_datas", Value::List(rows)), ("only_strict", Value::Bool(self.only_strict))];
-        let reply = self.server.exchange(batch, beside)?;
-        self.scores(&reply).map_err(|problem| self.server.scorer().error(problem))
+        let exchange = self.server.exchange(batch, beside)?;
+        let scores = self.read_reply(exchange, batch.images.len());
+        scores.map_err(|problem| self.server.scorer().error(problem))
     }
 
-    fn scores(&self, reply: &PickledReply) -> Result<Vec<Score>, RemoteError> {
+    /// Reads what the server replied to so many images.
+    ///
+    /// # Errors
+    /// If that is no reply to them.
+    pub fn read_reply(&self, exchange: Exchange, n_images: usize) -> Result<Vec<Score>, RemoteError> {
+        let reply = self.server.reply(exchange, n_images)?;
         let mut scores: Vec<Score> = reply.numbers(&["scores"])?.into_iter().map(Score::from).collect();
-        add_verdicts(&mut scores, "strict_accuracy", reply, ["strict_rewards", "group_strict_rewards"])?;
+        add_verdicts(&mut scores, "strict_accuracy", &reply, ["strict_rewards", "group_strict_rewards"])?;
         // With `only_strict` the server has not looked, and sends zeros.
         if !self.only_strict {
-            add_verdicts(&mut scores, "accuracy", reply, ["rewards", "group_rewards"])?;
+            add_verdicts(&mut scores, "accuracy", &reply, ["rewards", "group_rewards"])?;
         }
         Ok(scores)
     }

@@ -40,21 +40,20 @@ impl PickleServer {
     /// Sends the images of a batch under `images`, with `more` beside them.
     ///
     /// # Errors
-    /// If an image cannot be encoded, or no pickled dictionary comes back.
-    pub(super) fn exchange(
-        &self,
-        batch: Batch,
-        more: Vec<(&str, Value)>,
-    ) -> Result<PickledReply, RewardError> {
+    /// If an image cannot be encoded, or nothing comes back.
+    pub(super) fn exchange(&self, batch: Batch, more: Vec<(&str, Value)>) -> Result<Exchange, RewardError> {
         let mut items = vec![(text("images"), Value::List(jpeg_files(batch)?))];
         items.extend(more.into_iter().map(|(key, value)| (text(key), value)));
         let request = pickle::write(&Value::Dict(items)).expect("made of plain values; else this is a bug");
         let exchange = self.client.post("", "application/octet-stream", &request);
-        let reply = exchange.and_then(|exchange| self.reply(exchange, batch.images.len()));
-        reply.map_err(|problem| self.scorer().error(problem))
+        exchange.map_err(|problem| self.scorer().error(problem))
     }
 
-    fn reply(&self, exchange: Exchange, n_images: usize) -> Result<PickledReply, RemoteError> {
+    /// Reads what came back for so many images.
+    ///
+    /// # Errors
+    /// If it is no pickled dictionary, or tells of an error.
+    pub(super) fn reply(&self, exchange: Exchange, n_images: usize) -> Result<PickledReply, RemoteError> {
         let limits = Limits { bytes: self.client.connection().max_reply_bytes as usize, ..Limits::default() };
         if exchange.body().is_empty() {
             return Err(exchange.wrong("the reply is empty".to_owned()));

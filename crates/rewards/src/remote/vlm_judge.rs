@@ -8,6 +8,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::chat::{Chat, PROMPT};
+use super::error::RemoteError;
+use super::exchange::Exchange;
 use super::http::HttpClient;
 use super::options::{Connection, OptionKeys};
 use super::unfinished::Unfinished;
@@ -99,6 +101,14 @@ impl VlmJudge {
     pub fn of_options(options: &Value, resources: &Resources) -> Result<Self, RewardError> {
         let (connection, options) = VLM_JUDGE.parse(options, resources)?;
         Self::new(&VLM_JUDGE, connection, options)
+    }
+
+    /// Reads the score in what the server replied about an image.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn read_reply(&self, exchange: Exchange) -> Result<f32, RemoteError> {
+        self.chat.score_in(exchange)
     }
 
     fn new(keys: &OptionKeys, connection: Connection, options: Options) -> Result<Self, RewardError> {

@@ -2,7 +2,7 @@
 //! knows of others that are scraped.
 
 use super::{Exposition, process};
-use crate::incoming::{Connection, Incoming};
+use crate::incoming::Incoming;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
@@ -63,7 +64,12 @@ pub async fn serve_page(listener: TcpListener, page: Arc<dyn Page>) {
     }
 }
 
-async fn serve_connection(connection: Connection, pages: Arc<Pages>) {
+/// Answers the request that comes over a connection, with a page that is shown on no other.
+pub async fn answer_connection(connection: impl AsyncRead + AsyncWrite + Unpin, page: Arc<dyn Page>) {
+    serve_connection(connection, Arc::new(Pages { page, written: Mutex::default() })).await;
+}
+
+async fn serve_connection(connection: impl AsyncRead + AsyncWrite + Unpin, pages: Arc<Pages>) {
     let service = service_fn(|request| {
         let answer = pages.answer(&request);
         async move { Ok::<_, Infallible>(answer) }

@@ -11,7 +11,7 @@ mod member;
 mod process;
 
 pub use counts::{Counts, Durations, Levels, Raised};
-pub use endpoint::{Page, serve_page};
+pub use endpoint::{Page, answer_connection, serve_page};
 pub use exposition::Exposition;
 pub use member::MemberMetrics;
 

@@ -67,8 +67,7 @@ impl CertificateFiles {
         let chain = certificates(&self.certificate)?;
         check_private(&self.key)?;
         let bytes = read(&self.key)?;
-        let key = PrivateKeyDer::from_pem_slice(&bytes)
-            .map_err(|error| unusable(&self.key, format!("holds no private key in PEM: {error}")))?;
+        let key = private_key_in(&bytes).map_err(|problem| unusable(&self.key, problem))?;
         Identity::new(chain, key)
             .map_err(|error| unusable(&self.certificate, format!("does not do: {error}")))
     }
@@ -96,8 +95,19 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     certificates_in(&read(path)?).map_err(|problem| unusable(path, problem))
 }
 
-/// The certificates of a PEM text, of which there must be one.
-pub(super) fn certificates_in(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+/// The private key of a PEM text.
+///
+/// # Errors
+/// If there is none.
+pub fn private_key_in(text: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_slice(text).map_err(|error| format!("holds no private key in PEM: {error}"))
+}
+
+/// The certificates of a PEM text.
+///
+/// # Errors
+/// If there is none, or one is damaged.
+pub fn certificates_in(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
     match found {
         Ok(found) if found.is_empty() => Err("holds no certificate in PEM".to_owned()),

@@ -25,7 +25,7 @@ pub use authority::Authority;
 pub use certificate::PeerCertificate;
 pub use credentials::Credentials;
 pub use error::{TrustError, trust_problem};
-pub use identity::{CertificateFiles, Identity};
+pub use identity::{CertificateFiles, Identity, certificates_in, private_key_in};
 pub use named_servers::{Authorities, NamedServers};
 pub use peer::Peer;
 pub use peer_name::{PeerName, PeerRole};
