@@ -1,11 +1,11 @@
 //! Real processes and random faults: `cargo run --release -p tests --example chaos -- --seeds 10` (as root). Prints each
-//! seed's schedule, by which `--seed N --seeds 1` does the same again, and ends with what was done in all.
+//! seed's schedule, by which `--seed N --seeds 1` does the same again, and a line of a table for each that has passed.
 
 use std::collections::BTreeMap;
 
 use clap::Parser;
 use tests::chaos::schedule::{FAULTS, Fault, Schedule};
-use tests::chaos::{disturb, undisturbed};
+use tests::chaos::{disturb, enclosure, report, undisturbed};
 
 /// Disturbs runs and holds them to the bits of undisturbed ones.
 #[derive(Parser)]
@@ -23,19 +23,18 @@ struct Args {
 
 fn main() -> anyhow::Result<()> {
     let args: Args = service::parse_arguments();
+    enclosure::enter().map_err(anyhow::Error::msg)?;
     let mut done: BTreeMap<Fault, usize> = BTreeMap::new();
-    let mut references = BTreeMap::new();
+    let (mut references, mut lines) = (BTreeMap::new(), Vec::new());
     for seed in args.seed..args.seed + args.seeds {
         let schedule = Schedule::of(seed, args.faults, &FAULTS);
         println!("seed {seed}: {schedule:?}");
         let key = (schedule.lag, schedule.group);
         let expected = references.entry(key).or_insert_with(|| undisturbed(&schedule));
         let outcome = disturb(&schedule, expected).map_err(anyhow::Error::msg)?;
-        println!("seed {seed}: the same bits after {:.0} s", outcome.took.as_secs_f64());
-        println!(
-            "seconds: task elsewhere {:.2?}, tickets flow {:.2?}, first task {:.2?}; events: {:?}",
-            outcome.tasks_elsewhere, outcome.tickets_flow, outcome.first_tasks, outcome.events
-        );
+        println!("events: {:?}", outcome.events);
+        lines.push(report::line(seed, &schedule, &outcome));
+        println!("{}\n{}", report::HEAD, lines.join("\n"));
         for planned in &schedule.faults {
             *done.entry(planned.fault).or_default() += 1;
         }

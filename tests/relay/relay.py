@@ -2,9 +2,10 @@
 
 Started as `relay.py OUTER INNER`: makes these two TAP devices in the network namespace that it is started in, and carries
 what one receives to the other. `tc netem` does the same where a kernel has it; many have not. Prints `ready`, then obeys
-lines of standard input, each of which replaces the one before:
+lines of standard input, each of which replaces the one before, and is answered by what was done to packets since the last:
 
     TO_DELAY_MS FROM_DELAY_MS LOSS CUT_TO CUT_FROM DAMAGE HIDDEN
+    done DELAYED LOST DAMAGED
 
 `to` is towards the host (INNER). LOSS, DAMAGE and HIDDEN are shares of packets; CUT_TO and CUT_FROM are 0 or 1. Delays vary by
 half of what is said, so that packets overtake each other. Damage that is HIDDEN has the checksum of TCP fit what is damaged,
@@ -61,6 +62,7 @@ def main():
     other = {outer: inner, inner: outer}
     delay, cut, loss, damage, hidden = {outer: 0.0, inner: 0.0}, {outer: False, inner: False}, 0.0, 0.0, 0.0
     waiting, count = [], 0
+    delayed, lost, n_damaged = 0, 0, 0
     print("ready", flush=True)
     while True:
         pause = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
@@ -72,7 +74,8 @@ def main():
             delay = {inner: float(words[0]) / 1e3, outer: float(words[1]) / 1e3}
             loss, damage, hidden = float(words[2]), float(words[5]), float(words[6])
             cut = {inner: words[3] == "1", outer: words[4] == "1"}
-            print("done", flush=True)
+            print("done", delayed, lost, n_damaged, flush=True)
+            delayed, lost, n_damaged = 0, 0, 0
         for source in (outer, inner):
             if source not in readable:
                 continue
@@ -82,9 +85,12 @@ def main():
                 continue
             target = other[source]
             if cut[target] or random.random() < loss:
+                lost += 1
                 continue
             if len(packet) > HEADERS and random.random() < max(damage, hidden):
                 packet = damaged(packet, hidden > 0.0)
+                n_damaged += 1
+            delayed += delay[target] > 0.0
             at = time.monotonic() + delay[target] * random.uniform(0.75, 1.25)
             count += 1
             heapq.heappush(waiting, (at, count, target, packet))

@@ -1,8 +1,16 @@
 //! A run of real processes on several hosts, met by faults at moments that a seed names, which has to end as if nothing had
 //! happened: `make chaos`.
 
+mod certificates;
+mod command;
+mod disk;
+pub mod enclosure;
+mod evidence;
+mod liar;
+mod lies;
 pub mod link;
 pub mod recovery;
+pub mod report;
 pub mod schedule;
 mod world;
 
@@ -12,75 +20,54 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use self::link::Weather;
+use self::evidence::{NO_SCORES, Told};
+use self::link::{Treated, Weather};
+pub use self::report::Outcome;
 use self::schedule::{Fault, Planned, Schedule};
 pub use self::world::World;
-use crate::adapter_digests_below;
+use crate::{Run, adapter_digests_below};
 
 /// How long a run may go without another iteration trained.
 const NO_PROGRESS: Duration = Duration::from_secs(90);
-/// How long after a fault what was noticed of it has to be told.
+/// How long after a fault what was noticed of it has to be told; and how long a fault that has to be noticed waits for that.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
 /// Longer than a lease of 5 s, so that whoever is away for that long is lost.
 const LONG: Duration = Duration::from_secs(8);
 /// How long what may not cost anybody a lease goes on.
 const SHORT: Duration = Duration::from_secs(4);
 const POLL: Duration = Duration::from_millis(20);
+/// How often everything that was said is read.
+const READ: Duration = Duration::from_millis(200);
 
-/// How often each event was told, by event and cause.
-pub type EventCounts = BTreeMap<(String, String), usize>;
-
-/// What a disturbed run came to.
-#[derive(Debug)]
-pub struct Outcome {
-    /// What was told.
-    pub events: EventCounts,
-    /// Seconds from each kill of a worker that had a task until that task was granted again.
-    pub tasks_elsewhere: Vec<f64>,
-    /// Seconds from each kill of the coordinator until a task was granted.
-    pub tickets_flow: Vec<f64>,
-    /// Seconds from each joining of a worker to its first task.
-    pub first_tasks: Vec<f64>,
-    /// How long the run took.
-    pub took: Duration,
-}
-
-/// What has to be found of a fault.
-enum Evidence {
-    /// One of these events with one of these causes, in `events.jsonl` and among the coordinator's metrics.
-    Event(&'static [(&'static str, &'static str)]),
-    /// Words of a process.
-    Words(&'static str),
-    /// Nothing: who bears a fault without losing anything has nothing to tell.
-    Nothing,
-}
-
-fn evidence(fault: Fault) -> Evidence {
-    const LOST: &[(&str, &str)] = &[("member_lost", "silent")];
-    match fault {
-        Fault::KillWorker => Evidence::Event(&[("member_joined", "replaced"), ("member_lost", "silent")]),
-        Fault::StopWorker | Fault::Cut | Fault::CutTowardsHost | Fault::CutFromHost => Evidence::Event(LOST),
-        Fault::KillLearner | Fault::StopLearner => Evidence::Event(&[("process_ended", "restarted")]),
-        Fault::KillCoordinator => Evidence::Event(&[("member_joined", "new")]),
-        Fault::SlowNetwork | Fault::DamagedPackets | Fault::DamagedStream | Fault::FrozenDisk => {
-            Evidence::Nothing
-        }
-        Fault::FullDisk => Evidence::Words("No space left"),
-        Fault::ReadOnlyDisk => Evidence::Words("Read-only file system"),
-        Fault::DamagedCheckpoint => Evidence::Words("damaged checkpoint passed over"),
-        Fault::RewardServerDown | Fault::RewardServerHung => Evidence::Words("this is over"),
-    }
+/// What an undisturbed run ends with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Expected {
+    /// Of the files of the adapter.
+    digests: BTreeMap<String, String>,
+    /// The iterations of `metrics.jsonl`, in its order.
+    iterations: Vec<Value>,
 }
 
 /// What the run of a schedule ends with where nothing disturbs it.
 ///
 /// # Panics
-/// If it fails.
-pub fn undisturbed(schedule: &Schedule) -> BTreeMap<String, String> {
+/// If it fails, or stands still.
+pub fn undisturbed(schedule: &Schedule) -> Expected {
     let home = tempfile::tempdir().expect("a temporary directory");
-    let mut run = world::run_of(schedule, home.path());
-    run.complete(&["--workers", "1"]);
-    adapter_digests_below(&home.path().join("law"))
+    let mut run: Run = world::run_of(schedule, home.path());
+    let directory = home.path().join(world::LAW);
+    run.complete_at_its_pace(&["--workers", "1"], &directory, NO_PROGRESS);
+    let expected = Expected {
+        digests: adapter_digests_below(&directory),
+        iterations: iterations_of(&recovery::rows(&directory.join("metrics.jsonl"))),
+    };
+    assert!(!expected.digests.is_empty(), "there is nothing to compare");
+    assert_eq!(expected.iterations.len(), schedule.iterations(), "an iteration has a row");
+    expected
+}
+
+fn iterations_of(rows: &[Value]) -> Vec<Value> {
+    rows.iter().map(|row| row["iteration"].clone()).collect()
 }
 
 /// Runs a schedule, and holds it against what the undisturbed run ends with.
@@ -90,31 +77,35 @@ pub fn undisturbed(schedule: &Schedule) -> BTreeMap<String, String> {
 ///
 /// # Panics
 /// If the run hangs, fails, ends with other bits, or does not tell of a fault.
-pub fn disturb(schedule: &Schedule, expected: &BTreeMap<String, String>) -> Result<Outcome, String> {
+pub fn disturb(schedule: &Schedule, expected: &Expected) -> Result<Outcome, String> {
     let began = Instant::now();
-    let mut chaos = Chaos { world: World::start(schedule)?, trained: 0, moved: Instant::now() };
+    let mut chaos = Chaos::start(schedule)?;
     let mut struck = Vec::new();
     for planned in &schedule.faults {
         chaos.wait_for(&format!("iteration {}", planned.iterations), |chaos| {
             chaos.trained >= planned.iterations
         });
         chaos.go_on_for(planned.pause);
+        chaos.wait_for(&format!("somebody to meet {:?}", planned.fault), |chaos| chaos.can_meet(planned));
         eprintln!("{:6.1} s  {:?}", began.elapsed().as_secs_f64(), planned.fault);
-        let before = (chaos.events(), chaos.world.said());
-        struck.push((planned, unix_seconds()));
-        chaos.strike(planned);
+        let before = chaos.told();
+        let at = unix_seconds();
+        struck.push((planned, at));
+        chaos.strike(planned, &before);
         chaos.expect_told(planned.fault, &before);
     }
     chaos.end();
-    let found = adapter_digests_below(&chaos.world.directory());
-    assert_eq!(&found, expected, "other bits:\n{}", chaos.world.said());
-    let rows = chaos.rows("events.jsonl");
+    let directory = chaos.world.directory();
+    let iterations = iterations_of(&recovery::rows(&directory.join("metrics.jsonl")));
+    let found = Expected { digests: adapter_digests_below(&directory), iterations };
+    assert_eq!(&found, expected, "another outcome:\n{}", chaos.world.said());
+    let rows = recovery::rows(&directory.join("events.jsonl"));
     let strikes = |fault| struck.iter().filter(move |(planned, _)| planned.fault == fault);
     let elsewhere = strikes(Fault::KillWorker)
         .filter_map(|(planned, at)| recovery::task_elsewhere(&rows, &world::member_id(planned.worker), *at));
     let flowing = strikes(Fault::KillCoordinator).filter_map(|(_, at)| recovery::tickets_flow(&rows, *at));
     Ok(Outcome {
-        events: chaos.events(),
+        events: recovery::counts(&rows),
         tasks_elsewhere: elsewhere.collect(),
         tickets_flow: flowing.collect(),
         first_tasks: recovery::first_tasks(&rows),
@@ -129,43 +120,64 @@ fn unix_seconds() -> f64 {
 
 struct Chaos {
     world: World,
+    n_iterations: usize,
+    /// The most rows that `metrics.jsonl` had: a run that trains the same iterations again and again gets nowhere.
     trained: usize,
     moved: Instant,
+    /// How long the file was when its rows were counted.
+    counted_bytes: u64,
+    /// When the coordinator that lives was started, in seconds since 1970.
+    coordinator_since: f64,
 }
 
 impl Chaos {
-    fn rows(&self, file: &str) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.world.directory().join(file)).unwrap_or_default();
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    fn start(schedule: &Schedule) -> Result<Self, String> {
+        let (coordinator_since, world) = (unix_seconds(), World::start(schedule)?);
+        let (n_iterations, moved) = (schedule.iterations(), Instant::now());
+        Ok(Self { world, n_iterations, trained: 0, moved, counted_bytes: 0, coordinator_since })
     }
 
-    fn events(&self) -> EventCounts {
-        let mut counts = EventCounts::new();
-        for row in self.rows("events.jsonl") {
-            let word = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
-            *counts.entry((word("event"), word("cause"))).or_default() += 1;
-        }
-        counts
+    fn told(&self) -> Told {
+        let events = self.world.directory().join("events.jsonl");
+        let text = std::fs::read(&events).unwrap_or_default();
+        let words = self.world.said() + &String::from_utf8_lossy(&text);
+        Told { events: recovery::counts(&recovery::rows(&events)), page: self.world.metrics(), words }
     }
 
     /// One look at everything, as often as anything is waited for.
     fn look(&mut self) {
         self.world.tend();
-        let trained = self.rows("metrics.jsonl").len();
-        if trained != self.trained {
-            (self.trained, self.moved) = (trained, Instant::now());
+        let metrics = self.world.directory().join("metrics.jsonl");
+        let n_bytes = std::fs::metadata(&metrics).map_or(0, |metadata| metadata.len());
+        if n_bytes != self.counted_bytes {
+            self.counted_bytes = n_bytes;
+            let trained = recovery::n_rows(&metrics);
+            if trained > self.trained {
+                (self.trained, self.moved) = (trained, Instant::now());
+            }
         }
-        let idle = self.moved.elapsed();
+        let (idle, trained) = (self.moved.elapsed(), self.trained);
         assert!(idle < NO_PROGRESS, "no iteration after {trained} for {idle:?}:\n{}", self.world.said());
+        // Once all is trained, workers are told to leave.
+        let strange = self.world.strange();
+        assert!(
+            trained >= self.n_iterations || strange.is_empty(),
+            "{strange:?} after iteration {trained}:\n{}",
+            self.world.said()
+        );
         std::thread::sleep(POLL);
     }
 
     fn wait_for(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
         while !holds(self) {
-            let ended = self.world.ended();
-            assert!(ended.is_none(), "{ended:?} before {what}:\n{}", self.world.said());
+            self.expect_living(what);
             self.look();
         }
+    }
+
+    fn expect_living(&mut self, before: &str) {
+        let ended = self.world.ended();
+        assert!(ended.is_none(), "{ended:?} before {before}:\n{}", self.world.said());
     }
 
     fn go_on_for(&mut self, time: Duration) {
@@ -175,16 +187,56 @@ impl Chaos {
         }
     }
 
-    fn weather(&mut self, worker: usize, weather: Weather, time: Duration) {
-        self.world.links[worker].set(weather).expect("the relay lives");
+    /// Goes on for as long as a fault lasts that has to be noticed: for `time`, and until `is_noticed` or it is too late.
+    fn go_on_until(&mut self, time: Duration, is_noticed: impl Fn(&Self) -> bool) {
+        let began = Instant::now();
         self.go_on_for(time);
-        self.world.links[worker].set(Weather::default()).expect("the relay lives");
+        while !is_noticed(self) && began.elapsed() < time + TOLD_WITHIN {
+            self.go_on_for(READ);
+        }
     }
 
-    fn strike(&mut self, planned: &Planned) {
-        let worker = planned.worker;
-        let cut = |cut_to, cut_from| Weather { cut_to, cut_from, ..Weather::default() };
+    /// Whether there is whom a fault is to meet. Else a signal would go nowhere, and nobody tell of it.
+    fn can_meet(&self, planned: &Planned) -> bool {
+        let is_member = |member: &str| {
+            let rows = recovery::rows(&self.world.directory().join("events.jsonl"));
+            recovery::is_member(&rows, member, self.coordinator_since)
+        };
         match planned.fault {
+            Fault::KillWorker
+            | Fault::StopWorker
+            | Fault::Cut
+            | Fault::CutTowardsHost
+            | Fault::CutFromHost
+            | Fault::SlowNetwork
+            | Fault::DamagedPackets
+            | Fault::DamagedStream => is_member(&world::member_id(planned.worker)),
+            Fault::KillLearner | Fault::StopLearner => self.world.learner().is_some() && is_member("learner"),
+            Fault::DamagedCheckpoint => {
+                self.world.learner().is_some() && is_member("learner") && self.newest_tensors().is_some()
+            }
+            _ => true,
+        }
+    }
+
+    /// Has packets of a worker's host treated like that for a time, and until some were: `treated` says how many.
+    fn weather(&mut self, worker: usize, (weather, time): (Weather, Duration), treated: fn(Treated) -> u64) {
+        let mut n_treated = 0;
+        let began = Instant::now();
+        self.world.links[worker].set(weather).expect("the relay lives");
+        while began.elapsed() < time || (n_treated == 0 && began.elapsed() < time + TOLD_WITHIN) {
+            self.go_on_for(READ);
+            n_treated += treated(self.world.links[worker].set(weather).expect("the relay lives"));
+        }
+        self.world.links[worker].set(Weather::default()).expect("the relay lives");
+        assert!(n_treated > 0, "{weather:?} met no packet of {}", world::member_id(worker));
+    }
+
+    fn strike(&mut self, planned: &Planned, before: &Told) {
+        let (worker, fault) = (planned.worker, planned.fault);
+        let cut = |cut_to, cut_from| Weather { cut_to, cut_from, ..Weather::default() };
+        let is_told = |chaos: &Self| chaos.told().missing(fault, before).is_empty();
+        match fault {
             Fault::KillWorker => self.world.signal_worker(worker, Signal::SIGKILL),
             Fault::StopWorker => {
                 self.world.signal_worker(worker, Signal::SIGSTOP);
@@ -194,62 +246,91 @@ impl Chaos {
             Fault::KillLearner => self.world.signal_learner(Signal::SIGKILL),
             // The coordinator ends it, so that there is nobody to wake.
             Fault::StopLearner => self.world.signal_learner(Signal::SIGSTOP),
-            Fault::KillCoordinator => self.world.restart_coordinator(),
-            Fault::Cut => self.weather(worker, cut(true, true), LONG),
-            Fault::CutTowardsHost => self.weather(worker, cut(true, false), LONG),
-            Fault::CutFromHost => self.weather(worker, cut(false, true), LONG),
+            Fault::KillCoordinator => {
+                self.coordinator_since = unix_seconds();
+                self.world.restart_coordinator();
+            }
+            Fault::Cut => self.weather(worker, (cut(true, true), LONG), |treated| treated.lost),
+            Fault::CutTowardsHost => self.weather(worker, (cut(true, false), LONG), |treated| treated.lost),
+            Fault::CutFromHost => self.weather(worker, (cut(false, true), LONG), |treated| treated.lost),
             Fault::SlowNetwork => {
                 let slow = Weather { delay_ms: 200, loss: 0.01, ..Weather::default() };
-                self.weather(worker, slow, LONG);
+                self.weather(worker, (slow, LONG), |treated| treated.delayed);
             }
             Fault::DamagedPackets => {
-                self.weather(worker, Weather { damage: 0.02, ..Weather::default() }, SHORT);
+                let damaged = Weather { damage: 0.02, ..Weather::default() };
+                self.weather(worker, (damaged, SHORT), |treated| treated.damaged);
             }
             Fault::DamagedStream => {
-                self.weather(worker, Weather { hidden_damage: 0.002, ..Weather::default() }, SHORT);
+                let damaged = Weather { hidden_damage: 0.002, ..Weather::default() };
+                self.weather(worker, (damaged, SHORT), |treated| treated.damaged);
             }
             Fault::ReadOnlyDisk => {
-                let covered = self.world.make_read_only().expect("the disk can be covered");
-                self.go_on_for(SHORT);
-                drop(covered);
-            }
-            Fault::FrozenDisk => {
-                let frozen = self.world.freeze_disk().expect("the disk can be frozen");
-                // Not even looked at: reading may wait for what is written.
-                std::thread::sleep(SHORT);
-                drop(frozen);
+                let covered = self.world.disk.make_read_only(world::LAW).expect("the disk can be covered");
+                self.go_on_until(SHORT, is_told);
+                covered.end().expect("the disk can be made as it was");
             }
             Fault::FullDisk => {
-                let ballast = self.world.fill_disk();
-                self.go_on_for(SHORT);
-                std::fs::remove_file(ballast).expect("the ballast is there");
+                let filled = self.world.disk.fill().expect("the disk can be filled");
+                self.go_on_until(SHORT, is_told);
+                filled.end().expect("the disk can be made as it was");
+            }
+            Fault::FrozenDisk => {
+                let frozen = self.world.disk.freeze().expect("the disk can be frozen");
+                // Not even looked at: reading may wait for what is written.
+                std::thread::sleep(SHORT);
+                frozen.end().expect("the disk stood still, and does no longer");
             }
             Fault::DamagedCheckpoint => self.damage_checkpoint(),
+            Fault::RewardServerDown | Fault::RewardServerHung | Fault::RewardServerLies => {
+                self.strike_rewards(fault, before);
+            }
+        }
+    }
+
+    fn strike_rewards(&mut self, fault: Fault, before: &Told) {
+        let held = |told: &Told| told.words.matches(NO_SCORES).count();
+        let n_before = held(before);
+        let is_noticed = |chaos: &Self| held(&chaos.told()) > n_before;
+        match fault {
             Fault::RewardServerDown => {
                 self.world.stop_reward_server();
-                self.go_on_for(SHORT);
+                self.go_on_until(SHORT, is_noticed);
                 self.world.start_reward_server();
             }
             Fault::RewardServerHung => {
-                let pid = nix::unistd::Pid::from_raw(self.world.reward.id() as i32);
-                nix::sys::signal::kill(pid, Signal::SIGSTOP).expect("it lives");
-                self.go_on_for(LONG);
-                nix::sys::signal::kill(pid, Signal::SIGCONT).expect("it lives");
+                self.world.signal_reward_server(Signal::SIGSTOP);
+                self.go_on_until(LONG, is_noticed);
+                self.world.signal_reward_server(Signal::SIGCONT);
+            }
+            _ => {
+                let liar = self.world.start_liar().expect("a server that lies");
+                self.go_on_until(LONG, |chaos| liar.has_told_all() && is_noticed(chaos));
+                drop(liar);
+                self.world.start_reward_server();
             }
         }
+    }
+
+    /// A file with tensors of the newest checkpoint.
+    fn newest_tensors(&self) -> Option<std::path::PathBuf> {
+        let below = |folder: &std::path::Path| {
+            std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
+        };
+        let checkpoints = below(&self.world.directory().join("checkpoints"));
+        // Damaged ones are set aside with an ending to their names; what is being written is hidden.
+        let is_hidden = |path: &std::path::Path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+        };
+        let newest =
+            checkpoints.filter(|path| path.is_dir() && path.extension().is_none() && !is_hidden(path));
+        below(&newest.max()?).find(|path| path.extension().is_some_and(|end| end == "safetensors"))
     }
 
     /// Turns a bit of the newest checkpoint while the learner stands still, and kills it.
     fn damage_checkpoint(&mut self) {
         self.world.signal_learner(Signal::SIGSTOP);
-        let folder = self.world.directory().join("checkpoints");
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        let newest = entries.filter(|path| path.is_dir() && path.extension().is_none()).max();
-        let files =
-            newest.into_iter().flat_map(|path| std::fs::read_dir(path).into_iter().flatten().flatten());
-        let tensors = files.map(|entry| entry.path());
-        let mut tensors = tensors.filter(|path| path.extension().is_some_and(|end| end == "safetensors"));
-        let file = tensors.next().expect("a checkpoint has tensors");
+        let file = self.newest_tensors().expect("a checkpoint has tensors");
         let mut bytes = std::fs::read(&file).expect("readable");
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
@@ -257,31 +338,19 @@ impl Chaos {
         self.world.signal_learner(Signal::SIGKILL);
     }
 
-    /// Waits until a fault is told where it has to be, beyond what was told `before` in events and words.
-    fn expect_told(&mut self, fault: Fault, before: &(EventCounts, String)) {
+    /// Waits until a fault is told where it has to be, beyond what was told `before`.
+    fn expect_told(&mut self, fault: Fault, before: &Told) {
         let deadline = Instant::now() + TOLD_WITHIN;
-        while !self.is_told(fault, before) {
-            let late = Instant::now() > deadline;
-            assert!(!late, "{fault:?} is not told:\n{:?}\n{}", self.events(), self.world.said());
-            self.look();
-        }
-    }
-
-    fn is_told(&self, fault: Fault, (events, said): &(EventCounts, String)) -> bool {
-        let known = match evidence(fault) {
-            Evidence::Nothing => return true,
-            Evidence::Words(words) => {
-                return self.world.said().matches(words).count() > said.matches(words).count();
+        loop {
+            let missing = self.told().missing(fault, before);
+            if missing.is_empty() {
+                break;
             }
-            Evidence::Event(known) => known,
-        };
-        let (now, page) = (self.events(), self.world.metrics());
-        known.iter().any(|(event, cause)| {
-            let key = ((*event).to_owned(), (*cause).to_owned());
-            let series = format!("tempflow_events_total{{event=\"{event}\",cause=\"{cause}\"}} ");
-            let value = page.lines().find_map(|line| line.strip_prefix(series.as_str()));
-            now.get(&key) > events.get(&key) && value.is_some_and(|value| value != "0")
-        })
+            let late = Instant::now() > deadline;
+            assert!(!late, "{fault:?} is not told, {missing:?}:\n{}", self.world.said());
+            self.go_on_for(READ);
+        }
+        self.expect_living("the end of its faults");
     }
 
     fn end(&mut self) {
@@ -291,6 +360,8 @@ impl Chaos {
             }
             self.look();
         };
-        assert!(status.success(), "{status}:\n{}", self.world.said());
+        let said = self.world.said();
+        assert!(status.success(), "{status}:\n{said}");
+        assert!(!said.contains("panicked at"), "a process panicked:\n{said}");
     }
 }

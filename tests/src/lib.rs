@@ -263,6 +263,33 @@ impl Run {
         assert_eq!(self.wait(), Some(0), "the run failed:\n{}", self.output());
     }
 
+    /// Runs from start to end, however long that takes, as long as in `directory` an iteration follows another within
+    /// `patience`.
+    ///
+    /// # Panics
+    /// If the run fails or stands still.
+    pub fn complete_at_its_pace(&mut self, arguments: &[&str], directory: &Path, patience: Duration) {
+        self.start(arguments);
+        let metrics = directory.join("metrics.jsonl");
+        let (mut longest, mut moved) = (0, Instant::now());
+        let mut child = self.child.take().expect("the run was started");
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("the coordinator can be waited for") {
+                break status;
+            }
+            let n_bytes = std::fs::metadata(&metrics).map_or(0, |metadata| metadata.len());
+            if n_bytes > longest {
+                (longest, moved) = (n_bytes, Instant::now());
+            }
+            if moved.elapsed() > patience {
+                self.child = Some(child);
+                panic!("no iteration was trained for {patience:?}:\n{}", self.output());
+            }
+            std::thread::sleep(POLL);
+        };
+        assert!(status.success(), "the run failed:\n{}", self.output());
+    }
+
     /// What `coordinator up` wrote on its standard output.
     pub fn said_on_stdout(&self) -> String {
         self.read("stdout")

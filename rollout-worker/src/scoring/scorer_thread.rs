@@ -96,7 +96,7 @@ impl Service {
         let Command { batch, listener, reply, .. } = command;
         self.persistence.begin_batch();
         let mut backoff = service::backoff(PAUSES.0, PAUSES.1);
-        let mut is_held = false;
+        let mut held_for: Option<String> = None;
         let outcome = loop {
             if reply.is_closed() {
                 break None;
@@ -116,19 +116,18 @@ impl Service {
                 }
                 RetryVerdict::GiveUp => break Some(Err(error)),
                 RetryVerdict::Retry => {
-                    if !std::mem::replace(&mut is_held, true) {
-                        tracing::warn!(
-                            reward = self.name,
-                            "held until this is mended: {}",
-                            with_causes(&error)
-                        );
+                    let problem = with_causes(&error);
+                    // An outage is said once; a server that fails in another way each time, each time.
+                    if held_for.as_ref() != Some(&problem) {
+                        tracing::warn!(reward = self.name, "held until this is mended: {problem}");
                     }
-                    listener.unreachable(&self.name, &with_causes(&error));
+                    listener.unreachable(&self.name, &problem);
+                    held_for = Some(problem);
                     pause(backoff.next_pause(), command);
                 }
             }
         };
-        if is_held {
+        if held_for.is_some() {
             listener.reachable(&self.name);
         }
         outcome

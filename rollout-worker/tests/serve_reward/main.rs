@@ -202,9 +202,10 @@ fn what_a_scorer_refuses_is_told_with_the_image() {
 #[test]
 fn an_unknown_reward_is_told_with_those_there_are() {
     let server = Server::start("shapes, jpeg_compressibility", &[]);
-    for (name, message) in
-        [("hpsv9", "NotFound: no reward `hpsv9` here"), ("", "NotFound: no reward `` here")]
-    {
+    for (name, message) in [
+        ("hpsv9", "the server hosts no reward `hpsv9`"),
+        ("", "the server hosts several rewards, and none is chosen"),
+    ] {
         let error = server.client(json!({"reward": name})).score(&[image()], &[record("x")]).expect_err(name);
         let told = error.to_string();
         assert!(told.contains(message) && told.contains("there are: shapes, jpeg_compressibility"), "{told}");

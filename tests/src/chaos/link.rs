@@ -23,6 +23,17 @@ pub struct Weather {
     pub hidden_damage: f64,
 }
 
+/// Packets to which something was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Treated {
+    /// Those that came late.
+    pub delayed: u64,
+    /// Those that did not come.
+    pub lost: u64,
+    /// Those of which a bit was turned.
+    pub damaged: u64,
+}
+
 /// A host's only connection; ends with its relay.
 pub struct Link {
     relay: Child,
@@ -43,32 +54,40 @@ impl Link {
         let mut relay = started.map_err(|error| format!("`python3` does not start: {error}"))?;
         let answers = BufReader::new(relay.stdout.take().ok_or("no pipe")?);
         let mut link = Self { relay, answers };
-        link.answer("ready")?;
+        match link.answer()?.as_str() {
+            "ready" => {}
+            _ => return Err(ENDED.to_owned()),
+        }
         hosts.reconnect(host, &outer, &inner)?;
         Ok(link)
     }
 
-    fn answer(&mut self, expected: &str) -> Result<(), String> {
+    fn answer(&mut self) -> Result<String, String> {
         let mut line = String::new();
         self.answers.read_line(&mut line).map_err(|error| error.to_string())?;
-        match line.trim() == expected {
-            true => Ok(()),
-            false => Err("the relay ended: it needs /dev/net/tun and CAP_NET_ADMIN".to_owned()),
-        }
+        Ok(line.trim().to_owned())
     }
 
-    /// Has packets treated like that from now on.
+    /// Has packets treated like that from now on; returns what was done to packets since the last time.
     ///
     /// # Errors
     /// If the relay has ended.
-    pub fn set(&mut self, weather: Weather) -> Result<(), String> {
+    pub fn set(&mut self, weather: Weather) -> Result<Treated, String> {
         let Weather { delay_ms, loss, cut_to, cut_from, damage, hidden_damage } = weather;
         let (to, from) = (u8::from(cut_to), u8::from(cut_from));
         let pipe = self.relay.stdin.as_mut().ok_or("no pipe")?;
         let sent = writeln!(pipe, "{delay_ms} {delay_ms} {loss} {to} {from} {damage} {hidden_damage}");
         sent.map_err(|error| format!("the relay ended: {error}"))?;
-        self.answer("done")
+        treated(&self.answer()?).ok_or_else(|| ENDED.to_owned())
     }
+}
+
+const ENDED: &str = "the relay ended: it needs /dev/net/tun and CAP_NET_ADMIN";
+
+fn treated(answer: &str) -> Option<Treated> {
+    let mut words = answer.strip_prefix("done ")?.split(' ');
+    let mut next = || words.next()?.parse().ok();
+    Some(Treated { delayed: next()?, lost: next()?, damaged: next()? })
 }
 
 impl Drop for Link {

@@ -1,6 +1,40 @@
 //! How soon a run works again after a fault, read from its `events.jsonl`.
 
+use std::path::Path;
+
 use serde_json::Value;
+
+use super::evidence::EventCounts;
+
+/// Rows of a JSON-lines file; none if it is not there yet.
+pub fn rows(file: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// How many whole lines a file has.
+pub fn n_rows(file: &Path) -> usize {
+    std::fs::read(file).unwrap_or_default().iter().filter(|&&byte| byte == b'\n').count()
+}
+
+/// How often each event was told.
+pub fn counts(events: &[Value]) -> EventCounts {
+    let mut counts = EventCounts::new();
+    for row in events {
+        let word = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+        *counts.entry((word("event"), word("cause"))).or_default() += 1;
+    }
+    counts
+}
+
+/// Whether a process is a member of the coordinator that lives since then, by the last that was told of it.
+pub fn is_member(events: &[Value], member: &str, since: f64) -> bool {
+    let of_membership = ["member_joined", "member_left", "member_lost"];
+    let last = events
+        .iter()
+        .rfind(|row| row["member"] == member && of_membership.iter().any(|event| row["event"] == *event));
+    last.is_some_and(|row| row["event"] == "member_joined" && time(row) > since)
+}
 
 /// Seconds from `at`, when this member was killed, until a task that it had is another life's or member's; `None` if it had
 /// none, or nobody got one.
@@ -49,7 +83,7 @@ fn time(row: &Value) -> f64 {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{first_tasks, task_elsewhere, tickets_flow};
+    use super::{counts, first_tasks, is_member, task_elsewhere, tickets_flow};
 
     fn events() -> Vec<Value> {
         let row = |at: f64, event: &str, member: &str, task: Option<&str>| json!({"recorded_at": at, "event": event, "member": member, "task": task});
@@ -70,6 +104,17 @@ mod tests {
         assert_eq!(task_elsewhere(&events(), "a", 3.0), Some(4.0));
         assert_eq!(task_elsewhere(&events(), "b", 3.0), None);
         assert_eq!(task_elsewhere(&events(), "a", 7.5), None);
+    }
+
+    #[test]
+    fn a_member_is_one_until_it_is_lost_or_its_coordinator_was() {
+        let mut events = events();
+        assert!(
+            is_member(&events, "a", 0.0) && !is_member(&events, "a", 9.5) && !is_member(&events, "b", 0.0)
+        );
+        events.push(json!({"recorded_at": 9.2, "event": "member_lost", "member": "a", "cause": "silent"}));
+        assert!(!is_member(&events, "a", 0.0));
+        assert_eq!(counts(&events)[&("member_lost".to_owned(), "silent".to_owned())], 1);
     }
 
     #[test]

@@ -39,10 +39,12 @@ pub enum Fault {
     RewardServerDown,
     /// A reward server that takes connections and answers nothing.
     RewardServerHung,
+    /// Another reward server in its place, which answers with what is no score.
+    RewardServerLies,
 }
 
 /// Every fault.
-pub const FAULTS: [Fault; 17] = [
+pub const FAULTS: [Fault; 18] = [
     Fault::KillWorker,
     Fault::StopWorker,
     Fault::KillLearner,
@@ -60,6 +62,7 @@ pub const FAULTS: [Fault; 17] = [
     Fault::DamagedCheckpoint,
     Fault::RewardServerDown,
     Fault::RewardServerHung,
+    Fault::RewardServerLies,
 ];
 
 /// One fault of a schedule.
@@ -82,6 +85,8 @@ pub struct Schedule {
     pub lag: u32,
     /// What rewards are compared within.
     pub group: &'static str,
+    /// Whether the run's directory is seen through a FUSE file system.
+    pub is_fuse: bool,
     /// In the order in which they come.
     pub faults: Vec<Planned>,
 }
@@ -99,6 +104,7 @@ impl Schedule {
         assert!(!among.is_empty(), "a schedule draws from some faults");
         let mut draws = Draws { seed, count: 0 };
         let (lag, group) = (draws.below(2) as u32, GROUPS[draws.below(3) as usize]);
+        let is_fuse = draws.below(2) == 1;
         let mut left = Vec::new();
         let faults = (0..n_faults).map(|idx| {
             if left.is_empty() {
@@ -108,7 +114,7 @@ impl Schedule {
             let pause = Duration::from_millis(draws.below(LONGEST_PAUSE_MS));
             Planned { fault, iterations: 1 + idx, pause, worker: draws.below(2) as usize }
         });
-        Self { lag, group, faults: faults.collect() }
+        Self { lag, group, is_fuse, faults: faults.collect() }
     }
 
     /// Iterations of a run that outlasts all its faults: an iteration takes a third of a second, a fault up to ten seconds
@@ -156,11 +162,11 @@ mod tests {
     }
 
     #[test]
-    fn seeds_reach_both_lags_and_all_groups() {
+    fn seeds_reach_both_lags_all_groups_and_both_file_systems() {
         let reached: BTreeSet<_> = (0..64)
             .map(|seed| Schedule::of(seed, 1, &FAULTS))
-            .map(|found| (found.lag, found.group))
+            .map(|found| (found.lag, found.group, found.is_fuse))
             .collect();
-        assert_eq!(reached.len(), 6);
+        assert_eq!(reached.len(), 12);
     }
 }

@@ -2,89 +2,58 @@
 //! others, and a run directory on a small disk of its own.
 
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use service::{PeerRole, exit_code};
 use tempfile::TempDir;
 
+use super::certificates::Certificates;
+use super::disk::Disk;
+use super::liar::Liar;
 use super::link::Link;
 use super::schedule::Schedule;
 use crate::hosts::{Host, Hosts};
 use crate::{Run, binary, coordinator, repository};
 
+/// What the run's folder is called.
+pub(super) const LAW: &str = "law";
 const COORDINATOR: &str = "https://10.77.0.1:7100";
 const METRICS: &str = "127.0.0.1:9400";
 const REWARDS: &str = "10.77.0.1:7300";
-const DISK_MIB: u64 = 64;
 /// How long processes get to end once the run has.
 const ENDING: Duration = Duration::from_secs(30);
+/// How long a host waits before it starts a worker again that has just been started.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// What Rust's runtime ends a process with that panics.
+const PANICKED: i32 = 101;
 
 /// All of it; gone when dropped.
 pub struct World {
     pub(super) run: Run,
     pub(super) links: Vec<Link>,
-    pub(super) workers: Vec<Option<Child>>,
-    pub(super) coordinator: Child,
-    pub(super) reward: Child,
+    pub(super) disk: Disk,
+    workers: Vec<Worker>,
+    /// Ends of workers that no fault explains.
+    strange: Vec<String>,
+    coordinator: Child,
+    reward: Option<Child>,
+    certificates: Certificates,
     hosts: Hosts,
-    disk: Disk,
     home: TempDir,
 }
 
-/// A file with a file system, mounted.
-struct Disk {
-    folder: PathBuf,
-}
-
-/// What the disk is like until this is dropped.
-pub(super) struct Disturbed {
-    undo: Vec<String>,
-}
-
-impl Disturbed {
-    fn by(words: &[&[&str]], undo: &[&str]) -> Result<Self, String> {
-        for words in words {
-            done(Command::new(words[0]).args(&words[1..]))?;
-        }
-        Ok(Self { undo: undo.iter().map(|word| (*word).to_owned()).collect() })
-    }
-}
-
-impl Drop for Disturbed {
-    fn drop(&mut self) {
-        let undone = done(Command::new(&self.undo[0]).args(&self.undo[1..]));
-        undone.expect("the disk can be made as it was");
-    }
-}
-
-impl Disk {
-    fn mount(home: &Path) -> Result<Self, String> {
-        let (image, folder) = (home.join("image"), home.join("disk"));
-        let file = File::create(&image).map_err(|error| error.to_string())?;
-        file.set_len(DISK_MIB << 20).map_err(|error| error.to_string())?;
-        std::fs::create_dir(&folder).map_err(|error| error.to_string())?;
-        done(Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image))?;
-        done(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&folder))?;
-        Ok(Self { folder })
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Lazily: a process that was killed may not be gone yet.
-        let _ = done(Command::new("umount").arg("--lazy").arg(&self.folder));
-    }
-}
-
-fn done(command: &mut Command) -> Result<(), String> {
-    let output = command.output().map_err(|error| format!("{command:?} does not start: {error}"))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!("{command:?} fails: {}", String::from_utf8_lossy(&output.stderr).trim())),
-    }
+/// A worker's place on its host.
+#[derive(Default)]
+struct Worker {
+    child: Option<Child>,
+    started: Option<Instant>,
+    /// Whether a fault ended it.
+    is_killed: bool,
 }
 
 /// What a worker is called.
@@ -113,23 +82,27 @@ impl World {
     pub fn start(schedule: &Schedule) -> Result<Self, String> {
         let hosts = Hosts::make(3)?;
         let home = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let disk = Disk::mount(home.path())?;
+        let disk = Disk::mount(home.path(), schedule.is_fuse)?;
         let links = [1, 2].map(|idx| Link::between(&hosts, &hosts.get(idx)));
         let links = links.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let run = run_of(schedule, &disk.folder);
-        score_elsewhere(&run.config());
-        let reward = start_reward(&hosts.get(0), home.path());
+        let run = run_of(schedule, disk.folder());
+        let certificates = Certificates::make(home.path())?;
+        score_elsewhere(&run.config(), &certificates);
+        let reward = Some(start_reward(&hosts.get(0), home.path(), &certificates));
+        wait_for_reward(home.path());
         let arguments = up(&run, false);
         let coordinator = spawn(&hosts.get(0), coordinator(), arguments, &home.path().join("up.log"));
-        let workers = vec![None, None];
-        let world = Self { run, links, workers, coordinator, reward, hosts, disk, home };
+        let workers = vec![Worker::default(), Worker::default()];
+        let strange = Vec::new();
+        let world =
+            Self { run, links, disk, workers, strange, coordinator, reward, certificates, hosts, home };
         world.copy_token();
         Ok(world)
     }
 
     /// The run's directory.
     pub fn directory(&self) -> PathBuf {
-        self.disk.folder.join("law")
+        self.disk.folder().join(LAW)
     }
 
     /// A copy of the token as workers elsewhere have it.
@@ -145,8 +118,17 @@ impl World {
     /// Starts workers that have ended, unless they have nothing more to do.
     pub(super) fn tend(&mut self) {
         for idx in 0..self.workers.len() {
-            let ended = self.workers[idx].as_mut().map(|child| child.try_wait().ok().flatten());
-            if matches!(ended, Some(None)) || matches!(ended, Some(Some(status)) if status.success()) {
+            let Worker { child, started, is_killed } = &mut self.workers[idx];
+            if let Some(living) = child {
+                let Some(status) = living.try_wait().expect("a worker can be waited for") else { continue };
+                *child = None;
+                if is_strange(status, *is_killed) {
+                    self.strange.push(format!("{} ended by itself with {status}", member_id(idx)));
+                }
+            }
+            if self.strange.iter().any(|told| told.starts_with(&member_id(idx)))
+                || started.is_some_and(|started| started.elapsed() < RESTART_PAUSE)
+            {
                 continue;
             }
             let token = self.home.path().join("worker.token").display().to_string();
@@ -156,23 +138,39 @@ impl World {
             let arguments = words.map(str::to_owned).to_vec();
             let log = self.home.path().join(format!("{member}.log"));
             let host = self.hosts.get(idx + 1);
-            self.workers[idx] = Some(spawn(&host, binary("rollout-worker"), arguments, &log));
+            let child = Some(spawn(&host, binary("rollout-worker"), arguments, &log));
+            self.workers[idx] = Worker { child, started: Some(Instant::now()), is_killed: false };
         }
     }
 
-    pub(super) fn signal_worker(&self, idx: usize, signal: Signal) {
-        if let Some(worker) = &self.workers[idx] {
-            send(worker.id(), signal);
+    /// Workers that ended where none of the faults has them end. They are not started again.
+    pub(super) fn strange(&self) -> &[String] {
+        &self.strange
+    }
+
+    pub(super) fn signal_worker(&mut self, idx: usize, signal: Signal) {
+        let Worker { child, is_killed, .. } = &mut self.workers[idx];
+        if let Some(child) = child {
+            *is_killed |= signal == Signal::SIGKILL;
+            send(child.id(), signal);
         }
     }
 
     pub(super) fn signal_learner(&self, signal: Signal) {
         // Between two lives there is nobody whom the signal could meet.
+        if let Some(pid) = self.learner() {
+            send(pid, signal);
+        }
+    }
+
+    /// The learner's process, where one lives.
+    pub(super) fn learner(&self) -> Option<u32> {
         let record = std::fs::read_to_string(self.directory().join("run.json")).unwrap_or_default();
         let record: serde_json::Value = serde_json::from_str(&record).unwrap_or_default();
-        if let Some(pid) = record["members"]["learner"].as_u64() {
-            send(pid as u32, signal);
-        }
+        let pid = record["members"]["learner"].as_u64()? as u32;
+        // The number may be another process's by now.
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        (name.trim() == "learner").then_some(pid)
     }
 
     pub(super) fn restart_coordinator(&mut self) {
@@ -183,38 +181,30 @@ impl World {
     }
 
     pub(super) fn stop_reward_server(&mut self) {
-        let _ = self.reward.kill();
-        let _ = self.reward.wait();
+        if let Some(mut server) = self.reward.take() {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
     }
 
     pub(super) fn start_reward_server(&mut self) {
-        self.reward = start_reward(&self.hosts.get(0), self.home.path());
+        self.reward = Some(start_reward(&self.hosts.get(0), self.home.path(), &self.certificates));
     }
 
-    /// Takes all space of the run's disk, until what is returned is removed.
-    pub(super) fn fill_disk(&self) -> PathBuf {
-        let ballast = self.disk.folder.join("ballast");
-        let size = format!("of={}", ballast.display());
-        // Ends with an error: the disk is full.
-        let _ = Command::new("dd").args(["if=/dev/zero", "bs=64k", &size]).stderr(Stdio::null()).status();
-        ballast
+    pub(super) fn signal_reward_server(&self, signal: Signal) {
+        if let Some(server) = &self.reward {
+            send(server.id(), signal);
+        }
     }
 
-    /// Lets nobody write to the run's directory.
-    pub(super) fn make_read_only(&self) -> Result<Disturbed, String> {
-        let directory = self.directory().display().to_string();
-        // A view of the directory over itself: what is open for writing would keep the disk from being remounted.
-        let cover = ["mount", "--bind", &directory, &directory];
-        Disturbed::by(
-            &[&cover, &["mount", "-o", "remount,bind,ro", &directory]],
-            &["umount", "--lazy", &directory],
-        )
-    }
-
-    /// Lets every write to the run's disk stand still.
-    pub(super) fn freeze_disk(&self) -> Result<Disturbed, String> {
-        let folder = self.disk.folder.display().to_string();
-        Disturbed::by(&[&["fsfreeze", "--freeze", &folder]], &["fsfreeze", "--unfreeze", &folder])
+    /// Has a server that lies in the place of the honest one, which is stopped.
+    ///
+    /// # Errors
+    /// If it does not serve.
+    pub(super) fn start_liar(&mut self) -> Result<Liar, String> {
+        self.stop_reward_server();
+        let address = REWARDS.parse().map_err(|error| format!("{REWARDS}: {error}"))?;
+        Liar::start(&self.hosts.get(0), address, self.certificates.source(PeerRole::Reward))
     }
 
     /// How the run ended, once it has.
@@ -248,7 +238,8 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.signal_learner(Signal::SIGKILL);
-        for child in self.workers.iter_mut().flatten().chain([&mut self.coordinator, &mut self.reward]) {
+        let workers = self.workers.iter_mut().filter_map(|worker| worker.child.as_mut());
+        for child in workers.chain(&mut self.reward).chain([&mut self.coordinator]) {
             // It may have ended already.
             let _ = child.kill();
             let _ = child.wait();
@@ -273,10 +264,30 @@ fn up(run: &Run, resume: bool) -> Vec<String> {
     words.into_iter().chain(rest).chain(resumed).map(str::to_owned).collect()
 }
 
-fn start_reward(host: &Host, home: &Path) -> Child {
-    let words = ["serve-reward", "--reward", "shapes", "--listen", REWARDS, "--insecure=i-know"];
-    let arguments = words.map(str::to_owned).to_vec();
+fn start_reward(host: &Host, home: &Path, certificates: &Certificates) -> Child {
+    let words = ["serve-reward", "--reward", "shapes", "--listen", REWARDS].map(str::to_owned);
+    let role = PeerRole::Reward;
+    let files = [
+        ("--tls-ca", certificates.authority()),
+        ("--tls-certificate", certificates.certificate(role)),
+        ("--tls-key", certificates.key(role)),
+    ];
+    let files = files.into_iter().flat_map(|(flag, file)| [flag.to_owned(), file.display().to_string()]);
+    let arguments = words.into_iter().chain(files).collect();
     spawn(host, binary("rollout-worker"), arguments, &home.join("reward.log"))
+}
+
+/// Waits until the reward server says where it listens: `up` looks for it.
+fn wait_for_reward(home: &Path) {
+    let deadline = Instant::now() + ENDING;
+    loop {
+        let said = std::fs::read_to_string(home.join("reward.log")).unwrap_or_default();
+        if said.contains(&format!("serving shapes at https://{REWARDS}")) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "no reward server:\n{said}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn spawn(host: &Host, program: PathBuf, arguments: Vec<String>, log: &Path) -> Child {
@@ -290,9 +301,51 @@ fn spawn(host: &Host, program: PathBuf, arguments: Vec<String>, log: &Path) -> C
     started.join().expect("the host is there")
 }
 
-fn score_elsewhere(config: &Path) {
+fn score_elsewhere(config: &Path, certificates: &Certificates) {
     let text = std::fs::read_to_string(config).expect("readable");
     let (rest, _) = text.split_once("[[rewards]]").expect("it has rewards");
-    let section = format!("scorer = \"grpc\"\nurl = \"http://{REWARDS}\"\ntimeout_seconds = 2\n");
-    std::fs::write(config, format!("{rest}[[rewards]]\nname = \"shapes\"\n{section}")).expect("written");
+    let role = PeerRole::Worker;
+    let options = [
+        ("name", "shapes".to_owned()),
+        ("scorer", "grpc".to_owned()),
+        ("reward", "shapes".to_owned()),
+        ("url", format!("grpcs://{REWARDS}")),
+        ("tls_ca", certificates.authority().display().to_string()),
+        ("tls_certificate", certificates.certificate(role).display().to_string()),
+        ("tls_key", certificates.key(role).display().to_string()),
+    ];
+    let options: String = options.iter().map(|(key, value)| format!("{key} = {value:?}\n")).collect();
+    std::fs::write(config, format!("{rest}[[rewards]]\n{options}timeout_seconds = 2\n")).expect("written");
+}
+
+/// Whether no fault explains that a worker ends so in the middle of a run: in good order, by a panic, as one that the run does
+/// not take, or by a signal that was not sent.
+fn is_strange(status: ExitStatus, is_killed: bool) -> bool {
+    let known = [i32::from(exit_code::DONE), i32::from(exit_code::BAD_USAGE), PANICKED];
+    match status.code() {
+        Some(code) => known.contains(&code),
+        None => !(is_killed && status.signal() == Some(Signal::SIGKILL as i32)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_ends_as_no_fault_has_it_is_noticed() {
+        let code = |code: i32| ExitStatus::from_raw(code << 8);
+        for (status, is_killed, expected) in [
+            (code(0), false, true),
+            (code(2), false, true),
+            (code(101), false, true),
+            (code(75), false, false),
+            (code(1), false, false),
+            (ExitStatus::from_raw(9), true, false),
+            (ExitStatus::from_raw(9), false, true),
+            (ExitStatus::from_raw(6), true, true),
+        ] {
+            assert_eq!(is_strange(status, is_killed), expected, "{status}");
+        }
+    }
 }

@@ -83,6 +83,14 @@ pub enum RemoteError {
         /// What was sent, and what came back.
         exchange: Box<Exchange>,
     },
+    /// A server of other scorers, whose scores would pass for those that were asked for.
+    #[error("{}; there are: {}; name one of these by `reward`, or the right server by `url`", missing(asked), hosted.join(", "))]
+    NotHosted {
+        /// The scorer that was asked for; empty for the only one.
+        asked: String,
+        /// Names of those that the server has, the first few.
+        hosted: Vec<String>,
+    },
     /// Not one score for each image.
     #[error("sent {sent} images, got {got} of `{key}`")]
     Count {
@@ -202,6 +210,13 @@ fn trouble(problem: &TrustError) -> String {
             format!("{problem}; a server of others is named with its authority by `tls_ca`")
         }
         _ => problem.to_string(),
+    }
+}
+
+fn missing(asked: &str) -> String {
+    match asked {
+        "" => "the server hosts several rewards, and none is chosen".to_owned(),
+        asked => format!("the server hosts no reward `{asked}`"),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use prost::Message;
 use proto::score_reply::Outcome;
 use proto::score_request::Part;
-use proto::{DescribeRequest, ImageError, ImageHeader, ImageScore, ScoreReply, ScoreRequest};
+use proto::{DescribeReply, DescribeRequest, ImageError, ImageHeader, ImageScore, ScoreReply, ScoreRequest};
 use scenes::RgbImage;
 use serde::Deserialize;
 use serde_json::Value;
@@ -43,6 +43,8 @@ const TIMEOUT_EXPIRED: &str = "Timeout expired";
 const TOO_LARGE: &str = "decoded message length too large";
 /// What hyper says of a reply that breaks off after its head.
 const BROKEN_OFF: &str = "error reading a body from connection";
+/// Of what a server hosts, so much is told.
+const SHOWN_NAMES: usize = 20;
 /// Pieces of images that wait to be sent.
 const PIECES_IN_FLIGHT: usize = 4;
 
@@ -142,14 +144,9 @@ impl GrpcReward {
         let mut client = service::reward_client(channel).max_decoding_message_size(
             usize::try_from(self.connection.max_reply_bytes).unwrap_or(usize::MAX),
         );
-        let version = match client.describe(self.request(DescribeRequest {}, deadline)).await {
-            Ok(reply) => reply.into_inner().protocol_version,
+        match client.describe(self.request(DescribeRequest {}, deadline)).await {
+            Ok(described) => self.check(described.into_inner())?,
             Err(status) => return Err(self.unless_tls(self.failure(status, Stage::Describe)).await),
-        };
-        if version != PROTOCOL_VERSION {
-            let problem =
-                format!("the server speaks version {version} of this protocol, not {PROTOCOL_VERSION}");
-            return Err(self.wrong(problem, Stage::Describe));
         }
         let (pieces, receiver) = mpsc::channel(PIECES_IN_FLIGHT);
         let receive = async {
@@ -162,6 +159,26 @@ impl GrpcReward {
             scores = receive => scores,
             never = send(pieces, parts(&self.reward, batch)) => match never {},
         }
+    }
+
+    /// Lets a server be asked for scores only if it speaks this version of the protocol and has the scorer that is meant.
+    fn check(&self, described: DescribeReply) -> Result<(), RemoteError> {
+        let DescribeReply { protocol_version, rewards } = described;
+        if protocol_version != PROTOCOL_VERSION {
+            let problem = format!(
+                "the server speaks version {protocol_version} of this protocol, not {PROTOCOL_VERSION}"
+            );
+            return Err(self.wrong(problem, Stage::Describe));
+        }
+        let is_hosted = match self.reward.as_str() {
+            "" => rewards.len() <= 1,
+            asked => rewards.iter().any(|name| name == asked),
+        };
+        if is_hosted {
+            return Ok(());
+        }
+        let hosted = rewards.iter().take(SHOWN_NAMES).map(|name| quoted(name.as_bytes())).collect();
+        Err(RemoteError::NotHosted { asked: self.reward.clone(), hosted })
     }
 
     /// The failure, or that the server speaks TLS, where it does and was not to.

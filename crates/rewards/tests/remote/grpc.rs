@@ -225,6 +225,9 @@ fn scores_that_are_missing_doubled_or_no_numbers_are_refused() {
         (vec![score(0, 1.0), score(2, 1.0)], "image 2 was not sent, or is answered twice"),
         (vec![score(0, 1.0), Ok(ScoreReply { id: 1, outcome: None })], "image 1 has neither score nor error"),
         (vec![score(0, 1.0), score(1, f32::NAN)], "reward `grpc` of image 1 is NaN"),
+        (vec![score(0, f32::INFINITY), score(1, 1.0)], "reward `grpc` of image 0 is inf"),
+        // Another batch's.
+        (vec![score(1 << 40, 1.0), score(1 + (1 << 40), 1.0)], "image 1099511627776 was not sent"),
     ] {
         let server = Server::start(move |_| Ok(replies.clone()));
         let (told, may_pass) = server.failure();
@@ -259,6 +262,18 @@ fn a_server_of_another_version_is_refused() {
     let (told, may_pass) = server.failure();
     assert!(told.contains("the server speaks version 2 of this protocol, not 1"), "{told}");
     assert!(!may_pass);
+}
+
+/// Its scores would be taken for those of the scorer that was meant.
+#[test]
+fn a_server_of_other_scorers_is_refused_before_anything_is_sent() {
+    let server = Server::start(|_| Ok(vec![score(0, 1.0), score(1, 1.0)]));
+    let mut options = server.options();
+    options["reward"] = "other".into();
+    let (told, may_pass) = failure(scorer("grpc", &options).score(&pictures(), &prompts()));
+    assert!(told.contains("the server hosts no reward `other`; there are: fake; name one"), "{told}");
+    assert!(!may_pass);
+    assert!(server.received.lock().expect("not poisoned").is_empty());
 }
 
 #[test]
