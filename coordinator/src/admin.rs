@@ -8,6 +8,7 @@ use crate::exported;
 use crate::launch::{MemberName, set_aside_notice};
 use crate::learner_half::shown_directory;
 use crate::living_members::LivingMembers;
+use crate::logs_elsewhere::TellsLogs;
 use crate::membership::Presence;
 use crate::run_record::{RunRecord, find_run, loopback};
 use crate::server::connect_admin;
@@ -21,7 +22,9 @@ use service::logging::LogFormat;
 use service::output::print_line;
 use service::trust::{Authority, Tokens};
 use service::{PeerRole, Provenance, RunDirectory, ServiceError, durable};
+use std::future::Future;
 use std::path::Path;
+use std::pin::Pin;
 use std::time::Duration;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -219,13 +222,57 @@ fn advertised_address(directory: &RunDirectory) -> Option<String> {
     Some(String::from_utf8(bytes).ok()?.trim().to_owned())
 }
 
-/// The last lines that members log whose logs are not in the run's directory; none where the run does not live.
-pub(crate) async fn member_logs(run: &str, tail: Option<usize>) -> Vec<MemberLog> {
-    let Ok((mut client, _)) = client_of(run).await else { return Vec::new() };
-    let lines = tail.map_or(u32::MAX, |tail| u32::try_from(tail).unwrap_or(u32::MAX));
-    let asked = client.member_logs(service::request(MemberLogsRequest { lines }, DEADLINE)).await;
-    let told = asked.inspect_err(|status| tracing::warn!("logs of members elsewhere: {}", status.message()));
-    told.map(|reply| reply.into_inner().logs).unwrap_or_default()
+/// What members log whose logs are not in a run's directory, as its coordinator tells it.
+pub(crate) struct MemberLogs {
+    run: String,
+    /// Once it has been reached.
+    client: Option<AdminClient<Channel>>,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl MemberLogs {
+    /// Those of a run, which the user calls so.
+    pub(crate) fn of(run: &str, directory: &RunDirectory) -> Self {
+        let directory = directory.clone();
+        let end = Box::pin(async move { wait_for_end(&directory).await });
+        Self { run: run.to_owned(), client: None, end }
+    }
+
+    /// What is wanted of them; nothing where the run does not live or its coordinator does not answer.
+    pub(crate) async fn ask(&mut self, request: MemberLogsRequest) -> Vec<MemberLog> {
+        ask_logs(&self.run, &mut self.client, request).await
+    }
+}
+
+impl TellsLogs for MemberLogs {
+    async fn tell(&mut self, request: MemberLogsRequest) -> Option<Vec<MemberLog>> {
+        let Self { run, client, end } = self;
+        tokio::select! {
+            biased;
+            () = end => None,
+            logs = ask_logs(run, client, request) => Some(logs),
+        }
+    }
+}
+
+async fn ask_logs(
+    run: &str,
+    client: &mut Option<AdminClient<Channel>>,
+    request: MemberLogsRequest,
+) -> Vec<MemberLog> {
+    if client.is_none() {
+        *client = client_of(run).await.ok().map(|(client, _)| client);
+    }
+    let Some(reached) = client else { return Vec::new() };
+    match reached.member_logs(service::request(request, DEADLINE)).await {
+        Ok(reply) => reply.into_inner().logs,
+        Err(status) => {
+            tracing::warn!("logs of members elsewhere: {}", status.message());
+            // It may come back at another address.
+            *client = None;
+            Vec::new()
+        }
+    }
 }
 
 /// Copies the adapter of a run; of a living one whose learner has a directory of its own, by way of its coordinator.

@@ -83,8 +83,8 @@ impl RemoteRun {
         answer.is_ok_and(|reply| reply.into_inner().run_id == self.reply.run_id)
     }
 
-    /// Prints the logs that lie in the run's directory: all, or the last `tail` lines; with `follow`, goes on as they grow
-    /// until the coordinator ends.
+    /// Prints the logs of the run: all, or the last `tail` lines; with `follow`, goes on as they grow until the coordinator
+    /// ends.
     ///
     /// # Errors
     /// If it refuses, the stream breaks or `output` fails.

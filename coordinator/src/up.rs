@@ -241,6 +241,7 @@ impl Run {
     async fn follow(mut self) -> Result<u8, CoordinatorError> {
         let stop = self.watch().await;
         self.stop_processes(&stop).await;
+        self.plane.finish_reading().await;
         self.serving.abort();
         self.display.close();
         if let Some(error) = self.superseded {
