@@ -31,6 +31,20 @@ impl std::fmt::Display for LearnerHalf {
     }
 }
 
+impl From<proto::LearnerHalf> for LearnerHalf {
+    fn from(half: proto::LearnerHalf) -> Self {
+        let proto::LearnerHalf { host, directory, has_begun } = half;
+        Self { host, directory, has_begun }
+    }
+}
+
+impl From<LearnerHalf> for proto::LearnerHalf {
+    fn from(half: LearnerHalf) -> Self {
+        let LearnerHalf { host, directory, has_begun } = half;
+        Self { host, directory, has_begun }
+    }
+}
+
 /// The directory that has what a run has to show: its own, or the one with what a learner elsewhere sent last.
 pub fn shown_directory(directory: &RunDirectory, half: Option<&LearnerHalf>) -> RunDirectory {
     if half.is_some() { directory.results() } else { directory.clone() }
@@ -58,6 +72,14 @@ impl Halves {
     /// The learner's half, if it has one of its own.
     pub fn learner(&self) -> Option<&LearnerHalf> {
         self.learner.as_ref()
+    }
+
+    /// A path of the learner's for who is on any host: as `scp` writes it, where it is in a half of its own.
+    pub(crate) fn place_of(&self, path: &str) -> String {
+        match &self.learner {
+            Some(half) if !path.is_empty() => format!("{}:{path}", half.host),
+            _ => path.to_owned(),
+        }
     }
 
     /// Whether a learner with this directory of its own, or without one, may go on with the run.
@@ -197,12 +219,13 @@ mod tests {
     fn a_half_has_begun_with_the_first_iteration() {
         let mut halves = Halves::default();
         halves.joined("gpu1", Some(&own("", false)));
+        assert_eq!(["/a", ""].map(|path| halves.place_of(path)), ["gpu1:/a", ""]);
         halves.trained(0);
         assert_eq!(halves.learner(), Some(&half(false)));
         halves.trained(1);
         assert_eq!(halves.learner(), Some(&half(true)));
         halves.joined("gpu1", None);
-        assert_eq!(halves.learner(), None);
+        assert_eq!((halves.learner(), halves.place_of("/a").as_str()), (None, "/a"));
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub mod lost_files;
 pub mod member_name;
 pub mod opening;
 pub mod resume;
+pub mod run_files;
 pub mod run_place;
 pub mod run_record;
 pub mod up;

@@ -3,6 +3,8 @@
 use crate::admin::{DEADLINE, check_version, scale_by, show, with_cards};
 use crate::error::CoordinatorError;
 use crate::export_stream::{export_by, refusal};
+use crate::learner_half::LearnerHalf;
+use crate::run_files::RunFiles;
 use crate::server::connect_admin;
 use crate::view::{RunView, Stage};
 use proto::admin_client::AdminClient;
@@ -45,8 +47,9 @@ impl RemoteRun {
     pub fn status(self, format: LogFormat) {
         let held_out_rewards = self.reply.held_out_rewards.iter().cloned().map(Into::into).collect();
         let directory = RunDirectory::new(&self.reply.run_directory);
+        let half = self.reply.learner_half.clone().map(LearnerHalf::from);
         let stage = Stage::Living(Box::new(with_cards(self.reply.into())));
-        show(&RunView { stage, held_out_rewards, directory }, format);
+        show(&RunView { stage, held_out_rewards, files: RunFiles { directory, half } }, format);
     }
 
     /// Sets the number of rollout workers.

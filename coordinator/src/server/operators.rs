@@ -33,6 +33,7 @@ impl Admin for ControlPlane {
             && let (Ok(directory), Ok(shown)) = (self.run_directory(), self.shown_directory())
         {
             reply.run_directory = directory.path().display().to_string();
+            reply.learner_half = self.read(|state| state.learner_half().cloned().map(Into::into));
             let history = tokio::task::spawn_blocking(move || History::read(&shown).held_out()).await;
             let history = history.map_err(|error| Status::internal(format!("metrics.jsonl: {error}")))?;
             reply.held_out_rewards = history.into_iter().map(Into::into).collect();
