@@ -1,5 +1,6 @@
 //! Commands against a run: status, scale, down, export.
 
+use crate::advice;
 use crate::cards::Inventory;
 use crate::entrance::operator_trust;
 use crate::error::CoordinatorError;
@@ -13,7 +14,7 @@ use crate::membership::Presence;
 use crate::run_record::{RunRecord, find_run, loopback};
 use crate::server::connect_admin;
 use crate::status;
-use crate::tenancy::{Tenancy, elsewhere, wait_for_end};
+use crate::tenancy::{Tenancy, elsewhere, wait_for_end, wait_for_vacancy};
 use crate::view::{EndedRun, LivingRun, RunView, Stage, to_json};
 use proto::admin_client::AdminClient;
 use proto::{DownRequest, MemberLog, MemberLogsRequest, ScaleRequest, StatusReply, StatusRequest};
@@ -145,9 +146,10 @@ pub async fn down(run: &str) -> Result<(), CoordinatorError> {
 /// Draws a new token for a role.
 ///
 /// # Errors
-/// If the run is unknown or has no tokens of its own.
-pub fn rotate(run: &str, role: PeerRole) -> Result<(), CoordinatorError> {
+/// If the run is unknown, lives on another host or has no tokens of its own.
+pub async fn rotate(run: &str, role: PeerRole) -> Result<(), CoordinatorError> {
     let directory = find_run(run)?;
+    check_own_host(&directory, &format!("rotate --role {role}")).await?;
     let (record, secrets) = (RunRecord::read(&directory)?, directory.secrets());
     let path = Tokens::path(&secrets, role);
     let is_there = path.try_exists();
@@ -164,6 +166,20 @@ pub fn rotate(run: &str, role: PeerRole) -> Result<(), CoordinatorError> {
         tokens.rotate(role)?.display()
     ));
     Ok(())
+}
+
+/// Refuses a command that changes the directory of a run which lives on another host.
+async fn check_own_host(directory: &RunDirectory, command: &str) -> Result<(), CoordinatorError> {
+    let Tenancy::Elsewhere(owner) = Tenancy::of(directory) else { return Ok(()) };
+    wait_for_vacancy(directory).await.map(drop).map_err(|error| match error {
+        CoordinatorError::Usage(_) => CoordinatorError::Usage(format!(
+            "{} lives on another host: {}; type `{}` there",
+            directory.path().display(),
+            owner.whereabouts(),
+            advice::on(command, directory.path())
+        )),
+        error => error,
+    })
 }
 
 /// The coordinator of a run, and what it says of itself. Its port may have passed to that of another run, which must not hear
@@ -392,6 +408,28 @@ mod tests {
             assert!(words.iter().all(|words| told.contains(words)), "{told}");
             assert!(told.contains("coordinator resume"), "{told}");
         }
+    }
+
+    #[tokio::test]
+    async fn tokens_of_a_run_that_lives_on_another_host_are_drawn_there() {
+        let home = run_with_record();
+        let directory = RunDirectory::new(home.path());
+        let owner = Ownership::claim(&directory, 1, None).expect("claimed");
+        let text = std::fs::read_to_string(directory.owner_file()).expect("readable");
+        let far = text.replace(&format!("\"{}\"", service::host_name()), "\"far-away\"");
+        std::fs::write(directory.owner_file(), far).expect("written");
+        let run = home.path().to_str().expect("text");
+        // The second is polled once the first has begun to watch.
+        let (refused, ()) = tokio::join!(biased; rotate(run, PeerRole::Worker), async {
+            owner.beat().expect("it lives");
+        });
+        let error = refused.expect_err("it lives there");
+        let told = error.to_string();
+        assert!(error.exit_code() == 2 && told.contains("on far-away"), "{told}");
+        assert!(told.contains(&format!("type `coordinator rotate --role worker {run}` there")), "{told}");
+        owner.release().expect("it ends");
+        let told = rotate(run, PeerRole::Worker).await.expect_err("it has none").to_string();
+        assert!(told.contains("no token for the role `worker`"), "{told}");
     }
 
     #[tokio::test]

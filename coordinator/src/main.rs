@@ -48,7 +48,7 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
             Some(remote) => remote.down().await?,
             None => admin::down(run.typed()).await?,
         },
-        Command::Rotate { run, role } => admin::rotate(&run, role)?,
+        Command::Rotate { run, role } => admin::rotate(&run, role).await?,
         Command::Logs { run, follow, tail } => match RemoteRun::reach(&run.operator).await? {
             Some(remote) => remote.logs(follow, tail, &mut StandardOutput).await?,
             None => logs::logs(run.typed(), follow, tail, &mut StandardOutput).await?,

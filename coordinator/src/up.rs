@@ -217,7 +217,7 @@ impl Run {
         state.inherit_halves(Halves::new(record.learner_half.clone(), !checkpoints(&directory).is_empty()));
         state.inherit_kinds(DeviceKinds::read(&directory)?);
         let plane = ControlPlane::new(state).of_run(opened.ownership.clone());
-        plane.write_events(EventLog::start(directory.events()));
+        plane.write_events(EventLog::start(directory.clone()));
         if let Some(scraped_at) = scraped_at {
             shown_metrics::show(scraped_at, &plane, &display);
         }
