@@ -1,5 +1,6 @@
 //! Commands against a run: status, scale, down, export.
 
+use crate::advice;
 use crate::cards::Inventory;
 use crate::entrance::operator_trust;
 use crate::error::CoordinatorError;
@@ -8,11 +9,12 @@ use crate::exported;
 use crate::launch::{MemberName, set_aside_notice};
 use crate::learner_half::shown_directory;
 use crate::living_members::LivingMembers;
+use crate::logs_elsewhere::TellsLogs;
 use crate::membership::Presence;
 use crate::run_record::{RunRecord, find_run, loopback};
 use crate::server::connect_admin;
 use crate::status;
-use crate::tenancy::{Tenancy, elsewhere, wait_for_end};
+use crate::tenancy::{Tenancy, elsewhere, wait_for_end, wait_for_vacancy};
 use crate::view::{EndedRun, LivingRun, RunView, Stage, to_json};
 use proto::admin_client::AdminClient;
 use proto::{DownRequest, MemberLog, MemberLogsRequest, ScaleRequest, StatusReply, StatusRequest};
@@ -21,7 +23,9 @@ use service::logging::LogFormat;
 use service::output::print_line;
 use service::trust::{Authority, Tokens};
 use service::{PeerRole, Provenance, RunDirectory, ServiceError, durable};
+use std::future::Future;
 use std::path::Path;
+use std::pin::Pin;
 use std::time::Duration;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -142,9 +146,10 @@ pub async fn down(run: &str) -> Result<(), CoordinatorError> {
 /// Draws a new token for a role.
 ///
 /// # Errors
-/// If the run is unknown or has no tokens of its own.
-pub fn rotate(run: &str, role: PeerRole) -> Result<(), CoordinatorError> {
+/// If the run is unknown, lives on another host or has no tokens of its own.
+pub async fn rotate(run: &str, role: PeerRole) -> Result<(), CoordinatorError> {
     let directory = find_run(run)?;
+    check_own_host(&directory, &format!("rotate --role {role}")).await?;
     let (record, secrets) = (RunRecord::read(&directory)?, directory.secrets());
     let path = Tokens::path(&secrets, role);
     let is_there = path.try_exists();
@@ -161,6 +166,20 @@ pub fn rotate(run: &str, role: PeerRole) -> Result<(), CoordinatorError> {
         tokens.rotate(role)?.display()
     ));
     Ok(())
+}
+
+/// Refuses a command that changes the directory of a run which lives on another host.
+async fn check_own_host(directory: &RunDirectory, command: &str) -> Result<(), CoordinatorError> {
+    let Tenancy::Elsewhere(owner) = Tenancy::of(directory) else { return Ok(()) };
+    wait_for_vacancy(directory).await.map(drop).map_err(|error| match error {
+        CoordinatorError::Usage(_) => CoordinatorError::Usage(format!(
+            "{} lives on another host: {}; type `{}` there",
+            directory.path().display(),
+            owner.whereabouts(),
+            advice::on(command, directory.path())
+        )),
+        error => error,
+    })
 }
 
 /// The coordinator of a run, and what it says of itself. Its port may have passed to that of another run, which must not hear
@@ -219,13 +238,57 @@ fn advertised_address(directory: &RunDirectory) -> Option<String> {
     Some(String::from_utf8(bytes).ok()?.trim().to_owned())
 }
 
-/// The last lines that members log whose logs are not in the run's directory; none where the run does not live.
-pub(crate) async fn member_logs(run: &str, tail: Option<usize>) -> Vec<MemberLog> {
-    let Ok((mut client, _)) = client_of(run).await else { return Vec::new() };
-    let lines = tail.map_or(u32::MAX, |tail| u32::try_from(tail).unwrap_or(u32::MAX));
-    let asked = client.member_logs(service::request(MemberLogsRequest { lines }, DEADLINE)).await;
-    let told = asked.inspect_err(|status| tracing::warn!("logs of members elsewhere: {}", status.message()));
-    told.map(|reply| reply.into_inner().logs).unwrap_or_default()
+/// What members log whose logs are not in a run's directory, as its coordinator tells it.
+pub(crate) struct MemberLogs {
+    run: String,
+    /// Once it has been reached.
+    client: Option<AdminClient<Channel>>,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl MemberLogs {
+    /// Those of a run, which the user calls so.
+    pub(crate) fn of(run: &str, directory: &RunDirectory) -> Self {
+        let directory = directory.clone();
+        let end = Box::pin(async move { wait_for_end(&directory).await });
+        Self { run: run.to_owned(), client: None, end }
+    }
+
+    /// What is wanted of them; nothing where the run does not live or its coordinator does not answer.
+    pub(crate) async fn ask(&mut self, request: MemberLogsRequest) -> Vec<MemberLog> {
+        ask_logs(&self.run, &mut self.client, request).await
+    }
+}
+
+impl TellsLogs for MemberLogs {
+    async fn tell(&mut self, request: MemberLogsRequest) -> Option<Vec<MemberLog>> {
+        let Self { run, client, end } = self;
+        tokio::select! {
+            biased;
+            () = end => None,
+            logs = ask_logs(run, client, request) => Some(logs),
+        }
+    }
+}
+
+async fn ask_logs(
+    run: &str,
+    client: &mut Option<AdminClient<Channel>>,
+    request: MemberLogsRequest,
+) -> Vec<MemberLog> {
+    if client.is_none() {
+        *client = client_of(run).await.ok().map(|(client, _)| client);
+    }
+    let Some(reached) = client else { return Vec::new() };
+    match reached.member_logs(service::request(request, DEADLINE)).await {
+        Ok(reply) => reply.into_inner().logs,
+        Err(status) => {
+            tracing::warn!("logs of members elsewhere: {}", status.message());
+            // It may come back at another address.
+            *client = None;
+            Vec::new()
+        }
+    }
 }
 
 /// Copies the adapter of a run; of a living one whose learner has a directory of its own, by way of its coordinator.
@@ -345,6 +408,28 @@ mod tests {
             assert!(words.iter().all(|words| told.contains(words)), "{told}");
             assert!(told.contains("coordinator resume"), "{told}");
         }
+    }
+
+    #[tokio::test]
+    async fn tokens_of_a_run_that_lives_on_another_host_are_drawn_there() {
+        let home = run_with_record();
+        let directory = RunDirectory::new(home.path());
+        let owner = Ownership::claim(&directory, 1, None).expect("claimed");
+        let text = std::fs::read_to_string(directory.owner_file()).expect("readable");
+        let far = text.replace(&format!("\"{}\"", service::host_name()), "\"far-away\"");
+        std::fs::write(directory.owner_file(), far).expect("written");
+        let run = home.path().to_str().expect("text");
+        // The second is polled once the first has begun to watch.
+        let (refused, ()) = tokio::join!(biased; rotate(run, PeerRole::Worker), async {
+            owner.beat().expect("it lives");
+        });
+        let error = refused.expect_err("it lives there");
+        let told = error.to_string();
+        assert!(error.exit_code() == 2 && told.contains("on far-away"), "{told}");
+        assert!(told.contains(&format!("type `coordinator rotate --role worker {run}` there")), "{told}");
+        owner.release().expect("it ends");
+        let told = rotate(run, PeerRole::Worker).await.expect_err("it has none").to_string();
+        assert!(told.contains("no token for the role `worker`"), "{told}");
     }
 
     #[tokio::test]

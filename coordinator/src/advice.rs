@@ -42,6 +42,12 @@ pub fn branch_off(run: &Path, words: &str) -> String {
     format!("{}{words} FILE", on("init --from", run))
 }
 
+/// The same with the file that is to be written.
+pub fn branch_off_to(run: &Path, words: &[String], file: &Path) -> String {
+    let words: String = words.iter().map(|word| format!(" {}", quoted(word))).collect();
+    format!("{}{words} {}", on("init --from", run), quoted_path(file))
+}
+
 /// A command of the coordinator about one run or file. All that are advised are made here.
 pub fn on(command: &str, path: &Path) -> String {
     format!("coordinator {command} {}", quoted_path(path))

@@ -1,5 +1,7 @@
 //! `coordinator init --from RUN FILE`: a run that branches off a checkpoint of another one, with other settings.
 
+use crate::advice;
+use crate::checkpoint_list::checkpoints;
 use crate::config_file::create;
 use crate::error::CoordinatorError;
 use crate::run_record::{RunRecord, find_run};
@@ -20,6 +22,16 @@ pub struct Branching {
     pub settings: Vec<String>,
 }
 
+impl Branching {
+    /// What has to be typed beside the run and the file, again.
+    fn words(&self) -> Vec<String> {
+        let checkpoint =
+            self.checkpoint.iter().flat_map(|version| ["--checkpoint".to_owned(), version.to_string()]);
+        let settings = self.settings.iter().flat_map(|setting| ["--set".to_owned(), setting.clone()]);
+        checkpoint.chain(settings).collect()
+    }
+}
+
 /// What the learner answers.
 #[derive(Debug, Deserialize)]
 pub struct ExportedCheckpoint {
@@ -35,6 +47,7 @@ pub struct ExportedCheckpoint {
 /// write.
 pub fn branch(branching: &Branching, file: &Path, programs: &Path) -> Result<String, CoordinatorError> {
     let run = find_run(&branching.run)?;
+    check_place(&run, branching, file)?;
     let mut config = config_of(&run, &branching.settings)?;
     let adapter = adapter_folder(file)?;
     for path in [file, &adapter] {
@@ -51,6 +64,22 @@ pub fn branch(branching: &Branching, file: &Path, programs: &Path) -> Result<Str
     let told = told(&run, version, &config);
     create(file, &config::branch_text(&config, &told))?;
     Ok(told)
+}
+
+/// Refuses to branch off a run whose checkpoints are on the host of its learner, which alone can.
+fn check_place(run: &RunDirectory, branching: &Branching, file: &Path) -> Result<(), CoordinatorError> {
+    let half = RunRecord::read(run).ok().and_then(|record| record.learner_half);
+    let Some(half) = half.filter(|_| checkpoints(run).is_empty()) else { return Ok(()) };
+    let adapter = adapter_folder(file)?;
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Err(CoordinatorError::Usage(format!(
+        "the checkpoints of {} are in {half}: type there `{}`, then bring {} and the folder {} here, and set `adapter.start_from` \
+         in the former to where the latter is",
+        run.path().display(),
+        advice::branch_off_to(Path::new(&half.directory), &branching.words(), Path::new(&name(file))),
+        name(file),
+        name(&adapter)
+    )))
 }
 
 /// The config of a run with the settings on top; its relative paths as they are meant.
@@ -141,6 +170,7 @@ fn told(run: &RunDirectory, version: u32, config: &RunConfig) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::learner_half::LearnerHalf;
     use crate::stand_ins::install_program;
     use std::fs;
 
@@ -192,6 +222,30 @@ mod tests {
         let error = branch(&branching, &file, home.path()).expect_err("refused");
         assert_eq!((error.exit_code(), error.to_string().as_str()), (2, "there is no checkpoint 3"));
         assert!(!file.exists());
+    }
+
+    #[test]
+    fn a_run_whose_checkpoints_are_elsewhere_is_branched_off_there() {
+        let (home, mut branching) = home("exit 1");
+        let run = RunDirectory::new(home.path().join("a"));
+        let half =
+            LearnerHalf { host: "gpu1".to_owned(), directory: "/data/the half".to_owned(), has_begun: true };
+        let record = RunRecord { learner_half: Some(half), ..RunRecord::new("a") };
+        let owner = service::Ownership::claim(&run, 0, None).expect("claimed");
+        record.write(owner.directory()).expect("written");
+        branching.settings = vec!["run.seed=7".to_owned()];
+        let file = home.path().join("b.toml");
+        let error = branch(&branching, &file, home.path()).expect_err("they are elsewhere");
+        let told = error.to_string();
+        let command = "`coordinator init --from '/data/the half' --checkpoint 3 --set run.seed=7 b.toml`, then bring b.toml";
+        assert!(
+            error.exit_code() == 2 && told.contains("/data/the half on gpu1") && told.contains(command),
+            "{told}"
+        );
+        assert!(!file.exists());
+        fs::create_dir_all(run.checkpoints().join("iteration-000003")).expect("copied");
+        let told = branch(&branching, &file, home.path()).expect_err("the learner's script").to_string();
+        assert!(told.contains("ended with"), "{told}");
     }
 
     #[test]

@@ -8,15 +8,16 @@ use crate::config_file::{
 };
 use crate::error::CoordinatorError;
 use crate::inspection::{self, Servers};
+use crate::placement::MembersHere;
 use crate::run_place;
-use config::{ConfigErrors, ConfigProblem, RunConfig};
+use config::{ConfigErrors, ConfigProblem, RewardInspection, RunConfig};
 use protocol::with_causes;
 use service::Hub;
 use std::path::Path;
 
 /// Reads a config and looks at model, prompts, rewards and device; `programs` is the folder of the rollout worker, which
-/// knows networks. Model and device are looked at where a run has members on this machine, by its config, else where its members
-/// are. Returns what there is to say of them beside the prompts, too.
+/// knows networks. What of model, device and rewards is not here is wrong only where members of the run that need it are on this
+/// machine, by its config; else it is said, and looked at where these are. Returns what there is to say of them beside the prompts, too.
 ///
 /// # Errors
 /// All that is wrong, in the order of this list: keys and values of the config, then what only looking at things tells. What
@@ -26,15 +27,15 @@ pub fn everything(
     hub: &Hub,
     programs: &Path,
     servers: Servers,
-    (prompts, has_members_here): (PromptSource, &dyn Fn(&RunConfig) -> bool),
+    (prompts, members_here): (PromptSource, &dyn Fn(&RunConfig) -> MembersHere),
 ) -> Result<(Catalog, Vec<String>), CoordinatorError> {
     let (mut config, faults) = RunConfig::examine(&text(args)?, &args.settings);
     let Some(config) = config.as_mut() else { return Err(invalid(args, ConfigErrors(faults))) };
     config.expand_paths(service::expand_path);
     let config = &*config;
-    let is_used_here = has_members_here(config);
+    let here = members_here(config);
     let mut findings = Findings { faults, ..Findings::default() };
-    match is_used_here || missing_model(&config.model.path, hub).is_none() {
+    match here.any() || missing_model(&config.model.path, hub).is_none() {
         true => findings.look_at_model(config, hub, programs),
         false => findings.notes.push(model_elsewhere(config)),
     }
@@ -45,10 +46,10 @@ pub fn everything(
     }
     findings.notes.extend(inspection::plain_text_note(config));
     match inspection::rewards(config, programs, servers) {
-        Ok(rewards) => findings.found.extend(rewards.iter().filter_map(inspection::reward_problem)),
+        Ok(rewards) => findings.judge_rewards(config, &rewards, here),
         Err(error) => findings.take(error),
     }
-    if is_used_here && findings.are_sound(&["resources."]) {
+    if here.any() && findings.are_sound(&["resources."]) {
         findings.look_at_cards(config, programs);
     }
     if !findings.found.is_empty() {
@@ -104,6 +105,12 @@ impl Findings {
                 Err(error) => self.take(error),
             }
         }
+    }
+
+    fn judge_rewards(&mut self, config: &RunConfig, rewards: &[RewardInspection], here: MembersHere) {
+        let problems = inspection::reward_problems(config, rewards, here);
+        self.found.extend(problems.here);
+        self.notes.extend(problems.elsewhere);
     }
 
     fn look_at_cards(&mut self, config: &RunConfig, programs: &Path) {

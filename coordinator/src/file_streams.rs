@@ -1,8 +1,9 @@
 //! Files of a run as the streams by which an operator elsewhere gets them. Sends from a thread that may wait.
 
 use crate::exported;
-use crate::logs::{Following, print_logs};
-use proto::{FilePart, LogsReply, MemberLog};
+use crate::logs::{Following, ShownLogs, print_logs};
+use crate::logs_elsewhere::LogsElsewhere;
+use proto::{FilePart, LogsReply};
 use protocol::with_causes;
 use service::{Provenance, RunDirectory, SentFile, ServiceError, files_end, send_files};
 use std::io::{self, BufWriter, Write};
@@ -17,20 +18,21 @@ const LOG_PART_BYTES: usize = 64 * 1024;
 
 type Parts<T> = Sender<Result<T, Status>>;
 
-/// Sends the logs of a run and what members `elsewhere` have told of theirs, and goes on as the former grow where they are followed, for as long as somebody reads.
+/// Sends the logs of a run: all, or the last `tail` lines, and what is `following` them until that ends or nobody reads.
 ///
 /// # Errors
 /// If a log cannot be read.
 pub fn send_logs(
-    directory: &RunDirectory,
-    elsewhere: &[MemberLog],
-    (tail, follow): (Option<usize>, bool),
+    logs: &ShownLogs<'_>,
+    tail: Option<usize>,
+    following: Option<&mut LogsElsewhere>,
     sender: &Parts<LogsReply>,
 ) -> Result<(), Status> {
     let mut output = BufWriter::with_capacity(LOG_PART_BYTES, LogParts { sender });
-    let is_read = || !sender.is_closed();
-    let following = if follow { Following::While(&is_read) } else { Following::Nothing };
-    let sent = print_logs((directory, elsewhere), tail, following, &mut output);
+    let mut look =
+        following.map(|elsewhere| move || if sender.is_closed() { None } else { elsewhere.look() });
+    let following = look.as_mut().map_or(Following::Nothing, |look| Following::While(look));
+    let sent = print_logs(logs, tail, following, &mut output);
     let (_, _unsent_once_hung_up) = output.into_parts();
     match sent {
         Err(_) if sender.is_closed() => Ok(()),

@@ -14,6 +14,7 @@ use crate::input_record::{AcceptedChange, InputRecord, PromptMark};
 use crate::kept_inputs::{KeptInputs, KeptPrompts};
 use crate::living_members::LivingMembers;
 use crate::opening::OpenRun;
+use crate::placement::MembersHere;
 use crate::run_record::RunRecord;
 use config::{PromptLists, PromptRecord, PromptSplit, RunConfig, prompts_as_json_lines};
 use service::{Hub, RunDirectory, write_prompts};
@@ -24,6 +25,8 @@ use std::path::{Path, PathBuf};
 const NAMED_CHANGES: usize = 4;
 /// The key of the model.
 const MODEL: &str = "model.path";
+/// That of the adapter that training goes on from, which the learner gets from here.
+const START_FROM: &str = "adapter.start_from";
 const FLAG: &str = "--accept-changed-data";
 
 /// What a run would read if it started now.
@@ -31,6 +34,8 @@ pub struct Inputs<'a> {
     lists: &'a PromptLists,
     /// Files of models by the key that names them.
     files: BTreeMap<String, Fingerprint>,
+    /// Keys that name what is not here, and needs not be.
+    unseen: Vec<String>,
 }
 
 /// What has become of a run's inputs since it began.
@@ -45,27 +50,30 @@ struct Comparison {
 }
 
 impl<'a> Inputs<'a> {
-    /// Looks at everything that the config of a catalog names.
+    /// Looks at everything that the config of a catalog names, for a run that has these members here.
     ///
     /// # Errors
     /// If a file of a model cannot be read.
-    pub fn of(catalog: &'a Catalog, hub: &Hub) -> Result<Self, CoordinatorError> {
+    pub fn of(catalog: &'a Catalog, hub: &Hub, here: MembersHere) -> Result<Self, CoordinatorError> {
         let config = catalog.config();
-        let mut files = BTreeMap::new();
+        let mut inputs = Self { lists: catalog.prompt_lists(), files: BTreeMap::new(), unseen: Vec::new() };
         // Where it is missing and the run may begin all the same, nobody computes here.
-        if missing_model(&config.model.path, hub).is_none() {
-            let model = resolve(hub, &config.model.path)?;
-            files.insert(MODEL.to_owned(), Fingerprint::of_pipeline(&model)?);
+        match missing_model(&config.model.path, hub) {
+            Some(_) => inputs.unseen.push(MODEL.to_owned()),
+            None => {
+                let model = resolve(hub, &config.model.path)?;
+                inputs.files.insert(MODEL.to_owned(), Fingerprint::of_pipeline(&model)?);
+            }
         }
         for (key, path) in other_model_paths(config) {
-            let found = if path.exists() { path } else { resolve(hub, &path)? };
-            if !found.exists() {
-                let problem = format!("`{key}`: there is no {}", config::place(&found));
-                return Err(CoordinatorError::Usage(problem));
+            match found(hub, &key, &path) {
+                Ok(found) => drop(inputs.files.insert(key, Fingerprint::of(&found)?)),
+                // Of rewards, workers alone have need.
+                Err(_) if !here.workers && key != START_FROM => inputs.unseen.push(key),
+                Err(error) => return Err(error),
             }
-            files.insert(key, Fingerprint::of(&found)?);
         }
-        Ok(Self { lists: catalog.prompt_lists(), files })
+        Ok(inputs)
     }
 
     /// Finds out whether the run in a directory can go on with these, without touching anything.
@@ -121,12 +129,9 @@ impl<'a> Inputs<'a> {
         };
         let noted = accepted.iter().map(|change| AcceptedChange { generation, change: change.clone() });
         record.accepted.extend(noted);
-        // What was recorded where the model was seen still holds.
-        let seen_before = record.files.remove(MODEL);
-        record.files.clone_from(&self.files);
-        record.files.extend(
-            seen_before.filter(|_| !self.files.contains_key(MODEL)).map(|mark| (MODEL.to_owned(), mark)),
-        );
+        // What was recorded where it was seen still holds.
+        record.files.retain(|key, _| self.unseen.contains(key));
+        record.files.extend(self.files.clone());
         let mark = |(split, records): (PromptSplit, _)| (split.to_string(), PromptMark::of(records));
         record.prompts = Some(self.lists.iter().map(mark).collect());
         // Before the copies: those that do not fit it are made anew of what does.
@@ -210,6 +215,15 @@ impl Comparison {
     }
 }
 
+/// Where a key's file or folder is.
+fn found(hub: &Hub, key: &str, path: &Path) -> Result<PathBuf, CoordinatorError> {
+    let found = if path.exists() { path.to_owned() } else { resolve(hub, path)? };
+    match found.exists() {
+        true => Ok(found),
+        false => Err(CoordinatorError::Usage(format!("`{key}`: there is no {}", config::place(&found)))),
+    }
+}
+
 /// The folder of a model by its name, if it is one.
 fn resolve(hub: &Hub, model: &Path) -> Result<PathBuf, CoordinatorError> {
     hub.resolve(model).map_err(|error| CoordinatorError::Usage(error.to_string()))
@@ -219,8 +233,7 @@ fn resolve(hub: &Hub, model: &Path) -> Result<PathBuf, CoordinatorError> {
 /// among them, nor what only evaluations are scored by: that may change.
 fn other_model_paths(config: &RunConfig) -> Vec<(String, PathBuf)> {
     let start_from = &config.adapter.start_from;
-    let adapter =
-        (!start_from.as_os_str().is_empty()).then(|| ("adapter.start_from".to_owned(), start_from.clone()));
+    let adapter = (!start_from.as_os_str().is_empty()).then(|| (START_FROM.to_owned(), start_from.clone()));
     let is_trained = |key: &str| key.starts_with("rewards[") && !key.ends_with(".program");
     let rewards = config.reward_paths().into_iter().filter(|(key, _)| is_trained(key));
     adapter.into_iter().chain(rewards).collect()

@@ -2,6 +2,7 @@
 
 use crate::entrance;
 use crate::error::CoordinatorError;
+use crate::placement::MembersHere;
 use config::{
     AdapterMethod, Dtype, ModelInspection, REWARD_NAMES, RewardInquiry, RewardInspection, RewardSection,
     RunConfig, StepRule,
@@ -94,11 +95,11 @@ pub fn device(config: &RunConfig, programs: &Path) -> Result<(), CoordinatorErro
     }
 }
 
-/// Why a run that is only shown would not be started here.
-pub fn refusals(config: &RunConfig, programs: &Path, servers: Servers) -> Vec<String> {
+/// Why a run that is only shown would not be started here, where it has these members.
+pub fn refusals(config: &RunConfig, programs: &Path, servers: Servers, here: MembersHere) -> Vec<String> {
     let device = device(config, programs).err().map(|error| error.to_string());
     let rewards = match rewards(config, programs, servers) {
-        Ok(rewards) => rewards.iter().filter_map(reward_problem).collect(),
+        Ok(rewards) => reward_problems(config, &rewards, here).here,
         Err(error) => vec![with_causes(&error)],
     };
     device.into_iter().chain(rewards).collect()
@@ -112,6 +113,39 @@ pub fn plain_text_note(config: &RunConfig) -> Option<String> {
 /// What is wrong with a reward, with its place.
 pub fn reward_problem(reward: &RewardInspection) -> Option<String> {
     reward.problem.as_ref().map(|problem| format!("`{}`: {problem}", reward.key))
+}
+
+/// What is wrong with rewards, each with its place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RewardProblems {
+    /// Keeps the run from being started here.
+    pub here: Vec<String>,
+    /// What this host lacks and no worker on it needs.
+    pub elsewhere: Vec<String>,
+}
+
+/// Sorts what is wrong with rewards by whether it is wrong for a run that has these members here.
+pub fn reward_problems(
+    config: &RunConfig,
+    rewards: &[RewardInspection],
+    here: MembersHere,
+) -> RewardProblems {
+    let absent = config.connection_paths().into_iter().filter(|(_, path)| !path.exists());
+    let absent: Vec<String> = absent.map(|(key, _)| key).collect();
+    let lacks_files = |reward: &RewardInspection| {
+        absent.iter().any(|key| key.strip_prefix(&reward.key).is_some_and(|rest| rest.starts_with('.')))
+    };
+    let mut problems = RewardProblems::default();
+    for reward in rewards {
+        let Some(problem) = reward_problem(reward) else { continue };
+        match here.workers || !reward.is_of_host && !lacks_files(reward) {
+            true => problems.here.push(problem),
+            false => problems.elsewhere.push(format!(
+                "{problem}; no worker of the run is on this host, and each looks for it on its own host"
+            )),
+        }
+    }
+    problems
 }
 
 /// Runs the rollout worker to its end with `input` on its standard input.
@@ -240,10 +274,33 @@ mod tests {
             &format!("cat > /dev/null\ncat <<'END'\n{inspection}\nEND"),
         );
         let config = config::preset("tempflow-tiny-cpu").expect("a preset").config;
-        let refused = refusals(&config, home.path(), Servers::default());
+        let here = MembersHere { learner: true, workers: true };
+        let refused = refusals(&config, home.path(), Servers::default(), here);
         assert_eq!(refused, [format!("`rewards[0]`: {problem}")]);
-        let absent = refusals(&config, Path::new("/nowhere"), Servers::default());
+        let absent = refusals(&config, Path::new("/nowhere"), Servers::default(), here);
         assert!(absent[0].contains("/nowhere/rollout-worker"), "{absent:?}");
+    }
+
+    #[test]
+    fn what_rewards_lack_here_is_wrong_only_where_workers_run_here() {
+        let base = config::preset("tempflow-tiny-cpu").expect("a preset").text;
+        let reward = "scorer = \"grpc\"\nurl = \"grpcs://far:1\"\ntls_ca = \"/nowhere/ca.pem\"";
+        let text = base.replace("name = \"shapes\"", &format!("name = \"shapes\"\n{reward}"));
+        let config = RunConfig::from_toml(&text).expect("valid");
+        let reward = |key: &str, is_of_host| RewardInspection {
+            key: key.to_owned(),
+            name: "a".to_owned(),
+            bytes: 0,
+            problem: Some("bad".to_owned()),
+            is_of_host,
+        };
+        let rewards = [reward("rewards[0]", false), reward("rewards[1]", true), reward("rewards[2]", false)];
+        let sorted = |workers| reward_problems(&config, &rewards, MembersHere { learner: true, workers });
+        assert_eq!(sorted(true).here.len(), 3);
+        let RewardProblems { here, elsewhere } = sorted(false);
+        assert_eq!(here, ["`rewards[2]`: bad"], "it is wrong everywhere");
+        assert!(elsewhere[0].starts_with("`rewards[0]`: bad; no worker of the run is on this host"));
+        assert!(elsewhere.len() == 2 && elsewhere[1].starts_with("`rewards[1]`"), "{elsewhere:?}");
     }
 
     #[test]

@@ -4,19 +4,14 @@
 //! 1. A run has one half of a learner. Once that has a checkpoint, a learner without it is refused: it would begin anew.
 //! 2. Questions have numbers, and an open one is asked again with every heartbeat, so that one that was lost does no harm.
 
+use crate::log_questions::LogQuestions;
 use config::LearnerPlace;
-use proto::{AskLog, AskResults, OwnDirectory, order};
+use proto::{AskResults, OwnDirectory, order};
 use serde::{Deserialize, Serialize};
 use service::{RunDirectory, shown};
-use std::collections::BTreeMap;
-use std::time::Duration;
 
 /// Characters that are kept of the name of a host or directory.
 const LONGEST_NAME: usize = 300;
-/// Members whose logs are asked for at a time.
-pub const MOST_LOGS: usize = 100;
-/// How long their answers are waited for: members ask what is wanted of them every second.
-pub const LOG_PATIENCE: Duration = Duration::from_secs(3);
 
 /// A half of a run on the host of its learner, as `run.json` has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +28,20 @@ pub struct LearnerHalf {
 impl std::fmt::Display for LearnerHalf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} on {}", self.directory, self.host)
+    }
+}
+
+impl From<proto::LearnerHalf> for LearnerHalf {
+    fn from(half: proto::LearnerHalf) -> Self {
+        let proto::LearnerHalf { host, directory, has_begun } = half;
+        Self { host, directory, has_begun }
+    }
+}
+
+impl From<LearnerHalf> for proto::LearnerHalf {
+    fn from(half: LearnerHalf) -> Self {
+        let LearnerHalf { host, directory, has_begun } = half;
+        Self { host, directory, has_begun }
     }
 }
 
@@ -63,6 +72,14 @@ impl Halves {
     /// The learner's half, if it has one of its own.
     pub fn learner(&self) -> Option<&LearnerHalf> {
         self.learner.as_ref()
+    }
+
+    /// A path of the learner's for who is on any host: as `scp` writes it, where it is in a half of its own.
+    pub(crate) fn place_of(&self, path: &str) -> String {
+        match &self.learner {
+            Some(half) if !path.is_empty() => format!("{}:{path}", half.host),
+            _ => path.to_owned(),
+        }
     }
 
     /// Whether a learner with this directory of its own, or without one, may go on with the run.
@@ -144,71 +161,21 @@ impl Halves {
         self.results_kept = self.results_kept.max(number.min(self.results_asked));
     }
 
-    /// Asks a member for its last lines, and returns the number of the question.
-    pub(crate) fn ask_log(&mut self, member_id: &str, lines: u32) -> u64 {
-        self.logs.ask(member_id, lines)
+    /// What is asked about the logs of members.
+    pub(crate) fn logs(&self) -> &LogQuestions {
+        &self.logs
     }
 
-    /// Takes a member's answer.
-    pub(crate) fn log_told(&mut self, member_id: &str, number: u64, text: Vec<u8>) {
-        self.logs.told(member_id, number, text);
-    }
-
-    /// Whether questions are still open.
-    pub(crate) fn is_waiting_for_logs(&self, numbers: &[u64]) -> bool {
-        numbers.iter().any(|number| self.logs.open.get(number).is_some_and(|asked| asked.answer.is_none()))
-    }
-
-    /// Closes a question about a log, and returns its answer.
-    pub(crate) fn close_log(&mut self, number: u64) -> Option<(String, Vec<u8>)> {
-        let asked = self.logs.open.remove(&number)?;
-        Some((asked.member_id, asked.answer?))
+    /// The same, to ask and to take answers.
+    pub(crate) fn logs_mut(&mut self) -> &mut LogQuestions {
+        &mut self.logs
     }
 
     /// What a member is asked now.
     pub(crate) fn orders(&self, member_id: &str, is_learner: bool) -> impl Iterator<Item = order::Order> {
         let is_open = is_learner && self.learner.is_some() && self.results_asked > self.results_kept;
         let results = is_open.then_some(order::Order::AskResults(AskResults { number: self.results_asked }));
-        let log = self.logs.next_of(member_id).map(order::Order::AskLog);
-        log.into_iter().chain(results)
-    }
-}
-
-/// Open questions about logs, by their numbers.
-#[derive(Clone, Debug, Default)]
-struct LogQuestions {
-    newest: u64,
-    open: BTreeMap<u64, LogQuestion>,
-}
-
-#[derive(Clone, Debug)]
-struct LogQuestion {
-    member_id: String,
-    lines: u32,
-    answer: Option<Vec<u8>>,
-}
-
-impl LogQuestions {
-    fn ask(&mut self, member_id: &str, lines: u32) -> u64 {
-        self.newest += 1;
-        let asked = LogQuestion { member_id: member_id.to_owned(), lines, answer: None };
-        self.open.insert(self.newest, asked);
-        self.newest
-    }
-
-    fn told(&mut self, member_id: &str, number: u64, mut text: Vec<u8>) {
-        text.truncate(service::RECENT_LOG_BYTES);
-        if let Some(asked) = self.open.get_mut(&number).filter(|asked| asked.member_id == member_id) {
-            asked.answer = Some(text);
-        }
-    }
-
-    /// In the order of numbers, since a member answers no number below one that it has answered.
-    fn next_of(&self, member_id: &str) -> Option<AskLog> {
-        let mut open = self.open.iter();
-        let (number, asked) =
-            open.find(|(_, asked)| asked.member_id == member_id && asked.answer.is_none())?;
-        Some(AskLog { number: *number, lines: asked.lines })
+        self.logs.of(member_id).map(order::Order::AskLog).chain(results)
     }
 }
 
@@ -252,12 +219,13 @@ mod tests {
     fn a_half_has_begun_with_the_first_iteration() {
         let mut halves = Halves::default();
         halves.joined("gpu1", Some(&own("", false)));
+        assert_eq!(["/a", ""].map(|path| halves.place_of(path)), ["gpu1:/a", ""]);
         halves.trained(0);
         assert_eq!(halves.learner(), Some(&half(false)));
         halves.trained(1);
         assert_eq!(halves.learner(), Some(&half(true)));
         halves.joined("gpu1", None);
-        assert_eq!(halves.learner(), None);
+        assert_eq!((halves.learner(), halves.place_of("/a").as_str()), (None, "/a"));
     }
 
     #[test]
@@ -273,21 +241,5 @@ mod tests {
         assert!(!halves.has_results(number));
         halves.results_kept(number);
         assert!(halves.has_results(number) && orders(&halves, "learner").is_empty());
-
-        let asked = [halves.ask_log("worker-0", 7), halves.ask_log("worker-0", 9), halves.ask_log("b", 1)];
-        assert_eq!(
-            orders(&halves, "worker-0"),
-            [order::Order::AskLog(AskLog { number: asked[0], lines: 7 })]
-        );
-        halves.log_told("b", asked[0], b"not b's".to_vec());
-        halves.log_told("worker-0", asked[0], b"a line\n".to_vec());
-        assert_eq!(
-            orders(&halves, "worker-0"),
-            [order::Order::AskLog(AskLog { number: asked[1], lines: 9 })]
-        );
-        assert!(halves.is_waiting_for_logs(&asked));
-        assert_eq!(halves.close_log(asked[0]), Some(("worker-0".to_owned(), b"a line\n".to_vec())));
-        assert_eq!(asked[1..].iter().filter_map(|number| halves.close_log(*number)).count(), 0);
-        assert!(!halves.is_waiting_for_logs(&asked) && orders(&halves, "b").is_empty());
     }
 }

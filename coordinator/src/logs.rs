@@ -3,11 +3,14 @@
 //! Lines of a log are in the order of time already, so the logs are merged as they are read. A line without a time, such as
 //! the rest of a message, goes with the line before it; one at the head of a log with the first that has a time.
 
-use crate::admin;
+use crate::admin::MemberLogs;
 use crate::error::CoordinatorError;
+use crate::log_questions::FollowedLogs;
+use crate::logs_elsewhere::LogsElsewhere;
 use crate::run_record::find_run;
 use proto::MemberLog;
 use service::RunDirectory;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom, Write};
@@ -24,12 +27,20 @@ const JSON_TIME: &str = "{\"timestamp\":\"";
 pub enum Following<'a> {
     /// Not at all: to their end.
     Nothing,
-    /// For as long as this holds.
-    While(&'a dyn Fn() -> bool),
+    /// Until this tells nothing any more; what it tells is what members elsewhere have logged since it was asked before.
+    While(&'a mut dyn FnMut() -> Option<Vec<MemberLog>>),
+}
+
+/// What there is of the logs of a run.
+pub struct ShownLogs<'a> {
+    /// Where the logs of this host lie.
+    pub directory: &'a RunDirectory,
+    /// What members elsewhere have told of theirs.
+    pub elsewhere: &'a [MemberLog],
 }
 
 /// Prints the logs of a run, each line with the name of its process: all, or the last `tail` lines; with `follow`, goes on
-/// as they grow.
+/// as they grow until the run's coordinator ends.
 ///
 /// # Errors
 /// If the run is unknown, a log cannot be read, or `output` fails.
@@ -39,25 +50,29 @@ pub async fn logs(
     tail: Option<usize>,
     output: &mut impl Write,
 ) -> Result<(), CoordinatorError> {
-    let following = if follow { Following::While(&|| true) } else { Following::Nothing };
-    let elsewhere = admin::member_logs(run, tail).await;
-    print_logs((&find_run(run)?, &elsewhere), tail, following, output)
+    let directory = find_run(run)?;
+    let lines = tail.map_or(u32::MAX, |tail| u32::try_from(tail).unwrap_or(u32::MAX));
+    let (mut members, mut read) = (MemberLogs::of(run, &directory), FollowedLogs::from_last(lines));
+    let elsewhere = read.read(members.ask(read.request()).await);
+    let mut following = follow.then(|| LogsElsewhere::follow(members, read));
+    let mut look = following.as_mut().map(|elsewhere| move || elsewhere.look());
+    let following = look.as_mut().map_or(Following::Nothing, |look| Following::While(look));
+    print_logs(&ShownLogs { directory: &directory, elsewhere: &elsewhere }, tail, following, output)
 }
 
-/// The same of a run's directory and of what members `elsewhere` told of their logs, on this thread, which it holds up while it
-/// waits for logs to grow.
+/// Prints logs on this thread, which it holds up while it waits for them to grow.
 ///
 /// # Errors
 /// If a log cannot be read, or `output` fails.
 pub fn print_logs(
-    (directory, elsewhere): (&RunDirectory, &[MemberLog]),
+    logs: &ShownLogs<'_>,
     tail: Option<usize>,
     following: Following<'_>,
     output: &mut impl Write,
 ) -> Result<(), CoordinatorError> {
     let mut merged = MergedLogs::default();
-    merged.open_new(directory, tail)?;
-    merged.take_in(elsewhere, tail);
+    merged.open_new(logs.directory, tail)?;
+    merged.take_in(logs.elsewhere, tail);
     let mut last = VecDeque::new();
     while let Some(line) = merged.next_line(matches!(following, Following::Nothing))? {
         match tail {
@@ -74,26 +89,31 @@ pub fn print_logs(
     output.flush().map_err(unwritten)?;
     match following {
         Following::Nothing => Ok(()),
-        Following::While(is_wanted) => follow_on(merged, directory, is_wanted, output),
+        Following::While(look) => follow_on(merged, logs.directory, look, output),
     }
 }
 
-/// Prints what comes to the logs, for as long as that is wanted.
+/// Prints what comes to the logs, for as long as something may come.
 fn follow_on(
     mut merged: MergedLogs,
     directory: &RunDirectory,
-    is_wanted: &dyn Fn() -> bool,
+    look: &mut dyn FnMut() -> Option<Vec<MemberLog>>,
     output: &mut impl Write,
 ) -> Result<(), CoordinatorError> {
-    while is_wanted() {
+    loop {
         std::thread::sleep(FOLLOW_INTERVAL);
+        // Before the files, so that what they hold at the end is printed as well.
+        let news = look();
         merged.open_new(directory, None)?;
-        while let Some(line) = merged.next_line(false)? {
+        merged.take_in(news.as_deref().unwrap_or_default(), None);
+        while let Some(line) = merged.next_line(news.is_none())? {
             print(output, &line)?;
         }
         output.flush().map_err(unwritten)?;
+        if news.is_none() {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 fn unwritten(source: io::Error) -> CoordinatorError {
@@ -126,15 +146,17 @@ impl MergedLogs {
         Ok(())
     }
 
-    /// Takes in what members elsewhere told of their logs.
+    /// Takes in what members elsewhere told of their logs, after what has been read of them.
     fn take_in(&mut self, elsewhere: &[MemberLog], tail: Option<usize>) {
-        for MemberLog { member_id, text } in elsewhere {
-            let lines: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
-            let mut text = lines[lines.len().saturating_sub(tail.unwrap_or(usize::MAX))..].concat();
-            // A terminal is to show what others say, and not to obey it.
-            text.retain(|byte| matches!(byte, b'\n' | b'\t' | 0x20..=0x7e | 0x80..));
+        for told in elsewhere {
+            let text = Cursor::new(text_of(told, tail));
             // No file has such a name: there is none of it in the run's directory.
-            self.logs.insert(PathBuf::from(member_id), Log::new(member_id.clone(), Cursor::new(text)));
+            match self.logs.entry(PathBuf::from(&told.member_id)) {
+                Entry::Occupied(log) => log.into_mut().reader = BufReader::new(Box::new(text)),
+                Entry::Vacant(place) => {
+                    place.insert(Log::new(told.member_id.clone(), text));
+                }
+            }
         }
     }
 
@@ -150,6 +172,26 @@ impl MergedLogs {
         let line = earliest.lines.pop_front().unwrap_or_default();
         Ok(Some(format!("{:<12} {line}\n", earliest.name)))
     }
+}
+
+/// What is shown of what a member told: the last lines, which end with it.
+fn text_of(told: &MemberLog, tail: Option<usize>) -> Vec<u8> {
+    let MemberLog { member_id, text, missed, .. } = told;
+    let lines: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
+    let lines = lines[lines.len().saturating_sub(tail.unwrap_or(usize::MAX))..].concat();
+    let gap = match missed {
+        0 => String::new(),
+        missed => {
+            format!("({missed} bytes of this log did not come; they are where {member_id} writes it)\n")
+        }
+    };
+    let mut shown = [gap.into_bytes(), lines].concat();
+    // A terminal is to show what others say, and not to obey it.
+    shown.retain(|byte| matches!(byte, b'\n' | b'\t' | 0x20..=0x7e | 0x80..));
+    if !shown.is_empty() && !shown.ends_with(b"\n") {
+        shown.push(b'\n');
+    }
+    shown
 }
 
 fn unreadable(path: &Path) -> impl Fn(io::Error) -> CoordinatorError {
@@ -300,6 +342,27 @@ mod tests {
             let tail = home.printed(Some(n)).await;
             assert_eq!(tail, all[all.len().saturating_sub(n)..], "the last {n}");
         }
+    }
+
+    #[test]
+    fn what_members_elsewhere_log_is_added_as_it_comes() {
+        let home = Home::new(&[("learner.log", &(at(1, "x") + "\n"))]);
+        let told = |text: &'static str, missed| MemberLog {
+            member_id: "gpu7".to_owned(),
+            text: text.as_bytes().into(),
+            missed,
+            ..MemberLog::default()
+        };
+        let mut rounds = vec![None, Some(vec![told("c\n\u{1b}d", 7)]), Some(vec![told("b\n", 0)])];
+        let mut look = || rounds.pop().flatten();
+        let directory = RunDirectory::new(home.0.path());
+        let logs = ShownLogs { directory: &directory, elsewhere: &[told("a\n", 0)] };
+        let mut output = Vec::new();
+        print_logs(&logs, None, Following::While(&mut look), &mut output).expect("readable");
+        let text = String::from_utf8(output).expect("text");
+        let lines: Vec<&str> = text.lines().map(|line| line.split_at(13).1).collect();
+        let gap = "(7 bytes of this log did not come; they are where gpu7 writes it)";
+        assert_eq!(lines, [at(1, "x").as_str(), "a", "b", gap, "c", "d"]);
     }
 
     #[test]

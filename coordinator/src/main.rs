@@ -9,7 +9,7 @@ use coordinator::cli::{Cli, Command, Place, UpArgs};
 use coordinator::display::Display;
 use coordinator::error::CoordinatorError;
 use coordinator::inspection::Servers;
-use coordinator::placement::has_members_here;
+use coordinator::placement::MembersHere;
 use coordinator::remote_run::RemoteRun;
 use coordinator::{admin, advice, config_file, examination, launch, logs, planning, resume, up};
 use service::logging::LogFormat;
@@ -48,7 +48,7 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
             Some(remote) => remote.down().await?,
             None => admin::down(run.typed()).await?,
         },
-        Command::Rotate { run, role } => admin::rotate(&run, role)?,
+        Command::Rotate { run, role } => admin::rotate(&run, role).await?,
         Command::Logs { run, follow, tail } => match RemoteRun::reach(&run.operator).await? {
             Some(remote) => remote.logs(follow, tail, &mut StandardOutput).await?,
             None => logs::logs(run.typed(), follow, tail, &mut StandardOutput).await?,
@@ -75,7 +75,7 @@ async fn run(cli: Cli) -> Result<u8, CoordinatorError> {
                 &hub,
                 &launch::programs()?,
                 Servers { are_knocked_at: true, insecure: None },
-                (PromptSource::Config, &|config: &RunConfig| has_members_here(Place::Local, config)),
+                (PromptSource::Config, &|config: &RunConfig| MembersHere::of(Place::Local, config)),
             )?;
             let notes = notes.iter().chain(catalog.notes());
             notes.for_each(|note| print_error_line(format_args!("note: {note}")));

@@ -69,15 +69,34 @@ pub fn check(place: Place, config: &RunConfig, options: &UpOptions) -> Result<()
     room(place, config).refusal(0, config.resources.workers as u32, &[]).map_or(Ok(()), usage)
 }
 
-/// Whether any member of a run computes on this machine; if not, model and device are looked at where they do.
-pub fn has_members_here(place: Place, config: &RunConfig) -> bool {
-    config.network.learner == LearnerPlace::Here || place.is_local() && config.resources.workers > 0
+/// Who of a run computes on this machine. What others need is looked at where they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MembersHere {
+    /// Who needs model and device.
+    pub learner: bool,
+    /// Who need these and what rewards are made of.
+    pub workers: bool,
+}
+
+impl MembersHere {
+    /// Those of a run whose workers are started there.
+    pub fn of(place: Place, config: &RunConfig) -> Self {
+        Self {
+            learner: config.network.learner == LearnerPlace::Here,
+            workers: place.is_local() && config.resources.workers > 0,
+        }
+    }
+
+    /// Whether there are any.
+    pub fn any(self) -> bool {
+        self.learner || self.workers
+    }
 }
 
 /// The cards of this machine, which a run without members here needs none of.
 fn places(place: Place, config: &RunConfig) -> Result<Places, CoordinatorError> {
     match Places::look(config) {
-        Err(_) if !has_members_here(place, config) => {
+        Err(_) if !MembersHere::of(place, config).any() => {
             let mut without_cards = config.clone();
             without_cards.resources.device = ComputeDevice::Cpu;
             Ok(Places::look(&without_cards)?)

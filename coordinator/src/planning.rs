@@ -196,6 +196,7 @@ mod tests {
             name: "pickscore".to_owned(),
             bytes: 3_944_000_000,
             problem: problem.map(str::to_owned),
+            is_of_host: false,
         };
         let rewards = [reward(None), reward(Some("no tokenizer"))];
         let problem = "`rewards[0]`: no tokenizer";

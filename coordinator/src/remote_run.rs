@@ -3,6 +3,8 @@
 use crate::admin::{DEADLINE, check_version, scale_by, show, with_cards};
 use crate::error::CoordinatorError;
 use crate::export_stream::{export_by, refusal};
+use crate::learner_half::LearnerHalf;
+use crate::run_files::RunFiles;
 use crate::server::connect_admin;
 use crate::view::{RunView, Stage};
 use proto::admin_client::AdminClient;
@@ -45,8 +47,9 @@ impl RemoteRun {
     pub fn status(self, format: LogFormat) {
         let held_out_rewards = self.reply.held_out_rewards.iter().cloned().map(Into::into).collect();
         let directory = RunDirectory::new(&self.reply.run_directory);
+        let half = self.reply.learner_half.clone().map(LearnerHalf::from);
         let stage = Stage::Living(Box::new(with_cards(self.reply.into())));
-        show(&RunView { stage, held_out_rewards, directory }, format);
+        show(&RunView { stage, held_out_rewards, files: RunFiles { directory, half } }, format);
     }
 
     /// Sets the number of rollout workers.
@@ -83,8 +86,8 @@ impl RemoteRun {
         answer.is_ok_and(|reply| reply.into_inner().run_id == self.reply.run_id)
     }
 
-    /// Prints the logs that lie in the run's directory: all, or the last `tail` lines; with `follow`, goes on as they grow
-    /// until the coordinator ends.
+    /// Prints the logs of the run: all, or the last `tail` lines; with `follow`, goes on as they grow until the coordinator
+    /// ends.
     ///
     /// # Errors
     /// If it refuses, the stream breaks or `output` fails.

@@ -357,10 +357,13 @@ impl RunState {
 
     /// The learner's summary with what it cannot know.
     fn completed(&self, summary: proto::Summary, now: Instant) -> RunSummary {
+        let summary = RunSummary::from(summary);
         RunSummary {
             worker_busy: self.worker_busy(now),
             worker_busy_seconds: now.saturating_duration_since(self.started).as_secs_f64(),
-            ..summary.into()
+            adapter: self.halves.place_of(&summary.adapter),
+            best_adapter: self.halves.place_of(&summary.best_adapter),
+            ..summary
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod checks;
 mod halves;
+mod logs;
 mod operators;
 
 use crate::entrance::Entrance;
@@ -27,6 +28,7 @@ use protocol::with_causes;
 use service::trust::peer_role;
 use service::{Ownership, PeerRole, ServiceError, Trust};
 use std::future::Future;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -81,6 +83,8 @@ pub struct ControlPlane {
     recording_kinds: Arc<tokio::sync::Mutex<()>>,
     /// Room for operators that read files of the run: each has a thread.
     readers: Arc<Semaphore>,
+    /// Whether those that follow what grows are to come to their end.
+    is_closing: Arc<AtomicBool>,
     /// Between the learner and its half of the run.
     exchange: Arc<Exchange>,
 }
@@ -144,6 +148,7 @@ impl ControlPlane {
             ownership: None,
             recording_kinds: Arc::default(),
             readers: Arc::new(Semaphore::new(MOST_READERS)),
+            is_closing: Arc::default(),
             exchange: Arc::default(),
         }
     }
@@ -453,12 +458,7 @@ impl Coordinator for ControlPlane {
 
     async fn tell_log(&self, request: Request<TellLogRequest>) -> Result<Response<TellLogReply>, Status> {
         self.check_caller(peer_role(&request), request.get_ref().caller.as_ref())?;
-        let TellLogRequest { caller, number, text } = request.into_inner();
-        self.update(|state, now| {
-            let member_id = state.members.admit(caller.as_ref(), now)?.applicant.member_id.clone();
-            state.halves_mut().log_told(&member_id, number, text.to_vec());
-            Ok::<_, Refusal>(())
-        })?;
+        self.update(|state, now| state.log_told(request.into_inner(), now))?;
         Ok(Response::new(TellLogReply {}))
     }
 

@@ -3,6 +3,7 @@
 use crate::account::{clock, ending_text, held_out_text, seconds, totals_line};
 use crate::advice;
 use crate::results::HeldOutReward;
+use crate::run_files::RunFiles;
 use crate::run_record::RunEnding;
 use crate::view::{CardView, EndedRun, LivingRun, MemberView, RunView, Stage};
 use service::RunDirectory;
@@ -17,10 +18,10 @@ const SHOWN_NOTICES: usize = 5;
 pub fn text(view: &RunView) -> String {
     let mut lines = match &view.stage {
         Stage::Living(run) => living_text(run),
-        Stage::Ended(run) => ended_text(run, &view.directory),
+        Stage::Ended(run) => ended_text(run, &view.files.directory),
     };
     lines.extend(history_text(&view.held_out_rewards));
-    lines.push(places_text(&view.directory));
+    lines.push(places_text(&view.files));
     service::visible(&lines.join("\n"))
 }
 
@@ -125,16 +126,11 @@ fn history_text(held_out: &[HeldOutReward]) -> Option<String> {
 }
 
 /// Where a run's files are, and what shows them.
-fn places_text(run: &RunDirectory) -> String {
-    let path = |path: std::path::PathBuf| path.display().to_string();
-    let places = [
-        ("directory", path(run.path().to_owned())),
-        ("adapter", path(run.adapter())),
-        ("checkpoints", path(run.checkpoints())),
-        ("samples", path(run.samples())),
-        ("logs", path(run.logs())),
-        ("curves", advice::tensorboard(run)),
-    ];
+fn places_text(files: &RunFiles) -> String {
+    let places = files.places().map(|(name, place)| match name {
+        "tensorboard" => ("curves", files.curves()),
+        name => (name, place),
+    });
     let lines = places.iter().map(|(name, place)| format!("  {name:<12} {place}"));
     std::iter::once("files".to_owned()).chain(lines).collect::<Vec<_>>().join("\n")
 }

@@ -18,7 +18,7 @@ use crate::launch::{Roster, Supervisor};
 use crate::learner_half::Halves;
 use crate::membership::{Members, Patience};
 use crate::opening::{OpenRun, Start, check_port, check_run, open_run, start_of};
-use crate::placement::{self, Launching};
+use crate::placement::{self, Launching, MembersHere};
 use crate::run_place::run_directory;
 use crate::run_record::{RunEnding, RunRecord, StopWish};
 use crate::run_state::RunState;
@@ -70,12 +70,14 @@ pub async fn up(args: UpArgs, hub: &Hub, display: Display) -> Result<u8, Coordin
     // Found now, what is wrong costs a second; found by a worker, the start of a run. Servers may come up meanwhile.
     let config_args = with_workers(&args).config;
     let prompts = if args.resume { PromptSource::Run } else { PromptSource::Config };
-    let has_members_here =
-        |config: &RunConfig| placement::has_members_here(placement::place_of_run(&args, config), config);
-    let source = (prompts, &has_members_here as &dyn Fn(&RunConfig) -> bool);
+    let members_here = |config: &RunConfig| MembersHere::of(placement::place_of_run(&args, config), config);
+    let has_members_here = |config: &RunConfig| members_here(config).any();
     let (catalog, notes) = match args.options.dry_run || args.options.detached {
-        true => (config_file::open(&config_args, hub, source)?, Vec::new()),
-        false => examination::everything(&config_args, hub, &launch::programs()?, servers, source)?,
+        true => (config_file::open(&config_args, hub, (prompts, &has_members_here))?, Vec::new()),
+        false => {
+            let source = (prompts, &members_here as &dyn Fn(&RunConfig) -> MembersHere);
+            examination::everything(&config_args, hub, &launch::programs()?, servers, source)?
+        }
     };
     let place = placement::place_of_run(&args, catalog.config());
     placement::check(place, catalog.config(), &args.options)?;
@@ -121,7 +123,8 @@ fn with_workers(args: &UpArgs) -> UpArgs {
 /// What the run would read, if it may go on with that.
 fn check_inputs<'a>(args: &UpArgs, catalog: &'a Catalog, hub: &Hub) -> Result<Inputs<'a>, CoordinatorError> {
     check_run(args, catalog.config())?;
-    let inputs = Inputs::of(catalog, hub)?;
+    let config = catalog.config();
+    let inputs = Inputs::of(catalog, hub, MembersHere::of(placement::place_of_run(args, config), config))?;
     inputs.check(args, &run_directory(catalog.config())?)?;
     Ok(inputs)
 }
@@ -131,11 +134,12 @@ fn dry_run(args: &UpArgs, catalog: &Catalog, hub: &Hub) -> Result<u8, Coordinato
     let config = catalog.config();
     let directory = run_directory(config)?;
     print_line(format_args!("run directory: {}", directory.path().display()));
-    if placement::has_members_here(placement::place_of_run(args, config), config) {
+    let here = MembersHere::of(placement::place_of_run(args, config), config);
+    if here.any() {
         Places::look(config)?.notes().iter().for_each(print_line);
         // What is shown is right, whatever this machine has; that it would not start here should be known all the same.
         let servers = Servers { are_knocked_at: false, insecure: args.options.insecure };
-        let refusals = inspection::refusals(config, &launch::programs()?, servers);
+        let refusals = inspection::refusals(config, &launch::programs()?, servers, here);
         refusals.iter().for_each(|why| print_line(format_args!("`up` would be refused here: {why}")));
     }
     inspection::plain_text_note(config).iter().for_each(print_line);
@@ -213,7 +217,7 @@ impl Run {
         state.inherit_halves(Halves::new(record.learner_half.clone(), !checkpoints(&directory).is_empty()));
         state.inherit_kinds(DeviceKinds::read(&directory)?);
         let plane = ControlPlane::new(state).of_run(opened.ownership.clone());
-        plane.write_events(EventLog::start(directory.events()));
+        plane.write_events(EventLog::start(directory.clone()));
         if let Some(scraped_at) = scraped_at {
             shown_metrics::show(scraped_at, &plane, &display);
         }
@@ -241,6 +245,7 @@ impl Run {
     async fn follow(mut self) -> Result<u8, CoordinatorError> {
         let stop = self.watch().await;
         self.stop_processes(&stop).await;
+        self.plane.finish_reading().await;
         self.serving.abort();
         self.display.close();
         if let Some(error) = self.superseded {

@@ -8,6 +8,7 @@ use crate::learner_half::shown_directory;
 use crate::membership::{Member, Presence, role_in_words};
 use crate::rates::Rates;
 use crate::results::{HeldOutReward, RunProgress};
+use crate::run_files::RunFiles;
 use crate::run_record::{RunEnding, RunRecord};
 use crate::run_state::RunState;
 use config::{ComputeDevice, MemoryPlace, MemoryPlan};
@@ -28,8 +29,7 @@ pub struct RunView {
     /// All evaluations so far, in the order of versions.
     pub held_out_rewards: Vec<HeldOutReward>,
     /// Where its files are.
-    #[serde(rename = "files", serialize_with = "places")]
-    pub directory: RunDirectory,
+    pub files: RunFiles,
 }
 
 /// Whether a run lives, and what there is to say of it then.
@@ -178,7 +178,7 @@ impl RunView {
     pub fn with_files(stage: Stage, directory: RunDirectory) -> Self {
         let half = RunRecord::read(&directory).ok().and_then(|record| record.learner_half);
         let history = History::read(&shown_directory(&directory, half.as_ref()));
-        Self { stage, held_out_rewards: history.held_out(), directory }
+        Self { stage, held_out_rewards: history.held_out(), files: RunFiles { directory, half } }
     }
 }
 
@@ -311,18 +311,6 @@ fn words_of_role<S: Serializer>(role: &Role, serializer: S) -> Result<S::Ok, S::
 
 fn words_of_tasks<S: Serializer>(tasks: &[TaskName], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(tasks.iter().map(TaskName::to_string))
-}
-
-fn places<S: Serializer>(run: &RunDirectory, serializer: S) -> Result<S::Ok, S::Error> {
-    let places = [
-        ("directory", run.path().to_owned()),
-        ("adapter", run.adapter()),
-        ("checkpoints", run.checkpoints()),
-        ("samples", run.samples()),
-        ("logs", run.logs()),
-        ("tensorboard", run.tensorboard()),
-    ];
-    serializer.collect_map(places)
 }
 
 #[cfg(test)]

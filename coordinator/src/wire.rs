@@ -166,6 +166,7 @@ impl From<LivingRun> for StatusReply {
             // Of the files of the run.
             held_out_rewards: Vec::new(),
             run_directory: String::new(),
+            learner_half: None,
         }
     }
 }

@@ -206,6 +206,49 @@ fn a_learner_on_another_host_gets_what_it_reads_and_shows_what_it_trained_by_the
     assert!(code == 0 && told.lines().count() == 2, "{told}");
 }
 
+/// Those that come from a member of that name and have this in them.
+fn lines_of(site: &Site, file: &str, member: &str, words: &str) -> usize {
+    let said = fs::read_to_string(site.path(file)).unwrap_or_default();
+    said.lines().filter(|line| line.starts_with(member) && line.contains(words)).count()
+}
+
+#[test]
+fn logs_of_members_elsewhere_are_followed_through_their_lives_until_the_run_ends() {
+    let Some(mut site) = Site::make() else { return };
+    site.bring_up();
+    site.start_learner();
+    site.wait_for_learner();
+    fs::copy(site.run("tls/admin.token"), site.path("three/admin.token")).expect("copied");
+    let (token, here) = (site.path("three/admin.token"), site.path("runs/tiny").display().to_string());
+    let address = site.address();
+    let by_wire = ["logs", "-f", "--coordinator", &address, "--token-file"];
+    let by_wire = [&by_wire.map(str::to_owned)[..], &[token.display().to_string()]].concat();
+    let by_files = ["logs", "-f", &here].map(str::to_owned);
+    let mut followers = [
+        ("far", site.start(&site.hosts.get(2), "coordinator", &by_wire, "far")),
+        ("near", site.start(&site.hosts.get(0), "coordinator", &by_files, "near")),
+    ];
+    let start = |site: &Site| site.member((2, "three"), "rollout-worker", &["--member-id", "far-away"]);
+    for life in 1..=2 {
+        let mut worker = start(&site);
+        for file in ["far", "near"] {
+            let has_joined = || lines_of(&site, file, "far-away     ", "joined the run") == life;
+            site.wait_for("line of each life, once", || has_joined().then_some(()));
+        }
+        kill(Pid::from_raw(worker.id() as i32), Signal::SIGTERM).expect("it lives");
+        worker.wait().expect("waited for");
+    }
+    let (code, told) = site.asked("down", &[]);
+    assert_eq!(code, 0, "{told}");
+    for (file, follower) in &mut followers {
+        let code = site.wait_for("end of what follows", || follower.try_wait().expect("it can be asked"));
+        let said = fs::read_to_string(site.path(file)).unwrap_or_default();
+        assert!(code.success(), "{file}: {code}: {said}");
+        assert_eq!(lines_of(&site, file, "far-away     ", "joined the run"), 2, "{said}");
+        assert!(lines_of(&site, file, "coordinator  ", "") > 0, "{said}");
+    }
+}
+
 #[test]
 fn a_run_goes_on_with_the_half_that_has_its_checkpoints_and_with_no_other() {
     let Some(mut site) = Site::make() else { return };

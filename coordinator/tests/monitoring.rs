@@ -328,7 +328,9 @@ fn what_is_decided_is_written_in_order_with_its_cause() {
     let told = passed.clone();
     let clock = Arc::new(move || start + Duration::from_secs(told.load(Ordering::Relaxed)));
     let plane = ControlPlane::with_clock(state(home.path()), clock);
-    let (log, path) = (EventLog::start(home.path().join("events.jsonl")), home.path().join("events.jsonl"));
+    let owner =
+        service::Ownership::claim(&service::RunDirectory::new(home.path()), 0, None).expect("claimed");
+    let (log, path) = (EventLog::start(owner.directory().clone()), home.path().join("events.jsonl"));
     plane.write_events(log);
     life_of_a_worker(&plane, || passed.store(60, Ordering::Relaxed));
     plane.admit(&joining(Role::RolloutWorker, "a", 3)).expect("in its place");

@@ -179,8 +179,6 @@ fn a_run_directory_is_changed_through_its_owner_alone() {
         "coordinator/src/export_stream.rs",
         // What tests of the coordinator start in place of members.
         "coordinator/src/stand_ins.rs",
-        // A log, which nothing is decided by.
-        "coordinator/src/events/log.rs",
         // A directory that is there for a moment, to see whether one can be made.
         "coordinator/src/run_place.rs",
     ];

@@ -3,6 +3,7 @@
 use super::*;
 use crate::cli::{Cli, Command};
 use crate::opening::open_run;
+use crate::placement::place_of_run;
 use crate::run_place::run_directory;
 use crate::run_record::RunRecord;
 use crate::stand_ins::StandIn;
@@ -68,7 +69,8 @@ impl Home {
             true => Catalog::open_again(self.config.clone(), &kept).map_err(|errors| errors.to_string())?,
             false => Catalog::open(self.config.clone()).expect("prompts"),
         };
-        let inputs = Inputs::of(&catalog, &Hub::at("no/cache")).map_err(refused)?;
+        let here = MembersHere::of(place_of_run(&args, catalog.config()), catalog.config());
+        let inputs = Inputs::of(&catalog, &Hub::at("no/cache"), here).map_err(refused)?;
         inputs.check(&args, &self.directory()).map_err(refused)?;
         let (mut opened, _) = open_run(&args, &self.config).await.map_err(refused)?;
         let accepted = inputs.settle(&args, &mut opened).map_err(refused)?;
@@ -295,6 +297,25 @@ async fn a_run_goes_on_with_its_own_copies_where_the_files_are_gone() {
         "{refusal}"
     );
     assert!(!refusal.contains("data.test"), "{refusal}");
+}
+
+#[tokio::test]
+async fn files_of_rewards_are_compared_where_they_are_and_not_missed_where_no_worker_runs() {
+    let mut home = Home::new();
+    home.write("scorer/config.json", "{}");
+    let scorer = home.folder.path().join("scorer");
+    let reward = config::reward_from_settings("pickscore", &[format!("model={}", scorer.display())]);
+    home.config.rewards = vec![reward.expect("well-formed")];
+    assert_eq!(home.up(&[]).await, Ok(vec![]));
+    home.train();
+    home.remove(scorer);
+    let refusal = home.up(&["--resume"]).await.expect_err("workers run here");
+    assert!(refusal.contains("`rewards[0].model`: there is no "), "{refusal}");
+    home.config.resources.workers = 0;
+    assert_eq!(home.up(&["--resume"]).await, Ok(vec![]));
+    home.write("scorer/config.json", "{ }");
+    let refusal = home.up(&["--resume"]).await.expect_err("what was seen is remembered");
+    assert!(refusal.contains("`rewards[0].model`: config.json had 2 bytes and has 3"), "{refusal}");
 }
 
 #[tokio::test]

@@ -5,7 +5,9 @@ use crate::cli::PlanArgs;
 use crate::config_file;
 use crate::error::CoordinatorError;
 use crate::history::History;
+use crate::learner_half::shown_directory;
 use crate::run_place::run_directory;
+use crate::run_record::RunRecord;
 use config::{ComputeDevice, HeldOutCounts, PromptSplit, Rate, RunConfig, TaskKind};
 use protocol::with_causes;
 use std::collections::BTreeMap;
@@ -21,7 +23,7 @@ const LONGEST_SECONDS: f64 = 3.2e10;
 pub fn time(args: &PlanArgs) -> Result<String, CoordinatorError> {
     let (config, _) = config_file::read_to_plan(&args.config)?;
     let counts = count_prompts(&config)?;
-    let own = || Some(Rate::OfRun(History::read(&run_directory(&config).ok()?).evaluations_per_second()?));
+    let own = || Some(Rate::OfRun(history(&config)?.evaluations_per_second()?));
     let Some(rate) = args.rate.map(Rate::OfWorker).or_else(own) else {
         return Ok("time: not known without a rate; give `--rate`, the network evaluations per second that \
                    `rollout-worker sample` tells, or plan again when the run has begun\n"
@@ -33,6 +35,13 @@ pub fn time(args: &PlanArgs) -> Result<String, CoordinatorError> {
         tested: if config.data.has_validation() { count(PromptSplit::Test) } else { 0 },
     };
     Ok(time_text(&config, held_out, rate))
+}
+
+/// What the run of a config has recorded so far; of one whose learner is elsewhere, what that has sent.
+fn history(config: &RunConfig) -> Option<History> {
+    let directory = run_directory(config).ok()?;
+    let half = RunRecord::read(&directory).ok().and_then(|record| record.learner_half);
+    Some(History::read(&shown_directory(&directory, half.as_ref())))
 }
 
 /// How many prompts there are. Those that are not there yet are named by `validate`; without them, training is what takes
@@ -121,6 +130,17 @@ mod tests {
         fs::write(home.path().join("a/metrics.jsonl"), format!("{row}\n")).expect("written");
         let own = planned(None);
         assert!(own.contains("1500.0 network evaluations/s, as this run has gone"), "{own}");
+        let half = r#"{"host": "gpu1", "directory": "/data/half", "has_begun": true}"#;
+        let record = serde_json::to_value(RunRecord::new("a")).expect("JSON");
+        let mut record = record.as_object().expect("an object").clone();
+        record.insert("learner_half".to_owned(), serde_json::from_str(half).expect("JSON"));
+        fs::write(home.path().join("a/run.json"), serde_json::to_vec(&record).expect("JSON"))
+            .expect("written");
+        assert!(planned(None).contains("give `--rate`"), "what the learner has not sent is not known");
+        fs::create_dir(home.path().join("a/results")).expect("created");
+        fs::rename(home.path().join("a/metrics.jsonl"), home.path().join("a/results/metrics.jsonl"))
+            .expect("moved");
+        assert_eq!(planned(None), own);
     }
 
     #[test]

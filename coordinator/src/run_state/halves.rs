@@ -2,9 +2,11 @@
 
 use super::RunState;
 use crate::learner_half::{Halves, LearnerHalf};
+use crate::log_questions::LoggingMember;
 use crate::membership::{Applicant, Presence, Refusal};
-use proto::{Caller, JoinRequest, Role};
+use proto::{Caller, JoinRequest, Role, TellLogRequest};
 use service::Holder;
+use std::time::Instant;
 
 impl RunState {
     /// Goes on with what directory and record of the run tell of the learner's half.
@@ -54,12 +56,25 @@ impl RunState {
     }
 
     /// Living members whose logs are not in the coordinator's directory, as far as can be told.
-    pub(crate) fn members_without_logs(&self, host: &str, has_log: impl Fn(&str) -> bool) -> Vec<String> {
+    pub(crate) fn members_without_logs(
+        &self,
+        host: &str,
+        has_log: impl Fn(&str) -> bool,
+    ) -> Vec<LoggingMember> {
         let living = self.members.iter().filter(|member| member.presence == Presence::Living);
         let is_elsewhere =
             |applicant: &&Applicant| applicant.process.host != host || !has_log(&applicant.member_id);
-        let elsewhere = living.map(|member| &member.applicant).filter(is_elsewhere);
-        elsewhere.map(|applicant| applicant.member_id.clone()).collect()
+        living.map(|member| &member.applicant).filter(is_elsewhere).map(logging).collect()
+    }
+
+    /// Takes what a member tells of its log.
+    ///
+    /// # Errors
+    /// If it is fenced.
+    pub(crate) fn log_told(&mut self, told: TellLogRequest, now: Instant) -> Result<(), Refusal> {
+        let member = logging(&self.members.admit(told.caller.as_ref(), now)?.applicant);
+        self.halves.logs_mut().told(&member, told);
+        Ok(())
     }
 
     /// Lets a learner change the run until another joins: one that an earlier coordinator let, and that may live.
@@ -71,4 +86,8 @@ impl RunState {
     pub fn writing_learner(&self) -> Option<&Holder> {
         self.writing_learner.as_ref()
     }
+}
+
+fn logging(applicant: &Applicant) -> LoggingMember {
+    LoggingMember { member_id: applicant.member_id.clone(), nonce: applicant.process.nonce.to_vec() }
 }

@@ -2,10 +2,10 @@
 
 use super::ControlPlane;
 use crate::exported;
-use crate::learner_half::{LOG_PATIENCE, MOST_LOGS, shown_directory};
+use crate::learner_half::shown_directory;
 use config::PromptSplit;
 use proto::keep_results_request::Part;
-use proto::{FilePart, KeepResultsReply, KeepResultsRequest, MemberLog, ResultsBegin, RunFilesRequest};
+use proto::{FilePart, KeepResultsReply, KeepResultsRequest, ResultsBegin, RunFilesRequest};
 use protocol::with_causes;
 use service::{
     OwnedDirectory, PeerRole, ReceiveError, RunDirectory, SentFile, ServiceError, Timely, files_end,
@@ -150,23 +150,6 @@ impl ControlPlane {
     pub(super) fn shown_directory(&self) -> Result<RunDirectory, Status> {
         let directory = self.run_directory()?;
         Ok(self.read(|state| shown_directory(&directory, state.learner_half())))
-    }
-
-    /// The last lines of members' logs that are not in the run's directory, as far as they answer in time.
-    pub(super) async fn logs_of_members_elsewhere(&self, lines: u32) -> Result<Vec<MemberLog>, Status> {
-        let directory = self.run_directory()?;
-        let has_log = |member_id: &str| directory.log_of(member_id).exists();
-        let mut members = self.read(|state| state.members_without_logs(&service::host_name(), has_log));
-        members.truncate(MOST_LOGS);
-        let ask = |member: &String| self.update(|state, _| state.halves_mut().ask_log(member, lines));
-        let asked: Vec<u64> = members.iter().map(ask).collect();
-        let until = Instant::now() + LOG_PATIENCE;
-        while Instant::now() < until && self.read(|state| state.halves().is_waiting_for_logs(&asked)) {
-            tokio::time::sleep(LOOK).await;
-        }
-        let close = |number: &u64| self.update(|state, _| state.halves_mut().close_log(*number));
-        let told = asked.iter().filter_map(close);
-        Ok(told.map(|(member_id, text)| MemberLog { member_id, text: text.into() }).collect())
     }
 }
 

@@ -4,6 +4,9 @@ use super::{ControlPlane, MOST_READERS};
 use crate::file_streams::{self, MOST_TAIL_LINES};
 use crate::history::History;
 use crate::launch::capacity;
+use crate::log_questions::FollowedLogs;
+use crate::logs::ShownLogs;
+use crate::logs_elsewhere::LogsElsewhere;
 use crate::membership::Members;
 use crate::run_record::StopWish;
 use proto::admin_server::Admin;
@@ -30,6 +33,7 @@ impl Admin for ControlPlane {
             && let (Ok(directory), Ok(shown)) = (self.run_directory(), self.shown_directory())
         {
             reply.run_directory = directory.path().display().to_string();
+            reply.learner_half = self.read(|state| state.learner_half().cloned().map(Into::into));
             let history = tokio::task::spawn_blocking(move || History::read(&shown).held_out()).await;
             let history = history.map_err(|error| Status::internal(format!("metrics.jsonl: {error}")))?;
             reply.held_out_rewards = history.into_iter().map(Into::into).collect();
@@ -67,9 +71,14 @@ impl Admin for ControlPlane {
             )));
         }
         let directory = self.run_directory()?;
-        let elsewhere = self.logs_of_members_elsewhere(tail.unwrap_or(u32::MAX)).await?;
+        let mut read = FollowedLogs::from_last(tail.unwrap_or(u32::MAX));
+        let elsewhere = read.read(self.logs_of_members_elsewhere(&read.request()).await?);
+        let mut following = follow.then(|| LogsElsewhere::follow(self.clone(), read));
         let tail = tail.map(|tail| tail as usize);
-        self.stream(move |sender| file_streams::send_logs(&directory, &elsewhere, (tail, follow), sender))
+        self.stream(move |sender| {
+            let logs = ShownLogs { directory: &directory, elsewhere: &elsewhere };
+            file_streams::send_logs(&logs, tail, following.as_mut(), sender)
+        })
     }
 
     async fn export(&self, _: Request<ExportRequest>) -> Result<Response<Self::ExportStream>, Status> {
@@ -84,7 +93,7 @@ impl Admin for ControlPlane {
         &self,
         request: Request<MemberLogsRequest>,
     ) -> Result<Response<MemberLogsReply>, Status> {
-        let logs = self.logs_of_members_elsewhere(request.get_ref().lines).await?;
+        let logs = self.logs_of_members_elsewhere(request.get_ref()).await?;
         Ok(Response::new(MemberLogsReply { logs }))
     }
 }

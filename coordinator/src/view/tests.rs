@@ -107,7 +107,8 @@ pub(crate) fn held_out(version: u32, reward: f64, standard_error: f64) -> HeldOu
 /// With two evaluations in its files.
 pub(crate) fn view(stage: Stage) -> RunView {
     let held_out_rewards = vec![held_out(0, 0.4, 0.02), held_out(2, 0.5, 0.01)];
-    RunView { stage, held_out_rewards, directory: RunDirectory::new("/runs/demo") }
+    let files = RunFiles { directory: RunDirectory::new("/runs/demo"), half: None };
+    RunView { stage, held_out_rewards, files }
 }
 
 fn is_golden(shown: &impl Serialize, golden: &str) {

@@ -66,6 +66,10 @@ pub struct RewardInspection {
     pub bytes: u64,
     /// Why it cannot be built.
     pub problem: Option<String>,
+    /// Whether that is for want of something on this host, such as files, a program or a way to its server, so that it may be
+    /// built on another one.
+    #[serde(default)]
+    pub is_of_host: bool,
 }
 
 /// One part of a model.

@@ -155,8 +155,8 @@ impl RunConfig {
         made.flat_map(|(place, reward)| named_paths(&place, reward, &REWARD_PATH_OPTIONS)).collect()
     }
 
-    /// The files by which servers of rewards are known and shown who asks.
-    fn connection_paths(&self) -> Vec<(String, PathBuf)> {
+    /// The files by which servers of rewards are known and shown who asks, by their keys.
+    pub fn connection_paths(&self) -> Vec<(String, PathBuf)> {
         let all = self.all_rewards();
         all.flat_map(|(place, reward)| named_paths(&place, reward, &CONNECTION_PATHS)).collect()
     }

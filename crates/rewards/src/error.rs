@@ -21,6 +21,11 @@ impl RewardError {
         }
     }
 
+    /// Whether it is for want of something on this host, so that another one may do better.
+    pub fn is_of_host(&self) -> bool {
+        matches!(self, Self::ModelLookup { .. } | Self::Model { .. } | Self::Ocr(_))
+    }
+
     /// Whether the device has too little memory for the batch.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::OutOfMemory { .. })

@@ -64,7 +64,7 @@ pub use ownership::{
 };
 pub use prompt_copies::{PromptCopies, PromptCopyError, prompt_digest, write_prompts};
 pub use provenance::{EXPORTED_FOLDERS, Provenance};
-pub use recent_log::{RECENT_LOG_BYTES, RecentLog};
+pub use recent_log::{RECENT_LOG_BYTES, RecentLog, ToldLog};
 pub use run_directory::RunDirectory;
 pub use shown::{shown, visible};
 pub use system_numbers::free_memory;

@@ -311,13 +311,13 @@ async fn a_question_about_the_log_is_answered_once() {
     let stub = Stub::default();
     let (address, _stop) = stub.serve().await;
     let membership = join(address, Duration::from_secs(9)).await;
-    let ask = |number| Order { order: Some(order::Order::AskLog(AskLog { number, lines: 5 })) };
+    let ask = |number| Order { order: Some(order::Order::AskLog(AskLog { number, lines: 5, from: None })) };
     stub.state.lock().unwrap().orders = vec![ask(3)];
     stub.until("it is answered", |state| state.logs.iter().any(|told| told.number == 3)).await;
-    stub.state.lock().unwrap().orders = vec![ask(3), ask(4)];
-    stub.until("the next is, too", |state| state.logs.iter().any(|told| told.number == 4)).await;
+    stub.state.lock().unwrap().orders = vec![ask(5), ask(3), ask(4)];
+    stub.until("the others are, too", |state| state.logs.iter().any(|told| told.number == 5)).await;
     let numbers: Vec<u64> = stub.state.lock().unwrap().logs.iter().map(|told| told.number).collect();
-    assert_eq!(numbers, [3, 4]);
+    assert_eq!(numbers, [3, 4, 5]);
     assert_eq!(stub.state.lock().unwrap().logs[0].caller, Some(membership.caller()));
 }
 

@@ -24,6 +24,7 @@ pub fn run(inquiry: &RewardInquiry, hub: &Hub) -> Vec<RewardInspection> {
         let (mut inspection, reward) = inspect(key, section, device, (hub.clone(), run.clone()));
         if let (Some(reward), true) = (reward, inquiry.knock) {
             inspection.problem = knock(&*reward).err();
+            inspection.is_of_host = inspection.problem.is_some();
         }
         inspection
     });
@@ -46,11 +47,13 @@ fn inspect(
         name: section.name.clone(),
         bytes: inventory.components().iter().map(|(_, size)| size.bytes).sum(),
         problem: None,
+        is_of_host: false,
     };
     match built {
         Ok(reward) => (inspection, Some(reward)),
         Err(error) => {
             inspection.problem = Some(with_causes(&error));
+            inspection.is_of_host = error.is_of_host();
             (inspection, None)
         }
     }
@@ -92,6 +95,7 @@ mod tests {
             name: "jpeg_compressibility".to_owned(),
             bytes: 0,
             problem: None,
+            is_of_host: false,
         };
         assert_eq!(look("cpu", "jpeg_compressibility", &["quality=80"]), expected);
     }
@@ -118,7 +122,9 @@ mod tests {
         let option = format!("url={url}");
         assert_eq!(look("cpu", "deqa", &[&option]).problem, None);
         drop(server);
-        let problem = look("cpu", "deqa", &[&option]).problem.expect("nobody is there");
+        let inspection = look("cpu", "deqa", &[&option]);
+        let problem = inspection.problem.expect("nobody is there");
+        assert!(inspection.is_of_host, "others may reach it");
         assert!(problem.starts_with(&format!("nobody answers at {url} (")), "{problem}");
     }
 
@@ -146,7 +152,9 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_an_option_is_told() {
-        let problem = look("cpu", "jpeg_compressibility", &["qualty=80"]).problem.expect("misspelt");
+        let inspection = look("cpu", "jpeg_compressibility", &["qualty=80"]);
+        let problem = inspection.problem.expect("misspelt");
+        assert!(!inspection.is_of_host, "it is misspelt everywhere");
         assert!(problem.contains("unknown field `qualty`, expected `quality`"), "{problem}");
     }
 }

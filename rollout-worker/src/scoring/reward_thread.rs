@@ -37,9 +37,22 @@ pub fn build(
 ) -> impl FnOnce() -> anyhow::Result<OwnReward> + Send + 'static {
     move || {
         let resources = reward_resources(device, hub, run);
-        let reward = rewards::build(section.scorer(), &section.options_as_json(), &resources);
-        reward.map_err(BadInput::from_error)
+        rewards::build(section.scorer(), &section.options_as_json(), &resources).map_err(|error| match error
+            .is_of_host()
+        {
+            true => BadInput::from_error(anyhow::Error::new(error).context(unusable(&section.name))),
+            false => BadInput::from_error(error),
+        })
     }
+}
+
+/// Scorers are built on many hosts, and what one has another may lack.
+fn unusable(reward: &str) -> String {
+    format!(
+        "the reward `{reward}` cannot be built on {}; its files and programs are looked up on each host: put them there, or set \
+         its options to where all hosts have them",
+        service::host_name()
+    )
 }
 
 /// Starts a thread on which `build` makes a scorer, waits for that, and leaves the scorer to `serve` until it returns.

@@ -235,7 +235,13 @@ fn everything_known_is_printed_and_only_that() {
 /// A reward of a preset whose files are not here.
 fn absent(name: &str) -> RewardInspection {
     let problem = Some("not in the cache".to_owned());
-    RewardInspection { key: "rewards[0]".to_owned(), name: name.to_owned(), bytes: 0, problem }
+    RewardInspection {
+        key: "rewards[0]".to_owned(),
+        name: name.to_owned(),
+        bytes: 0,
+        problem,
+        is_of_host: true,
+    }
 }
 
 #[test]

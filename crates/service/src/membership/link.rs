@@ -4,7 +4,7 @@ use super::{JoinDetails, ResultsQuestion, Standing};
 use crate::connect::is_outage;
 use crate::own_half::introduction;
 use crate::trust::{Trust, trust_problem};
-use crate::{RecentLog, ServiceError, backoff, request};
+use crate::{RecentLog, ServiceError, ToldLog, backoff, request};
 use proto::coordinator_client::CoordinatorClient;
 use proto::{
     AskLog, AskResults, Caller, GiveBack, HeartbeatRequest, JoinReply, JoinRequest, Process, TellLogRequest,
@@ -213,6 +213,7 @@ impl Link {
             })
             .await?;
         let mut standing = Standing { ranks: reply.ranks, ..Standing::joined(reply.learner_addresses) };
+        let mut questions = Vec::new();
         for order in reply.orders.into_iter().filter_map(|order| order.order) {
             match order {
                 order::Order::Drain(drain) => {
@@ -222,8 +223,7 @@ impl Link {
                 order::Order::GiveBack(GiveBack { tasks }) => {
                     standing.not_needed = tasks.iter().flat_map(TaskName::try_from).collect();
                 }
-                // Beside the heartbeats, which must not wait for it.
-                order::Order::AskLog(question) => drop(tokio::spawn(self.clone().tell_log(question))),
+                order::Order::AskLog(question) => questions.push(question),
                 order::Order::AskResults(AskResults { number }) => {
                     let incarnation = self.state().member.caller().incarnation;
                     standing.results_asked = Some(ResultsQuestion { incarnation, number });
@@ -231,22 +231,37 @@ impl Link {
             }
         }
         self.stand(standing);
+        if !questions.is_empty() {
+            // Beside the heartbeats, which must not wait for it.
+            tokio::spawn(self.clone().tell_logs(questions));
+        }
         Ok(())
     }
 }
 
 impl Link {
+    /// Answers in the order of numbers, since none is answered below one that was.
+    async fn tell_logs(self: Arc<Self>, mut questions: Vec<AskLog>) {
+        questions.sort_unstable_by_key(|question| question.number);
+        for question in questions {
+            self.tell_log(question).await;
+        }
+    }
+
     /// Answers a question about the log once; one that was not heard is asked again.
-    async fn tell_log(self: Arc<Self>, AskLog { number, lines }: AskLog) {
-        let (caller, text) = {
+    async fn tell_log(&self, AskLog { number, lines, from }: AskLog) {
+        let (caller, told) = {
             let mut state = self.state();
             if number <= state.told_log {
                 return;
             }
             state.told_log = number;
-            (state.member.caller().clone(), state.log.last_lines(lines as usize))
+            let told =
+                from.map_or_else(|| state.log.last_lines(lines as usize), |from| state.log.since(from));
+            (state.member.caller().clone(), told)
         };
-        let message = TellLogRequest { caller: Some(caller), number, text: text.into() };
+        let ToldLog { text, end, missed } = told;
+        let message = TellLogRequest { caller: Some(caller), number, text: text.into(), end, missed };
         if let Err(status) = self.client.clone().tell_log(request(message, CALL_DEADLINE)).await {
             tracing::debug!("log not told: {}", status.message());
             self.state().told_log = number - 1;

@@ -19,6 +19,7 @@ fn planned(config: &RunConfig) -> MemoryPlan {
         name: reward.name.clone(),
         bytes: 0,
         problem: Some("not in the cache".to_owned()),
+        is_of_host: true,
     });
     memory_plan(config, &model(config), &inspected.collect::<Vec<_>>())
 }
