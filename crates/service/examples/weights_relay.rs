@@ -1,8 +1,11 @@
-//! How long a version of the weights takes to reach many workers over the loopback, from the learner alone and by way of each
-//! other: `cargo run --release -p service --example weights_relay -- 75000000`.
+//! How long a version of the weights takes to reach many workers, from the learner alone and by way of each other:
+//! `cargo run --release -p service --example weights_relay -- 7500000 10` (bytes of a version, MB/s of each source's link).
 //!
-//! All of them share this machine's cores and its loopback, so that what is sent in all costs the same either way. What the relay
-//! takes off the learner is in the last column; on hosts with network cards of their own that is where the time goes.
+//! Without the second number everybody sends as fast as this machine can. All of them share its cores and its loopback then, so that
+//! what is sent in all costs the same either way, and only the bytes that the learner sends show what the relay takes off it. With
+//! it, whatever a source sends goes through a link of that rate of its own, as through the network card of a host of its own: then
+//! the time is that of the topology, as long as this machine has the cores for all links at once. A version a tenth as large over links
+//! a tenth as fast takes as long, and a tenth of the cores.
 
 use bytes::Bytes;
 use proto::learner_server::{Learner, LearnerServer};
@@ -20,10 +23,11 @@ use service::{Insecure, PeerRole, Trust};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
@@ -45,20 +49,39 @@ fn caller() -> Caller {
 }
 
 fn main() -> Outcome<()> {
-    let n_bytes = std::env::args().nth(1).map_or(Ok(75_000_000), |text| text.parse::<usize>())?;
+    let n_bytes = std::env::args().nth(1).map_or(Ok(7_500_000), |text| text.parse::<usize>())?;
+    let rate = std::env::args().nth(2).map(|text| text.parse::<f64>()).transpose()?;
+    if rate.is_some_and(|rate| rate.is_nan() || rate <= 0.0) {
+        return Err("the rate of a link is a number of MB/s above 0; leave it out for none".into());
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let links = match rate {
+        Some(rate) => format!("each source's link limited to {rate} MB/s, on one machine"),
+        None => "all on one machine and its loopback, no link limited".to_owned(),
+    };
     print_line(format_args!(
-        "{n_bytes} bytes; seconds until the last worker has them, streams of the learner"
+        "{:.1} MB a version, {links}; until the last worker has it:\n",
+        n_bytes as f64 / 1e6
     ));
-    print_line("workers   alone   learner's   relayed   learner's");
+    print_line(
+        "| workers | learner alone (s) | it sent (MB) | relayed (s) | the learner sent (MB) | times as fast |",
+    );
+    print_line("|---|---|---|---|---|---|");
     for n_workers in N_WORKERS {
-        let (alone, n_alone) = runtime.block_on(spread(n_bytes, n_workers, false))?;
-        let (relayed, n_relayed) = runtime.block_on(spread(n_bytes, n_workers, true))?;
+        let spread = |is_relayed| runtime.block_on(spread((n_bytes, rate), n_workers, is_relayed));
+        let ((alone, sent_alone), (relayed, sent_relayed)) = (spread(false)?, spread(true)?);
         let (alone, relayed) = (alone.as_secs_f64(), relayed.as_secs_f64());
-        print_line(format_args!("{n_workers:7} {alone:7.2} {n_alone:11} {relayed:9.2} {n_relayed:11}"));
+        let [sent_alone, sent_relayed] = [sent_alone, sent_relayed].map(|sent| sent as f64 / 1e6);
+        print_line(format_args!(
+            "| {n_workers} | {alone:.2} | {sent_alone:.0} | {relayed:.2} | {sent_relayed:.0} | {:.1} |",
+            alone / relayed
+        ));
     }
     Ok(())
 }
+
+/// Bytes of a version, and MB/s of links.
+type Sizes = (usize, Option<f64>);
 
 /// What all workers of one spread share.
 struct Shared {
@@ -68,6 +91,7 @@ struct Shared {
     learner: String,
     n_workers: usize,
     is_relayed: bool,
+    rate: Option<f64>,
 }
 
 impl Shared {
@@ -80,9 +104,10 @@ impl Shared {
     }
 }
 
-/// Spreads a version over workers that all ask at once: how long that takes, and how often the learner sent it.
-async fn spread(n_bytes: usize, n_workers: usize, is_relayed: bool) -> Outcome<(Duration, usize)> {
+/// Spreads a version over workers that all ask at once: how long that takes, and how many bytes the learner sent.
+async fn spread((n_bytes, rate): Sizes, n_workers: usize, is_relayed: bool) -> Outcome<(Duration, u64)> {
     let (learner, n_sent) = serve_learner(n_bytes).await?;
+    let learner = behind_link(learner, rate).await?;
     let shared = Arc::new(Shared {
         plan: Mutex::default(),
         addresses: Mutex::default(),
@@ -90,6 +115,7 @@ async fn spread(n_bytes: usize, n_workers: usize, is_relayed: bool) -> Outcome<(
         learner,
         n_workers,
         is_relayed,
+        rate,
     });
     let start = Instant::now();
     let (mut workers, mut serving) = (JoinSet::new(), JoinSet::new());
@@ -130,7 +156,8 @@ async fn receive(shared: Arc<Shared>, worker: String) -> Outcome<(WeightsRelaySe
     };
     let (held, listener) = (HeldWeights::default(), TcpListener::bind("127.0.0.1:0").await?);
     held.keep(Arc::new(copy));
-    shared.addresses().insert(worker.clone(), listener.local_addr()?.to_string());
+    let address = behind_link(listener.local_addr()?.to_string(), shared.rate).await?;
+    shared.addresses().insert(worker.clone(), address);
     let mut plan = shared.plan();
     plan.end(&worker);
     plan.holds(&worker, &[NAME]);
@@ -140,13 +167,13 @@ async fn receive(shared: Arc<Shared>, worker: String) -> Outcome<(WeightsRelaySe
 /// The learner's side of one version.
 struct Source {
     copy: WeightsCopy,
-    n_sent: Arc<AtomicUsize>,
+    n_sent: Arc<AtomicU64>,
 }
 
-async fn serve_learner(n_bytes: usize) -> Outcome<(String, Arc<AtomicUsize>)> {
+async fn serve_learner(n_bytes: usize) -> Outcome<(String, Arc<AtomicU64>)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?.to_string();
-    let n_sent = Arc::new(AtomicUsize::new(0));
+    let n_sent = Arc::new(AtomicU64::new(0));
     let learner = Source { copy: version(n_bytes), n_sent: n_sent.clone() };
     let router = service::server(LONGEST_CALL).add_service(LearnerServer::new(learner));
     tokio::spawn(service::serve(router, listener, trust(), std::future::pending()));
@@ -182,13 +209,72 @@ impl Learner for Source {
         &self,
         request: Request<WeightsRequest>,
     ) -> Result<Response<Self::WeightsStream>, Status> {
-        let bytes = match request.get_ref().only_manifest {
-            true => Bytes::new(),
-            false => {
-                self.n_sent.fetch_add(1, Ordering::Relaxed);
-                self.copy.bytes.clone()
-            }
+        let bytes = if request.get_ref().only_manifest { Bytes::new() } else { self.copy.bytes.clone() };
+        let n_sent = self.n_sent.clone();
+        let count = move |n_bytes: usize| {
+            n_sent.fetch_add(n_bytes as u64, Ordering::Relaxed);
         };
-        Ok(Response::new(Box::pin(weights_replies(self.copy.manifest.clone(), bytes, |_| ()))))
+        Ok(Response::new(Box::pin(weights_replies(self.copy.manifest.clone(), bytes, count))))
+    }
+}
+
+/// The link of one source: all that it sends, to whomever, takes its turn here.
+struct Link {
+    /// Bytes a second.
+    rate: f64,
+    /// When what was let through so far has passed.
+    free_at: Mutex<Instant>,
+}
+
+impl Link {
+    /// Timers are late; what a link stood idle for that long it makes up for.
+    const LATENESS: Duration = Duration::from_millis(5);
+
+    /// When the next bytes have passed.
+    fn pass(&self, n_bytes: usize) -> Instant {
+        let earliest = Instant::now().checked_sub(Self::LATENESS);
+        let mut free_at = self.free_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let start = earliest.map_or(*free_at, |earliest| earliest.max(*free_at));
+        *free_at = start + Duration::from_secs_f64(n_bytes as f64 / self.rate);
+        *free_at
+    }
+}
+
+/// Where a source is reached by way of a link of so many MB/s; without one, where it is.
+async fn behind_link(source: String, rate: Option<f64>) -> Outcome<String> {
+    let Some(rate) = rate else { return Ok(source) };
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?.to_string();
+    let link = Arc::new(Link { rate: rate * 1e6, free_at: Mutex::new(Instant::now()) });
+    tokio::spawn(async move {
+        while let Ok((asker, _)) = listener.accept().await {
+            tokio::spawn(connect_through(asker, source.clone(), link.clone()));
+        }
+    });
+    Ok(address)
+}
+
+/// Connects an asker with a source; whose connection breaks, the other's does, too, and who fetches says so.
+async fn connect_through(asker: TcpStream, source: String, link: Arc<Link>) -> std::io::Result<()> {
+    let source = TcpStream::connect(source).await?;
+    source.set_nodelay(true)?;
+    asker.set_nodelay(true)?;
+    let ((mut from_source, mut to_source), (mut from_asker, mut to_asker)) =
+        (source.into_split(), asker.into_split());
+    let asking = async move { tokio::io::copy(&mut from_asker, &mut to_source).await.map(drop) };
+    let sending = async move {
+        let mut piece = vec![0; 64 * 1024];
+        loop {
+            let n_bytes = from_source.read(&mut piece).await?;
+            if n_bytes == 0 {
+                return Ok(());
+            }
+            tokio::time::sleep_until(link.pass(n_bytes).into()).await;
+            to_asker.write_all(&piece[..n_bytes]).await?;
+        }
+    };
+    tokio::select! {
+        ended = asking => ended,
+        ended = sending => ended,
     }
 }

@@ -10,8 +10,16 @@ const TRUSTED_LENGTH: usize = 1024 * 1024;
 
 /// Cuts bytes into chunks, in order; the chunks share the memory of `bytes`.
 pub fn chunks(bytes: Bytes) -> impl Iterator<Item = Chunk> + Send + 'static {
-    (0..bytes.len()).step_by(CHUNK_BYTES).map(move |start| {
-        let data = bytes.slice(start..bytes.len().min(start + CHUNK_BYTES));
+    chunks_of(bytes, CHUNK_BYTES)
+}
+
+/// The same with chunks of another length, by which that of [`chunks`] was chosen.
+///
+/// # Panics
+/// If the length is 0.
+pub fn chunks_of(bytes: Bytes, length: usize) -> impl Iterator<Item = Chunk> + Send + 'static {
+    (0..bytes.len()).step_by(length).map(move |start| {
+        let data = bytes.slice(start..bytes.len().min(start + length));
         Chunk { offset: start as u64, crc32: crc32fast::hash(&data), data }
     })
 }

@@ -43,7 +43,7 @@ pub use arguments::{
     model_folder, parse_arguments, parse_seconds, path_argument, typed_path, unprefixed_variables,
 };
 pub use backoff::backoff;
-pub use chunks::{Assembly, ChunkCheck, ChunkError, chunks};
+pub use chunks::{Assembly, ChunkCheck, ChunkError, chunks, chunks_of};
 pub use connect::{
     Address, CHUNK_BYTES, MESSAGE_LIMIT, Router, connect, connect_member, connect_named, coordinator_client,
     greet, is_place, learner_client, request, reward_client, server, speaks_tls, weights_relay_client,

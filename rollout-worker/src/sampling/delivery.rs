@@ -97,7 +97,7 @@ impl Delivery {
             .chain(embeddings.flat_map(|embedding| &embedding.tensors))
             .chain(self.next_latents.iter().filter(|_| with_next_latents))
             .collect();
-        let bytes: Vec<u8> = sent.iter().flat_map(|tensor| tensor.bytes.iter().copied()).collect();
+        let bytes = sent.iter().map(|tensor| tensor.bytes.as_slice()).collect::<Vec<_>>().concat();
         let digest = Bytes::copy_from_slice(blake3::hash(&bytes).as_bytes());
         let tensors = sent.iter().map(|tensor| tensor.info.clone()).collect();
         let header = PushHeader { caller: Some(caller), tensors, ..self.header.clone() };
