@@ -156,7 +156,8 @@ fn serve(n_workers: u64) {
     let members = Members::new("run".to_owned(), 1, patience);
     let catalog = Catalog::open(config).expect("prompts");
     let plane = ControlPlane::new(RunState::new(members, catalog, String::new(), Instant::now()));
-    plane.write_events(EventLog::start(home.path().join("events.jsonl")));
+    let owned = Ownership::claim(&RunDirectory::new(home.path()), 0, None).expect("claimed");
+    plane.write_events(EventLog::start(owned.directory().clone()));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.spawn(async move {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

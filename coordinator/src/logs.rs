@@ -185,13 +185,12 @@ fn text_of(told: &MemberLog, tail: Option<usize>) -> Vec<u8> {
             format!("({missed} bytes of this log did not come; they are where {member_id} writes it)\n")
         }
     };
-    let mut shown = [gap.into_bytes(), lines].concat();
     // A terminal is to show what others say, and not to obey it.
-    shown.retain(|byte| matches!(byte, b'\n' | b'\t' | 0x20..=0x7e | 0x80..));
-    if !shown.is_empty() && !shown.ends_with(b"\n") {
-        shown.push(b'\n');
+    let mut shown = gap + &service::visible(&String::from_utf8_lossy(&lines));
+    if !shown.is_empty() && !shown.ends_with('\n') {
+        shown.push('\n');
     }
-    shown
+    shown.into_bytes()
 }
 
 fn unreadable(path: &Path) -> impl Fn(io::Error) -> CoordinatorError {
@@ -362,7 +361,7 @@ mod tests {
         let text = String::from_utf8(output).expect("text");
         let lines: Vec<&str> = text.lines().map(|line| line.split_at(13).1).collect();
         let gap = "(7 bytes of this log did not come; they are where gpu7 writes it)";
-        assert_eq!(lines, [at(1, "x").as_str(), "a", "b", gap, "c", "d"]);
+        assert_eq!(lines, [at(1, "x").as_str(), "a", "b", gap, "c", "\\u{1b}d"]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use coordinator::history::History;
 use coordinator::launch::MemberName;
 use coordinator::launch::ssh::{Answer, is_life_of};
 use coordinator::metrics::{show_run, targets};
+use coordinator::run_files::RunFiles;
 use coordinator::run_record::RunRecord;
 use coordinator::status;
 use coordinator::view::{EndedRun, LivingRun, RunView, Stage};
@@ -142,8 +143,8 @@ pub(super) fn runs() -> Vec<Vec<u8>> {
 /// Whatever is told of a run can be shown and scraped, and tells a terminal nothing.
 pub(super) fn check_runs(bytes: &[u8]) -> bool {
     let show = |stage: Stage| {
-        let directory = RunDirectory::new("runs/tiny");
-        let shown = status::text(&RunView { stage, held_out_rewards: Vec::new(), directory });
+        let files = RunFiles { directory: RunDirectory::new("runs/tiny"), half: None };
+        let shown = status::text(&RunView { stage, held_out_rewards: Vec::new(), files });
         assert_eq!(service::visible(&shown), shown, "a terminal would obey it");
     };
     let living = proto::StatusReply::decode(bytes).map(LivingRun::from);
