@@ -87,7 +87,7 @@ impl Disk {
         done(Command::new("fsfreeze").args(["--freeze", &folder]))?;
         let frozen = Disturbed { undo: ["fsfreeze", "--unfreeze", &folder].map(str::to_owned).to_vec() };
         let mut writer = Command::new("touch");
-        writer.arg(self.folder().join("probe")).stdin(Stdio::null());
+        writer.arg(self.beneath.join("probe")).stdin(Stdio::null());
         let writer = writer.spawn().map_err(|error| format!("`touch` does not start: {error}"))?;
         Ok(Frozen { frozen, writer })
     }

@@ -185,3 +185,81 @@ impl Reward for Answers {
         Ok(Response::new(tokio_stream::iter(replies)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proto::{Batch, ImageHeader};
+
+    use super::super::certificates::Certificates;
+    use super::super::enclosure;
+    use super::*;
+    use crate::hosts::Hosts;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// What a worker hears that asks for the scores of two images.
+    async fn heard(address: SocketAddr, source: Source) -> String {
+        let trust = source.trust(PeerRole::Worker, Duration::ZERO).await.expect("certified");
+        let channel =
+            service::connect(&format!("https://{address}"), PeerRole::Reward, &trust, PATIENCE).await;
+        let mut client = service::reward_client(channel.expect("known by its role"));
+        let described = client.describe(service::request(DescribeRequest {}, PATIENCE)).await;
+        let hosted = described.expect("described").into_inner().rewards;
+        if hosted != ["shapes"] {
+            return format!("hosts {hosted:?}");
+        }
+        let image = |id| Part::Image(ImageHeader { id, height: 1, width: 1, ..Default::default() });
+        let batch = Part::Batch(Batch { reward: "shapes".to_owned(), n_images: 2 });
+        let pixels = || Part::Pixels(vec![0; 3].into());
+        let parts =
+            [batch, image(0), pixels(), image(1), pixels()].map(|part| ScoreRequest { part: Some(part) });
+        let mut replies = match client.score(service::request(tokio_stream::iter(parts), PATIENCE)).await {
+            Ok(replies) => replies.into_inner(),
+            Err(status) => return status.to_string(),
+        };
+        let mut heard = Vec::new();
+        loop {
+            match replies.message().await {
+                Ok(Some(reply)) => heard.push(reply),
+                Ok(None) => return format!("{heard:?}"),
+                Err(status) => return status.to_string(),
+            }
+        }
+    }
+
+    fn tell_all() -> Result<(), String> {
+        let (hosts, home) = (Hosts::make(1)?, tempfile::tempdir().map_err(|error| error.to_string())?);
+        let certificates = Certificates::make(home.path())?;
+        let address = SocketAddr::new(hosts.get(0).address(), 7300);
+        let liar = Liar::start(&hosts.get(0), address, certificates.source(PeerRole::Reward))?;
+        for lie in LIES {
+            assert!(!liar.has_told_all());
+            let source = certificates.source(PeerRole::Worker);
+            let asked = hosts.get(0).run(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.expect("a runtime").block_on(heard(address, source))
+            });
+            let heard = asked.join().expect("heard");
+            let is_told = match lie {
+                Lie::OfAnotherReward => heard == "hosts [\"aesthetic\"]",
+                Lie::Garbage => heard.contains(lie.refusal()),
+                _ => heard == format!("{:?}", lie.replies(&[0, 1])),
+            };
+            assert!(is_told, "{lie:?}: {heard}");
+        }
+        assert!(liar.has_told_all());
+        drop(liar);
+        // Its place is free at once for the honest one.
+        drop(Liar::start(&hosts.get(0), address, certificates.source(PeerRole::Reward))?);
+        Ok(())
+    }
+
+    #[test]
+    fn every_lie_is_told_once_by_a_server_that_is_known_by_its_certificate() {
+        const NAME: &str =
+            "chaos::liar::tests::every_lie_is_told_once_by_a_server_that_is_known_by_its_certificate";
+        if let Err(missing) = enclosure::test_inside(NAME, tell_all) {
+            eprintln!("skipped: {missing}");
+        }
+    }
+}
