@@ -28,6 +28,7 @@ mod line;
 mod messages;
 mod network;
 mod ownership;
+pub mod pace;
 mod process;
 mod reference;
 mod scenario;
