@@ -23,7 +23,7 @@ use proto::{
 };
 use protocol::WeightsName;
 use service::output::print_line;
-use service::{Insecure, PeerRole, Trust};
+use service::{Insecure, Ownership, PeerRole, RunDirectory, Trust};
 use std::collections::BTreeSet;
 use std::io::{BufRead, Read};
 use std::path::Path;
