@@ -97,3 +97,56 @@ impl Drop for Link {
         let _ = self.relay.wait();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::time::{Duration, Instant};
+
+    use super::super::enclosure;
+    use super::*;
+
+    #[test]
+    fn only_a_relay_s_own_words_say_what_it_did() {
+        assert_eq!(treated("done 1 22 333"), Some(Treated { delayed: 1, lost: 22, damaged: 333 }));
+        for other in ["", "done", "done 1 2", "done 1 2 x", "ready"] {
+            assert_eq!(treated(other), None, "{other}");
+        }
+    }
+
+    /// Sends to a host behind a relay until the relay has treated a packet as it should.
+    fn meet(link: &mut Link, sender: &Host, weather: Weather, count: fn(Treated) -> u64) {
+        link.set(weather).expect("the relay lives");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut n_treated = 0;
+        while n_treated == 0 {
+            assert!(Instant::now() < deadline, "{weather:?} met no packet");
+            let send = || UdpSocket::bind("10.77.0.1:0")?.send_to(&[7; 200], "10.77.0.2:9");
+            sender.run(send).join().expect("the host is there").expect("sent");
+            std::thread::sleep(Duration::from_millis(50));
+            n_treated += count(link.set(weather).expect("the relay lives"));
+        }
+    }
+
+    fn all_weathers() -> Result<(), String> {
+        let hosts = Hosts::make(2)?;
+        let mut link = Link::between(&hosts, &hosts.get(1))?;
+        let (sender, fair) = (hosts.get(0), Weather::default());
+        let mut meet = |weather, count| meet(&mut link, &sender, weather, count);
+        meet(Weather { cut_to: true, ..fair }, |treated| treated.lost);
+        meet(Weather { delay_ms: 20, ..fair }, |treated| treated.delayed);
+        meet(Weather { damage: 1.0, ..fair }, |treated| treated.damaged);
+        meet(Weather { hidden_damage: 1.0, ..fair }, |treated| treated.damaged);
+        link.set(fair)?;
+        assert_eq!(link.set(fair)?, Treated::default(), "fair weather leaves packets alone");
+        Ok(())
+    }
+
+    #[test]
+    fn a_relay_tells_what_it_did_to_packets() {
+        const NAME: &str = "chaos::link::tests::a_relay_tells_what_it_did_to_packets";
+        if let Err(missing) = enclosure::test_inside(NAME, all_weathers) {
+            eprintln!("skipped: {missing}");
+        }
+    }
+}

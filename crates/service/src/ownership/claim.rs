@@ -5,7 +5,7 @@ use super::{Holder, OwnedDirectory, OwnerRecord};
 use crate::durable::{self, failed};
 use crate::membership::this_process;
 use crate::{RunDirectory, ServiceError, host_name};
-use std::fs::{self, File};
+use std::fs::{self, File, FileTimes};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -135,8 +135,10 @@ pub(super) fn take_epoch(
 /// Touches the claim of a living owner.
 pub(super) fn beat(directory: &OwnedDirectory, epoch: u64) -> Result<(), ServiceError> {
     let path = directory.claim(epoch);
-    let touched =
-        File::options().write(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+    let now = SystemTime::now();
+    // Both times: of one alone, some FUSE file systems (bindfs) change none, and say that they did.
+    let times = FileTimes::new().set_accessed(now).set_modified(now);
+    let touched = File::options().write(true).open(&path).and_then(|file| file.set_times(times));
     touched.map_err(failed("touch", &path))
 }
 
