@@ -7,6 +7,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 use tokio::sync::oneshot;
 
+/// Callers that may have hung up and are still here, however few others there are.
+const FEW: usize = 16;
+
 /// Who waits; a worker waits once.
 #[derive(Default)]
 pub(crate) struct WaitingRoom {
@@ -14,6 +17,8 @@ pub(crate) struct WaitingRoom {
     waiting: BTreeMap<u64, Waiting>,
     numbers: HashMap<String, u64>,
     n_came: u64,
+    /// Once so many wait, those are looked for that have hung up.
+    looked_for_at: usize,
 }
 
 struct Waiting {
@@ -27,7 +32,9 @@ impl WaitingRoom {
     pub(crate) fn enter(&mut self, request: NextTaskRequest) -> oneshot::Receiver<proto::Task> {
         let member_id = member_id_of(&request).to_owned();
         self.dismiss(&member_id);
-        self.dismiss_those_gone();
+        if self.waiting.len() >= self.looked_for_at.max(FEW) {
+            self.dismiss_those_gone();
+        }
         let (answer, granted) = oneshot::channel();
         self.n_came += 1;
         self.numbers.insert(member_id, self.n_came);
@@ -42,10 +49,12 @@ impl WaitingRoom {
         }
     }
 
-    /// Forgets callers that have hung up.
+    /// Forgets callers that have hung up; looks at all, and so only when twice as many may wait as after the last time. Thus coming
+    /// in costs no more where many wait.
     fn dismiss_those_gone(&mut self) {
         self.waiting.retain(|_, waiting| !waiting.answer.is_closed());
         self.numbers.retain(|_, number| self.waiting.contains_key(number));
+        self.looked_for_at = 2 * self.waiting.len();
     }
 
     /// Gives free tasks to those who wait, as long as there are both.
@@ -112,10 +121,24 @@ mod tests {
         assert_eq!(room.len(), 1, "the second call waits on");
         room.leave(&mut second, "a");
         assert_eq!(room.len(), 0);
-        for name in ["b", "c", "d"] {
-            drop(room.enter(request(name)));
+    }
+
+    #[test]
+    fn callers_that_hung_up_are_forgotten_before_they_are_more_than_the_others() {
+        let mut room = WaitingRoom::default();
+        let come = |room: &mut WaitingRoom, name: String| room.enter(request(&name));
+        let mut waiting: Vec<_> = (0..100).map(|number| come(&mut room, format!("stays-{number}"))).collect();
+        for number in 0..10_000 {
+            drop(come(&mut room, format!("goes-{number}")));
+            assert!(room.len() <= 2 * waiting.len() + FEW, "{} wait", room.len());
         }
-        let _waits = room.enter(request("e"));
-        assert_eq!(room.len(), 1, "callers that hung up are forgotten");
+        assert!(
+            waiting.iter_mut().all(|answer| answer.try_recv() == Err(oneshot::error::TryRecvError::Empty))
+        );
+        drop(waiting);
+        for number in 0..1_000 {
+            drop(come(&mut room, format!("last-{number}")));
+        }
+        assert!(room.len() <= FEW, "nobody waits any more: {}", room.len());
     }
 }

@@ -6,7 +6,11 @@ use coordinator::membership::{Members, Patience};
 use coordinator::run_state::RunState;
 use coordinator::server::ControlPlane;
 use proto::coordinator_server::Coordinator;
-use proto::{Caller, FinishTaskRequest, HeartbeatRequest, JoinRequest, NextTaskRequest, ReportRequest, Role};
+use proto::{
+    Caller, FinishTaskRequest, HeartbeatRequest, JoinRequest, NextTaskRequest, ReportRequest, Role,
+    SeekWeightsRequest, WeightsId, WeightsStanding,
+};
+use protocol::WeightsName;
 use std::path::Path;
 use std::time::Instant;
 use tonic::Request;
@@ -91,4 +95,33 @@ async fn what_a_heartbeat_and_a_task_cost_does_not_grow_with_the_workers() {
         // Twenty times the workers: caches and maps may make it a few times as much.
         assert!(many < 6 * few + 20_000, "a {what} takes {few} ns beside 50 workers, {many} ns beside 1000");
     }
+}
+
+/// Processor time of one search for a source of weights, where half of so many workers hold them and the others ask, again and again.
+async fn cost_of_a_search(n_workers: u32) -> u64 {
+    const REPEATED: u32 = 5_000;
+    let home = tempfile::tempdir().expect("a directory");
+    let (plane, workers) = crowd(home.path(), n_workers).await;
+    let weights = WeightsId::from(WeightsName::policy(3));
+    let (holders, askers) = workers.split_at(workers.len() / 2);
+    for caller in holders {
+        let address = "127.0.0.1:7102".to_owned();
+        let weights = Some(WeightsStanding { address, held: vec![weights], fetching: None });
+        let request = HeartbeatRequest { caller: caller.clone(), weights, ..HeartbeatRequest::default() };
+        Coordinator::heartbeat(&plane, Request::new(request)).await.expect("a member");
+    }
+    let start = processor_time();
+    for caller in askers.iter().cycle().take(REPEATED as usize) {
+        let (caller, weights) = (caller.clone(), Some(weights));
+        let request = SeekWeightsRequest { caller, weights, ..SeekWeightsRequest::default() };
+        let found = plane.update(|state, now| state.seek_weights(&request, now)).expect("a member");
+        assert!(found.is_some(), "there is room for all");
+    }
+    (processor_time() - start) / u64::from(REPEATED)
+}
+
+#[tokio::test]
+async fn what_a_search_for_weights_costs_does_not_grow_with_the_workers() {
+    let [few, many] = [cost_of_a_search(50).await, cost_of_a_search(1_000).await];
+    assert!(many < 4 * few + 10_000, "a search takes {few} ns among 50 workers, {many} ns among 1000");
 }

@@ -10,6 +10,8 @@
 //! 3. Nobody is told to wait while no stream flows, the learner being there for whoever finds no other source. Streams end, since
 //!    who fetches says so, fails, or is gone; so nobody waits for ever.
 //! 4. What is remembered is bounded by the workers that live and the versions that they hold.
+//! 5. What a search costs does not grow with the number of workers, but for the depth of a map: who has room is kept, not looked
+//!    for. Many workers search at once, and again whenever something changes.
 
 mod search;
 
@@ -73,23 +75,35 @@ pub struct WeightsStream {
 #[derive(Clone, Debug, Default)]
 pub struct RelayPlan {
     /// What workers hold and serve, with the workers that they failed at it.
-    holders: BTreeMap<String, BTreeMap<WeightsName, BTreeSet<String>>>,
+    holders: Holders,
     /// Who fetches now; one at a time each.
     streams: BTreeMap<String, WeightsStream>,
+    /// How many streams each source serves, of those that serve some.
+    n_served: BTreeMap<WeightsSource, usize>,
+    /// Of each version, the workers that may be sent another asker, with how many they serve.
+    with_room: BTreeMap<WeightsName, BTreeSet<(usize, String)>>,
 }
+
+/// By worker and version, the workers that were failed.
+type Holders = BTreeMap<String, BTreeMap<WeightsName, BTreeSet<String>>>;
 
 impl RelayPlan {
     /// Takes a worker's word for what it holds and serves, all of it; whether that is news.
     pub fn holds(&mut self, worker: &str, names: &[WeightsName]) -> bool {
-        let mut before = self.holders.remove(worker).unwrap_or_default();
-        let n_before = before.len();
-        let held = names.iter().take(MOST_HELD).map(|name| (*name, before.remove(name).unwrap_or_default()));
-        let held: BTreeMap<_, _> = held.collect();
-        let is_news = !before.is_empty() || held.len() != n_before;
-        if !held.is_empty() {
-            self.holders.insert(worker.to_owned(), held);
+        let held: BTreeSet<WeightsName> = names.iter().take(MOST_HELD).copied().collect();
+        let known = self.holders.get(worker);
+        if known.map_or(held.is_empty(), |known| known.keys().eq(held.iter())) {
+            return false;
         }
-        is_news
+        self.change_holder(worker, |holders| {
+            let mut before = holders.remove(worker).unwrap_or_default();
+            let kept = held.into_iter().map(|name| (name, before.remove(&name).unwrap_or_default()));
+            let kept: BTreeMap<_, _> = kept.collect();
+            if !kept.is_empty() {
+                holders.insert(worker.to_owned(), kept);
+            }
+        });
+        true
     }
 
     /// Sends a worker to a source, in place of where it was sent before.
@@ -105,6 +119,7 @@ impl RelayPlan {
             None => return SourceAdvice::Wait,
         };
         self.streams.insert(worker.to_owned(), WeightsStream { name, source: source.clone() });
+        self.count(&source, |n_served| n_served + 1);
         SourceAdvice::Fetch(source)
     }
 
@@ -113,45 +128,76 @@ impl RelayPlan {
         if sought.n_workers < FEWEST_WORKERS || sought.failed.len() >= MOST_FAILED_SOURCES {
             return None;
         }
-        let may_be_asked = |holder: &str, doubts: &BTreeSet<String>| {
-            let has_failed =
-                doubts.len() >= MOST_DOUBTS || sought.failed.iter().any(|failed| failed == holder);
-            holder != sought.worker && !has_failed
-        };
-        let of_name =
-            self.holders.iter().filter_map(|(holder, held)| Some((holder, held.get(&sought.name)?)));
-        let counts = self.counts();
-        let n_served = |holder: &str| counts.get(holder).copied().unwrap_or(0);
-        of_name
-            .filter(|(holder, doubts)| may_be_asked(holder, doubts))
-            .map(|(holder, _)| (n_served(holder), holder))
-            .filter(|(n_served, _)| *n_served < FAN_OUT)
-            .min()
-            .map(|(_, holder)| holder.clone())
+        let has_failed = |holder: &String| sought.failed.contains(holder);
+        let mut with_room = self.with_room.get(&sought.name)?.iter().map(|(_, holder)| holder);
+        with_room.find(|holder| *holder != sought.worker && !has_failed(holder)).cloned()
     }
 
-    /// Streams of each worker that serves some.
-    fn counts(&self) -> BTreeMap<&str, usize> {
-        let mut counts = BTreeMap::new();
-        for stream in self.streams.values() {
-            if let WeightsSource::Worker(holder) = &stream.source {
-                *counts.entry(holder.as_str()).or_default() += 1;
+    /// Changes how many streams a source serves.
+    fn count(&mut self, source: &WeightsSource, change: impl FnOnce(usize) -> usize) {
+        let n_served = change(self.n_served(source));
+        let note = |counts: &mut BTreeMap<WeightsSource, usize>| match n_served {
+            0 => drop(counts.remove(source)),
+            _ => drop(counts.insert(source.clone(), n_served)),
+        };
+        match source {
+            WeightsSource::Learner => note(&mut self.n_served),
+            WeightsSource::Worker(holder) => {
+                self.unlist(holder);
+                note(&mut self.n_served);
+                self.list(holder);
             }
         }
-        counts
+    }
+
+    /// Changes what a worker holds, or whom it failed.
+    fn change_holder(&mut self, holder: &str, change: impl FnOnce(&mut Holders)) {
+        self.unlist(holder);
+        change(&mut self.holders);
+        self.list(holder);
+    }
+
+    /// Has a worker among those with room, for the versions of which it has some.
+    fn list(&mut self, holder: &str) {
+        let entry = self.entry(holder);
+        if entry.0 < FAN_OUT {
+            let held = self.holders.get(holder).into_iter().flatten();
+            for (name, _) in held.filter(|(_, doubts)| doubts.len() < MOST_DOUBTS) {
+                self.with_room.entry(*name).or_default().insert(entry.clone());
+            }
+        }
+    }
+
+    /// Takes a worker from those with room; to be done before anything changes by which it was listed.
+    fn unlist(&mut self, holder: &str) {
+        let entry = self.entry(holder);
+        for name in self.holders.get(holder).into_iter().flat_map(BTreeMap::keys) {
+            if let Some(with_room) = self.with_room.get_mut(name) {
+                with_room.remove(&entry);
+                if with_room.is_empty() {
+                    self.with_room.remove(name);
+                }
+            }
+        }
+    }
+
+    fn entry(&self, holder: &str) -> (usize, String) {
+        (self.n_served(&WeightsSource::Worker(holder.to_owned())), holder.to_owned())
     }
 
     fn doubt(&mut self, worker: &str, name: WeightsName, source: &str) {
-        if let Some(doubts) = self.holders.get_mut(source).and_then(|held| held.get_mut(&name))
-            && doubts.len() < MOST_DOUBTS
-        {
-            doubts.insert(worker.to_owned());
-        }
+        self.change_holder(source, |holders| {
+            if let Some(doubts) = holders.get_mut(source).and_then(|held| held.get_mut(&name))
+                && doubts.len() < MOST_DOUBTS
+            {
+                doubts.insert(worker.to_owned());
+            }
+        });
     }
 
     /// Streams that a source serves now.
     pub fn n_served(&self, source: &WeightsSource) -> usize {
-        self.streams.values().filter(|stream| stream.source == *source).count()
+        self.n_served.get(source).copied().unwrap_or(0)
     }
 
     /// The stream that a worker was sent to, if it has not ended.
@@ -166,13 +212,15 @@ impl RelayPlan {
 
     /// The stream that a worker was sent to has ended, well or not.
     pub fn end(&mut self, worker: &str) -> Option<WeightsStream> {
-        self.streams.remove(worker)
+        let stream = self.streams.remove(worker)?;
+        self.count(&stream.source, |n_served| n_served.saturating_sub(1));
+        Some(stream)
     }
 
     /// A worker is gone: it serves nobody and fetches nothing. Who fetches from it will fail, and say so.
     pub fn gone(&mut self, worker: &str) {
-        self.holders.remove(worker);
-        self.streams.remove(worker);
+        self.change_holder(worker, |holders| drop(holders.remove(worker)));
+        self.end(worker);
     }
 }
 

@@ -176,4 +176,49 @@ fn a_worker_that_names_many_sources_and_versions_fills_no_memory() {
     plan.holds(&worker(0), &[]);
     plan.end(&worker(1));
     assert!(plan.holders.is_empty() && plan.streams.is_empty());
+    assert!(plan.n_served.is_empty() && plan.with_room.is_empty());
+}
+
+/// What follows from who holds what and who fetches from whom, counted anew.
+fn counted(
+    plan: &RelayPlan,
+) -> (BTreeMap<WeightsSource, usize>, BTreeMap<WeightsName, BTreeSet<(usize, String)>>) {
+    let mut n_served: BTreeMap<WeightsSource, usize> = BTreeMap::new();
+    for (_, stream) in plan.streams() {
+        *n_served.entry(stream.source.clone()).or_default() += 1;
+    }
+    let mut with_room: BTreeMap<WeightsName, BTreeSet<(usize, String)>> = BTreeMap::new();
+    for (holder, held) in &plan.holders {
+        let n_served = n_served.get(&WeightsSource::Worker(holder.clone())).copied().unwrap_or(0);
+        for (name, _) in held.iter().filter(|(_, doubts)| n_served < FAN_OUT && doubts.len() < MOST_DOUBTS) {
+            with_room.entry(*name).or_default().insert((n_served, holder.clone()));
+        }
+    }
+    (n_served, with_room)
+}
+
+#[test]
+fn who_has_room_is_known_whatever_happens() {
+    let (mut plan, mut state) = (RelayPlan::default(), 7_u64);
+    let mut below = |n: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % n
+    };
+    for _ in 0..20_000 {
+        let (asker, version) = (worker(below(9)), WeightsName::policy(below(3) as u32));
+        match below(8) {
+            0 => plan.gone(&asker),
+            1 => drop(plan.end(&asker)),
+            2 | 3 => {
+                let held: Vec<_> = (0..below(4) as u32).map(WeightsName::policy).collect();
+                plan.holds(&asker, &held);
+            }
+            _ => {
+                let failed: Vec<String> = (0..below(3)).map(|_| worker(below(9))).collect();
+                let sought = SourceSought { worker: &asker, name: version, failed: &failed, n_workers: 9 };
+                plan.seek(sought);
+            }
+        }
+        assert_eq!((plan.n_served.clone(), plan.with_room.clone()), counted(&plan));
+    }
 }
