@@ -20,13 +20,18 @@ const INPUTS: usize = 2_000;
 /// names, if it is set. `allocator` is the global one of the program.
 ///
 /// # Panics
-/// If a target does not hold what it promises, with every such input.
+/// If targets do not hold what they promise, with the first such input of each.
 pub fn run(targets: &[Target], allocator: &CountingAllocator) {
     let n_inputs = std::env::var("INPUTS").map_or(INPUTS, |count| {
         count.parse().unwrap_or_else(|_| panic!("INPUTS is `{count}`, which is no number of inputs"))
     });
     let only = std::env::var("TARGET").ok();
     let is_meant = |target: &&Target| only.as_deref().is_none_or(|name| name == target.name);
+    if let Some(name) = only.as_deref().filter(|_| !targets.iter().any(|target| is_meant(&target))) {
+        // It may be another crate's.
+        let names: Vec<&str> = targets.iter().map(|target| target.name).collect();
+        eprintln!("no target is called `{name}` here; there are {}", names.join(", "));
+    }
     let mut faults = Vec::new();
     for target in targets.iter().filter(is_meant) {
         let start = Instant::now();
