@@ -31,13 +31,13 @@ fn main() -> ExitCode {
 }
 
 fn table(Arguments { pace, workers }: &Arguments) -> Result<(), String> {
+    let alone = pace.run(1, HoldLimit::NONE)?;
     print_line(format_args!("Simulated: {pace:?}. Shares of the workers' time.\n"));
     print_line(
         "| workers | s/iteration | tasks/s | efficiency | at most, by whole tasks | draw | fetch weights | score and push | wait \
          for the learner | wait for others | learner busy |",
     );
     print_line("|---|---|---|---|---|---|---|---|---|---|---|");
-    let alone = pace.run(1, HoldLimit::NONE)?;
     let mut bend = None;
     for &n_workers in workers {
         let paced = pace.run(n_workers, HoldLimit::NONE)?;

@@ -29,7 +29,7 @@ fn efficiency(pace: &Pace, n_workers: u32) -> f64 {
 fn sixteen_workers_do_nine_tenths_of_what_sixteen_single_ones_would() {
     for lag in [0, 1] {
         let efficiency = efficiency(&Pace { lag, ..pace() }, 16);
-        assert!((0.9..=1.05).contains(&efficiency), "lag {lag}: {efficiency}");
+        assert!((0.9..=1.03).contains(&efficiency), "lag {lag}: {efficiency}");
     }
 }
 
@@ -56,7 +56,7 @@ fn what_workers_do_comes_to_all_of_their_time_and_is_the_same_again() {
 
 #[test]
 fn a_learner_that_is_ten_times_too_slow_holds_what_it_has_room_for_and_workers_wait() {
-    let slow = Pace { lag: 1, iterations: 3, tasks: 128, gradient: 6.25, ..pace() };
+    let slow = Pace { lag: 1, iterations: 4, tasks: 128, gradient: 6.25, ..pace() };
     let outcome_bytes = 50_000_000;
     for limit in [
         HoldLimit { outcomes: 8, bytes: u64::MAX },
@@ -78,7 +78,7 @@ fn a_learner_that_is_ten_times_too_slow_holds_what_it_has_room_for_and_workers_w
 fn impossible_numbers_are_refused() {
     for wrong in [
         Pace { tasks: 0, ..pace() },
-        Pace { iterations: 1, ..pace() },
+        Pace { iterations: 2, ..pace() },
         Pace { lag: 2, ..pace() },
         Pace { sampling: -1.0, ..pace() },
         Pace { gradient: f64::NAN, ..pace() },

@@ -18,7 +18,8 @@ pub struct Pace {
     /// Tasks of an iteration.
     #[arg(long, default_value_t = 256)]
     pub tasks: u32,
-    /// Iterations; the first is left out of what is measured.
+    /// Iterations. The first and the last are left out of what is measured: workers begin ahead of the one, and have nothing to go on
+    /// with after the other.
     #[arg(long, default_value_t = 12)]
     pub iterations: u32,
     /// By how many iterations the weights of a task may be behind.
@@ -94,7 +95,7 @@ pub struct Moment {
 /// What a run came to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Paced {
-    /// From the end of the first iteration to that of the last, divided by their number.
+    /// From the end of the first iteration to that of the last but one, divided by their number.
     pub seconds_per_iteration: f64,
     /// What workers did in that time.
     pub shares: Shares,
@@ -137,8 +138,10 @@ impl Pace {
         if self.link.is_nan() || self.link < 1e-3 {
             return Err(format!("nothing gets through a link of {} MB/s", self.link));
         }
-        if self.iterations < 2 || self.tasks == 0 || n_workers == 0 || self.lag > 1 {
-            return Err("there are two iterations at least, a task, a worker, and a lag of 0 or 1".to_owned());
+        if self.iterations < 3 || self.tasks == 0 || n_workers == 0 || self.lag > 1 {
+            return Err(
+                "there are three iterations at least, a task, a worker, and a lag of 0 or 1".to_owned()
+            );
         }
         Ok(())
     }

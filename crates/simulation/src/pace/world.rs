@@ -74,7 +74,7 @@ pub(super) struct World<'a> {
     /// When the learner's link has taken what is on its way.
     link_free: Duration,
     is_report_due: bool,
-    /// Seconds of all workers, and of the learner, since the first iteration.
+    /// Seconds of all workers, and of the learner, between the end of the first iteration and that of the last but one.
     spent: Shares,
     learner_busy: f64,
     moments: Vec<Moment>,
@@ -146,15 +146,16 @@ impl<'a> World<'a> {
     }
 
     fn paced(self) -> Paced {
+        let n_measured = self.pace.iterations as usize - 2;
         let ends = &self.learner.ends;
-        let (first, last) = (ends.first().copied(), ends.last().copied());
+        let (first, last) = (ends.first().copied(), ends.get(n_measured).copied());
         let measured = last.zip(first).map_or(0.0, |(last, first)| (last - first).as_secs_f64());
         let of_workers = 1.0 / (measured * self.workers.len() as f64);
         let Shares { drawing, fetching, delivering, learner, others } = self.spent;
         let [drawing, fetching, delivering, learner, others] =
             [drawing, fetching, delivering, learner, others].map(|seconds| seconds * of_workers);
         Paced {
-            seconds_per_iteration: measured / (ends.len() - 1) as f64,
+            seconds_per_iteration: measured / n_measured as f64,
             shares: Shares { drawing, fetching, delivering, learner, others },
             learner_busy: self.learner_busy / measured,
             most_held: self.learner.most_held,
@@ -164,7 +165,8 @@ impl<'a> World<'a> {
 
     /// Takes down what everybody did for a while.
     fn account(&mut self, passed: Duration) {
-        if self.learner.ends.is_empty() || passed.is_zero() {
+        let is_measured = (1..self.pace.iterations as usize - 1).contains(&self.learner.ends.len());
+        if !is_measured || passed.is_zero() {
             return;
         }
         let seconds = passed.as_secs_f64();
