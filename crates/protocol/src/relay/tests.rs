@@ -179,15 +179,16 @@ fn a_worker_that_names_many_sources_and_versions_fills_no_memory() {
     assert!(plan.n_served.is_empty() && plan.with_room.is_empty());
 }
 
+/// Of each version, workers with how many they serve.
+type WithRoom = BTreeMap<WeightsName, BTreeSet<(usize, String)>>;
+
 /// What follows from who holds what and who fetches from whom, counted anew.
-fn counted(
-    plan: &RelayPlan,
-) -> (BTreeMap<WeightsSource, usize>, BTreeMap<WeightsName, BTreeSet<(usize, String)>>) {
+fn counted(plan: &RelayPlan) -> (BTreeMap<WeightsSource, usize>, WithRoom) {
     let mut n_served: BTreeMap<WeightsSource, usize> = BTreeMap::new();
     for (_, stream) in plan.streams() {
         *n_served.entry(stream.source.clone()).or_default() += 1;
     }
-    let mut with_room: BTreeMap<WeightsName, BTreeSet<(usize, String)>> = BTreeMap::new();
+    let mut with_room = WithRoom::new();
     for (holder, held) in &plan.holders {
         let n_served = n_served.get(&WeightsSource::Worker(holder.clone())).copied().unwrap_or(0);
         for (name, _) in held.iter().filter(|(_, doubts)| n_served < FAN_OUT && doubts.len() < MOST_DOUBTS) {
