@@ -35,7 +35,7 @@ const TARGETS: &[Target] = &[
 
 #[test]
 fn no_push_or_checkpoint_makes_its_reader_panic_hang_or_take_more_memory_than_its_bound() {
-    fuzzing::run(TARGETS, ALLOCATOR);
+    fuzzing::run(TARGETS, ALLOCATOR, |line| eprintln!("{line}"));
 }
 
 fn reader() -> OutcomeReader {

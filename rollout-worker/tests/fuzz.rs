@@ -17,7 +17,7 @@ const TARGETS: &[Target] = &[Target {
 
 #[test]
 fn no_image_makes_its_decoder_panic_hang_or_take_more_memory_than_its_bound() {
-    fuzzing::run(TARGETS, ALLOCATOR);
+    fuzzing::run(TARGETS, ALLOCATOR, |line| eprintln!("{line}"));
 }
 
 fn images() -> Vec<Vec<u8>> {

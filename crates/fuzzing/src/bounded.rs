@@ -17,11 +17,11 @@ const SEED: u64 = 1;
 const INPUTS: usize = 2_000;
 
 /// Tries targets with examples and damaged inputs: as many as the variable `INPUTS` says, and the one alone that `TARGET`
-/// names, if it is set. `allocator` is the global one of the program.
+/// names, if it is set. `allocator` is the global one of the program; `tell` is given what there is to say on the way.
 ///
 /// # Panics
 /// If targets do not hold what they promise, with the first such input of each.
-pub fn run(targets: &[Target], allocator: &CountingAllocator) {
+pub fn run(targets: &[Target], allocator: &CountingAllocator, tell: impl Fn(String)) {
     let n_inputs = std::env::var("INPUTS").map_or(INPUTS, |count| {
         count.parse().unwrap_or_else(|_| panic!("INPUTS is `{count}`, which is no number of inputs"))
     });
@@ -30,13 +30,13 @@ pub fn run(targets: &[Target], allocator: &CountingAllocator) {
     if let Some(name) = only.as_deref().filter(|_| !targets.iter().any(|target| is_meant(&target))) {
         // It may be another crate's.
         let names: Vec<&str> = targets.iter().map(|target| target.name).collect();
-        eprintln!("no target is called `{name}` here; there are {}", names.join(", "));
+        tell(format!("no target is called `{name}` here; there are {}", names.join(", ")));
     }
     let mut faults = Vec::new();
     for target in targets.iter().filter(is_meant) {
         let start = Instant::now();
         faults.extend(fault_of(target, allocator, n_inputs));
-        eprintln!("{}: {n_inputs} inputs in {:.1?}", target.name, start.elapsed());
+        tell(format!("{}: {n_inputs} inputs in {:.1?}", target.name, start.elapsed()));
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

@@ -13,7 +13,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 #[test]
 fn no_input_makes_a_decoder_panic_hang_or_take_more_memory_than_its_bound() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    fuzzing::run(TARGETS, ALLOCATOR);
+    fuzzing::run(TARGETS, ALLOCATOR, |line| eprintln!("{line}"));
 }
 
 /// The one fault of a target that checks so; its examples are accepted by `check` or not.

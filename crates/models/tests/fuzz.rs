@@ -53,7 +53,7 @@ const TARGETS: &[Target] = &[
 
 #[test]
 fn no_file_of_a_model_makes_its_decoder_panic_hang_or_take_more_memory_than_its_bound() {
-    fuzzing::run(TARGETS, ALLOCATOR);
+    fuzzing::run(TARGETS, ALLOCATOR, |line| eprintln!("{line}"));
 }
 
 /// A folder with these files, which is gone when this is dropped.

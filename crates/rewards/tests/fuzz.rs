@@ -39,7 +39,7 @@ thread_local! {
 
 #[test]
 fn no_reply_makes_its_reader_panic_hang_or_take_more_memory_than_its_bound() {
-    fuzzing::run(TARGETS, ALLOCATOR);
+    fuzzing::run(TARGETS, ALLOCATOR, |line| eprintln!("{line}"));
 }
 
 /// The first byte chooses the protocol; the last is of the first again.
