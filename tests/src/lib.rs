@@ -61,11 +61,26 @@ fn interposed() -> &'static Path {
     &LIBRARY.get_or_init(make).1
 }
 
+/// Cargo in the repository, as a shell would start it. What cargo tells a test of its package is left out: build scripts that
+/// look at it, such as that of `ring`, would run again, and all that depends on them be built again, then and the next time.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let is_of_package = |name: &str| {
+        name == "OUT_DIR" || ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of| name.starts_with(of))
+    };
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    names.filter(|name| is_of_package(name)).for_each(|name| {
+        cargo.env_remove(name);
+    });
+    cargo.current_dir(repository());
+    cargo
+}
+
 fn build() -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
     let profile_directory = test.ancestors().nth(2).expect("tests are in target/PROFILE/deps").to_owned();
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(repository());
+    let mut cargo = cargo();
+    cargo.args(["build", "--quiet", "--workspace", "--bins"]);
     if profile_directory.file_name().is_some_and(|name| name == "release") {
         cargo.arg("--release");
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use tests::{coordinator, repository};
+use tests::{cargo, coordinator, repository};
 
 fn gpu_check(arguments: &[&str]) -> Output {
     let mut command = Command::new("python3");
@@ -15,12 +15,12 @@ fn gpu_check(arguments: &[&str]) -> Output {
 /// Builds the one example that the checks time, beside the programs.
 fn programs() -> String {
     let programs = coordinator().parent().expect("a folder").to_owned();
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = cargo();
     cargo.args(["build", "--quiet", "-p", "run-setup", "--example", "transformer_speed"]);
     if programs.ends_with("release") {
         cargo.arg("--release");
     }
-    assert!(cargo.current_dir(repository()).status().expect("cargo runs").success());
+    assert!(cargo.status().expect("cargo runs").success());
     programs.display().to_string()
 }
 
