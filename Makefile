@@ -35,11 +35,12 @@ up: build
 test: build
 	$(CARGO) test --release --workspace
 
-# Names of crates, or `all`; those with numbers if empty.
+# Names of crates, or `all`; those with numbers if empty. With SHORT=1 two ways to round of five.
 CRATES ?=
+SHORT ?=
 
 test-rounding: build
-	python3 tests/rounding/rounding.py $(CRATES)
+	python3 tests/rounding/rounding.py $(if $(SHORT),--short) $(CRATES)
 
 check: setup
 	$(CARGO) fmt --all --check
