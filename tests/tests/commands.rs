@@ -110,6 +110,20 @@ fn members_of_a_run_that_may_be_fast_are_told_and_status_says_so() {
     says(&["down", &directory], 0, &["stopped"]);
 }
 
+/// Waits until a command of the coordinator says all of these words.
+#[track_caller]
+fn comes_to_say(arguments: &[&str], words: &[&str]) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let said = says(arguments, 0, &[]);
+        match words.iter().find(|word| !said.contains(**word)) {
+            None => return,
+            Some(word) => assert!(Instant::now() < deadline, "`{word}` never came to be in:\n{said}"),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 /// Waits for a process that is nobody's child here to end.
 fn wait_for_end(pid: i32) {
     let deadline = Instant::now() + Duration::from_secs(120);
@@ -137,8 +151,9 @@ fn a_detached_run_outlives_its_terminal_and_is_followed_and_stopped_by_the_comma
     assert!(output.status.success() && said.contains("started (process "), "{said}");
     let pid = said.split("started (process ").nth(1).and_then(|rest| rest.split(')').next());
     let pid: i32 = pid.and_then(|pid| pid.parse().ok()).expect("a process id");
-    says(&["status", &directory], 0, &["worker-0", "iteration ", "ETA", "tensorboard --logdir"]);
-    says(&["logs", &directory, "--tail", "5"], 0, &["INFO"]);
+    // The command returns when the learner is there; workers come after it.
+    comes_to_say(&["status", &directory], &["worker-0", "iteration ", "ETA", "tensorboard --logdir"]);
+    comes_to_say(&["logs", &directory, "--tail", "5"], &["INFO"]);
     says(&["up", &config, "--detach"], 2, &["has a living coordinator"]);
     says(&["resume", &directory, "--detach"], 2, &["has a living coordinator"]);
     says(&["down", &directory], 0, &["stopped"]);
