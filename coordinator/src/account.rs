@@ -20,7 +20,11 @@ pub enum Room {
 /// One line that says where a run stands.
 pub fn progress_line(overview: &Overview, room: Room) -> String {
     let progress = &overview.progress;
-    let workers = format!("{} of {} workers", overview.workers, overview.workers_wanted);
+    // Those that join by hand are nobody's to want.
+    let workers = match overview.workers_wanted {
+        0 => format!("{} workers", overview.workers),
+        wanted => format!("{} of {wanted} workers", overview.workers),
+    };
     if progress.phase.is_empty() {
         return format!("starting · {workers}");
     }

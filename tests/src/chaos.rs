@@ -27,6 +27,8 @@ use self::schedule::{Fault, Planned, Schedule};
 pub use self::world::World;
 use crate::{Run, adapter_digests_below};
 
+/// How long the coordinator lets a process run that is no member any more, before it ends it.
+const SILENCE: Duration = Duration::from_secs(60);
 /// How long a run may go without another iteration trained.
 const NO_PROGRESS: Duration = Duration::from_secs(90);
 /// How long after a fault what was noticed of it has to be told; and how long a fault that has to be noticed waits for that.
@@ -187,11 +189,11 @@ impl Chaos {
         }
     }
 
-    /// Goes on for as long as a fault lasts that has to be noticed: for `time`, and until `is_noticed` or it is too late.
-    fn go_on_until(&mut self, time: Duration, is_noticed: impl Fn(&Self) -> bool) {
+    /// Goes on for as long as a fault lasts that has to be noticed: for `time`, and until `is_noticed`, `more` time at most.
+    fn go_on_until(&mut self, time: Duration, more: Duration, is_noticed: impl Fn(&Self) -> bool) {
         let began = Instant::now();
         self.go_on_for(time);
-        while !is_noticed(self) && began.elapsed() < time + TOLD_WITHIN {
+        while !is_noticed(self) && began.elapsed() < time + more {
             self.go_on_for(READ);
         }
     }
@@ -245,7 +247,10 @@ impl Chaos {
             }
             Fault::KillLearner => self.world.signal_learner(Signal::SIGKILL),
             // The coordinator ends it, so that there is nobody to wake.
-            Fault::StopLearner => self.world.signal_learner(Signal::SIGSTOP),
+            Fault::StopLearner => {
+                self.world.signal_learner(Signal::SIGSTOP);
+                self.go_on_until(SHORT, SILENCE + TOLD_WITHIN, is_told);
+            }
             Fault::KillCoordinator => {
                 self.coordinator_since = unix_seconds();
                 self.world.restart_coordinator();
@@ -267,12 +272,12 @@ impl Chaos {
             }
             Fault::ReadOnlyDisk => {
                 let covered = self.world.disk.make_read_only(world::LAW).expect("the disk can be covered");
-                self.go_on_until(SHORT, is_told);
+                self.go_on_until(SHORT, TOLD_WITHIN, is_told);
                 covered.end().expect("the disk can be made as it was");
             }
             Fault::FullDisk => {
                 let filled = self.world.disk.fill().expect("the disk can be filled");
-                self.go_on_until(SHORT, is_told);
+                self.go_on_until(SHORT, TOLD_WITHIN, is_told);
                 filled.end().expect("the disk can be made as it was");
             }
             Fault::FrozenDisk => {
@@ -295,17 +300,17 @@ impl Chaos {
         match fault {
             Fault::RewardServerDown => {
                 self.world.stop_reward_server();
-                self.go_on_until(SHORT, is_noticed);
+                self.go_on_until(SHORT, TOLD_WITHIN, is_noticed);
                 self.world.start_reward_server();
             }
             Fault::RewardServerHung => {
                 self.world.signal_reward_server(Signal::SIGSTOP);
-                self.go_on_until(LONG, is_noticed);
+                self.go_on_until(LONG, TOLD_WITHIN, is_noticed);
                 self.world.signal_reward_server(Signal::SIGCONT);
             }
             _ => {
                 let liar = self.world.start_liar().expect("a server that lies");
-                self.go_on_until(LONG, |chaos| liar.has_told_all() && is_noticed(chaos));
+                self.go_on_until(LONG, TOLD_WITHIN, |chaos| liar.has_told_all() && is_noticed(chaos));
                 drop(liar);
                 self.world.start_reward_server();
             }
