@@ -33,7 +33,7 @@ up: build
 	$(CARGO) run --quiet --release -p coordinator -- up $(CONFIG) $(ARGS)
 
 test: build
-	$(CARGO) test --release --workspace
+	$(CARGO) test --release --workspace --no-fail-fast
 
 # Names of crates, or `all`; those with numbers if empty. With SHORT=1 two ways to round of five.
 CRATES ?=
