@@ -91,12 +91,17 @@ impl Site {
     fn member(&self, (host, folder): (usize, &str), program: &str, more: &[&str]) -> Child {
         let role = if program == "learner" { "learner" } else { "worker" };
         let token = self.path(folder).join(format!("{role}.token"));
-        fs::copy(self.run(&format!("tls/{role}.token")), &token).expect("copied");
+        self.copy_of(&format!("tls/{role}.token"), &token);
         let mut words =
             ["serve", "--coordinator", &self.address(), "--token-file"].map(str::to_owned).to_vec();
         words.push(token.display().to_string());
         words.extend(more.iter().map(|word| (*word).to_owned()));
         self.start(&self.hosts.get(host), program, &words, &format!("{folder}/said"))
+    }
+
+    /// Copies a file of the run once it is there.
+    fn copy_of(&self, name: &str, to: &Path) {
+        self.wait_for(name, || fs::copy(self.run(name), to).ok());
     }
 
     fn start_learner(&mut self) {
@@ -119,7 +124,7 @@ impl Site {
 
     /// The same of an operator on the third host, who has a token and nothing else.
     fn asked(&self, command: &str, arguments: &[&str]) -> (i32, String) {
-        fs::copy(self.run("tls/admin.token"), self.path("three/admin.token")).expect("copied");
+        self.copy_of("tls/admin.token", &self.path("three/admin.token"));
         let address = self.address();
         let by = [command, "--coordinator", &address, "--token-file", "admin.token"];
         self.told(2, &[&by, arguments].concat())
