@@ -143,7 +143,7 @@ fn details(role: Role, member_id: &str, address: &str) -> JoinDetails {
         rank: 0,
         address,
         metrics_address: String::new(),
-        grace: Duration::from_secs(20),
+        grace: PATIENCE,
         own_directory: None,
     }
 }
