@@ -90,7 +90,7 @@ fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = found() {
             return found;
         }
-        assert!(start.elapsed() < Duration::from_secs(60), "a minute has passed without {what}");
+        assert!(start.elapsed() < Duration::from_secs(120), "two minutes have passed without {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
