@@ -20,7 +20,7 @@ use crate::{failure, geneval_prompts, pictures, scorer};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long a greeting may take here.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Speaks TLS before a server in plain text, with a certificate of an authority of its own.
 struct Front {
