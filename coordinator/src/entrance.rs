@@ -438,16 +438,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_run_comes_back_at_its_port_or_where_that_is_taken_at_another_of_its_range() {
-        let taken = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        // An address of the loopback at which nobody else takes the port meanwhile.
+        let (host, bind) = ("127.0.77.1", "bind=127.0.77.1");
+        let taken = TcpListener::bind((host, 0)).await.expect("a free port");
         let before = taken.local_addr().expect("bound").port();
         let range = format!("port={}-{}", before, before.saturating_add(50));
         for port in [range.as_str(), "port=0"] {
-            let plan = plan(&[port], &[]).expect("valid");
+            let plan = plan(&[port, bind], &[]).expect("valid");
             let listener = plan.listen(Some(before), &options(&[])).await.expect("another is free");
             assert_ne!(listener.local_addr().expect("bound").port(), before);
         }
         drop(taken);
-        let again = plan(&["port=0"], &[]).expect("valid").listen(Some(before), &options(&[])).await;
+        let again = plan(&["port=0", bind], &[]).expect("valid").listen(Some(before), &options(&[])).await;
         assert_eq!(again.expect("free").local_addr().expect("bound").port(), before);
     }
 

@@ -143,7 +143,7 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(20));
             stored_record(&directory, "demo").err()
         };
-        let living = (0..500).find_map(|_| refusal()).expect("refused");
+        let living = (0..6000).find_map(|_| refusal()).expect("refused");
         learner.kill().expect("killed");
         learner.wait().expect("buried");
         assert_eq!(living.exit_code(), 2);

@@ -27,10 +27,10 @@ impl StandIn {
         member.args(["-c", "read line", "member", "--member-id", member_id]).stdin(Stdio::piped());
         let member = Self(member.spawn().expect("a process"));
         // A process that has just begun another program has no arguments for a moment.
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while !is_member_process(member.pid(), member_id) {
             assert!(Instant::now() < deadline, "the stand-in is not taken for a member");
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(1));
         }
         member
     }

@@ -91,12 +91,17 @@ impl Site {
     fn member(&self, (host, folder): (usize, &str), program: &str, more: &[&str]) -> Child {
         let role = if program == "learner" { "learner" } else { "worker" };
         let token = self.path(folder).join(format!("{role}.token"));
-        fs::copy(self.run(&format!("tls/{role}.token")), &token).expect("copied");
+        self.copy_of(&format!("tls/{role}.token"), &token);
         let mut words =
             ["serve", "--coordinator", &self.address(), "--token-file"].map(str::to_owned).to_vec();
         words.push(token.display().to_string());
         words.extend(more.iter().map(|word| (*word).to_owned()));
         self.start(&self.hosts.get(host), program, &words, &format!("{folder}/said"))
+    }
+
+    /// Copies a file of the run once it is there.
+    fn copy_of(&self, name: &str, to: &Path) {
+        self.wait_for(name, || fs::copy(self.run(name), to).ok());
     }
 
     fn start_learner(&mut self) {
@@ -119,7 +124,7 @@ impl Site {
 
     /// The same of an operator on the third host, who has a token and nothing else.
     fn asked(&self, command: &str, arguments: &[&str]) -> (i32, String) {
-        fs::copy(self.run("tls/admin.token"), self.path("three/admin.token")).expect("copied");
+        self.copy_of("tls/admin.token", &self.path("three/admin.token"));
         let address = self.address();
         let by = [command, "--coordinator", &address, "--token-file", "admin.token"];
         self.told(2, &[&by, arguments].concat())
@@ -181,7 +186,8 @@ fn a_learner_on_another_host_gets_what_it_reads_and_shows_what_it_trained_by_the
         let copy = site.wait_for("prompts", || fs::read(site.path("two/half/inputs").join(&name)).ok());
         assert!(copy == fs::read(site.run(&name)).expect("there"), "{name}");
     }
-    let start = fs::read(site.path("two/half/inputs/start_from/adapter_model.safetensors")).expect("came");
+    let start = site.path("two/half/inputs/start_from/adapter_model.safetensors");
+    let start = site.wait_for("adapter to start from", || fs::read(&start).ok());
     assert!(start == vec![3; BYTES]);
     assert!(!site.run("adapter").exists(), "the coordinator has what it asks for, and no more");
 
@@ -192,14 +198,20 @@ fn a_learner_on_another_host_gets_what_it_reads_and_shows_what_it_trained_by_the
     let (code, told) = site.told(0, &["export", &here, "--to", &to]);
     assert_eq!(code, 0, "{told}");
     site.exported("here");
-    let status = site.status().expect("it lives");
-    assert_eq!(status["held_out_rewards"][0]["reward"], 0.5, "{status}");
+    site.wait_for("held-out reward", || {
+        (site.status()?["held_out_rewards"][0]["reward"] == 0.5).then_some(())
+    });
 
-    for (code, told) in [site.asked("logs", &[]), site.told(0, &["logs", &here])] {
-        assert_eq!(code, 0, "{told}");
+    let logs: [&dyn Fn() -> (i32, String); 2] =
+        [&|| site.asked("logs", &[]), &|| site.told(0, &["logs", &here])];
+    for logs in logs {
         for member in ["learner      ", "far-away     ", "coordinator  "] {
-            let is_line = |line: &str| line.starts_with(member) && line.contains("joined");
-            assert!(told.lines().any(is_line), "no line of {member}: {told}");
+            site.wait_for(&format!("line of {member}"), || {
+                let (code, told) = logs();
+                assert_eq!(code, 0, "{told}");
+                let is_line = |line: &str| line.starts_with(member) && line.contains("joined");
+                told.lines().any(is_line).then_some(())
+            });
         }
     }
     let (code, told) = site.asked("logs", &["--tail", "2"]);

@@ -24,6 +24,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 const PROCESSES: [&str; 4] = ["process", "coordinator", "learner", "worker"];
 const LONG: Duration = Duration::from_secs(20);
+/// How long anything here may take before a test fails.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package is below the root").to_owned()
@@ -212,7 +214,7 @@ async fn say(address: &str, request: &str) -> String {
         let _ = stream.read_to_end(&mut answer).await;
         String::from_utf8_lossy(&answer).into_owned()
     };
-    tokio::time::timeout(LONG, talk).await.expect("in time")
+    tokio::time::timeout(PATIENCE, talk).await.expect("in time")
 }
 
 async fn get(address: &str, path: &str) -> String {
@@ -282,7 +284,7 @@ async fn who_says_nothing_or_asks_all_the_time_keeps_nobody_out_for_long() {
     assert!(get(&address, "/metrics").await.starts_with("HTTP/1.1 200"), "the silent are given up in time");
     // Processor time is never the same twice, unless the page was not written anew.
     let text = |answer: String| answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
-    let deadline = Instant::now() + LONG;
+    let deadline = Instant::now() + PATIENCE;
     while text(get(&address, "/metrics").await) != text(get(&address, "/metrics").await) {
         assert!(Instant::now() < deadline, "a page is written as often as it is asked for");
     }
@@ -341,7 +343,7 @@ fn what_is_decided_is_written_in_order_with_its_cause() {
     plane.update(|state, _| state.drain());
     plane.finish_events();
     let written = || std::fs::read_to_string(&path).unwrap_or_default();
-    let deadline = Instant::now() + LONG;
+    let deadline = Instant::now() + PATIENCE;
     while !written().contains("run_drained") {
         assert!(Instant::now() < deadline, "the last event is not written");
     }

@@ -237,10 +237,16 @@ fn kill_now(pid: u64) {
 const THREE: &str = "[[hosts]]\naddress = \"gpu1\"\nslots = 1\n[[hosts]]\naddress = \"gpu2\"\nslots = 1\n[[hosts]]\n\
                      address = \"gpu3\"\nslots = 1\n";
 
-/// Settings of a run that does not end by itself.
+/// Settings of a run that does not end by itself, and whose members wait for it however long a busy machine takes.
 fn up<'a>(config: &'a str, home: &'a str) -> Vec<&'a str> {
-    let settings =
-        ["run.name=tiny", home, "run.iterations=1000000", "resources.workers=1", "network.bind=eth0"];
+    let settings = [
+        "run.name=tiny",
+        home,
+        "run.iterations=1000000",
+        "resources.workers=1",
+        "network.bind=eth0",
+        "network.grace=600",
+    ];
     let settings = settings.into_iter().flat_map(|setting| ["--set", setting]);
     ["up", config, "--on", "ssh"].into_iter().chain(settings).collect()
 }

@@ -122,7 +122,7 @@ impl Drop for Supervised {
 
 /// Between two looks at what is waited for since `start`, which fails the test in the end.
 fn wait_a_little(start: Instant) {
-    assert!(start.elapsed() < SECOND * 60, "it was waited for a minute");
+    assert!(start.elapsed() < SECOND * 120, "it was waited for two minutes");
     std::thread::sleep(Duration::from_millis(2));
 }
 
@@ -208,7 +208,10 @@ fn a_member_that_keeps_dying_is_given_up_with_the_end_of_its_log() {
             break error;
         }
         wait_a_little(start);
-        now += Duration::from_millis(50);
+        // Its time to join passes for nobody who is only slow to fail.
+        if run.supervisor.processes().is_empty() {
+            now += Duration::from_millis(50);
+        }
     };
     let message = error.to_string();
     assert!(message.contains("learner") && message.contains("  cannot find the device"), "{message}");

@@ -30,9 +30,9 @@ use crate::{Run, adapter_digests_below};
 /// How long the coordinator lets a process run that is no member any more, before it ends it.
 const SILENCE: Duration = Duration::from_secs(60);
 /// How long a run may go without another iteration trained.
-const NO_PROGRESS: Duration = Duration::from_secs(90);
+const NO_PROGRESS: Duration = Duration::from_secs(300);
 /// How long after a fault what was noticed of it has to be told; and how long a fault that has to be noticed waits for that.
-const TOLD_WITHIN: Duration = Duration::from_secs(30);
+const TOLD_WITHIN: Duration = Duration::from_secs(120);
 /// Longer than a lease of 5 s, so that whoever is away for that long is lost.
 const LONG: Duration = Duration::from_secs(8);
 /// How long what may not cost anybody a lease goes on.

@@ -363,8 +363,12 @@ impl Run {
 
     fn wait_for(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + DEADLINE;
-        while !holds(self) {
+        loop {
+            // Looked at before: what the run did last counts as well.
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            if holds(self) {
+                return;
+            }
             assert!(ended.is_none(), "the run ended before {what}:\n{}", self.output());
             assert!(Instant::now() < deadline, "no {what}:\n{}", self.output());
             std::thread::sleep(POLL);

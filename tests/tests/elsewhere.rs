@@ -45,7 +45,10 @@ impl Site {
         let words = ["up", &config, "--workers", "0", "--port", "7160"];
         let up = site.start(0, "one", &coordinator(), &words);
         site.children.push(up);
-        site.wait_for("tokens", |site| site.run.directory().join("tls/learner.token").exists());
+        site.wait_for("tokens", |site| {
+            let tokens = site.run.directory().join("tls");
+            ["learner.token", "worker.token"].iter().all(|name| tokens.join(name).exists())
+        });
         Some(site)
     }
 

@@ -28,7 +28,8 @@ use tests::hosts::{Host, Hosts};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long anything here may take before a test fails.
+const PATIENCE: Duration = Duration::from_secs(120);
 const RUN_ID: &str = "tiny-0123";
 
 /// Hosts, or a word why the test is skipped.
@@ -131,7 +132,7 @@ impl Drop for Coordinator {
 async fn trust(coordinator: &str, home: &Path, role: PeerRole) -> Result<Trust, ServiceError> {
     let token = TokenSource::File(Tokens::path(&RunDirectory::new(home).secrets(), role));
     let source = Source::Token { coordinator: coordinator.parse()?, token };
-    source.trust(role, Duration::from_secs(10)).await
+    source.trust(role, PATIENCE).await
 }
 
 fn details(role: Role, member_id: &str, address: &str) -> JoinDetails {
@@ -142,7 +143,7 @@ fn details(role: Role, member_id: &str, address: &str) -> JoinDetails {
         rank: 0,
         address,
         metrics_address: String::new(),
-        grace: Duration::from_secs(20),
+        grace: PATIENCE,
         own_directory: None,
     }
 }
@@ -189,13 +190,13 @@ async fn learner(coordinator: String, home: Arc<Path>, listen: ListenAddress, st
     service::serve(router, listener, trust, stop.cancelled_owned()).await.expect("served");
 }
 
-/// Asks the learner where the coordinator says that it is.
-async fn ask_learner(worker: &Membership) -> Result<usize, String> {
+/// Asks the learner where the coordinator says that it is, which may take so long to be reached.
+async fn ask_learner(worker: &Membership, patience: Duration) -> Result<usize, String> {
     let mut standing = worker.standing();
     let known =
         standing.wait_for(|standing| standing.learner_addresses.iter().any(|address| !address.is_empty()));
     let address = known.await.expect("it lives").learner_addresses[0].clone();
-    let channel = service::connect(&address, PeerRole::Learner, worker.trust(), Duration::from_secs(5)).await;
+    let channel = service::connect(&address, PeerRole::Learner, worker.trust(), patience).await;
     let channel = channel.map_err(|error| network::unreachable("learner", &address, &error))?;
     let digests = vec![vec![7; 32].into()];
     let message = MissingConditioningRequest { caller: Some(worker.caller()), digests };
@@ -227,7 +228,7 @@ fn a_run_spans_hosts_over_tls_by_the_addresses_that_are_advertised() {
         let learner = on(&hosts.get(1), move || learner(to, home_of_learner, listen, token));
         let worker = on(&hosts.get(2), move || async move {
             let worker = join_worker(&address, &folder).await.expect("joined");
-            ask_learner(&worker).await
+            ask_learner(&worker, PATIENCE).await
         });
         assert_eq!(worker.join().expect("no panic"), Ok(1));
         stop.cancel();
@@ -277,7 +278,10 @@ fn an_address_that_cannot_be_reached_is_told_with_from_where_and_what_to_set() {
         let elsewhere = details(Role::Learner, "learner", "10.77.0.99:7200");
         let _learner = Membership::join(&address, &learner, elsewhere).await.expect("joined");
         let worker = join_worker(&address, &home).await.expect("joined");
-        (loopback.to_string(), ask_learner(&worker).await.expect_err("nobody is there"))
+        (
+            loopback.to_string(),
+            ask_learner(&worker, Duration::from_secs(5)).await.expect_err("nobody is there"),
+        )
     });
     let (loopback, unreachable) = told.join().expect("no panic");
     assert!(loopback.contains("127.0.0.1:7200") && loopback.contains("`--advertise`"), "{loopback}");

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tests::Run;
 
 type Digests = BTreeMap<String, String>;
@@ -205,7 +206,8 @@ fn score_elsewhere(run: &Run, address: &str) {
 
 #[test]
 fn a_reward_served_elsewhere_and_killed_on_the_way_trains_the_same_adapter() {
-    let server = RewardServer::start("127.0.0.1:0");
+    // An address of the loopback at which nobody else takes the port while the server is away.
+    let server = RewardServer::start("127.0.77.1:0");
     let address = server.address.clone();
     let mut run = Run::new(&with_lag(0));
     score_elsewhere(&run, &address);
@@ -254,6 +256,17 @@ impl WorkersByHand {
         self.0.push(child.expect("the worker starts"));
         self.0.last_mut().expect("just added")
     }
+
+    /// Has all workers stand still, without which the run does not end: one that is added takes its time to start.
+    fn stand_still(&self) -> Vec<Pid> {
+        let workers: Vec<Pid> = self.0.iter().map(|worker| Pid::from_raw(worker.id() as i32)).collect();
+        signal_all(&workers, Signal::SIGSTOP);
+        workers
+    }
+}
+
+fn signal_all(workers: &[Pid], signal: Signal) {
+    workers.iter().for_each(|worker| kill(*worker, signal).expect("the worker lives"));
 }
 
 impl Drop for WorkersByHand {
@@ -278,6 +291,7 @@ fn workers_of_another_kind_than_the_learner_obey_the_same_law_and_a_further_kind
             workers.add(&run, true);
         }
         run.wait_for_iterations(1);
+        let standing_still = workers.stand_still();
         let further = workers.add(&run, false);
         let mut complaint = String::new();
         further.stderr.take().expect("piped").read_to_string(&mut complaint).expect("readable");
@@ -285,6 +299,7 @@ fn workers_of_another_kind_than_the_learner_obey_the_same_law_and_a_further_kind
         let words =
             ["`hand-", "and the workers of this run on `libtorch", "ATen DEFAULT", "mixed_devices = true"];
         words.iter().for_each(|word| assert!(complaint.contains(word), "`{word}` is not in:\n{complaint}"));
+        signal_all(&standing_still, Signal::SIGCONT);
         assert_eq!(run.wait(), Some(0), "the run failed:\n{}", run.output());
         run.adapter_digests()
     };
@@ -299,10 +314,12 @@ fn a_run_of_mixed_devices_says_that_bits_are_not_promised() {
         (without_workers(&[("resources.mixed_devices", "true")]), WorkersByHand(Vec::new()));
     workers.add(&run, true);
     run.wait_for_iterations(1);
+    let standing_still = workers.stand_still();
     workers.add(&run, false);
     run.wait_until_said("hand-1 computes on a further kind of device");
     let shown = run.status(&[]);
     assert!(shown.contains("device_kind") || shown.contains("devices: libtorch"), "{shown}");
+    signal_all(&standing_still, Signal::SIGCONT);
     // It is admitted once that is recorded, and trains to the end with the other.
     assert_eq!(run.wait(), Some(0), "the run failed:\n{}", run.output());
     let recorded = std::fs::read_to_string(run.directory().join("devices.json")).expect("recorded");

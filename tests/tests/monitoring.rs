@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::{Run, coordinator_output, repository};
@@ -30,9 +31,25 @@ fn shown(page: &str) -> BTreeSet<String> {
     kinds.filter_map(|line| Some(line.split(' ').next()?.to_owned())).collect()
 }
 
-fn value(page: &str, series: &str) -> f64 {
+fn value(page: &str, series: &str) -> Option<f64> {
     let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-    line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {series} in\n{page}"))
+    line.and_then(|value| value.parse().ok())
+}
+
+/// The page of a process once each of these series is above a number: what is counted comes after what it counts.
+#[track_caller]
+fn page_with(address: &str, series: &[(&str, f64)]) -> String {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let page = get(address, "/metrics");
+        let is_low =
+            |(series, least): &&(&str, f64)| value(&page, series).is_none_or(|value| value <= *least);
+        match series.iter().find(is_low) {
+            None => return page,
+            Some(low) => assert!(Instant::now() < deadline, "{low:?} is not passed in\n{page}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Addresses by member, as the living run tells them.
@@ -72,20 +89,22 @@ fn every_process_of_a_run_shows_what_the_document_says_and_decisions_are_written
         assert!(get(&addresses[member], "/readyz").starts_with("HTTP/1.1 200"), "{member} works");
         promtool_takes(&page);
     }
-    let learner = page("learner");
-    assert!(value(&learner, "tempflow_learner_phase_seconds_total{phase=\"training\"}") > 0.0);
-    assert!(value(&learner, "tempflow_learner_pushes_total{outcome=\"held\"}") >= 1.0);
-    assert!(value(&learner, "tempflow_learner_received_bytes_total") > 1000.0);
-    assert_eq!(value(&learner, "tempflow_learner_version_lag"), 0.0);
-    assert!(value(&learner, "tempflow_learner_weight_sync_seconds_count{phase=\"publish\"}") >= 1.0);
-    let worker = page("worker-0");
-    assert!(value(&worker, "tempflow_worker_tasks_total{kind=\"train\",outcome=\"held\"}") >= 1.0);
-    assert!(value(&worker, "tempflow_worker_hand_seconds_total{hand=\"sampling\",doing=\"draw\"}") > 0.0);
-    assert!(value(&worker, "tempflow_worker_reward_seconds_count{reward=\"shapes\"}") >= 1.0);
-    for phase in ["fetch", "load"] {
-        let count = format!("tempflow_worker_weight_sync_seconds_count{{phase=\"{phase}\"}}");
-        assert!(value(&worker, &count) >= 1.0);
-    }
+    let of_learner = [
+        ("tempflow_learner_phase_seconds_total{phase=\"training\"}", 0.0),
+        ("tempflow_learner_pushes_total{outcome=\"held\"}", 0.0),
+        ("tempflow_learner_received_bytes_total", 1000.0),
+        ("tempflow_learner_weight_sync_seconds_count{phase=\"publish\"}", 0.0),
+    ];
+    let learner = page_with(&addresses["learner"], &of_learner);
+    assert_eq!(value(&learner, "tempflow_learner_version_lag"), Some(0.0), "{learner}");
+    let of_worker = [
+        "tempflow_worker_tasks_total{kind=\"train\",outcome=\"held\"}",
+        "tempflow_worker_hand_seconds_total{hand=\"sampling\",doing=\"draw\"}",
+        "tempflow_worker_reward_seconds_count{reward=\"shapes\"}",
+        "tempflow_worker_weight_sync_seconds_count{phase=\"fetch\"}",
+        "tempflow_worker_weight_sync_seconds_count{phase=\"load\"}",
+    ];
+    page_with(&addresses["worker-0"], &of_worker.map(|series| (series, 0.0)));
     let targets = get(&addresses["coordinator"], "/targets");
     assert!(addresses.values().all(|address| targets.contains(address.as_str())), "{targets}");
     let directory = run.directory().display().to_string();
@@ -95,7 +114,9 @@ fn every_process_of_a_run_shows_what_the_document_says_and_decisions_are_written
     let events = run.rows("events.jsonl");
     let count = |event: &str| events.iter().filter(|row| row["event"] == event).count();
     assert!(count("task_granted") >= count("task_finished") && count("task_finished") > 6, "{events:?}");
-    assert_eq!((count("process_started"), count("member_joined"), count("run_drained")), (2, 2, 1));
+    // Who is too slow for a lease is lost, and joins again.
+    let n_joined = count("member_joined") - count("member_lost");
+    assert_eq!((count("process_started"), n_joined, count("run_drained")), (2, 2, 1));
     assert_eq!(
         events.iter().filter(|row| row["event"] == "run_ended" && row["cause"] == "stopped").count(),
         1

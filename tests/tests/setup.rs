@@ -1,7 +1,6 @@
 //! `deploy/libtorch.sh`, with small programs in place of Python, the compilers and NVIDIA's: nothing is fetched.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -61,8 +60,12 @@ impl Setup {
 
     fn program(&self, name: &str, script: &str) {
         let path = self.path("bin").join(name);
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("written");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("set");
+        let text = path.with_extension("script");
+        fs::write(&text, format!("#!/bin/sh\n{script}\n")).expect("written");
+        // Another process makes the program: one that this process has open for writing, as what tests in other threads start may
+        // inherit, cannot be started.
+        let installed = Command::new("install").args(["-m", "755"]).args([&text, &path]).status();
+        assert!(installed.expect("started").success());
     }
 
     fn with_gpu(self) -> Self {

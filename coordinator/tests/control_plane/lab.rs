@@ -20,7 +20,8 @@ use tokio::runtime::Runtime;
 use tonic::Status;
 use tonic::transport::Channel;
 
-pub(crate) const LEASE: Duration = Duration::from_millis(500);
+/// A lease whose end a test can wait for.
+pub(crate) const LEASE: Duration = Duration::from_secs(1);
 pub(crate) const LONG: Duration = Duration::from_secs(20);
 
 /// A coordinator in a runtime of its own, so that dropping it ends its connections as a kill does.
@@ -35,19 +36,26 @@ pub(crate) fn process(pid: u32) -> Option<proto::Process> {
 }
 
 impl Server {
-    /// Four training tasks an iteration, two evaluation tasks.
+    /// Four training tasks an iteration, two evaluation tasks. Nobody is lost for being slow.
     pub(crate) fn start(home: &Path, port: u16, generation: u64) -> Self {
-        let patience = Patience { lease: LEASE, task_deadline: LONG, opening_deadline: LONG, drain: LONG };
+        Self::with_lease(LONG, home, port, generation)
+    }
+
+    /// The same with another lease: who is silent for as long is lost.
+    pub(crate) fn with_lease(lease: Duration, home: &Path, port: u16, generation: u64) -> Self {
+        let patience = Patience { lease, task_deadline: LONG, opening_deadline: LONG, drain: LONG };
         let members = Members::new("run-a".to_owned(), generation, patience);
         let catalog = Catalog::open(config(home)).expect("prompts");
         let plane =
             ControlPlane::new(RunState::new(members, catalog, home.display().to_string(), Instant::now()));
+        let deadline = Instant::now() + LONG;
         let listener = loop {
             match std::net::TcpListener::bind(("127.0.0.1", port)) {
                 Ok(listener) => break listener,
                 // The coordinator before this one is closing its sockets.
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                Err(error) => assert!(Instant::now() < deadline, "port {port}: {error}"),
             }
+            std::thread::sleep(Duration::from_millis(5));
         };
         listener.set_nonblocking(true).expect("nonblocking");
         let port = listener.local_addr().expect("bound").port();
@@ -93,6 +101,16 @@ impl Server {
     pub(crate) async fn learner(&self) -> Member {
         self.member(Role::Learner, "learner", 1).await
     }
+}
+
+/// Waits until something holds.
+pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(LONG, wait).await.unwrap_or_else(|_| panic!("still waiting for this: {what}"));
 }
 
 impl Drop for Server {

@@ -4,7 +4,7 @@ mod costs;
 mod lab;
 mod relay;
 
-use crate::lab::{LEASE, LONG, Server, details, evaluate, process, train, wants, wants_training};
+use crate::lab::{LEASE, LONG, Server, details, evaluate, process, train, until, wants, wants_training};
 use coordinator::run_record::RunEnding;
 use coordinator::view::{LivingRun, Overview};
 use proto::{
@@ -43,12 +43,14 @@ async fn tasks_are_granted_in_order_and_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_task_of_a_silent_worker_is_granted_anew_and_the_worker_fenced() {
     let home = tempfile::tempdir().expect("a directory");
-    let server = Server::start(home.path(), 0, 1);
+    let server = Server::with_lease(LEASE, home.path(), 0, 1);
     let (mut learner, mut dead) = (server.learner().await, server.worker("dead").await);
+    let (not_yet_dead, learner_alive) = (dead.keep_alive(), learner.keep_alive());
     let mut living = server.worker("living").await;
-    let _alive = (learner.keep_alive(), living.keep_alive());
+    let _alive = (learner_alive, living.keep_alive());
     learner.report(wants_training(0, &[1, 2, 3])).await;
     assert_eq!(dead.next(LONG).await.expect("a member"), Some(train(0, 0)));
+    drop(not_yet_dead);
     assert_eq!(living.next(LONG).await.expect("a member"), Some(train(0, 0)), "once the lease is over");
     let fenced = dead.finish(train(0, 0), "").await.expect_err("lost");
     assert_eq!(fenced.code(), Code::FailedPrecondition);
@@ -57,14 +59,16 @@ async fn the_task_of_a_silent_worker_is_granted_anew_and_the_worker_fenced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn both_tasks_of_a_silent_worker_are_granted_anew() {
     let home = tempfile::tempdir().expect("a directory");
-    let server = Server::start(home.path(), 0, 1);
+    let server = Server::with_lease(LEASE, home.path(), 0, 1);
     let (mut learner, mut dead) = (server.learner().await, server.worker("dead").await);
+    let (not_yet_dead, learner_alive) = (dead.keep_alive(), learner.keep_alive());
     let mut living = server.worker("living").await;
-    let _alive = (learner.keep_alive(), living.keep_alive());
+    let _alive = (learner_alive, living.keep_alive());
     learner.report(wants_training(0, &[2, 3])).await;
     let first = dead.next(LONG).await.expect("a member").expect("a task");
     let second = dead.next_beside(&[first], LONG).await.expect("a member").expect("another");
     assert_eq!([first, second], [train(0, 0), train(0, 1)]);
+    drop(not_yet_dead);
     for expected in [first, second] {
         let task = living.next(LONG).await.expect("a member").expect("once the lease is over");
         assert_eq!(task, expected);
@@ -85,7 +89,7 @@ async fn an_earlier_incarnation_is_fenced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_process_with_the_name_of_a_living_one_is_told_to_take_another() {
     let home = tempfile::tempdir().expect("a directory");
-    let server = Server::start(home.path(), 0, 1);
+    let server = Server::with_lease(LEASE, home.path(), 0, 1);
     let mut first = server.worker("a").await;
     let _alive = first.keep_alive();
     let details = details(Role::RolloutWorker, "a", "");
@@ -101,7 +105,7 @@ async fn a_second_process_with_the_name_of_a_living_one_is_told_to_take_another(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_follows_a_dead_one_joins_once_its_lease_has_ended() {
     let home = tempfile::tempdir().expect("a directory");
-    let server = Server::start(home.path(), 0, 1);
+    let server = Server::with_lease(LEASE, home.path(), 0, 1);
     let dead = server.worker("a").await;
     let details = details(Role::RolloutWorker, "a", "");
     let (member, _) = Membership::join(&server.address(), &Trust::Plain(Insecure::Loopback), details)
@@ -135,7 +139,7 @@ async fn a_restarted_learner_says_what_it_still_holds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn members_find_a_restarted_coordinator_and_it_learns_their_tasks() {
     let home = tempfile::tempdir().expect("a directory");
-    let server = Server::start(home.path(), 0, 1);
+    let server = Server::with_lease(LEASE, home.path(), 0, 1);
     let details = |role, member_id: &str| details(role, member_id, "127.0.0.1:9");
     let join = |details| async {
         Membership::join(&server.address(), &Trust::Plain(Insecure::Loopback), details)
@@ -155,16 +159,11 @@ async fn members_find_a_restarted_coordinator_and_it_learns_their_tasks() {
     let before = worker.caller();
     let port = server.port;
     drop(server);
-    let server = Server::start(home.path(), port, 2);
+    let server = Server::with_lease(LEASE, home.path(), port, 2);
     learner.report(wants_training(0, &[3]), progress, Vec::new()).await.expect("reported after the outage");
     let mut standing = worker.standing();
     standing.wait_for(|standing| standing.learner_addresses == ["127.0.0.1:9"]).await.expect("heartbeat");
-    let joins_again = async {
-        while worker.caller() == before {
-            tokio::time::sleep(LEASE / 10).await;
-        }
-    };
-    tokio::time::timeout(LONG, joins_again).await.expect("it joins again");
+    until("it joins again", || worker.caller() != before).await;
     assert!(worker.caller().incarnation > before.incarnation);
     let mut other = server.worker("b").await;
     assert_eq!(
@@ -292,24 +291,29 @@ async fn free_tasks_go_to_those_who_wait_longest_and_to_nobody_who_hung_up() {
     let mut waiting = Vec::new();
     for member_id in ["gone", "a", "b", "c"] {
         let mut worker = server.worker(member_id).await;
-        let alive = worker.keep_alive();
+        let sign = || server.plane.read(|state| state.members.get(member_id).expect("joined").last_heartbeat);
+        let (joined, same) = (sign(), worker.clone());
         let call = tokio::spawn(async move { (worker.next(LONG).await, worker) });
-        waiting.push((call, alive));
-        // They come in this order.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        waiting.push((call, same));
+        // They come in this order: who was heard to ask waits.
+        until("it waits", || sign() > joined).await;
     }
-    let (gone, _alive) = waiting.remove(0);
+    let (gone, mut same) = waiting.remove(0);
     gone.abort();
     assert!(gone.await.is_err_and(|error| error.is_cancelled()));
+    // That it hung up is heard before what comes later by the same connection, and then passed on to where the call is served.
+    for _ in 0..10 {
+        same.heartbeat().await.expect("a member");
+    }
     tokio::time::sleep(Duration::from_millis(100)).await;
     learner.report(wants_training(0, &[2, 3])).await;
     let mut granted = Vec::new();
-    for (call, _alive) in waiting.drain(..2) {
+    for (call, _) in waiting.drain(..2) {
         let (task, worker) = call.await.expect("no panic");
         granted.push((task.expect("a member").expect("a task"), worker));
     }
     assert_eq!([granted[0].0, granted[1].0], [train(0, 0), train(0, 1)]);
-    let (last, _alive) = waiting.remove(0);
+    let (last, _) = waiting.remove(0);
     assert!(!last.is_finished(), "there is no task left");
     let caller = granted[0].1.caller.clone();
     granted[0].1.client.leave(LeaveRequest { caller }).await.expect("heard");

@@ -7,7 +7,8 @@ use proto::{
     WeightsStanding, WorkerSource,
 };
 use std::time::Duration;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 fn weights() -> WeightsId {
@@ -49,15 +50,17 @@ async fn tells(member: &Member, address: &str) {
     heartbeat(member, standing).await.expect("a member");
 }
 
-/// Lives and fetches the weights until dropped.
-fn keep_fetching(member: &Member) -> AbortOnDropHandle<()> {
-    let member = member.clone();
-    AbortOnDropHandle::new(tokio::spawn(async move {
+/// Lives and fetches the weights until `stop`; once it has ended, nothing of that is on its way any more.
+fn keep_fetching(member: &Member, stop: &CancellationToken) -> JoinHandle<()> {
+    let (member, stop) = (member.clone(), stop.clone());
+    tokio::spawn(async move {
         let standing = WeightsStanding { fetching: Some(weights()), ..WeightsStanding::default() };
         while heartbeat(&member, standing.clone()).await.is_ok() {
-            tokio::time::sleep(LEASE / 10).await;
+            if stop.run_until_cancelled(tokio::time::sleep(LEASE / 10)).await.is_none() {
+                return;
+            }
         }
-    }))
+    })
 }
 
 fn count(server: &Server, event: &str, cause: &str) -> u64 {
@@ -71,7 +74,9 @@ async fn workers_are_sent_to_each_other_and_who_waits_hears_at_once_of_room() {
     let home = tempfile::tempdir().expect("a directory");
     let server = Server::start(home.path(), 0, 1);
     let [a, b, c] = [server.worker("a").await, server.worker("bb").await, server.worker("ccc").await];
-    let (_alive, fetching) = ([&a, &b, &c].map(Member::keep_alive), [&a, &b].map(keep_fetching));
+    let stop = CancellationToken::new();
+    let fetching = [&a, &b].map(|member| keep_fetching(member, &stop));
+    let _alive = [&a, &b, &c].map(Member::keep_alive);
     assert_eq!(seek(&a, &[], Duration::ZERO).await.expect("a member"), learner());
     assert_eq!(seek(&b, &[], Duration::ZERO).await.expect("a member"), learner());
     assert_eq!(seek(&c, &[], Duration::ZERO).await.expect("a member"), None, "the learner has two already");
@@ -81,7 +86,10 @@ async fn workers_are_sent_to_each_other_and_who_waits_hears_at_once_of_room() {
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(!waiting.is_finished());
-    drop(fetching);
+    stop.cancel();
+    for fetches in fetching {
+        fetches.await.expect("no panic");
+    }
     tells(&a, "10.0.0.1:1").await;
     assert_eq!(waiting.await.expect("no panic").expect("a member"), worker("a"));
     assert_eq!(count(&server, "weights_fetched", "learner"), 1);
@@ -99,12 +107,17 @@ async fn workers_are_sent_to_each_other_and_who_waits_hears_at_once_of_room() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_slot_of_a_worker_that_is_lost_is_given_to_who_waits() {
     let home = tempfile::tempdir().expect("a directory");
-    let server = Server::start(home.path(), 0, 1);
-    let [dead, b, c] = [server.worker("dead").await, server.worker("bb").await, server.worker("ccc").await];
-    let _alive = [&b, &c].map(Member::keep_alive);
+    let server = Server::with_lease(LEASE, home.path(), 0, 1);
+    let dead = server.worker("dead").await;
+    let not_yet_dead = dead.keep_alive();
+    let b = server.worker("bb").await;
+    let b_alive = b.keep_alive();
+    let c = server.worker("ccc").await;
+    let _alive = [b_alive, c.keep_alive()];
     for member in [&dead, &b] {
         assert_eq!(seek(member, &[], Duration::ZERO).await.expect("a member"), learner());
     }
+    drop(not_yet_dead);
     assert_eq!(seek(&c, &[], LONG).await.expect("a member"), learner(), "once its lease has ended");
 }
 

@@ -120,13 +120,17 @@ fn options_out_of_range_are_named() {
 fn a_program_that_fails_is_an_error_and_never_a_score() {
     let error = |program: &str, timeout: f64| {
         let options = json!({"program": golden(program), "timeout_seconds": timeout});
-        let reward = ocr(&options).expect("it seems to be one");
-        reward.score(&[picture("dark_on_light")], &[record("\"a\"")]).expect_err("it does not read")
+        let score = |reward: Box<dyn Reward + Send>| {
+            reward.score(&[picture("dark_on_light")], &[record("\"a\"")]).expect_err("it does not read")
+        };
+        ocr(&options).map(score)
     };
-    let failed = error("broken.sh", 60.0).to_string();
+    let failed = error("broken.sh", 60.0).expect("it seems to be one").to_string();
     assert!(failed.ends_with("exit status: 3: out of memory"), "{failed}");
-    let hangs = error("hangs.sh", 0.5);
-    assert!(matches!(hangs, RewardError::Ocr(OcrError::Timeout { seconds: 0.5, .. })), "{hangs}");
-    let mute = error("mute.sh", 60.0);
+    // It has to say its version within the same time, for which a busy machine may need more.
+    let hangs = [0.5, 50.0].into_iter().find_map(|timeout| error("hangs.sh", timeout).ok());
+    let hangs = hangs.expect("it seems to be one");
+    assert!(matches!(hangs, RewardError::Ocr(OcrError::Timeout { seconds: 0.5 | 50.0, .. })), "{hangs}");
+    let mute = error("mute.sh", 60.0).expect("it seems to be one");
     assert!(matches!(mute, RewardError::Ocr(OcrError::Incomplete { got: 1, pages: 2, .. })), "{mute}");
 }

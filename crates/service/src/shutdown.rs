@@ -98,7 +98,7 @@ mod tests {
 
     /// Waits until a number of signals was counted.
     async fn counted(count: &mut watch::Receiver<u32>, expected: u32) {
-        let wait = tokio::time::timeout(Duration::from_secs(20), count.wait_for(|count| *count >= expected));
+        let wait = tokio::time::timeout(Duration::from_secs(120), count.wait_for(|count| *count >= expected));
         assert_eq!(*wait.await.expect("counted in time").expect("signals are listened to"), expected);
     }
 

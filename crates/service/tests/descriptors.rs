@@ -50,12 +50,12 @@ fn without_file_descriptors_a_server_waits_and_then_goes_on() {
             &address.to_string(),
             PeerRole::Coordinator,
             &Trust::Plain(Insecure::Loopback),
-            Duration::from_secs(10),
+            Duration::from_secs(60),
         )
         .await
         .expect("connected");
         service::reward_client(channel)
-            .describe(service::request(proto::DescribeRequest {}, Duration::from_secs(10)))
+            .describe(service::request(proto::DescribeRequest {}, Duration::from_secs(60)))
             .await
     });
     assert_eq!(described.expect("answered").into_inner().rewards, ["nothing"]);

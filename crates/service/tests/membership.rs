@@ -33,7 +33,7 @@ struct StubState {
 }
 
 /// How long anything here may take before a test fails.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 const TASK: TaskId = TaskId { kind: TaskKind::Train as i32, iteration: 3, index: 5 };
 const NEXT_TASK: TaskId = TaskId { index: 6, ..TASK };
 
@@ -400,7 +400,7 @@ async fn a_coordinator_that_accepts_and_never_answers_is_given_up() {
             .err()
             .expect("no answer");
     assert!(matches!(error, ServiceError::CoordinatorGone { .. }), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
 }
 
 #[tokio::test]

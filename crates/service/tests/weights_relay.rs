@@ -25,7 +25,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 const NAME: WeightsName = WeightsName { version: 4, role: protocol::WeightsRole::Policy };
 /// Long enough for a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn plain() -> Trust {
     Trust::Plain(Insecure::Loopback)
@@ -153,10 +153,8 @@ async fn a_worker_serves_a_few_at_a_time_and_is_free_again_when_they_are_done() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_not_there_is_given_up_soon() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("bound").to_string();
-    drop(listener);
-    let fetched = tokio::time::timeout(PATIENCE, received(&address, &plain())).await.expect("soon");
+    // A port that nobody gets who takes any free one.
+    let fetched = tokio::time::timeout(PATIENCE, received("127.0.0.1:1", &plain())).await.expect("soon");
     assert!(matches!(fetched, Err(ReceiveError::Connect(_))), "{fetched:?}");
     // Takes connections, and says nothing.
     let mute = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

@@ -68,7 +68,7 @@ impl Served {
             std::future::pending(),
         ));
         let client = learner_client(
-            connect(&address, PeerRole::Learner, &Trust::Plain(Insecure::Loopback), Duration::from_secs(10))
+            connect(&address, PeerRole::Learner, &Trust::Plain(Insecure::Loopback), Duration::from_secs(60))
                 .await
                 .unwrap(),
         );
@@ -82,7 +82,7 @@ impl Served {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), wait).await.expect("places change in time");
+        tokio::time::timeout(Duration::from_secs(120), wait).await.expect("places change in time");
     }
 
     async fn send(&mut self, messages: Vec<PushRequest>) -> Result<PushStatus, Status> {

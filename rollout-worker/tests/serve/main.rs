@@ -347,10 +347,12 @@ async fn told_to_drain_a_worker_finishes_both_tasks_it_has() {
         learner.state().reactions.push_back(Reaction::HoldAfter(word.clone()));
     };
     let world = World::start(|_| (), hold, vec![train(0, 1), train(1, 2), train(2, 1)]);
-    let second = (2, WeightsRole::Policy);
-    world.until("the second is begun", |world| world.learner.state().asked_for.contains(&second)).await;
-    // Weights that were asked for are here in no time, and what is sampled then is finished.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // It is sampled as soon as its weights are here, and what is sampled is finished.
+    let has_second = |world: &World| {
+        let weights = world.coordinator.state().weights.clone().unwrap_or_default();
+        weights.held.contains(&WeightsName::policy(2).into())
+    };
+    world.until("the second is begun", has_second).await;
     world.coordinator.state().drain = true;
     word.notify_one();
     tokio::time::timeout(PATIENCE, world.worker).await.expect("leaves in time").unwrap().unwrap();

@@ -10,7 +10,7 @@ use super::enclosure::DISK;
 
 const DISK_MIB: u64 = 64;
 /// How long what stood still may take to get on.
-const THAWING: Duration = Duration::from_secs(10);
+const THAWING: Duration = Duration::from_secs(60);
 
 /// A file system, mounted; gone when dropped.
 pub(super) struct Disk {

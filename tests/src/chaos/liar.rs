@@ -26,7 +26,7 @@ use super::lies::{LIES, Lie};
 use crate::hosts::Host;
 
 /// How long it may take until it listens.
-const STARTING: Duration = Duration::from_secs(30);
+const STARTING: Duration = Duration::from_secs(120);
 const LONGEST_CALL: Duration = Duration::from_secs(60);
 /// A message of four bytes that begin a number and do not end it.
 const GARBAGE: &[u8] = &[0, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff];
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
     use crate::hosts::Hosts;
 
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const PATIENCE: Duration = Duration::from_secs(120);
 
     /// What a worker hears that asks for the scores of two images.
     async fn heard(address: SocketAddr, source: Source) -> String {

@@ -25,8 +25,8 @@ pub(super) const LAW: &str = "law";
 const COORDINATOR: &str = "https://10.77.0.1:7100";
 const METRICS: &str = "127.0.0.1:9400";
 const REWARDS: &str = "10.77.0.1:7300";
-/// How long processes get to end once the run has.
-const ENDING: Duration = Duration::from_secs(30);
+/// How long processes get until they are there.
+const STARTING: Duration = Duration::from_secs(120);
 /// How long a host waits before it starts a worker again that has just been started.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// What Rust's runtime ends a process with that panics.
@@ -107,7 +107,7 @@ impl World {
 
     /// A copy of the token as workers elsewhere have it.
     fn copy_token(&self) {
-        let deadline = Instant::now() + ENDING;
+        let deadline = Instant::now() + STARTING;
         let token = self.directory().join("tls/worker.token");
         while std::fs::copy(&token, self.home.path().join("worker.token")).is_err() {
             assert!(Instant::now() < deadline, "the run makes no token:\n{}", self.said());
@@ -279,7 +279,7 @@ fn start_reward(host: &Host, home: &Path, certificates: &Certificates) -> Child 
 
 /// Waits until the reward server says where it listens: `up` looks for it.
 fn wait_for_reward(home: &Path) {
-    let deadline = Instant::now() + ENDING;
+    let deadline = Instant::now() + STARTING;
     loop {
         let said = std::fs::read_to_string(home.join("reward.log")).unwrap_or_default();
         if said.contains(&format!("serving shapes at https://{REWARDS}")) {

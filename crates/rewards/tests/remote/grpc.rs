@@ -155,8 +155,14 @@ fn a_batch_arrives_whole_and_scores_come_back_in_its_order() {
     assert_eq!(serde_json::from_str::<Value>(&headers[0].metadata).expect("JSON"), record.metadata);
     // 120 s, less what went by since.
     let timeout = received.grpc_timeout.expect("a deadline");
-    let unit = timeout.chars().last();
-    assert!(matches!(unit, Some('u' | 'm' | 'n')) && timeout.starts_with("119"), "{timeout}");
+    let (number, unit) = timeout.split_at(timeout.len() - 1);
+    let per_second = match unit {
+        "m" => 1e3,
+        "u" => 1e6,
+        _ => panic!("{timeout}"),
+    };
+    let seconds = number.parse::<f64>().expect("a number") / per_second;
+    assert!((60.0..=120.0).contains(&seconds), "{timeout}");
 }
 
 #[test]
@@ -296,9 +302,8 @@ fn a_stalled_server_is_not_waited_for_beyond_the_deadline() {
 
 #[test]
 fn nobody_there_may_pass() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let url = format!("http://{}", listener.local_addr().expect("bound"));
-    drop(listener);
+    // A port that nobody gets who takes any free one.
+    let url = "http://127.0.0.1:1";
     let (told, may_pass) = failure(scorer("grpc", &json!({"url": url})).score(&pictures(), &prompts()));
     assert!(told.contains(&format!("at {url}: unreachable: ")) && told.contains("refused"), "{told}");
     assert!(may_pass);

@@ -131,7 +131,9 @@ async fn tls_and_plain_text_are_told_apart_from_outside() {
         (port(&plain.address), false),
         (silent.local_addr().expect("bound").port(), false),
     ] {
-        let look = move || speaks_tls(("127.0.0.1", port), Duration::from_millis(500));
+        // Who is silent is waited for in vain.
+        let patience = if is_tls { PATIENCE } else { Duration::from_millis(500) };
+        let look = move || speaks_tls(("127.0.0.1", port), patience);
         assert_eq!(tokio::task::spawn_blocking(look).await.expect("no panic"), is_tls, "{port}");
     }
     let told = greeted("127.0.0.1", port(&plain.address), &Web::new().trusting()).await.expect_err("refused");
